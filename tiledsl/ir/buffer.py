@@ -1,0 +1,77 @@
+"""Buffers: the only mutable storage, and regions of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tiledsl.dtypes import DType
+from tiledsl.ir.expr import Const, Expr, Load
+from tiledsl.ir.node import Node, node, operand
+
+__all__ = ["BLOCK_SCOPES", "Buffer", "Region", "SCOPES"]
+
+# Where a buffer lives and who owns it.
+#   global    an argument or workspace, visible to all blocks
+#   shared    one per block
+#   fragment  one logical tile per block (spread over the threads on a GPU)
+#   local     one per thread; allocated inside T.Parallel: one per iteration
+#   var       a scalar per thread (shape (1,))
+#   scratch   loop stage: per worker, laid out by the lowering
+SCOPES = ("global", "shared", "fragment", "local", "var", "scratch")
+BLOCK_SCOPES = frozenset(SCOPES) - {"global"}
+
+
+def _attr(**kw: Any) -> Any:
+    return field(metadata={"role": "attribute"}, **kw)
+
+
+@dataclass(frozen=True, eq=False)
+class Buffer(Node):
+    """A typed array. Compared by identity.
+
+    shape     logical extents (expressions over symbols for arguments; block-local ones may use symbols too)
+    strides   in elements, None = row-major contiguous
+    alias_of  this buffer is a view: same storage, `offset` elements (of this dtype) into the root
+    base      None: its own storage or the argument's address; else a run-time address (pointer tables)
+    layout    None = identity; else a map from logical to physical indices (data, see `tiledsl.ir.layout`)
+    safe      value that an out-of-range load gives (None = 0); global buffers only
+    """
+
+    name: str = _attr()
+    dtype: DType = _attr()
+    shape: tuple[Expr, ...] = field(metadata={"role": "operand"})
+    scope: str = _attr()
+    strides: tuple[Expr, ...] | None = field(default=None, metadata={"role": "operand"})
+    alias_of: Buffer | None = field(default=None, metadata={"role": "operand"})
+    offset: Expr | None = field(default=None, metadata={"role": "operand"})
+    base: Expr | None = field(default=None, metadata={"role": "operand"})
+    layout: Any = _attr(default=None)
+    safe: Const | None = _attr(default=None)
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def root(self) -> Buffer:
+        """The buffer that owns the storage; effects are counted on it."""
+        return self if self.alias_of is None else self.alias_of.root
+
+    @property
+    def const_shape(self) -> tuple[int, ...] | None:
+        """The extents as Python ints when all are constants, else None."""
+        values = tuple(e.value for e in self.shape if isinstance(e, Const))
+        return values if len(values) == len(self.shape) else None
+
+    def load(self, *indices: Expr, **kw: Any) -> Load:
+        return Load(self, indices, **kw)
+
+
+@node
+class Region(Node):
+    """A box of a buffer: starts and extents per dimension (extent 1 where one index was given)."""
+
+    buffer: Buffer = operand()
+    starts: tuple[Expr, ...] = operand()
+    extents: tuple[Expr, ...] = operand()

@@ -1,0 +1,196 @@
+"""Walking and rewriting trees of any stage, driven by the field marks of `node.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tiledsl.ir.buffer import Buffer, Region
+from tiledsl.ir.expr import Expr, Load, Var
+from tiledsl.ir.node import Node, fields_of
+from tiledsl.ir.stmt import Atomic, Copy, Fill, Gemm, MicroCall, Reduce, ReducerOp, Scan, Stmt, Store
+
+__all__ = ["Rewriter", "children", "free_vars", "loads_of", "reads", "substitute", "walk", "writes"]
+
+
+def children(n: Node) -> Iterator[Node]:
+    """Direct children in field order: operands, bindings and the statements of blocks."""
+    for f in fields_of(type(n)):
+        if f.role not in ("operand", "binding", "block"):
+            continue
+        value = getattr(n, f.name)
+        if isinstance(value, Node):
+            yield value
+        elif isinstance(value, tuple):
+            for item in value:
+                if isinstance(item, Node):
+                    yield item
+
+
+def walk(root: Node | tuple[Stmt, ...]) -> Iterator[Node]:
+    """Every node below (and including) root in pre-order; does not descend into Buffers or Vars."""
+    stack: list[Node] = list(reversed(root)) if isinstance(root, tuple) else [root]
+    while stack:
+        n = stack.pop()
+        yield n
+        if not isinstance(n, (Buffer, Var)):
+            stack.extend(reversed(list(children(n))))
+
+
+def free_vars(e: Expr) -> set[Var]:
+    """The variables that an expression mentions."""
+    return {n for n in walk(e) if isinstance(n, Var)}
+
+
+def loads_of(n: Node | tuple[Stmt, ...]) -> list[Load]:
+    return [x for x in walk(n) if isinstance(x, Load)]
+
+
+def writes(s: Stmt) -> tuple[Buffer, ...]:
+    """Buffers that this statement itself (not its blocks) may write; not resolved to alias roots."""
+    if isinstance(s, Store):
+        return (s.buffer,)
+    if isinstance(s, (Copy, Fill, Reduce, Scan)):
+        return (s.dst.buffer,)
+    if isinstance(s, Gemm):
+        return (s.c.buffer,)
+    if isinstance(s, Atomic):
+        return (s.buffer,) if s.op != "load" else ()
+    if isinstance(s, MicroCall):
+        return tuple(r.buffer for r in s.writes)
+    if isinstance(s, ReducerOp):
+        return (s.buffer,) if s.dst is None else (s.buffer, s.dst)
+    return ()
+
+
+def reads(s: Stmt) -> tuple[Buffer, ...]:
+    """Buffers that this statement itself (operands included, blocks excluded) may read."""
+    found: list[Buffer] = []
+
+    def visit(n: Node) -> None:
+        if isinstance(n, Load):
+            found.append(n.buffer)
+        if isinstance(n, (Buffer, Var)):
+            return
+        for f in fields_of(type(n)):
+            if f.role != "operand":
+                continue
+            value = getattr(n, f.name)
+            for item in value if isinstance(value, tuple) else (value,):
+                if isinstance(item, (Expr, Region)):
+                    visit(item)
+
+    visit(s)
+    if isinstance(s, (Copy, Reduce, Scan)):
+        found.append(s.src.buffer)
+    if isinstance(s, (Reduce, Gemm)):
+        found.append(s.dst.buffer if isinstance(s, Reduce) else s.c.buffer)
+    if isinstance(s, Gemm):
+        found += [s.a.buffer, s.b.buffer]
+    if isinstance(s, Atomic):
+        found.append(s.buffer)
+    if isinstance(s, MicroCall):
+        found += [r.buffer for r in (*s.reads, *s.writes)]
+    if isinstance(s, ReducerOp):
+        found.append(s.buffer)
+    return tuple(found)
+
+
+class Rewriter:
+    """Bottom-up rewriting that shares what does not change.
+
+    Subclass and override `expr`, `stmt` (may return one statement, a tuple of them, or () to drop it),
+    `buffer` and `var`. Children are rewritten first; the hooks see a node with its new children.
+    """
+
+    def expr(self, e: Expr) -> Expr:
+        return e
+
+    def stmt(self, s: Stmt) -> Stmt | tuple[Stmt, ...]:
+        return s
+
+    def buffer(self, b: Buffer) -> Buffer:
+        return b
+
+    def var(self, v: Var) -> Expr:
+        return v
+
+    def visit_expr(self, e: Expr) -> Expr:
+        if isinstance(e, Var):
+            return self.var(e)
+        return self.expr(self._rebuild(e))
+
+    def visit_block(self, body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        out: list[Stmt] = []
+        for s in body:
+            new = self.visit_stmt(s)
+            out.extend(new) if isinstance(new, tuple) else out.append(new)
+        if len(out) == len(body) and all(a is b for a, b in zip(out, body, strict=True)):
+            return body
+        return tuple(out)
+
+    def visit_stmt(self, s: Stmt) -> Stmt | tuple[Stmt, ...]:
+        return self.stmt(self._rebuild(s))
+
+    def visit(self, n: Any) -> Any:
+        """Rewrite any node (statement results must be single)."""
+        if isinstance(n, Expr):
+            return self.visit_expr(n)
+        if isinstance(n, Buffer):
+            return self.buffer(n)
+        if isinstance(n, Stmt):
+            return self.visit_stmt(n)
+        return self._rebuild(n)
+
+    def _binding(self, n: Any) -> Any:
+        if isinstance(n, Buffer):
+            return self.buffer(n)
+        if isinstance(n, Var):
+            new = self.var(n)
+            return new if isinstance(new, Var) else n
+        return self._rebuild(n) if isinstance(n, Node) else n
+
+    def _rebuild(self, n: Any) -> Any:
+        changes: dict[str, Any] = {}
+        for f in fields_of(type(n)):
+            old = getattr(n, f.name)
+            if old is None or f.role in ("attribute", "hint"):
+                continue
+            new: Any
+            if f.role == "block" and (not old or isinstance(old[0], Stmt)):
+                new = self.visit_block(old)
+            else:
+                one = self._binding if f.role == "binding" else self.visit
+                if isinstance(old, tuple):
+                    new = tuple(one(x) if isinstance(x, Node) else x for x in old)
+                    if all(a is b for a, b in zip(new, old, strict=True)):
+                        new = old
+                else:
+                    new = one(old) if isinstance(old, Node) else old
+            if new is not old:
+                changes[f.name] = new
+        return n.replace(**changes) if changes else n
+
+
+class _Substitute(Rewriter):
+    def __init__(self, mapping: Mapping[Var, Expr], buffers: Mapping[Buffer, Buffer]) -> None:
+        self.mapping, self.buffers = mapping, buffers
+
+    def var(self, v: Var) -> Expr:
+        return self.mapping.get(v, v)
+
+    def buffer(self, b: Buffer) -> Buffer:
+        return self.buffers.get(b, b)
+
+
+def substitute(n: Any, mapping: Mapping[Var, Expr], buffers: Mapping[Buffer, Buffer] | None = None) -> Any:
+    """n (node or block) with variables, and optionally buffers, replaced."""
+    rewriter = _Substitute(mapping, buffers or {})
+    return rewriter.visit_block(n) if isinstance(n, tuple) else rewriter.visit(n)
+
+
+def map_kernels(fn: Callable[[Any], Any], function: Any) -> Any:
+    """The function with `fn` applied to each of its kernels (shared when nothing changed)."""
+    kernels = tuple(fn(k) for k in function.kernels)
+    same = all(a is b for a, b in zip(kernels, function.kernels, strict=True))
+    return function if same else function.replace(kernels=kernels)
