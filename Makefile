@@ -1,0 +1,53 @@
+# Two commands: `make demo` and `make test`. They need Python >= 3.11 and make; everything else goes into .venv.
+
+# The first interpreter on the path that is new enough; `make PYTHON=/path/to/python test` overrules the search.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Two workers: the suite compiles a lot, and worker start-up is small against that.
+PYTEST_ARGS ?= -n 2
+
+.PHONY: demo test lint format types check clean
+
+demo: $(VENV)/.demo
+	$(BIN)/tiledsl demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+check: $(VENV)/.test
+	$(BIN)/python .ci/floors.py
+	$(BIN)/python .ci/budgets.py
+	$(BIN)/python .ci/goldens.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png
+
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo "tiledsl needs Python >= 3.11 on the path (or: make PYTHON=/path/to/python ...)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip
+	@touch $@
+
+# The stamps are younger than pyproject.toml once the environment fits it.
+$(VENV)/.demo: pyproject.toml $(VENV)/.python
+	$(PIP) install --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml .ci/cpu_torch.py $(VENV)/.python
+	$(PIP) install --editable '.[test]'
+	$(BIN)/python .ci/cpu_torch.py
+	@touch $@
