@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import Counter
 
 import pytest
@@ -12,6 +13,12 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+# The user's cache of compiled kernels is neither read nor written: a run compiles what it tests. The folder is made by
+# the process that starts first and handed to pytest-xdist's workers in the environment.
+if "TILEDSL_CACHE_DIR" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="tiledsl-tests-", ignore_cleanup_errors=True)
+    os.environ["TILEDSL_CACHE_DIR"] = CACHE.name
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,0 +1,106 @@
+"""What is installed: the packages' list, the entry points, and an import that opens and loads nothing heavy."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import statistics
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiledsl
+from tiledsl import backend
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("numba", "llvmlite", "torch", "cuda", "matplotlib", "rich", "mpmath", "scipy")
+
+
+@pytest.fixture
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def checkout() -> Path:
+    if not (ROOT / "backends").is_dir():
+        pytest.skip("not in a checkout")
+    return ROOT
+
+
+def test_every_package_is_listed(checkout: Path, project: dict[str, Any]) -> None:
+    listed = project["tool"]["setuptools"]["packages"]
+    on_disk = {
+        ".".join((package, *path.parent.relative_to(folder).parts))
+        for package, folder in (("tiledsl", checkout / "tiledsl"), ("tiledsl.backends", checkout / "backends"))
+        for path in folder.rglob("*.py")
+        if path.parts[: len(folder.parts) + 1] != (*folder.parts, "backends")
+    }
+    assert sorted(listed) == sorted(on_disk)
+
+
+def test_every_data_file_is_listed(checkout: Path, project: dict[str, Any]) -> None:
+    for package, patterns in project["tool"]["setuptools"]["package-data"].items():
+        folder = checkout.joinpath(*package.split("."))
+        for pattern in patterns:
+            assert list(folder.glob(pattern)), f"{package}: nothing matches {pattern}"
+
+
+def test_installed_files() -> None:
+    folder = Path(tiledsl.__file__).parent
+    assert (folder / "py.typed").exists()
+
+
+def test_version(project: dict[str, Any]) -> None:
+    assert tiledsl.__version__ == project["project"]["version"]
+
+
+def test_entry_points_are_the_built_in_backends(project: dict[str, Any]) -> None:
+    assert project["project"]["entry-points"]["tiledsl.backends"] == dict(backend.BUILT_IN)
+
+
+def test_entry_points_and_script_exist(project: dict[str, Any]) -> None:
+    points = project["project"]["entry-points"]["tiledsl.backends"].values()
+    for place in (*points, project["project"]["scripts"]["tiledsl"]):
+        module, _, attribute = place.partition(":")
+        assert hasattr(importlib.import_module(module), attribute), place
+
+
+def test_no_folder_hides_a_library(checkout: Path) -> None:
+    for folder in ("backends", "tests"):
+        assert not [name for name in ("cuda", "numba") if (checkout / folder / name).is_dir()]
+
+
+def test_backends_has_one_name(checkout: Path) -> None:
+    environment = dict(os.environ, PYTHONPATH=str(checkout))
+    run = subprocess.run(
+        [sys.executable, "-c", "import backends"], cwd=checkout, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode != 0 and "tiledsl.backends" in run.stderr
+
+
+def python(code: str) -> str:
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_import_loads_nothing_heavy() -> None:
+    loaded = python("import tiledsl, tiledsl.language, sys; print(*sys.modules)").split()
+    assert "tiledsl.language" in loaded
+    assert not sorted({name.partition(".")[0] for name in loaded} & set(HEAVY))
+
+
+def test_import_is_quick() -> None:
+    """Above NumPy's own import, by processor time, so that a busy machine does not decide."""
+    code = """if True:
+        import numpy, ml_dtypes, time
+        begin = time.process_time()
+        import tiledsl, tiledsl.language
+        print(time.process_time() - begin)
+    """
+    assert statistics.median(float(python(code)) for _ in range(3)) < 0.15
