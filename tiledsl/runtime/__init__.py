@@ -1,0 +1,1 @@
+"""Running kernels: jit, argument binding, the thread pool, launching, caches."""

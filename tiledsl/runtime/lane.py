@@ -1,0 +1,62 @@
+"""A lane: what one thread needs to run blocks of compiled kernels - the context words and a scratch arena."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+
+__all__ = ["Lane", "caller_lane"]
+
+# Words of the context (docs/architecture.md, CPU ABI).
+SCRATCH, CANCEL, RING, RESUME, WORKER, WORKERS = range(6)
+CONTEXT_WORDS = 8
+ARENA_STEP = 1 << 21  # arenas grow in huge-page steps, so that a worker soon has all it will ever need
+
+
+class Lane:
+    """The context block and the scratch of one thread. A lane runs one job at a time."""
+
+    __slots__ = ("_arena", "_capacity", "_words", "address", "busy")
+
+    def __init__(self) -> None:
+        self._words = (ctypes.c_int64 * CONTEXT_WORDS)()
+        self.address = ctypes.addressof(self._words)
+        self._arena: mmap.mmap | None = None
+        self._capacity = 0
+        self.busy = False
+
+    def prepare(self, scratch_bytes: int, cancel: int, ring: int, worker: int, workers: int) -> None:
+        """Fill the context: at least `scratch_bytes` of scratch (contents undefined), the address of the cancel
+        word, the address of the debug ring (0: none), and who this is among how many."""
+        if scratch_bytes > self._capacity:
+            self._grow(scratch_bytes)
+        words = self._words
+        words[CANCEL] = cancel
+        words[RING] = ring
+        words[WORKER] = worker
+        words[WORKERS] = workers
+
+    def _grow(self, size: int) -> None:
+        capacity = -(-size // ARENA_STEP) * ARENA_STEP
+        # A private mapping: shared ones (the default of mmap) get no huge pages. Pages come zeroed and are
+        # touched first by the thread that uses them.
+        arena = mmap.mmap(-1, capacity, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            try:
+                arena.madvise(mmap.MADV_HUGEPAGE)
+            except OSError:
+                pass  # a kernel without huge pages; only speed is lost
+        self._words[SCRATCH] = ctypes.addressof(ctypes.c_char.from_buffer(arena))
+        self._arena, self._capacity = arena, capacity
+
+
+_own = threading.local()
+
+
+def caller_lane() -> Lane:
+    """The lane of the calling thread; a fresh one when it is in use (a kernel run from a signal handler)."""
+    lane: Lane | None = getattr(_own, "lane", None)
+    if lane is None:
+        lane = _own.lane = Lane()
+    return Lane() if lane.busy else lane

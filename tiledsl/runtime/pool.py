@@ -1,0 +1,245 @@
+"""The one thread pool: runs ranges of a grid through a compiled function that holds no GIL.
+
+Blocks are independent, so results are the same for any number of threads and any distribution. The calling
+thread works too. It works alone when the grid is small, when the pool is busy (concurrent calls) or when one
+thread is wanted. Chunks are handed out by a shared counter; how many blocks make a chunk follows from the
+time that earlier launches of the same kernel took.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from tiledsl import config
+from tiledsl.runtime.lane import Lane, caller_lane
+
+__all__ = ["CANCELLED", "DONE", "FAILED", "SUSPENDED", "Pace", "run_grid", "thread_count"]
+
+DONE, CANCELLED, FAILED, SUSPENDED = range(4)
+
+CHUNKS_PER_WORKER = 8  # the last chunk of a grid then costs at most 1/8 of a worker's share
+SHORTEST_CHUNK_NS = 20_000  # below this the call through ctypes (0.5 us) and the wake-up would show
+LONGEST_CHUNK_NS = 50_000_000  # an interrupt waits for at most this
+WORTH_WAKING_NS = 100_000  # another thread is awake after 20 to 40 us, and the caller waits as long for its end
+
+BlockFunction = Callable[[int, int, bytes, int], int]
+
+
+class Pace:
+    """How long one block of a kernel takes, learnt from its launches; decides chunk sizes, never values."""
+
+    __slots__ = ("ns_per_block",)
+
+    def __init__(self) -> None:
+        self.ns_per_block = 0.0
+
+    def learn(self, blocks: int, ns: float) -> None:
+        new = ns / blocks
+        self.ns_per_block = new if not self.ns_per_block else 0.5 * (self.ns_per_block + new)
+
+    def chunk(self, blocks: int, workers: int) -> int:
+        """Blocks per chunk for a grid of `blocks` on `workers` threads."""
+        even = -(-blocks // (CHUNKS_PER_WORKER * workers)) if workers > 1 else blocks
+        ns = self.ns_per_block
+        if not ns:
+            return min(even, -(-blocks // CHUNKS_PER_WORKER))
+        return max(1, min(max(even, int(SHORTEST_CHUNK_NS / ns)), int(LONGEST_CHUNK_NS / ns)))
+
+
+class _Job:
+    """One grid in flight."""
+
+    __slots__ = ("active", "args", "blocks", "cancel", "chunk", "code", "function", "ring", "scratch", "tickets", "workers")
+
+    def __init__(
+        self, function: BlockFunction, blocks: int, args: bytes, scratch: int, ring: int, chunk: int, workers: int
+    ) -> None:
+        self.function, self.blocks, self.args = function, blocks, args
+        self.scratch, self.ring, self.chunk, self.workers = scratch, ring, chunk, workers
+        self.cancel = ctypes.c_int64(0)
+        self.code = DONE
+        self.tickets = itertools.count()  # next() is one step under the GIL
+        self.active: set[int] = set()  # workers that may be inside compiled code
+
+    def drain(self, lane: Lane, worker: int) -> None:
+        """Run chunks until none is left, or until one fails or the job is cancelled."""
+        self.active.add(worker)
+        lane.busy = True
+        try:
+            lane.prepare(self.scratch, ctypes.addressof(self.cancel), self.ring, worker, self.workers)
+            function, blocks, chunk, args, context = self.function, self.blocks, self.chunk, self.args, lane.address
+            while not self.cancel.value:
+                first = next(self.tickets) * chunk
+                if first >= blocks:
+                    break
+                code = function(first, min(first + chunk, blocks), args, context)
+                if code:
+                    self.code = max(self.code, code)
+                    self.cancel.value = 1
+        finally:
+            lane.busy = False
+            self.active.discard(worker)
+
+
+class _Worker(threading.Thread):
+    """A parked thread. Releasing `wake` hands it `job`; it releases `done` when it has left the job. A caller
+    that gets `wake` back without waiting has taken the job away before the worker saw it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(name=f"tiledsl-worker-{number}", daemon=True)
+        self.number = number
+        self.job: _Job | None = None
+        self.wake = threading.Lock()
+        self.done = threading.Lock()
+        self.wake.acquire()
+        self.done.acquire()
+
+    def run(self) -> None:
+        lane = Lane()
+        while True:
+            self.wake.acquire()
+            job = self.job
+            if job is None:
+                return
+            try:
+                job.drain(lane, self.number)
+            except BaseException:  # only memory can be missing here; the caller runs what is left
+                job.code = max(job.code, CANCELLED)
+                job.cancel.value = 1
+            self.job = job = None
+            self.done.release()
+
+
+class _Pool:
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.busy = threading.Lock()
+        self.workers = [_Worker(n) for n in range(1, threads)]
+        for worker in self.workers:
+            worker.start()
+
+    def run(self, job: _Job) -> None:
+        """Run the job on the caller and `job.workers - 1` others; returns when nobody is inside any more."""
+        helpers = self.workers[: job.workers - 1]
+        try:
+            for worker in helpers:
+                worker.job = job
+                worker.wake.release()
+            job.drain(caller_lane(), 0)
+            for worker in helpers:
+                if worker.wake.acquire(blocking=False):
+                    worker.job = None
+                else:
+                    worker.done.acquire()
+        except BaseException:
+            # An interrupt, anywhere above: which locks are held is not known any more, so this pool is given up.
+            # Array memory must outlive the workers' last store, so nothing else may end this wait.
+            job.cancel.value = 1
+            _give_up(self)
+            while job.active:
+                try:
+                    time.sleep(0.0005)
+                except BaseException:
+                    continue
+            raise
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.job = None
+            try:
+                worker.wake.release()
+            except RuntimeError:
+                pass  # it was awake already and finds no job next time
+
+
+_pool: _Pool | None = None
+_lock = threading.Lock()  # guards the choice of the pool, never a job
+
+
+def _give_up(pool: _Pool) -> None:
+    global _pool
+    if _pool is pool:
+        _pool = None
+    pool.close()
+
+
+def _forget() -> None:
+    """After fork the child has none of the threads, and locks in the state that they happened to be in."""
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def thread_count() -> int:
+    """Threads that a kernel may use now (TILEDSL_NUM_THREADS, else the usable cores)."""
+    return config.NUM_THREADS.get() or _cores()
+
+
+def _cores() -> int:
+    global _known_cores
+    if not _known_cores:
+        _known_cores = config.usable_cores()
+    return _known_cores
+
+
+_known_cores = 0
+
+
+def _claim(threads: int) -> _Pool | None:
+    """The pool, locked for one job; None when it is busy."""
+    global _pool
+    pool = _pool
+    if pool is None or pool.threads != threads:
+        with _lock:
+            pool = _pool
+            if pool is None or pool.threads != threads:
+                if pool is not None:
+                    if not pool.busy.acquire(blocking=False):
+                        return None
+                    pool.close()  # its lock stays taken: who still holds a reference finds it busy
+                pool = _pool = _Pool(threads)
+    return pool if pool.busy.acquire(blocking=False) else None
+
+
+def run_grid(
+    function: BlockFunction,
+    blocks: int,
+    args: bytes,
+    *,
+    scratch_bytes: int = 0,
+    ring: int = 0,
+    pace: Pace,
+    threads: int = 0,
+) -> int:
+    """Run blocks 0..blocks-1 of a CPU-ABI function and return its worst code (DONE, CANCELLED, FAILED, SUSPENDED).
+
+    args: the argument words; ring: address of the debug ring; threads: 0 means `thread_count()`.
+    """
+    if blocks <= 0:
+        return DONE
+    estimate = pace.ns_per_block * blocks
+    workers = 1
+    if blocks > 1 and (not estimate or estimate > WORTH_WAKING_NS):
+        workers = min(threads or thread_count(), blocks)
+    pool = _claim(threads or thread_count()) if workers > 1 else None
+    if pool is None:
+        workers = 1
+    job = _Job(function, blocks, args, scratch_bytes, ring, pace.chunk(blocks, workers), workers)
+    start = time.perf_counter_ns()
+    if pool is None:
+        job.drain(caller_lane(), 0)
+    else:
+        try:
+            pool.run(job)
+        finally:
+            pool.busy.release()
+    pace.learn(blocks, (time.perf_counter_ns() - start) * workers)
+    return job.code
