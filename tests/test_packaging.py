@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -104,3 +105,9 @@ def test_import_is_quick() -> None:
         print(time.process_time() - begin)
     """
     assert statistics.median(float(python(code)) for _ in range(3)) < 0.15
+
+
+def test_pre_commit_pins_the_same_tools(checkout: Path, project: dict[str, Any]) -> None:
+    hooks = (checkout / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    pinned = [r for r in project["project"]["optional-dependencies"]["test"] if "==" in r]
+    assert sorted(pinned) == sorted(set(re.findall(r'"(\w+==[\d.]+)"', hooks)))
