@@ -1,0 +1,170 @@
+"""Binding the symbols of shapes and strides from the arguments of a call (language.md 0.19)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tiledsl.analysis.evaluate import evaluate
+from tiledsl.errors import TileTypeError, TileValueError
+from tiledsl.ir.buffer import Buffer
+from tiledsl.ir.expr import Expr, Var
+from tiledsl.ir.stmt import Function
+from tiledsl.ir.walk import free_vars
+
+__all__ = ["row_major", "solve"]
+
+Shape = Sequence[int]
+
+
+@dataclass
+class _Equation:
+    """expr, a shape or stride of an argument, must equal value."""
+
+    buffer: Buffer
+    axis: int
+    kind: str  # "shape" | "stride"
+    expr: Expr
+    value: int
+    shape: Shape
+
+    def error(self, got: str, help: str | None = None) -> TileTypeError:
+        what = "size" if self.kind == "shape" else "stride"
+        return TileTypeError(
+            f"argument {self.buffer.name}: {what} of axis {self.axis} is {self.value}, but {got}",
+            self.buffer.loc,
+            (f"{self.buffer.name} has shape {tuple(self.shape)} and dtype {self.buffer.dtype}",),
+            help,
+        )
+
+
+def row_major(shape: Shape) -> tuple[int, ...]:
+    """Strides, in elements, of a contiguous array."""
+    strides, step = [], 1
+    for extent in reversed(shape):
+        strides.append(step)
+        step *= extent
+    return tuple(reversed(strides))
+
+
+def solve(
+    function: Function,
+    shapes: Sequence[Shape | None],
+    strides: Sequence[Shape | None],
+    known: Mapping[Var, int] | None = None,
+) -> dict[Var, int]:
+    """Values of the function's symbols.
+
+    shapes, strides: one entry per tensor parameter, in the order of `function.buffers`; strides in elements, None =
+    contiguous; a shape of None = absent argument. known: values of integer scalar parameters, which expressions may
+    use too. Shapes bind first, then strides; what is over-determined is checked. Strides of axes of extent 0 or 1
+    are ignored. Raises TileTypeError (rank, shape or stride differs) or TileValueError (undetermined, out of range).
+    """
+    env: dict[Var, int] = dict(known or {})
+    by_shape: list[_Equation] = []
+    by_stride: list[_Equation] = []
+    packed: list[tuple[Buffer, Shape, Shape]] = []
+    for buffer, shape, stride in zip(function.buffers, shapes, strides, strict=True):
+        if shape is None:
+            continue
+        if len(shape) != buffer.rank:
+            raise TileTypeError(
+                f"argument {buffer.name} has {len(shape)} axes, expected {buffer.rank}: it has shape {tuple(shape)}",
+                buffer.loc,
+            )
+        by_shape += [
+            _Equation(buffer, i, "shape", e, v, shape) for i, (e, v) in enumerate(zip(buffer.shape, shape, strict=True))
+        ]
+        actual = row_major(shape) if stride is None else stride
+        if any(s < 0 and n > 1 for s, n in zip(actual, shape, strict=True)):
+            raise TileTypeError(
+                f"argument {buffer.name} has a negative stride: {tuple(actual)} elements",
+                buffer.loc,
+                help="pass a copy, for example numpy.ascontiguousarray(x)",
+            )
+        if buffer.strides is None:
+            packed.append((buffer, shape, actual))
+        elif 0 not in shape:
+            triples = zip(buffer.strides, actual, shape, strict=True)
+            by_stride += [
+                _Equation(buffer, i, "stride", e, v, shape) for i, (e, v, n) in enumerate(triples) if n > 1
+            ]
+    _bind(by_shape, env)
+    _bind(by_stride, env)
+    for buffer, shape, actual in packed:
+        _check_packed(buffer, shape, actual)
+    return {s: _checked(s, env, function, shapes) for s in function.symbols}
+
+
+def _bind(equations: list[_Equation], env: dict[Var, int]) -> None:
+    """Solves what has one unknown until nothing changes, then checks everything that has a value."""
+    pending, progress = equations, True
+    while progress:
+        progress, later = False, []
+        for q in pending:
+            unknown = [v for v in free_vars(q.expr) if v not in env]
+            if not unknown:
+                continue
+            if len(unknown) == 1 and _solve_one(q, unknown[0], env):
+                progress = True
+            else:
+                later.append(q)
+        pending = later
+    for q in equations:
+        if any(v not in env for v in free_vars(q.expr)):
+            continue
+        expected = evaluate(q.expr, env)
+        if expected != q.value:
+            names = ", ".join(f"{v.name} = {env[v]}" for v in sorted(free_vars(q.expr), key=lambda v: v.name))
+            raise q.error(f"expected {expected}" + (f" ({names} from other axes or arguments)" if names else ""))
+
+
+def _solve_one(q: _Equation, unknown: Var, env: dict[Var, int]) -> bool:
+    """expr == value for a linear expression of one unknown; False where it is not linear in it."""
+    if q.expr is unknown:
+        env[unknown] = q.value
+        return True
+    at = [evaluate(q.expr, {**env, unknown: x}) for x in (0, 1, 2)]
+    slope = at[1] - at[0]
+    if slope == 0 or at[2] - at[1] != slope:
+        return False
+    solution, rest = divmod(q.value - at[0], slope)
+    if rest or evaluate(q.expr, {**env, unknown: solution}) != q.value:
+        raise q.error(f"no integer {unknown.name} gives that size")
+    env[unknown] = solution
+    return True
+
+
+def _check_packed(buffer: Buffer, shape: Shape, actual: Shape) -> None:
+    if 0 in shape:
+        return
+    expected = row_major(shape)
+    if any(a != e for a, e, n in zip(actual, expected, shape, strict=True) if n > 1):
+        raise TileTypeError(
+            f"argument {buffer.name} must be contiguous (row-major): strides are {tuple(actual)}, expected {expected}"
+            " elements",
+            buffer.loc,
+            help="pass a contiguous copy, or declare the parameter as T.StridedTensor",
+        )
+
+
+def _checked(symbol: Var, env: dict[Var, int], function: Function, shapes: Sequence[Shape | None]) -> int:
+    if symbol not in env:
+        absent = [b.name for b, s in zip(function.buffers, shapes, strict=True) if s is None]
+        note = (f"these arguments are None: {', '.join(absent)}",) if absent else ()
+        raise TileValueError(
+            f"the value of {symbol.name} does not follow from the arguments",
+            symbol.loc,
+            note,
+            f"use {symbol.name} itself as one axis (or stride) of a tensor parameter",
+        )
+    value = env[symbol]
+    if value < 0:
+        raise TileValueError(f"{symbol.name} = {value}: an extent cannot be negative", symbol.loc)
+    if symbol.dtype.bits < 64 and value > 2**31 - 1:
+        raise TileValueError(
+            f"{symbol.name} = {value} does not fit {symbol.dtype}",
+            symbol.loc,
+            help=f'declare it as T.dynamic("{symbol.name}", "int64")',
+        )
+    return value

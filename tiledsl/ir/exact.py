@@ -1,0 +1,148 @@
+"""Fused multiply-add with one rounding, and chains of it, in plain NumPy.
+
+float32: the product of two float32 is exact in float64; the sum in float64 rounds once too often only where it lands
+on a tie of float32, or where the result is subnormal: those elements are redone through rounding to odd.
+float64: error-free transformations and one addition rounded to odd (S. Boldo, G. Melquiond, "Emulation of a FMA and
+correctly rounded sums: proved algorithms using rounding to odd", IEEE Trans. Computers 57(4), 2008), with exact
+rational arithmetic where exponents are extreme.
+
+Callers run under `np.errstate(all="ignore")`.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+__all__ = ["fma", "fma32", "fma64", "gemm_chain"]
+
+Array = np.ndarray[Any, Any]
+
+_LOW_BITS = np.int64(0x1FFFFFFF)  # of a float64's mantissa, beyond float32's
+_TIE = np.int64(0x10000000)
+_SMALLEST_NORMAL32 = 2.0**-126
+
+
+def fma(a: Any, b: Any, c: Any) -> Any:
+    """a * b + c rounded once; float32 or float64 arrays or NumPy scalars, all of one type."""
+    return fma32(a, b, c) if np.result_type(a, b, c) == np.float32 else fma64(a, b, c)
+
+
+def fma32(a: Any, b: Any, c: Any) -> Any:
+    """a * b + c in float32, rounded once; operands broadcast."""
+    product = np.multiply(a, b, dtype=np.float64)
+    total = product + c
+    rounded = total.astype(np.float32)
+    hard = _hard(total)
+    if hard.any():
+        if rounded.ndim == 0:
+            return _to_odd(product, np.float64(c), total).astype(np.float32)
+        shape = rounded.shape
+        p, t = np.broadcast_to(product, shape)[hard], total[hard]
+        rounded[hard] = _to_odd(p, np.broadcast_to(c, shape)[hard].astype(np.float64), t).astype(np.float32)
+    return rounded
+
+
+def _hard(total: Any) -> Any:
+    """Where rounding `total` (float64) to float32 may be a double rounding."""
+    tie = (total.view(np.int64) & _LOW_BITS) == _TIE
+    return tie | ((np.abs(total) < _SMALLEST_NORMAL32) & (total != 0))
+
+
+def _to_odd(x: Any, y: Any, total: Any) -> Any:
+    """x + y rounded to odd, given total = x + y rounded to nearest (float64)."""
+    back = total - x
+    error = (x - (total - back)) + (y - back)
+    bits = np.asarray(total).view(np.int64)
+    step = np.where((error > 0) == (total > 0), 1, -1)
+    inexact = (error != 0) & ((bits & 1) == 0) & np.isfinite(total)
+    return (bits + np.where(inexact, step, 0)).view(np.float64)
+
+
+# -- float64 -------------------------------------------------------------------------------------------------
+
+_SPLITTER = 134217729.0  # 2**27 + 1
+_LARGEST_SPLIT, _SMALLEST_SAFE, _LARGEST_SAFE = 2.0**990, 2.0**-900, 2.0**1000
+
+
+def fma64(a: Any, b: Any, c: Any) -> Any:
+    """a * b + c in float64, rounded once; operands broadcast."""
+    a, b, c = np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (a, b, c)))
+    high = a * b
+    low = _product_error(a, b, high)
+    top, bottom = _two_sum(c, low)
+    value, rest = _two_sum(high, top)
+    result = value + _to_odd(bottom, rest, bottom + rest)
+    plain = high + c
+    special = ~np.isfinite(high) | ~np.isfinite(c) | (a == 0) | (b == 0)
+    result = np.where(special, plain, result)
+    size = np.abs(high)
+    large = (np.abs(a) > _LARGEST_SPLIT) | (np.abs(b) > _LARGEST_SPLIT) | (size > _LARGEST_SAFE)
+    large |= np.abs(c) > _LARGEST_SAFE
+    small = (size < _SMALLEST_SAFE) | ((np.abs(result) < _SMALLEST_SAFE) & (result != 0))
+    overflowed = np.isinf(high) & np.isfinite(a) & np.isfinite(b) & np.isfinite(c)
+    hard = ((large | small) & ~special) | overflowed
+    if hard.any():
+        result = np.array(result)
+        exact = [_fraction_fma(*abc) for abc in zip(a[hard], b[hard], c[hard], strict=True)]
+        result[hard] = exact
+    return result if result.ndim else result[()]
+
+
+def _two_sum(x: Array, y: Array) -> tuple[Array, Array]:
+    total = x + y
+    back = total - x
+    return total, (x - (total - back)) + (y - back)
+
+
+def _halves(x: Array) -> tuple[Array, Array]:
+    scaled = x * _SPLITTER
+    high = scaled - (scaled - x)
+    return high, x - high
+
+
+def _product_error(a: Array, b: Array, product: Array) -> Array:
+    (ah, al), (bh, bl) = _halves(a), _halves(b)
+    return ((ah * bh - product) + ah * bl + al * bh) + al * bl
+
+
+def _fraction_fma(a: float, b: float, c: float) -> float:
+    exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+    if exact == 0:
+        return 0.0  # a cancelled sum of non-zero terms
+    try:
+        value = float(exact)
+    except OverflowError:
+        value = float("inf") if exact > 0 else float("-inf")
+    return value if value != 0 or exact > 0 else -0.0
+
+
+# -- chains ------------------------------------------------------------------------------------------------------
+
+
+def gemm_chain(a: Array, b: Array, c: Array) -> Array:
+    """c + a @ b where each element is one k-ascending chain of fma that starts from c.
+
+    a [M, K], b [K, N], c [M, N], all float32 or all float64; returns a new [M, N]. K NumPy-level steps.
+    """
+    if c.dtype == np.float64:
+        for k in range(a.shape[1]):
+            c = fma64(a[:, k : k + 1], b[k], c)
+        return c
+    total, product = np.empty(c.shape), np.empty(c.shape)
+    bits, scratch = total.view(np.int64), product.view(np.int64)
+    out, left, right = c.copy(), a.astype(np.float64), b.astype(np.float64)
+    for k in range(a.shape[1]):
+        np.multiply(left[:, k : k + 1], right[k], out=product)
+        np.add(product, out, out=total)
+        np.bitwise_and(bits, _LOW_BITS, out=scratch)  # the product is not needed any more, unless there is a tie
+        hard = scratch == _TIE
+        np.abs(total, out=product)
+        hard |= (product < _SMALLEST_NORMAL32) & (total != 0)
+        if hard.any():
+            out = fma32(a[:, k : k + 1], b[k], out)
+        else:
+            np.copyto(out, total, casting="same_kind")
+    return out
