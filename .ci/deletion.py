@@ -30,7 +30,7 @@ REMOVED = (
 # Tests of the repository rather than of the core; in a copy without .ci/ and docs/ they would only be skipped.
 NOT_CORE = frozenset({"test_ci_tools.py", "test_packaging.py", "test_readme.py"})
 NEEDED = ("tiledsl", "backends", "tests", "pyproject.toml")
-# Rooms whose tests must be among those that still run; an empty run proves nothing.
+# At least so many tests must be left; an empty run proves nothing.
 CORE_TESTS = 50
 
 
