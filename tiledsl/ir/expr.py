@@ -46,7 +46,7 @@ BINARY_OPS = ARITHMETIC | BITWISE | COMPARISONS | LOGICAL
 UNARY_OPS = frozenset(["neg", "not", "bitnot", "abs", "sqrt", "floor", "ceil", "trunc", "rint"])
 
 
-@node
+@dataclass(frozen=True, eq=False)
 class Expr(Node):
     """Base of all expressions."""
 

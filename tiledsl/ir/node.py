@@ -55,7 +55,7 @@ class Field:
     role: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # eq=False: Var, Buffer and the tops must inherit identity, not "no fields differ"
 class Node:
     """Base of everything in the IR. `loc` is the author's source and never takes part in equality."""
 
