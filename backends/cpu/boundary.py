@@ -1,0 +1,119 @@
+"""Masks only where they bite: a nest whose index conditions all hold for this block runs without them.
+
+For every comparison in a nest that is affine in its loop variables, the worst iteration decides; if all worst
+cases hold, the nest without those comparisons does the same. So interior tiles copy without masks, and a causal
+mask costs nothing away from the diagonal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tiledsl import ir
+from tiledsl.ir.walk import Rewriter, free_vars, loads_of, substitute, walk
+from tiledsl.passes.fold import fold_expr
+
+from .context import Context
+from .nest import affine, bound_vars
+from .ranges import interval, limits
+from .wide import TRUE, and_
+
+__all__ = ["inline_integer_lets", "split_boundary"]
+
+_FLIP = {"lt": False, "le": False, "gt": True, "ge": True}
+
+
+def inline_integer_lets(p: ir.Parallel) -> ir.Parallel:
+    """The nest with its load-free integer lets substituted, so that index arithmetic shows how lanes move."""
+    return p.replace(body=_InlineLets().visit_block(p.body))
+
+
+class _InlineLets(Rewriter):
+    def __init__(self) -> None:
+        self.values: dict[ir.Var, ir.Expr] = {}
+
+    def var(self, v: ir.Var) -> ir.Expr:
+        return self.values.get(v, v)
+
+    def stmt(self, s: ir.Stmt) -> ir.Stmt | tuple[ir.Stmt, ...]:
+        if isinstance(s, ir.Let) and s.var.type.is_int and not loads_of(s.value):
+            self.values[s.var] = s.value
+            return ()
+        return s
+
+
+def split_boundary(cx: Context, p: ir.Parallel) -> tuple[ir.Expr, ir.Parallel] | None:
+    """(condition over the block, nest that may be run when it holds), or None where nothing is gained."""
+    inner = {v for s in walk(p.body) for v in bound_vars(s)}
+    worst: dict[ir.Expr, ir.Expr] = {}
+    for atom in _atoms(p.body):
+        if atom not in worst and not (free_vars(atom) & inner) and not loads_of(atom):
+            w = _worst(cx, p, atom)
+            if w is not None:
+                worst[atom] = w
+    if not worst:
+        return None
+    cond: ir.Expr | None = None
+    for w in dict.fromkeys(worst.values()):
+        cond = and_(cond, w)
+    body = _Assume(worst).visit_block(p.body)
+    return (TRUE if cond is None else cond), p.replace(body=body)
+
+
+def _atoms(body: tuple[ir.Stmt, ...]) -> Iterator[ir.Binary]:
+    for n in walk(body):
+        if isinstance(n, (ir.If, ir.IfThenElse, ir.Select)):
+            yield from _conjuncts(n.cond)
+
+
+def _conjuncts(e: ir.Expr) -> Iterator[ir.Binary]:
+    if isinstance(e, ir.Binary) and e.op == "and":
+        yield from _conjuncts(e.a)
+        yield from _conjuncts(e.b)
+    elif isinstance(e, ir.Binary) and e.op in _FLIP and e.a.dtype.is_int:
+        yield e
+
+
+def _worst(cx: Context, p: ir.Parallel, atom: ir.Binary) -> ir.Expr | None:
+    """The comparison at the iteration where it is hardest to satisfy; None if that is not known."""
+    big, small = (atom.b, atom.a) if _FLIP[atom.op] else (atom.a, atom.b)
+    high, low = {}, {}
+    for v, extent in zip(p.vars, p.extents, strict=True):
+        first, last = ir.Const(0, v.type), fold_expr(ir.Binary("sub", _as(extent, v), ir.Const(1, v.type)))
+        up, down = affine(big, v), affine(small, v)
+        if up is None or down is None:
+            return None
+        high[v] = last if up > 0 else first
+        low[v] = first if down > 0 else last
+    big, small = fold_expr(substitute(big, high)), fold_expr(substitute(small, low))
+    for side in (big, small):
+        (lo, hi), (tmin, tmax) = interval(side, cx.ranges), limits(side.dtype)
+        if lo < tmin or hi > tmax:
+            return None
+    a, b = (small, big) if _FLIP[atom.op] else (big, small)
+    return fold_expr(ir.Binary(atom.op, a, b))
+
+
+def _as(e: ir.Expr, v: ir.Var) -> ir.Expr:
+    return e if e.dtype is v.type else ir.Cast(e, v.type)
+
+
+class _Assume(Rewriter):
+    """Replaces comparisons known to hold by true, and folds what that decides."""
+
+    def __init__(self, known: dict[ir.Expr, ir.Expr]) -> None:
+        self.known = known
+
+    def expr(self, e: ir.Expr) -> ir.Expr:
+        if isinstance(e, ir.Binary) and e.op in _FLIP and e in self.known:
+            return TRUE
+        if isinstance(e, (ir.Binary, ir.IfThenElse, ir.Select, ir.Unary)) and not e.dtype.is_float:
+            return fold_expr(e)
+        if isinstance(e, (ir.IfThenElse, ir.Select)) and e.cond == TRUE:
+            return e.t
+        return e
+
+    def stmt(self, s: ir.Stmt) -> ir.Stmt | tuple[ir.Stmt, ...]:
+        if isinstance(s, ir.If) and s.cond == TRUE:
+            return s.then
+        return s

@@ -1,0 +1,129 @@
+"""What every part of the lowering shares: the block under construction, the environment, known integer ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from tiledsl import ir
+from tiledsl.dtypes import DType
+from tiledsl.errors import Loc
+
+from .storage import Place
+from .wide import I64, LANES, ZERO, i64
+
+__all__ = ["Context", "Lane", "LaneLoop", "SYMBOL_LIMIT"]
+
+# Compiled code assumes symbols below this bound, so that index arithmetic provably stays inside int32;
+# the runtime refuses larger values for int32 symbols when it binds arguments.
+SYMBOL_LIMIT = 1 << 30
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A value inside (or outside) a vector loop.
+
+    coef 0: uniform, `expr` is a scalar. coef c: lane l holds expr + c*l (integers). coef None: `expr` is a
+    vector. Scalar integers other than uint64 are held as int64 whatever their type; halves as float32.
+    """
+
+    expr: ir.Expr
+    coef: int | None = 0
+
+
+@dataclass
+class LaneLoop:
+    """The vector loop being emitted: its lane mask, what it writes, where invariant values are hoisted to."""
+
+    mask: ir.Expr | None
+    written: frozenset[ir.Buffer]
+    pre: list[ir.Stmt]
+    inner: set[ir.Var] = field(default_factory=set)  # author's variables bound inside the loop
+    guarded: int = 0  # > 0: inside a conditional or lazy operand, where loads must not be hoisted
+    hoisted: dict[ir.Expr, Lane] = field(default_factory=dict)
+
+
+@dataclass
+class Context:
+    """Mutable state of lowering one kernel."""
+
+    places: dict[ir.Buffer, Place]
+    env: dict[ir.Var, Lane] = field(default_factory=dict)
+    ranges: dict[ir.Var, tuple[int, int]] = field(default_factory=dict)
+    out: list[ir.Stmt] = field(default_factory=list)
+    lane: LaneLoop | None = None
+    loc: Loc | None = None
+    temps: list[Place] = field(default_factory=list)
+
+    def emit(self, s: ir.Stmt) -> None:
+        self.out.append(s if s.loc is not None else s.replace(loc=self.loc))
+
+    @contextmanager
+    def block(self) -> Iterator[list[ir.Stmt]]:
+        """Collect statements into a list of their own."""
+        outer, self.out = self.out, []
+        try:
+            yield self.out
+        finally:
+            self.out = outer
+
+    def let(self, name: str, value: ir.Expr) -> ir.Expr:
+        """Name a value (constants and variables need no name)."""
+        if isinstance(value, (ir.Const, ir.Var)):
+            return value
+        var = ir.Var(name, value.dtype)
+        self.emit(ir.Let(var, value))
+        return var
+
+    @contextmanager
+    def loop(self, name: str, stop: ir.Expr, start: ir.Expr = ZERO, step: int = 1) -> Iterator[ir.Expr]:
+        """for name in range(start, stop, step); a single iteration is emitted without a loop."""
+        if isinstance(start, ir.Const) and isinstance(stop, ir.Const) and 0 < stop.value - start.value <= step:
+            yield start
+            return
+        var = ir.Var(name, I64)
+        with self.block() as body:
+            yield var
+        self.emit(ir.For(var, start, stop, i64(step), tuple(body)))
+
+    @contextmanager
+    def when(self, cond: ir.Expr | None) -> Iterator[None]:
+        """if cond: ... (None = always)."""
+        if cond is None or cond == ir.Const(True, ir.BOOL):
+            yield
+            return
+        with self.block() as body:
+            yield
+        self.emit(ir.If(cond, tuple(body)))
+
+    def var(self, name: str, dtype: DType, init: ir.Expr | None = None) -> ir.Buffer:
+        """A mutable register, scalar or vector."""
+        buffer = ir.Buffer(name, dtype, (i64(1),), "var")
+        self.emit(ir.Alloc(buffer, init))
+        return buffer
+
+    def scratch(self, name: str, dtype: DType, shape: tuple[int, ...]) -> ir.Buffer:
+        """A scratch array of this kernel (allocated at its top)."""
+        buffer = ir.Buffer(name, dtype, tuple(i64(n) for n in shape), "scratch")
+        self.temps.append(Place("scratch", buffer, buffer.dtype))
+        return buffer
+
+
+def get(buffer: ir.Buffer) -> ir.Load:
+    """Read a register."""
+    return ir.Load(buffer, (ZERO,), proved=True)
+
+
+def put(buffer: ir.Buffer, value: ir.Expr) -> ir.Store:
+    """Write a register."""
+    return ir.Store(buffer, (ZERO,), value, proved=True)
+
+
+def vload(buffer: ir.Buffer, *index: ir.Expr, mask: ir.Expr | None = None) -> ir.Load:
+    """16 contiguous elements."""
+    return ir.Load(buffer, index, mask, LANES, True)
+
+
+def vstore(buffer: ir.Buffer, index: tuple[ir.Expr, ...], value: ir.Expr, mask: ir.Expr | None = None) -> ir.Store:
+    return ir.Store(buffer, index, value, mask, True)

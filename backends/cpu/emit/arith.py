@@ -1,0 +1,169 @@
+"""Operators of the loop stage as LLVM IR, scalars and vectors alike, with exactly the language's meaning.
+
+No instruction carries a fast-math flag, so LLVM neither contracts nor reassociates: every operator rounds once.
+Division by zero gives 0, shifts by the width or more give 0 or the sign, max and min ignore NaN and order
+-0 below +0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from tiledsl.backends.cpu.emit.values import I1, constant, intrinsic, lanes_of, shuffle, suffix, value_type
+from tiledsl.dtypes import DType
+
+__all__ = ["any_all", "binary", "classify", "fma", "hreduce", "reinterpret", "unary"]
+
+Value = Any
+
+_FLOAT_UNARY = {"floor": "floor", "ceil": "ceil", "trunc": "trunc", "rint": "roundeven", "sqrt": "sqrt", "abs": "fabs"}
+_COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+
+
+def unary(b: Any, op: str, d: DType, x: Value) -> Value:
+    """op of ir.UNARY_OPS on a value of dtype d."""
+    if op in ("not", "bitnot"):
+        return b.not_(x)
+    if d.is_float:
+        if op == "neg":
+            return b.fneg(x)
+        return intrinsic(b, f"llvm.{_FLOAT_UNARY[op]}.{suffix(x.type)}", x.type, [x])
+    if op == "neg":
+        return b.sub(constant(d, 0), x)
+    if op == "abs" and d.is_signed:
+        return b.select(b.icmp_signed("<", x, constant(d, 0)), b.sub(constant(d, 0), x), x)
+    return x  # abs of unsigned; floor, ceil, trunc, rint of integers
+
+
+def binary(b: Any, op: str, d: DType, x: Value, y: Value) -> Value:
+    """op of ir.BINARY_OPS on two values of dtype d ("and", "or" without laziness, for vectors of bool)."""
+    if op in _COMPARE:
+        return _compare(b, op, d, x, y)
+    if op in ("and", "bitand"):
+        return b.and_(x, y)
+    if op in ("or", "bitor"):
+        return b.or_(x, y)
+    if op == "bitxor":
+        return b.xor(x, y)
+    return _float(b, op, x, y) if d.is_float else _integer(b, op, d, x, y)
+
+
+def _compare(b: Any, op: str, d: DType, x: Value, y: Value) -> Value:
+    sign = _COMPARE[op]
+    if d.is_float:
+        return b.fcmp_unordered(sign, x, y) if op == "ne" else b.fcmp_ordered(sign, x, y)
+    return b.icmp_signed(sign, x, y) if d.kind == "int" else b.icmp_unsigned(sign, x, y)
+
+
+def _float(b: Any, op: str, x: Value, y: Value) -> Value:
+    if op in ("max", "min"):
+        return intrinsic(b, f"llvm.{op}imumnum.{suffix(x.type)}", x.type, [x, y])
+    if op in ("floordiv", "truncdiv"):
+        q = b.fdiv(x, y)
+        return intrinsic(b, f"llvm.{'floor' if op == 'floordiv' else 'trunc'}.{suffix(q.type)}", q.type, [q])
+    if op in ("floormod", "truncmod"):
+        return b.fsub(x, b.fmul(_float(b, op[:-3] + "div", x, y), y))
+    return {"add": b.fadd, "sub": b.fsub, "mul": b.fmul, "div": b.fdiv}[op](x, y)
+
+
+def _integer(b: Any, op: str, d: DType, x: Value, y: Value) -> Value:
+    if op in ("add", "sub", "mul"):
+        return {"add": b.add, "sub": b.sub, "mul": b.mul}[op](x, y)
+    signed = d.kind == "int"
+    if op in ("max", "min"):
+        name = f"llvm.{'s' if signed else 'u'}{op}.{suffix(x.type)}"
+        return intrinsic(b, name, x.type, [x, y])
+    if op in ("shl", "shr"):
+        return _shift(b, op, d, x, y)
+    return _divide(b, op, d, x, y)
+
+
+def _shift(b: Any, op: str, d: DType, x: Value, y: Value) -> Value:
+    inside = b.icmp_unsigned("<", y, constant(d, d.bits))
+    if op == "shr" and d.kind == "int":
+        return b.ashr(x, b.select(inside, y, constant(d, d.bits - 1)))
+    shifted = (b.shl if op == "shl" else b.lshr)(x, b.select(inside, y, constant(d, 0)))
+    return b.select(inside, shifted, constant(d, 0))
+
+
+def _positive_constant(y: Value) -> int | None:
+    """The value of a constant divisor (uniform over the lanes), if it is above 0."""
+    if not isinstance(y, ir.Constant):
+        return None
+    c = y.constant
+    if isinstance(c, (list, tuple)):
+        lanes = {v.constant if isinstance(v, ir.Constant) else v for v in c}
+        c = lanes.pop() if len(lanes) == 1 else None
+    width = (y.type.element if isinstance(y.type, ir.VectorType) else y.type).width
+    return c if isinstance(c, int) and 0 < c < 1 << (width - 1) else None
+
+
+def _divide(b: Any, op: str, d: DType, x: Value, y: Value) -> Value:
+    """floordiv, floormod, truncdiv, truncmod, div; x / 0 gives 0 (both quotient and remainder)."""
+    remainder = op.endswith("mod")
+    zero, one = constant(d, 0), constant(d, 1)
+    known = _positive_constant(y)
+    if d.kind == "uint":
+        if known:
+            return b.urem(x, y) if remainder else b.udiv(x, y)
+        by_zero = b.icmp_unsigned("==", y, zero)
+        safe = b.select(by_zero, one, y)
+        return b.select(by_zero, zero, b.urem(x, safe) if remainder else b.udiv(x, safe))
+    floors = op.startswith("floor")
+    if known and floors and known & (known - 1) == 0:  # a shift and a mask already floor
+        return b.and_(x, constant(d, known - 1)) if remainder else b.ashr(x, constant(d, known.bit_length() - 1))
+    if known:
+        q, r = b.sdiv(x, y), b.srem(x, y)
+    else:  # 0 and -1 take their own way: both trap in hardware, for every x or for the smallest one
+        special = b.icmp_unsigned("<=", b.add(y, one), one)
+        safe = b.select(special, one, y)
+        q, r = b.sdiv(x, safe), b.srem(x, safe)
+        q = b.select(special, b.mul(x, y), q)  # y = 0: 0; y = -1: -x, wrapping
+        r = b.select(special, zero, r)
+    if not floors:
+        return r if remainder else q
+    wrong_side = b.and_(b.icmp_signed("!=", r, zero), b.icmp_signed("<", b.xor(r, y), zero))
+    if remainder:
+        return b.select(wrong_side, b.add(r, y), r)
+    return b.select(wrong_side, b.sub(q, one), q)
+
+
+def fma(b: Any, x: Value, y: Value, z: Value) -> Value:
+    """x * y + z with one rounding."""
+    return intrinsic(b, f"llvm.fma.{suffix(x.type)}", x.type, [x, y, z])
+
+
+def classify(b: Any, name: str, d: DType, x: Value) -> Value:
+    """isnan, isinf, isfinite."""
+    if name == "isnan":
+        return b.fcmp_unordered("uno", x, x)
+    magnitude = unary(b, "abs", d, x)
+    infinity = constant(d, float("inf"))
+    return b.fcmp_ordered("==" if name == "isinf" else "<", magnitude, infinity)
+
+
+def hreduce(b: Any, op: str, d: DType, v: Value) -> Value:
+    """The lanes of v combined 8-4-2-1: lane i with lane i + 8, then i + 4, i + 2, i + 1. op: add, max, min."""
+    n = lanes_of(v)
+    while n > 1:
+        n //= 2
+        half = d.with_lanes(n)
+        low, high = (shuffle(b, v, None, range(first, first + n)) for first in (0, n))
+        if n == 1:
+            low, high = (b.extract_element(x, ir.Constant(ir.IntType(32), 0)) for x in (low, high))
+        v = binary(b, op, half, low, high)
+    return v
+
+
+def any_all(b: Any, name: str, v: Value) -> Value:
+    """any or all of a vector of bool."""
+    op = "or" if name == "any" else "and"
+    return intrinsic(b, f"llvm.vector.reduce.{op}.{suffix(v.type)}", I1, [v])
+
+
+def reinterpret(b: Any, d: DType, x: Value) -> Value:
+    """The same bits as a value of dtype d."""
+    t = value_type(d)
+    return x if x.type == t else b.bitcast(x, t)

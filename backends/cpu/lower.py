@@ -1,0 +1,237 @@
+"""Tile stage -> loop stage, statement by statement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tiledsl import ir
+from tiledsl.errors import InternalError, TileNotImplementedError
+from tiledsl.ir.walk import map_kernels
+
+from .boundary import inline_integer_lets, split_boundary
+from .context import SYMBOL_LIMIT, Context, Lane, get, put
+from .gemm import fill_panels, lower_gemm, pack_copy
+from .nest import lower_parallel
+from .plan import plan_scratch
+from .ranges import interval
+from .reduce import lower_reduce
+from .storage import place_buffers
+from .values import address, bool_mask, lazily, scalar, store_value, value, vector
+from .wide import F32, I64, narrow, widen
+
+__all__ = ["Lower"]
+
+
+@dataclass(frozen=True)
+class Lower:
+    """The lowering as a pass. Needs moves expanded (except copies into packed tiles) and accesses guarded."""
+
+    name: str = "lower_cpu"
+
+    def __call__(self, function: ir.Function) -> ir.Function:
+        lowered: ir.Function = map_kernels(lambda k: _kernel(function, k), function)
+        return lowered.replace(stage="loop")
+
+
+def _kernel(function: ir.Function, kernel: ir.Kernel) -> ir.Kernel:
+    cx = Context(place_buffers(function, kernel))
+    for s in function.symbols:
+        cx.env[s] = Lane(widen(s))
+        cx.ranges[s] = (0, SYMBOL_LIMIT)
+    for p in function.params:
+        if p.var is not None:
+            cx.env[p.var] = Lane(_parameter(p.var))
+    block_vars = []
+    for v, extent in zip(kernel.block_vars, kernel.grid, strict=True):
+        wide = ir.Var(v.name, I64)
+        block_vars.append(wide)
+        cx.env[v] = Lane(wide)
+        cx.ranges[v] = (0, max(0, interval(extent, cx.ranges)[1] - 1))
+    lower_block(cx, kernel.body)
+    lowered = kernel.replace(block_vars=tuple(block_vars), body=tuple(cx.out))
+    return plan_scratch(lowered, [p.buffer for p in cx.places.values()] + [p.buffer for p in cx.temps])
+
+
+def _parameter(v: ir.Var) -> ir.Expr:
+    if v.type.is_half:
+        return ir.Cast(v, F32)
+    return widen(v) if v.type.is_int and v.type.name != "uint64" else v
+
+
+def lower_block(cx: Context, body: tuple[ir.Stmt, ...]) -> None:
+    for s in body:
+        outer, cx.loc = cx.loc, s.loc or cx.loc
+        handler = _HANDLERS.get(type(s))
+        if handler is None:
+            raise TileNotImplementedError(f"{type(s).__name__.lower()} is not yet supported by the CPU targets", s.loc)
+        handler(cx, s)
+        cx.loc = outer
+
+
+def _alloc(cx: Context, s: ir.Alloc) -> None:
+    place = cx.places[s.buffer]
+    if place.kind != "var":
+        return
+    buffer = place.buffer
+    init = None if s.init is None else value(cx, s.init)
+    if cx.lane is not None:
+        buffer = ir.Buffer(buffer.name, buffer.dtype.with_lanes(16), buffer.shape, "var")
+        cx.places[s.buffer] = type(place)("var", buffer, place.logical)
+        cx.emit(ir.Alloc(buffer, None if init is None else vector(cx, init, place.logical)))
+        return
+    buffer = ir.Buffer(buffer.name, buffer.dtype.scalar, buffer.shape, "var")
+    cx.places[s.buffer] = type(place)("var", buffer, place.logical)
+    cx.emit(ir.Alloc(buffer, None if init is None else store_value(cx, init, cx.places[s.buffer])))
+
+
+def _let(cx: Context, s: ir.Let) -> None:
+    v = value(cx, s.value)
+    if s.var.type.is_int:
+        cx.ranges[s.var] = interval(s.value, cx.ranges)
+    if cx.lane is not None and any(v is h for h in cx.lane.hoisted.values()):
+        cx.lane.inner.discard(s.var)
+        cx.env[s.var] = v
+    else:
+        cx.env[s.var] = Lane(cx.let(s.var.name, v.expr), v.coef)
+
+
+def _store(cx: Context, s: ir.Store) -> None:
+    place, idx, lie = address(cx, s.buffer, s.indices)
+    v = value(cx, s.value)
+    mask = cx.lane.mask if cx.lane is not None else None
+    if place.kind == "var":
+        x = store_value(cx, v, place)
+        if place.buffer.dtype.lanes > 1:
+            x = vector(cx, v, place.logical)
+            if mask is not None:
+                x = ir.Select(mask, x, get(place.buffer))
+        cx.emit(put(place.buffer, x))
+    elif lie == 0:
+        cx.emit(ir.Store(place.buffer, idx, store_value(cx, v, place), None, True))
+    else:
+        x = vector(cx, v, place.logical)
+        if place.buffer.dtype.is_half:
+            x = ir.Cast(x, place.buffer.dtype.with_lanes(16))
+        cx.emit(ir.Store(place.buffer, idx, x, mask, True))
+
+
+def _if(cx: Context, s: ir.If) -> None:
+    c = value(cx, s.cond)
+    if c.coef == 0:
+        if isinstance(c.expr, ir.Const):
+            lower_block(cx, s.then if c.expr.value else s.orelse)
+            return
+        with cx.block() as then, lazily(cx, None):
+            lower_block(cx, s.then)
+        with cx.block() as orelse, lazily(cx, None):
+            lower_block(cx, s.orelse)
+        cx.emit(ir.If(c.expr, tuple(then), tuple(orelse)))
+        return
+    m = cx.let("m", bool_mask(cx, c))
+    with lazily(cx, m):
+        lower_block(cx, s.then)
+    if s.orelse:
+        with lazily(cx, ir.Unary("not", m)):
+            lower_block(cx, s.orelse)
+
+
+def _for(cx: Context, s: ir.For) -> None:
+    start, stop, step = (scalar(cx, e) for e in (s.start, s.stop, s.step))
+    var = ir.Var(s.var.name, I64)
+    lo, hi = interval(s.start, cx.ranges), interval(s.stop, cx.ranges)
+    down = isinstance(step, ir.Const) and step.value < 0
+    cx.ranges[s.var] = (hi[0] + 1, lo[1]) if down else (lo[0], max(lo[0], hi[1] - 1))
+    cx.env[s.var] = Lane(var)
+    with cx.block() as body, lazily(cx, None):
+        lower_block(cx, s.body)
+    cx.emit(ir.For(var, start, stop, step, tuple(body), s.kind, s.annotations))
+
+
+def _while(cx: Context, s: ir.While) -> None:
+    cond = scalar(cx, s.cond)
+    with cx.block() as body:
+        lower_block(cx, s.body)
+    cx.emit(ir.While(cond, tuple(body)))
+
+
+def _parallel(cx: Context, s: ir.Parallel) -> None:
+    s = inline_integer_lets(s)
+    split = split_boundary(cx, s)
+    if split is None or isinstance(split[0], ir.Const):
+        lower_parallel(cx, s if split is None or not split[0].value else split[1], lower_block)  # type: ignore[attr-defined]
+        return
+    with cx.block() as then:
+        lower_parallel(cx, split[1], lower_block)
+    with cx.block() as orelse:
+        lower_parallel(cx, s, lower_block)
+    cx.emit(ir.If(scalar(cx, split[0]), tuple(then), tuple(orelse)))
+
+
+def _copy(cx: Context, s: ir.Copy) -> None:
+    place = cx.places[s.dst.buffer]
+    if place.kind != "panels":
+        raise InternalError("a T.copy reached the lowering unexpanded", s.loc)
+    pack_copy(cx, s, place)
+
+
+def _fill(cx: Context, s: ir.Fill) -> None:
+    place = cx.places[s.dst.buffer]
+    if place.kind != "panels":
+        raise InternalError("a T.fill reached the lowering unexpanded", s.loc)
+    fill_panels(cx, s, place)
+
+
+def _atomic(cx: Context, s: ir.Atomic) -> None:
+    place, idx, _ = address(cx, s.buffer, s.indices)
+    v = None if s.value is None else store_value(cx, value(cx, s.value), place)
+    result = None if s.result is None else ir.Var(s.result.name, place.buffer.dtype)
+    cx.emit(ir.Atomic(s.op, place.buffer, idx, v, result, s.order))
+    if s.result is not None and result is not None:
+        t = place.logical
+        cx.env[s.result] = Lane(widen(result) if t.is_int and t.name != "uint64" else result)
+
+
+def _debug(cx: Context, s: ir.Debug) -> None:
+    if s.kind == "assume":
+        return
+    if cx.lane is not None:
+        raise InternalError("a print inside vector code", s.loc)
+    values: list[ir.Expr | ir.Buffer] = []
+    for x in s.values:
+        if isinstance(x, ir.Buffer):
+            values.append(cx.places[x].buffer)
+        else:
+            v = scalar(cx, x)
+            values.append(narrow(v, x.dtype) if x.dtype.is_int else v)
+    cx.emit(ir.Debug(s.kind, tuple(values), s.message, loc=s.loc))
+
+
+def _same(cx: Context, s: ir.Stmt) -> None:
+    cx.emit(s)
+
+
+def _nothing(cx: Context, s: ir.Stmt) -> None:
+    """Statements that mean nothing when one worker runs a block from start to end."""
+
+
+_HANDLERS: dict[type, Callable[[Context, ir.Stmt], None]] = {
+    ir.Alloc: _alloc,
+    ir.Let: _let,
+    ir.Store: _store,
+    ir.If: _if,
+    ir.For: _for,
+    ir.While: _while,
+    ir.Parallel: _parallel,
+    ir.Gemm: lower_gemm,
+    ir.Reduce: lower_reduce,
+    ir.Copy: _copy,
+    ir.Fill: _fill,
+    ir.Atomic: _atomic,
+    ir.Debug: _debug,
+    ir.Break: _same,
+    ir.Continue: _same,
+    ir.Return: _same,
+    ir.Sync: _nothing,
+}  # type: ignore[dict-item]
+

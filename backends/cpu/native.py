@@ -1,0 +1,124 @@
+"""From LLVM modules to object code and back: target machine, optimiser, loader. llvmlite only, no Numba.
+
+Object code is emitted for a CPU given by name and features, so AVX-512, AVX2 and AArch64 objects can be made on any
+machine. Loaded code lives as long as its `Loaded` object: LLVM unmaps it with its resource tracker.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import llvmlite.binding as llvm
+
+__all__ = ["Cpu", "Loaded", "compile_module", "host_cpu", "load_object", "undefined_symbols"]
+
+KERNEL = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """A CPU to generate code for: LLVM triple, CPU name and feature string ("+avx2,-avx512f,...")."""
+
+    triple: str
+    name: str
+    features: str
+
+    def has(self, feature: str) -> bool:
+        return f"+{feature}" in self.features.split(",")
+
+    @property
+    def register_bytes(self) -> int:
+        """Width of the vector registers."""
+        return 64 if self.has("avx512f") else 32 if self.has("avx2") else 16
+
+
+@cache
+def _initialize() -> None:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    llvm.initialize_native_asmparser()
+
+
+@cache
+def host_cpu() -> Cpu:
+    """This machine. 512-bit registers are used wherever they exist."""
+    _initialize()
+    features = llvm.get_host_cpu_features().flatten()
+    return Cpu(llvm.get_process_triple(), llvm.get_host_cpu_name(), features)
+
+
+@cache
+def _machine(cpu: Cpu) -> Any:
+    _initialize()
+    features = cpu.features + (",-prefer-256-bit" if cpu.has("avx512f") else "")
+    target = llvm.Target.from_triple(cpu.triple)
+    return target.create_target_machine(cpu=cpu.name, features=features, opt=2, reloc="pic", codemodel="default")
+
+
+def compile_module(module: Any, cpu: Cpu) -> bytes:
+    """Object code of an llvmlite.ir module, optimised for `cpu`.
+
+    The optimiser may neither contract nor reassociate floats: no instruction carries such a flag.
+    """
+    return bytes(_machine(cpu).emit_object(optimized(module, cpu)))
+
+
+def assembly(module: Any, cpu: Cpu) -> str:
+    """The assembly text of what `compile_module` emits."""
+    return str(_machine(cpu).emit_assembly(optimized(module, cpu)))
+
+
+def optimized(module: Any, cpu: Cpu) -> Any:
+    """The parsed module after LLVM's middle end."""
+    machine = _machine(cpu)
+    module.triple = cpu.triple
+    module.data_layout = str(machine.target_data)
+    parsed = llvm.parse_assembly(str(module))
+    parsed.verify()
+    tuning = llvm.create_pipeline_tuning_options(speed_level=2)
+    tuning.loop_unrolling = False  # the lowering unrolls where it pays
+    tuning.slp_vectorization = False
+    builder = llvm.create_pass_builder(machine, tuning)
+    builder.getModulePassManager().run(parsed, builder)
+    return parsed
+
+
+def undefined_symbols(code: bytes) -> list[str]:
+    """Names that an ELF, Mach-O or COFF object needs from outside."""
+    wanted = []
+    obj = llvm.ObjectFileRef.from_data(code)
+    raise NotImplementedError(wanted, obj)
+
+
+class Loaded:
+    """Object code in memory. `entry(symbol)` is callable with (first, last, args address, context address) and
+    releases the GIL."""
+
+    def __init__(self, code: bytes, symbols: Sequence[str]) -> None:
+        builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
+        for symbol in symbols:
+            builder.export_symbol(symbol)
+        self._tracker = builder.link(_jit(), f"tiledsl_{next(_serial)}")
+        self._entries = {s: KERNEL(self._tracker[s]) for s in symbols}
+
+    def entry(self, symbol: str) -> Any:
+        return self._entries[symbol]
+
+
+_serial = itertools.count()
+
+
+@cache
+def _jit() -> Any:
+    _initialize()
+    return llvm.create_lljit_compiler(_machine(host_cpu()))
+
+
+def load_object(code: bytes, symbols: Sequence[str]) -> Loaded:
+    """Maps object code made by `compile_module` for this machine."""
+    return Loaded(code, symbols)

@@ -1,0 +1,178 @@
+"""T.Parallel nests: choose the axis that becomes vector lanes, emit loops, or fall back to scalar iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from tiledsl import ir
+from tiledsl.ir.walk import free_vars, loads_of, walk, writes
+
+from .context import Context, Lane, LaneLoop, get, put
+from .ranges import interval
+from .values import scalar
+from .wide import LANES, ZERO, i64, lt
+
+__all__ = ["affine", "bound_vars", "lower_parallel"]
+
+Body = Callable[[Context, tuple[ir.Stmt, ...]], None]
+
+
+def lower_parallel(cx: Context, p: ir.Parallel, body: Body) -> None:
+    """Emit the nest; `body` lowers a block in the current (scalar or vector) mode."""
+    axis = _choose_axis(p)
+    extents = [scalar(cx, e) for e in p.extents]
+    for v, e in zip(p.vars, p.extents, strict=True):
+        cx.ranges[v] = (0, max(0, interval(e, cx.ranges)[1] - 1))
+    private = _outer_vars_written(p)
+    saved = {b: cx.let(f"{b.name}_before", get(cx.places[b].buffer)) for b in private}
+    with ExitStack() as loops:
+        for k, v in enumerate(p.vars):
+            if k != axis:
+                cx.env[v] = Lane(loops.enter_context(cx.loop(v.name, extents[k])))
+        if axis is None:
+            for b, old in saved.items():
+                cx.emit(put(cx.places[b].buffer, old))
+            body(cx, p.body)
+        else:
+            _vector_loop(cx, p, p.vars[axis], extents[axis], body)
+
+
+def _vector_loop(cx: Context, p: ir.Parallel, var: ir.Var, n: ir.Expr, body: Body) -> None:
+    written = frozenset(b.root for s in walk(p.body) if isinstance(s, ir.Stmt) for b in writes(s))
+    inner = {var} | {v for s in walk(p.body) for v in bound_vars(s)}
+    lane = LaneLoop(None, written, [], inner)
+    with cx.when(None if isinstance(n, ir.Const) else lt(ZERO, n)):
+        full: ir.Expr = i64(n.value // LANES * LANES) if isinstance(n, ir.Const) else _round_down(cx, n)
+        with cx.block() as loops:
+            if full != ZERO:
+                with cx.loop(var.name, full, step=LANES) as base:
+                    _one_vector(cx, lane, var, base, None, p, body)
+            if full != n:
+                with cx.when(None if isinstance(n, ir.Const) else lt(full, n)):
+                    tail = ir.Binary("lt", ir.Ramp(full, 1, LANES), ir.Broadcast(n, LANES))
+                    _one_vector(cx, lane, var, full, cx.let("tail", tail), p, body)
+        cx.out += lane.pre
+        cx.out += loops
+
+
+def _round_down(cx: Context, n: ir.Expr) -> ir.Expr:
+    return cx.let("full", ir.Binary("bitand", n, i64(-LANES)))
+
+
+def _one_vector(
+    cx: Context, lane: LaneLoop, var: ir.Var, base: ir.Expr, mask: ir.Expr | None, p: ir.Parallel, body: Body
+) -> None:
+    cx.lane, lane.mask = lane, mask
+    cx.env[var] = Lane(base, 1)
+    try:
+        body(cx, p.body)
+    finally:
+        cx.lane = None
+
+
+def bound_vars(s: ir.Node) -> tuple[ir.Var, ...]:
+    """Variables that a statement inside a nest introduces."""
+    if isinstance(s, (ir.Let, ir.For)):
+        return (s.var,)
+    return ()
+
+
+# -- which axis ------------------------------------------------------------------------------------------------
+
+
+def _choose_axis(p: ir.Parallel) -> int | None:
+    """The axis whose lanes touch memory best; None when the body needs one iteration at a time."""
+    best, best_score = None, 0.0
+    for axis in reversed(range(len(p.vars))):
+        extent = p.extents[axis]
+        if isinstance(extent, ir.Const) and extent.value < 2:
+            continue
+        lets: dict[ir.Var, int | None] = {p.vars[axis]: 1}
+        if not _vectorisable(p.body, lets, _allocated_inside(p)):
+            continue
+        score = 1.0 + sum(_score(n, lets) for n in walk(p.body))
+        if isinstance(extent, ir.Const) and extent.value < LANES:
+            score *= extent.value / LANES
+        if score > best_score:
+            best, best_score = axis, score
+    return best
+
+
+def _score(n: ir.Node, lets: dict[ir.Var, int | None]) -> float:
+    if not isinstance(n, (ir.Load, ir.Store)) or n.buffer.scope == "var":
+        return 0.0
+    weight = 2.0 if isinstance(n, ir.Store) else 1.0
+    coefs = [_coef(i, lets) for i in n.indices]
+    if all(c == 0 for c in coefs):
+        return 0.5 * weight
+    contiguous = coefs[-1] == 1 and all(c == 0 for c in coefs[:-1])
+    return weight if contiguous else 0.05 * weight
+
+
+def affine(e: ir.Expr, v: ir.Var) -> int | None:
+    """The constant factor of v in e, or None when e is not affine in v (or mentions loads)."""
+    return _coef(e, {v: 1})
+
+
+def _coef(e: ir.Expr, lets: dict[ir.Var, int | None]) -> int | None:
+    """How `e` moves with the lane: 0, a constant, or None (not affine)."""
+    if isinstance(e, ir.Var):
+        return lets.get(e, 0)
+    if isinstance(e, ir.Cast) and e.dtype.is_int and e.x.dtype.is_int:
+        return _coef(e.x, lets)
+    if isinstance(e, ir.Binary) and e.op in ("add", "sub", "mul"):
+        a, b = _coef(e.a, lets), _coef(e.b, lets)
+        if a is None or b is None:
+            return None
+        if e.op == "mul":
+            if a == b == 0:
+                return 0
+            other = e.b if a else e.a
+            return (a or b) * int(other.value) if isinstance(other, ir.Const) and 0 in (a, b) else None
+        return a + b if e.op == "add" else a - b
+    return 0 if all(lets.get(v, 0) == 0 for v in free_vars(e)) and not _per_lane(e) else None
+
+
+def _per_lane(e: ir.Expr) -> bool:
+    return any(ld.buffer.scope in ("var", "local") for ld in loads_of(e))
+
+
+def _allocated_inside(p: ir.Parallel) -> set[ir.Buffer]:
+    return {n.buffer for n in walk(p.body) if isinstance(n, ir.Alloc)}
+
+
+def _outer_vars_written(p: ir.Parallel) -> list[ir.Buffer]:
+    inside = _allocated_inside(p)
+    found = {n.buffer: None for n in walk(p.body) if isinstance(n, ir.Store) and n.buffer.scope == "var"}
+    return [b for b in found if b not in inside]
+
+
+def _vectorisable(body: tuple[ir.Stmt, ...], lets: dict[ir.Var, int | None], inside: set[ir.Buffer]) -> bool:
+    """Whether all lanes can run this block together; records in `lets` how each let moves with the lane."""
+    for s in body:
+        if isinstance(s, ir.Let):
+            lets[s.var] = _coef(s.value, lets)
+        elif isinstance(s, ir.Store):
+            per_thread = s.buffer.scope in ("var", "local")
+            if per_thread and s.buffer not in inside:
+                return False
+            if not per_thread and all(_coef(i, lets) == 0 for i in s.indices):
+                return False
+        elif isinstance(s, ir.Alloc):
+            if s.buffer.scope != "var":
+                return False
+        elif isinstance(s, ir.If):
+            if not (_vectorisable(s.then, lets, inside) and _vectorisable(s.orelse, lets, inside)):
+                return False
+        elif isinstance(s, ir.For):
+            if any(_coef(x, lets) != 0 or _per_lane(x) for x in (s.start, s.stop, s.step)):
+                return False
+            lets[s.var] = 0
+            if any(isinstance(n, (ir.Break, ir.Continue)) for n in walk(s.body)):
+                return False
+            if not _vectorisable(s.body, lets, inside):
+                return False
+        elif not (isinstance(s, ir.Debug) and s.kind == "assume"):
+            return False
+    return True

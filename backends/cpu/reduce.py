@@ -1,0 +1,272 @@
+"""T.reduce in the one order of language.md 0.10: 16 interleaved partials, combined 8-4-2-1."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from tiledsl import ir
+from tiledsl.dtypes import DType
+from tiledsl.errors import TileNotImplementedError
+
+from .context import Context, Lane, get, put, vload
+from .ranges import limits
+from .storage import Place
+from .values import index, scalar, store_value
+from .wide import F32, I64, LANES, ZERO, add, i64, widen
+
+__all__ = ["lower_reduce"]
+
+_COMBINE = {"sum": "add", "abssum": "add", "max": "max", "absmax": "max", "min": "min"}
+_COMBINE |= {"bitand": "bitand", "bitor": "bitor", "bitxor": "bitxor"}
+
+
+def lower_reduce(cx: Context, s: ir.Reduce) -> None:
+    """One output element (or 16 neighbouring ones) at a time."""
+    src, dst = s.src, s.dst
+    extents = [_const(cx, e, s) for e in src.extents]
+    t = _accumulator(dst.buffer.dtype)
+    if src.buffer.dtype.is_int and src.buffer.dtype.bits < 32 and not t.is_float:
+        t = dst.buffer.dtype
+    red = _Reduction(s, t)
+    kept = [d for d in range(len(extents)) if d != s.axis and extents[d] > 1]
+    lanes_axis = len(extents) - 1
+    same_rank = len(dst.extents) == len(src.extents)
+    with ExitStack() as loops:
+        at: dict[int, ir.Expr] = {d: ZERO for d in range(len(extents))}
+        across = s.axis != lanes_axis and lanes_axis in kept
+        for d in kept:
+            if not (across and d == lanes_axis):
+                at[d] = loops.enter_context(cx.loop(f"r{d}", i64(extents[d])))
+        if across:
+            _down_lanes(cx, red, s, extents, at, lanes_axis, same_rank)
+            return
+        result = _along(cx, red, s, extents, at)
+        place, idx = _target(cx, s, at, same_rank)
+        _finish(cx, red, s, place, idx, result, None)
+
+
+class _Reduction:
+    """Operation, accumulator type, and how an element enters."""
+
+    def __init__(self, s: ir.Reduce, t: DType) -> None:
+        self.s, self.t = s, t
+        self.op = _COMBINE[s.op]
+        self.absolute = s.op in ("abssum", "absmax")
+
+    def combine(self, a: ir.Expr, b: ir.Expr) -> ir.Expr:
+        out: ir.Expr = ir.Binary(self.op, a, b)
+        if self.s.nan_propagate and self.t.is_float:
+            nan = ir.Binary("ne", a, a)
+            out = ir.Select(nan, a, ir.Select(ir.Binary("ne", b, b), b, out))
+        return out
+
+    def identity(self) -> ir.Const:
+        """What an absent element is: -0.0 leaves every float sum as it is, even -0.0."""
+        if self.op == "add":
+            return ir.Const(-0.0 if self.t.is_float else 0, self.t)
+        if self.op in ("bitor", "bitxor"):
+            return ir.Const(0, self.t)
+        if self.op == "bitand":
+            return ir.Const(-1 if self.t.kind == "int" else limits(self.t)[1], self.t)
+        if self.s.op == "absmax":
+            return ir.Const(0.0 if self.t.is_float else 0, self.t)
+        if self.t.is_float:
+            return ir.Const(float("-inf") if self.op == "max" else float("inf"), self.t)
+        lo, hi = limits(self.t)
+        return ir.Const(lo if self.op == "max" else hi, self.t)
+
+    def starts_at_identity(self) -> bool:
+        """max and min begin at their identity (so NaN is ignored), sums at their first element."""
+        return self.op in ("max", "min")
+
+    def enter(self, cx: Context, x: ir.Expr, logical: DType) -> ir.Expr:
+        """An element: cast to the result's type, absolute value, in the accumulator's type."""
+        lanes = x.dtype.lanes
+        out_type = self.s.dst.buffer.dtype
+        want = self.t.with_lanes(lanes)
+        if x.dtype.scalar.is_half:
+            x = ir.Cast(x, F32.with_lanes(lanes))
+        if out_type.is_half and logical != out_type:
+            x = ir.Cast(ir.Cast(x, out_type.with_lanes(lanes)), F32.with_lanes(lanes))
+        if x.dtype != want:
+            x = ir.Cast(x, want)
+        return ir.Unary("abs", x) if self.absolute else x
+
+
+def _accumulator(t: DType) -> DType:
+    return F32 if t.is_float and t.bits < 32 else t
+
+
+def _const(cx: Context, e: ir.Expr, s: ir.Reduce) -> int:
+    n = scalar(cx, e)
+    if not isinstance(n, ir.Const):
+        raise TileNotImplementedError("reduce: an extent that is not a compile-time constant is not yet supported", s.loc)
+    return int(n.value)
+
+
+def _element(
+    cx: Context, red: _Reduction, s: ir.Reduce, at: dict[int, ir.Expr], lanes: bool, mask: ir.Expr | None
+) -> ir.Expr:
+    place = cx.places[s.src.buffer]
+    idx = tuple(add(index(cx, start).expr, at[d]) for d, start in enumerate(s.src.starts))
+    if place.kind == "var":
+        x: ir.Expr = get(place.buffer)
+    else:
+        x = vload(place.buffer, *idx, mask=mask) if lanes else ir.Load(place.buffer, idx, None, 1, True)
+    return red.enter(cx, x, place.logical)
+
+
+def _along(cx: Context, red: _Reduction, s: ir.Reduce, extents: list[int], at: dict[int, ir.Expr]) -> ir.Expr:
+    """Reduce along the contiguous dimension (lanes are the 16 partials) or, when nothing else runs along the
+    lanes, along any dimension element by element with 16 registers."""
+    n, axis = extents[s.axis], s.axis
+    if axis != len(extents) - 1:
+        return _partials(cx, red, s, n, at, None)
+    v16 = red.t.with_lanes(LANES)
+    full = n // LANES * LANES
+    ident = ir.Broadcast(red.identity(), LANES)
+    first_is_element = full > 0 and not red.starts_at_identity()
+    if first_is_element:
+        acc = cx.var("acc", v16, _element(cx, red, s, {**at, axis: ZERO}, True, None))
+    else:
+        acc = cx.var("acc", v16, ident)
+    start = LANES if first_is_element else 0
+    if full > start:
+        with cx.loop("k", i64(full), i64(start), LANES) as k:
+            x = _element(cx, red, s, {**at, axis: k}, True, None)
+            cx.emit(put(acc, red.combine(get(acc), x)))
+    if full < n:
+        mask = cx.let("tail", ir.Binary("lt", ir.Ramp(i64(full), 1, LANES), ir.Broadcast(i64(n), LANES)))
+        x = cx.let("x", _element(cx, red, s, {**at, axis: i64(full)}, True, mask))
+        both = x if full == 0 and not red.starts_at_identity() else red.combine(get(acc), x)
+        cx.emit(put(acc, ir.Select(mask, both, get(acc))))
+    return _horizontal(cx, red, get(acc))
+
+
+def _horizontal(cx: Context, red: _Reduction, x: ir.Expr) -> ir.Expr:
+    name = {"add": "hreduce_add", "max": "hreduce_max", "min": "hreduce_min"}.get(red.op)
+    if name is None:
+        name = f"hreduce_{red.op}"
+    r: ir.Expr = ir.Call(name, (x,), red.t)
+    if red.s.nan_propagate and red.t.is_float:
+        v = cx.let("v", x)
+        nan = ir.Call("any", (ir.Binary("ne", v, v),), ir.BOOL)
+        r = ir.Select(nan, ir.Const(float("nan"), red.t), ir.Call(name, (v,), red.t))
+    return r
+
+
+def _down_lanes(
+    cx: Context, red: _Reduction, s: ir.Reduce, extents: list[int], at: dict[int, ir.Expr], lanes: int, same_rank: bool
+) -> None:
+    """Reduce along another dimension than the contiguous one: 16 outputs per vector, 16 partial vectors."""
+    n = extents[lanes]
+    full = n // LANES * LANES
+    if full:
+        with cx.loop(f"r{lanes}", i64(full), step=LANES) as j:
+            _one_strip(cx, red, s, extents, {**at, lanes: j}, None, same_rank)
+    if full < n:
+        mask = cx.let("tail", ir.Binary("lt", ir.Ramp(i64(full), 1, LANES), ir.Broadcast(i64(n), LANES)))
+        _one_strip(cx, red, s, extents, {**at, lanes: i64(full)}, mask, same_rank)
+
+
+def _one_strip(
+    cx: Context,
+    red: _Reduction,
+    s: ir.Reduce,
+    extents: list[int],
+    at: dict[int, ir.Expr],
+    mask: ir.Expr | None,
+    same_rank: bool,
+) -> None:
+    result = _partials(cx, red, s, extents[s.axis], at, mask, True)
+    place, idx = _target(cx, s, at, same_rank)
+    _finish(cx, red, s, place, idx, result, mask, True)
+
+
+def _partials(
+    cx: Context,
+    red: _Reduction,
+    s: ir.Reduce,
+    n: int,
+    at: dict[int, ir.Expr],
+    mask: ir.Expr | None,
+    lanes: bool = False,
+) -> ir.Expr:
+    """16 registers, element i goes to register i mod 16, then the tree."""
+    count = min(n, LANES)
+    t = red.t.with_lanes(LANES) if lanes else red.t
+    ident: ir.Expr = ir.Broadcast(red.identity(), LANES) if lanes else red.identity()
+
+    def at_k(k: ir.Expr) -> ir.Expr:
+        return _element(cx, red, s, {**at, s.axis: k}, lanes, mask)
+
+    regs = []
+    for p in range(count):
+        first = at_k(i64(p))
+        regs.append(cx.var(f"p{p}", t, red.combine(ident, first) if red.starts_at_identity() else first))
+    full = n // LANES * LANES
+    if full > LANES:
+        with cx.loop("k", i64(full), i64(LANES), LANES) as k:
+            for p in range(LANES):
+                cx.emit(put(regs[p], red.combine(get(regs[p]), at_k(add(k, i64(p))))))
+    if n > LANES:
+        for p in range(n - full):
+            cx.emit(put(regs[p], red.combine(get(regs[p]), at_k(i64(full + p)))))
+    if not regs:
+        return ident
+    for half in (8, 4, 2, 1):
+        for p in range(half):
+            if p + half < len(regs):
+                cx.emit(put(regs[p], red.combine(get(regs[p]), get(regs[p + half]))))
+        regs = regs[:half]
+    return get(regs[0])
+
+
+def _target(cx: Context, s: ir.Reduce, at: dict[int, ir.Expr], same_rank: bool) -> tuple[Place, tuple[ir.Expr, ...]]:
+    place = cx.places[s.dst.buffer]
+    if place.kind == "var":
+        return place, (ZERO,)
+    dims = [d for d in range(len(s.src.extents)) if same_rank or d != s.axis]
+    if not same_rank and len(s.dst.extents) == 1 and not dims:
+        dims = [s.axis]
+    idx = []
+    for k, start in enumerate(s.dst.starts):
+        d = dims[k] if k < len(dims) else None
+        move = ZERO if d is None or d == s.axis else at[d]
+        idx.append(add(index(cx, start).expr, move))
+    return place, tuple(idx)
+
+
+def _finish(
+    cx: Context,
+    red: _Reduction,
+    s: ir.Reduce,
+    place: Place,
+    idx: tuple[ir.Expr, ...],
+    result: ir.Expr,
+    mask: ir.Expr | None,
+    lanes: bool = False,
+) -> None:
+    """Combine with the old value unless clear, round once, store."""
+    width = LANES if lanes else 1
+    result = cx.let("r", result)
+    if not (isinstance(s.clear, ir.Const) and s.clear.value):
+        old: ir.Expr = ir.Load(place.buffer, idx, mask, width, True)
+        if old.dtype.scalar.is_half:
+            old = ir.Cast(old, F32.with_lanes(width))
+        if old.dtype != result.dtype:
+            old = ir.Cast(old, result.dtype)
+        if isinstance(s.clear, ir.Const):
+            result = cx.let("r", red.combine(old, result))
+        else:
+            cond = scalar(cx, s.clear)
+            fresh, both = result, cx.let("r2", red.combine(old, result))
+            result = ir.Select(ir.Broadcast(cond, LANES) if lanes else cond, fresh, both)
+    t = s.dst.buffer.dtype
+    if t.is_half:
+        result = ir.Cast(ir.Cast(result, t.with_lanes(width)), F32.with_lanes(width))
+    if not lanes and t.is_int and result.dtype != I64:
+        result = widen(result)
+    v = Lane(result, None if lanes else 0)
+    cx.emit(ir.Store(place.buffer, idx, store_value(cx, v, place), mask, True))
+

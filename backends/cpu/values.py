@@ -1,0 +1,375 @@
+"""Expressions: from the author's types to what a CPU computes with, as scalars or as 16 lanes at once.
+
+Half floats become float32 values rounded after every operation (language.md 0.7); scalar integers are held in
+int64 and wrapped where they could leave their type; in a vector loop a value is uniform, affine in the lane
+number, or a vector.
+"""
+
+from __future__ import annotations
+
+from tiledsl import ir
+from tiledsl.dtypes import DType, as_dtype
+from tiledsl.errors import InternalError, TileNotImplementedError
+from tiledsl.ir.walk import free_vars, loads_of
+
+from .context import Context, Lane, LaneLoop
+from .ranges import interval, limits
+from .storage import Place
+from .wide import BOOL, F32, I64, LANES, ZERO, add, and_, i64, mul, narrow, sub, widen
+
+__all__ = ["address", "bool_mask", "held", "index", "lazily", "round_to", "scalar", "store_value", "value", "vector"]
+
+_WIDE_OPS = {"add": add, "sub": sub, "mul": mul}
+_ROUNDED = frozenset(["add", "sub", "mul", "div", "sqrt"])
+_U64 = as_dtype("uint64")
+
+
+def held(t: DType) -> DType:
+    """The type that values of this (scalar) type have in the loop stage when they are vectors."""
+    return F32 if t.is_half else t
+
+
+def _scalar_held(t: DType) -> DType:
+    return I64 if t.is_int and t is not _U64 else held(t)
+
+
+def round_to(x: ir.Expr, t: DType) -> ir.Expr:
+    """x, a float of some width (scalar or vector), rounded to half type t but still held as float32."""
+    lanes = x.dtype.lanes
+    return ir.Cast(ir.Cast(x, t.with_lanes(lanes)), F32.with_lanes(lanes))
+
+
+# -- materialising lanes -------------------------------------------------------------------------------------
+
+
+def scalar(cx: Context, e: ir.Expr) -> ir.Expr:
+    """A uniform value as a scalar."""
+    v = value(cx, e)
+    if v.coef != 0:
+        raise InternalError("a uniform value was expected", e.loc)
+    return v.expr
+
+
+def index(cx: Context, e: ir.Expr) -> Lane:
+    """An index: int64 scalar (coef 0 or c), or an int64 vector (coef None)."""
+    v = value(cx, e)
+    if v.coef is None and v.expr.dtype.scalar != I64:
+        return Lane(ir.Cast(v.expr, I64.with_lanes(LANES)), None)
+    return Lane(widen(v.expr), v.coef) if v.coef is not None else v
+
+
+def vector(cx: Context, v: Lane, t: DType) -> ir.Expr:
+    """The value as 16 lanes of type held(t)."""
+    if v.coef is None:
+        return v.expr
+    x = v.expr
+    want = held(t)
+    if x.dtype != want:
+        x = narrow(x, want)
+    if v.coef == 0:
+        return ir.Broadcast(x, LANES)
+    return ir.Ramp(x, v.coef, LANES)
+
+
+def bool_mask(cx: Context, v: Lane) -> ir.Expr:
+    """A condition as a boolx16."""
+    return v.expr if v.coef is None else ir.Broadcast(v.expr, LANES)
+
+
+# -- expressions ------------------------------------------------------------------------------------------------
+
+
+def value(cx: Context, e: ir.Expr) -> Lane:
+    """Translate one expression of the tile stage."""
+    lane = cx.lane
+    if lane is not None and not lane.guarded and _worth_hoisting(cx, lane, e):
+        if e not in lane.hoisted:
+            lane.hoisted[e] = _hoist(cx, lane, e)
+        return lane.hoisted[e]
+    return _value(cx, e)
+
+
+def _worth_hoisting(cx: Context, lane: LaneLoop, e: ir.Expr) -> bool:
+    if isinstance(e, (ir.Const, ir.Var)) or not (e.dtype.is_float or isinstance(e, ir.Load)):
+        return False
+    if any(v in lane.inner for v in free_vars(e)):
+        return False
+    return not any(ld.buffer.root in lane.written for ld in loads_of(e))
+
+
+def _hoist(cx: Context, lane: LaneLoop, e: ir.Expr) -> Lane:
+    outer, cx.out, cx.lane = cx.out, lane.pre, None
+    try:
+        x = cx.let("inv", _value(cx, e).expr)
+    finally:
+        cx.out, cx.lane = outer, lane
+    return Lane(x, 0)
+
+
+def _value(cx: Context, e: ir.Expr) -> Lane:
+    if isinstance(e, ir.Const):
+        return Lane(_const(e))
+    if isinstance(e, ir.Var):
+        if e not in cx.env:
+            raise InternalError(f"{e.name} has no value in the lowering", e.loc)
+        return cx.env[e]
+    if isinstance(e, ir.Load):
+        return _load(cx, e)
+    if isinstance(e, ir.Cast):
+        return _cast(cx, e)
+    if isinstance(e, ir.Binary):
+        return _logical(cx, e) if e.op in ("and", "or") else _binary(cx, e)
+    if isinstance(e, ir.IfThenElse):
+        return _lazy(cx, e)
+    if isinstance(e, ir.Call):
+        return _call(cx, e)
+    if isinstance(e, ir.Select):
+        c, t, f = value(cx, e.cond), value(cx, e.t), value(cx, e.f)
+        if c.coef == t.coef == f.coef == 0:
+            return Lane(ir.Select(c.expr, t.expr, f.expr))
+        return Lane(ir.Select(bool_mask(cx, c), vector(cx, t, e.dtype), vector(cx, f, e.dtype)), None)
+    if isinstance(e, ir.Unary):
+        return _elementwise(cx, e, (e.x,), lambda xs: ir.Unary(e.op, xs[0]))
+    if isinstance(e, ir.Fma):
+        return _elementwise(cx, e, (e.a, e.b, e.c), lambda xs: ir.Fma(*xs))
+    raise InternalError(f"the CPU lowering met a {type(e).__name__}", e.loc)
+
+
+def _const(e: ir.Const) -> ir.Expr:
+    t = e.type
+    return ir.Const(e.value, _scalar_held(t)) if t is not BOOL else e
+
+
+def _elementwise(cx: Context, e: ir.Expr, operands: tuple[ir.Expr, ...], make: object) -> Lane:
+    """Unary operators, fma and calls: typed operands, one result, rounded if the author's type is a half."""
+    lanes = [value(cx, x) for x in operands]
+    t = e.dtype
+    assert callable(make)
+    uniform = all(v.coef == 0 for v in lanes)
+    if uniform:
+        xs = [_typed(v.expr, x.dtype) for v, x in zip(lanes, operands, strict=True)]
+    else:
+        xs = [vector(cx, v, x.dtype) for v, x in zip(lanes, operands, strict=True)]
+    out = make(xs)
+    if t.is_half and not (isinstance(e, ir.Unary) and e.op in ("neg", "abs")):
+        out = round_to(out, t)
+    return Lane(widen(out) if uniform and t.is_int and t is not _U64 else out, 0 if uniform else None)
+
+
+def _typed(x: ir.Expr, t: DType) -> ir.Expr:
+    """A scalar as its author's type (halves stay float32)."""
+    return narrow(x, t) if t.is_int and x.dtype != t else x
+
+
+def _call(cx: Context, e: ir.Call) -> Lane:
+    if e.name == "reinterpret":
+        return _reinterpret(cx, e)
+
+    def make(xs: list[ir.Expr]) -> ir.Expr:
+        t = BOOL if e.type.is_bool else held(e.type)
+        return ir.Call(e.name, tuple(xs), t.with_lanes(xs[0].dtype.lanes))
+
+    return _elementwise(cx, e, e.args, make)
+
+
+def _reinterpret(cx: Context, e: ir.Call) -> Lane:
+    x = e.args[0]
+    v = value(cx, x)
+    uniform = v.coef == 0
+    raw = _typed(v.expr, x.dtype) if uniform else vector(cx, v, x.dtype)
+    lanes = raw.dtype.lanes
+    if x.dtype.is_half:
+        raw = ir.Cast(raw, x.dtype.with_lanes(lanes))
+    out: ir.Expr = ir.Call("reinterpret", (raw,), e.type.with_lanes(lanes))
+    if e.type.is_half:
+        out = ir.Cast(out, F32.with_lanes(lanes))
+    return Lane(widen(out) if uniform and e.type.is_int and e.type is not _U64 else out, 0 if uniform else None)
+
+
+def _binary(cx: Context, e: ir.Binary) -> Lane:
+    a, b = value(cx, e.a), value(cx, e.b)
+    t = e.a.dtype
+    if t.is_int and t is not _U64:
+        found = _wide_int(cx, e, a, b)
+        if found is not None:
+            return found
+    if a.coef == 0 and b.coef == 0:
+        if t.is_int and t is not _U64 and e.op in ("shl", "shr"):
+            return Lane(widen(ir.Binary(e.op, narrow(a.expr, t), narrow(b.expr, t))))
+        out: ir.Expr = ir.Binary(e.op, a.expr, b.expr)
+        if t.is_int and t is not _U64 and e.op in ("add", "sub", "mul", "truncdiv", "floordiv"):
+            return Lane(widen(ir.Cast(out, t)))
+    else:
+        out = ir.Binary(e.op, vector(cx, a, t), vector(cx, b, t))
+    if t.is_half and e.op in _ROUNDED:
+        out = round_to(out, t)
+    return Lane(out, 0 if a.coef == 0 and b.coef == 0 else None)
+
+
+def _wide_int(cx: Context, e: ir.Binary, a: Lane, b: Lane) -> Lane | None:
+    """add, sub, mul that stay affine and inside the author's type are plain 64-bit arithmetic."""
+    if e.op not in _WIDE_OPS or a.coef is None or b.coef is None:
+        return None
+    lo, hi = interval(e, cx.ranges)
+    tmin, tmax = limits(e.a.dtype)
+    if lo < tmin or hi > tmax:
+        return None
+    if e.op == "mul":
+        if a.coef and b.coef:
+            return None
+        if a.coef or b.coef:
+            moving, factor = (a, b.expr) if a.coef else (b, a.expr)
+            if not isinstance(factor, ir.Const):
+                return None
+            assert moving.coef is not None
+            return Lane(mul(moving.expr, factor), moving.coef * factor.value)
+        return Lane(mul(a.expr, b.expr))
+    sign = 1 if e.op == "add" else -1
+    return Lane(_WIDE_OPS[e.op](a.expr, b.expr), a.coef + sign * b.coef)
+
+
+def _logical(cx: Context, e: ir.Binary) -> Lane:
+    a = value(cx, e.a)
+    if a.coef == 0:
+        with lazily(cx, None):
+            b = value(cx, e.b)
+        if b.coef == 0:
+            return Lane(ir.Binary(e.op, a.expr, b.expr))
+        return Lane(ir.Binary(e.op, bool_mask(cx, a), b.expr), None)
+    m = cx.let("m", a.expr)
+    with lazily(cx, m if e.op == "and" else ir.Unary("not", m)):
+        b = value(cx, e.b)
+    return Lane(ir.Binary(e.op, m, bool_mask(cx, b)), None)
+
+
+def _lazy(cx: Context, e: ir.IfThenElse) -> Lane:
+    c = value(cx, e.cond)
+    if c.coef == 0:
+        # Both sides are pure; loads on the side not taken must not happen. Statements that the sides need (masks)
+        # are harmless, so the sides are emitted in place and chosen by a lazy scalar or, for vectors, by masks.
+        mask = None if cx.lane is None else ir.Broadcast(c.expr, LANES)
+        no = None if mask is None else ir.Broadcast(ir.Unary("not", c.expr), LANES)
+        with lazily(cx, mask):
+            t = value(cx, e.t)
+        with lazily(cx, no):
+            f = value(cx, e.f)
+        if t.coef == 0 and f.coef == 0:
+            return Lane(ir.IfThenElse(c.expr, t.expr, f.expr))
+        m: ir.Expr = ir.Broadcast(c.expr, LANES)
+    else:
+        m = cx.let("m", c.expr)
+        with lazily(cx, m):
+            t = value(cx, e.t)
+        with lazily(cx, ir.Unary("not", m)):
+            f = value(cx, e.f)
+        if isinstance(t.expr, ir.Load) and t.coef is None and _is_zero(f.expr):
+            return t  # a masked load already gives 0 where it is off
+    tv, fv = vector(cx, t, e.dtype), vector(cx, f, e.dtype)
+    return Lane(ir.Select(m, tv, fv), None)
+
+
+def _is_zero(e: ir.Expr) -> bool:
+    return isinstance(e, ir.Const) and repr(e.value) in ("0", "0.0", "False")
+
+
+class lazily:
+    """Evaluate an operand that other lanes must not touch: narrows the lane mask, forbids hoisting."""
+
+    def __init__(self, cx: Context, mask: ir.Expr | None) -> None:
+        self.cx, self.mask = cx, mask
+
+    def __enter__(self) -> None:
+        lane = self.cx.lane
+        if lane is None:
+            return
+        self.saved = lane.mask
+        lane.mask = and_(lane.mask, self.mask)
+        if isinstance(lane.mask, ir.Binary):
+            lane.mask = self.cx.let("m", lane.mask)
+        lane.guarded += 1
+
+    def __exit__(self, *exc: object) -> None:
+        lane = self.cx.lane
+        if lane is not None:
+            lane.mask = self.saved
+            lane.guarded -= 1
+
+
+# -- casts ----------------------------------------------------------------------------------------------------
+
+
+def _cast(cx: Context, e: ir.Cast) -> Lane:
+    v = value(cx, e.x)
+    src, dst = e.x.dtype, e.type
+    if src is dst:
+        return v
+    if src.is_int and dst.is_int and v.coef is not None and src is not _U64 and dst is not _U64:
+        lo, hi = interval(e.x, cx.ranges)
+        tmin, tmax = limits(dst)
+        if lo >= tmin and hi <= tmax:
+            return v
+    uniform = v.coef == 0
+    x = v.expr if uniform else vector(cx, v, src)
+    lanes = x.dtype.lanes
+    if dst.is_half:
+        out: ir.Expr = round_to(x, dst)
+    elif dst.is_bool:
+        zero = ir.Const(0.0 if x.dtype.is_float else 0, x.dtype.scalar)
+        out = ir.Binary("ne", x, zero if uniform else ir.Broadcast(zero, LANES))
+    elif uniform and dst.is_int and dst is not _U64:
+        out = widen(narrow(x, dst)) if x.dtype == I64 else widen(ir.Cast(x, dst))
+    elif x.dtype == dst.with_lanes(lanes):
+        out = x
+    else:
+        out = ir.Cast(x, dst.with_lanes(lanes))
+    return Lane(out, 0 if uniform else None)
+
+
+# -- memory -----------------------------------------------------------------------------------------------------
+
+
+def address(
+    cx: Context, b: ir.Buffer, indices: tuple[ir.Expr, ...]
+) -> tuple[Place, tuple[ir.Expr, ...], int | None]:
+    """Place, loop-stage indices, and how lanes lie: 0 uniform, 1 contiguous, None gather."""
+    place = cx.places[b]
+    if place.kind == "panels":
+        raise InternalError(f"{b.name} is packed but accessed element by element", b.loc)
+    lanes = [index(cx, i) for i in indices]
+    if all(v.coef == 0 for v in lanes):
+        return place, tuple(v.expr for v in lanes), 0
+    contiguous = lanes[-1].coef == 1 and all(v.coef == 0 for v in lanes[:-1]) and _unit_stride(place.buffer)
+    if contiguous:
+        return place, tuple(v.expr for v in lanes), 1
+    return place, tuple(v.expr if v.coef == 0 else vector(cx, v, I64) for v in lanes), None
+
+
+def _unit_stride(b: ir.Buffer) -> bool:
+    return b.strides is None or (isinstance(b.strides[-1], ir.Const) and b.strides[-1].value == 1)
+
+
+def _load(cx: Context, e: ir.Load) -> Lane:
+    place, idx, lie = address(cx, e.buffer, e.indices)
+    b = place.buffer
+    if place.kind == "var":
+        return Lane(_as_held(ir.Load(b, idx, proved=True), place.logical), None if b.dtype.lanes > 1 else 0)
+    if lie == 0:
+        return Lane(_as_held(ir.Load(b, idx, proved=True), place.logical))
+    mask = cx.lane.mask if cx.lane is not None else None
+    return Lane(_as_held(ir.Load(b, idx, mask, LANES if lie == 1 else 1, True), place.logical), None)
+
+
+def _as_held(x: ir.Expr, logical: DType) -> ir.Expr:
+    lanes = x.dtype.lanes
+    if x.dtype.scalar.is_half:
+        return ir.Cast(x, F32.with_lanes(lanes))
+    return widen(x) if lanes == 1 and logical.is_int and logical is not _U64 else x
+
+
+def store_value(cx: Context, v: Lane, place: Place) -> ir.Expr:
+    """A value (already of the author's dtype) as what the place holds: scalar if uniform, else a vector."""
+    dtype = place.buffer.dtype.scalar
+    x = _typed(v.expr, dtype) if v.coef == 0 and not dtype.is_float else v.expr
+    if v.coef != 0:
+        x = vector(cx, v, place.logical)
+    return ir.Cast(x, dtype.with_lanes(x.dtype.lanes)) if dtype.is_half else x
