@@ -1,10 +1,12 @@
-"""What every test gets: reproducible property tests, and a closing count of what was skipped and why."""
+"""What every test gets: reproducible property tests, golden files, a count of what was skipped and why at the end."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -19,6 +21,29 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 if "TILEDSL_CACHE_DIR" not in os.environ:
     CACHE = tempfile.TemporaryDirectory(prefix="tiledsl-tests-", ignore_cleanup_errors=True)
     os.environ["TILEDSL_CACHE_DIR"] = CACHE.name
+
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the files under tests/goldens anew")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """golden("errors/gemm_inner_sizes", text): the text equals tests/goldens/errors/gemm_inner_sizes.txt."""
+
+    def compare(name: str, text: str) -> None:
+        path = GOLDENS / f"{name}.txt"
+        text = text.rstrip("\n") + "\n"
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.exists(), f"no golden {path.name} yet; run pytest --update-golden and review what it writes"
+        assert text == path.read_text(encoding="utf-8")
+
+    return compare
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

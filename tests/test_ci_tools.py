@@ -155,3 +155,21 @@ def test_tools_read_every_file_of_the_tree() -> None:
     assert {"tiledsl", "tiledsl.ir.expr", "tiledsl.backends"} <= names
     for path in (ROOT / ".ci").glob("*.py"):
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+def test_golden_compares_and_updates(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest((Path(__file__).parent / "conftest.py").read_text(encoding="utf-8"))
+    pytester.makepyfile("def test(golden):\n    golden('errors/a', 'one')")
+    pytester.runpytest().assert_outcomes(failed=1)
+    pytester.runpytest("--update-golden").assert_outcomes(passed=1)
+    pytester.runpytest().assert_outcomes(passed=1)
+    pytester.makepyfile("def test(golden):\n    golden('errors/a', 'two')")
+    pytester.runpytest().assert_outcomes(failed=1)
+
+
+def test_skips_are_counted_by_reason(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest((Path(__file__).parent / "conftest.py").read_text(encoding="utf-8"))
+    pytester.makepyfile(
+        "import pytest\n@pytest.mark.parametrize('i', [1, 2])\ndef test(i):\n    pytest.skip('no torch')"
+    )
+    pytester.runpytest().stdout.fnmatch_lines(["*skipped: 2*", "*2 no torch", "*2 skipped*"])
