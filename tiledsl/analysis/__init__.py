@@ -1,0 +1,1 @@
+"""Questions about trees: bounds, effects, uniformity, symbols."""

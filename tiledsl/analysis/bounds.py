@@ -1,0 +1,349 @@
+"""What integer expressions can be: intervals and affine facts about loop, block and thread variables and symbols.
+
+`Facts` collects what is known at one place of a tree (ranges of variables, conditions of enclosing `If`s, lets,
+`T.assume`), `prove` answers yes or don't know. An expression becomes a linear form in unbounded integers only
+where its wrapping arithmetic provably does not wrap; else it is an atom that may have any value of its type, so a
+proof holds for the expression as it is computed. Proofs eliminate atoms by known inequalities (Fourier-Motzkin
+with integer tightening, within a budget of steps); floor divisions, min, max and choices are split by definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tiledsl.analysis.linear import Atom, Linear, System
+from tiledsl.ir.build import int_range
+from tiledsl.ir.expr import COMPARISONS, Binary, Cast, Const, Expr, IfThenElse, Load, Select, Unary, Var
+from tiledsl.ir.stmt import Function, Kernel
+from tiledsl.ir.walk import free_vars, walk
+
+__all__ = ["Facts", "SYMBOL_MAX", "kernel_facts", "prove"]
+
+# The largest extent of a dimension: what fits an address space, and for 32-bit symbols a tile's width less than
+# 2**31, so that rounding an extent up to tiles cannot wrap. Argument binding refuses larger ones.
+SYMBOL_MAX = {32: 2**31 - 2**16, 64: 2**48}
+_SWAP = {"gt": "lt", "ge": "le"}
+_NEGATE = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
+
+
+def prove(cond: Expr, facts: Facts) -> bool:
+    """True when the condition holds wherever the facts do; False means unknown."""
+    return facts.prove(cond)
+
+
+def kernel_facts(function: Function, kernel: Kernel) -> Facts:
+    """What holds in a kernel's body: extents are not negative, block and thread variables lie in their ranges."""
+    facts = Facts()
+    for s in function.symbols:
+        facts.bound(s, 0, SYMBOL_MAX.get(s.type.bits, int_range(s.type)[1]))
+    zero = Const(0, kernel.block_vars[0].type) if kernel.block_vars else None
+    for vs, extents in ((kernel.block_vars, kernel.grid), (kernel.thread_vars, kernel.threads)):
+        for v, extent in zip(vs, extents, strict=False):
+            facts.bind(v, zero or Const(0, v.type), extent)
+    return facts
+
+
+def _reads_memory(e: Expr) -> bool:
+    return any(isinstance(n, Load) for n in walk(e))
+
+
+class Facts(System):
+    """What is known at one place. `child()` opens a scope; facts added to it are forgotten with it."""
+
+    def __init__(self, parent: Facts | None = None) -> None:
+        super().__init__(parent)
+        self._lets: dict[Var, Linear] = dict(parent._lets) if parent else {}
+        self._conds: dict[Var, Expr] = dict(parent._conds) if parent else {}
+        self._memo: dict[int, tuple[Expr, Linear]] = {}
+        self._wrapped = False
+
+    def child(self) -> Facts:
+        return Facts(self)
+
+    # -- adding facts ------------------------------------------------------------------------------------
+
+    def bound(self, v: Var, low: int, high: int) -> None:
+        """low <= v <= high."""
+        atom = self._var(v)
+        self._narrow(atom, low, high)
+        self._learnt()
+
+    def bind(self, v: Var, start: Expr, stop: Expr, step: Expr | None = None) -> None:
+        """v is the variable of a loop start, start + step ... below stop (above, for a negative literal step)."""
+        low, high = self.linear(start), self.linear(stop)
+        by = 1 if step is None else step.value if isinstance(step, Const) else 0
+        if by == 0:
+            return  # a step known only at run time: nothing is said about v
+        if abs(by) == 1:
+            form = Linear({self._var(v): 1})
+        else:  # v = start + by * t with t = 0, 1, ...
+            limit = int_range(v.type)[1]
+            t = self._atoms.intern(("trip", v), Atom("var", 0, limit, vars=frozenset([v])))
+            form = low.plus(Linear({t: by}))
+            self._lets[v] = form
+        if by < 0:
+            low, high = high.shift(1), low.shift(1)
+        self._assume(form.plus(low, -1))
+        self._assume(high.plus(form, -1).shift(-1))
+
+    def let(self, v: Var, value: Expr) -> None:
+        """v equals value from here on, whatever happens to the memory that value reads."""
+        if v.type.is_bool and not v.type.is_vector:
+            if not _reads_memory(value):
+                self._conds[v] = value
+        elif _is_integer(v):
+            self._lets[v] = self.linear(value)
+            self._learnt()
+
+    def assume(self, cond: Expr, holds: bool = True) -> None:
+        """The condition holds (or does not). Nothing is learnt about memory, which may change."""
+        if isinstance(cond, Unary) and cond.op == "not":
+            self.assume(cond.x, not holds)
+        elif isinstance(cond, Var) and cond in self._conds:
+            self.assume(self._conds[cond], holds)
+        elif isinstance(cond, Binary) and cond.op in ("and", "or", "bitand", "bitor") and cond.a.dtype.is_bool:
+            if (cond.op in ("and", "bitand")) == holds:
+                self.assume(cond.a, holds)
+                self.assume(cond.b, holds)
+            elif self.prove(cond.a) if holds is False else self._refuted(cond.a):
+                self.assume(cond.b, holds)
+            elif self.prove(cond.b) if holds is False else self._refuted(cond.b):
+                self.assume(cond.a, holds)
+        elif isinstance(cond, Binary) and cond.op in COMPARISONS and _is_integer(cond.a) and not _reads_memory(cond):
+            op = cond.op if holds else _NEGATE[cond.op]
+            a, b = self.linear(cond.a), self.linear(cond.b)
+            if op in _SWAP:
+                op, a, b = _SWAP[op], b, a
+            if op == "ne":  # only at an end of the range
+                if self._nonneg(b.plus(a, -1)):
+                    op = "lt"
+                elif self._nonneg(a.plus(b, -1)):
+                    op, a, b = "lt", b, a
+            if op != "ne":
+                self._assume(b.plus(a, -1).shift(-1 if op == "lt" else 0))
+            if op == "eq":
+                self._assume(a.plus(b, -1))
+
+    def _learnt(self) -> None:
+        self._memo.clear()
+
+    def _refuted(self, cond: Expr) -> bool:
+        return self.prove(Unary("not", cond))
+
+    # -- questions ---------------------------------------------------------------------------------------------
+
+    def prove(self, cond: Expr) -> bool:
+        """True when cond holds wherever these facts do; False means unknown."""
+        if isinstance(cond, Const):
+            return cond.value is True
+        if isinstance(cond, Var):
+            return cond in self._conds and self.prove(self._conds[cond])
+        if isinstance(cond, Unary) and cond.op == "not":
+            return self._prove_not(cond.x)
+        if not isinstance(cond, Binary):
+            return False
+        if cond.op in ("and", "bitand") and cond.a.dtype.is_bool:
+            return self.prove(cond.a) and self._given(cond.a, True).prove(cond.b)
+        if cond.op in ("or", "bitor") and cond.a.dtype.is_bool:
+            return self.prove(cond.a) or self._given(cond.a, False).prove(cond.b)
+        if cond.op not in COMPARISONS or not _is_integer(cond.a):
+            return False
+        a, b, op = self.linear(cond.a), self.linear(cond.b), cond.op
+        if op in _SWAP:
+            op, a, b = _SWAP[op], b, a
+        up, down = b.plus(a, -1), a.plus(b, -1)
+        if op == "ne":
+            return self._nonneg(up.shift(-1)) or self._nonneg(down.shift(-1))
+        if op == "eq":
+            return self._nonneg(up) and self._nonneg(down)
+        return self._nonneg(up.shift(-1 if op == "lt" else 0))
+
+    def _prove_not(self, x: Expr) -> bool:
+        if isinstance(x, Const):
+            return x.value is False
+        if isinstance(x, Var):
+            return x in self._conds and self._prove_not(self._conds[x])
+        if isinstance(x, Unary) and x.op == "not":
+            return self.prove(x.x)
+        if isinstance(x, Binary) and x.op in COMPARISONS and _is_integer(x.a):
+            return self.prove(Binary(_NEGATE[x.op], x.a, x.b))
+        if isinstance(x, Binary) and x.op in ("and", "bitand") and x.a.dtype.is_bool:
+            return self._prove_not(x.a) or self._given(x.a, True)._prove_not(x.b)
+        if isinstance(x, Binary) and x.op in ("or", "bitor") and x.a.dtype.is_bool:
+            return self._prove_not(x.a) and self._given(x.a, False)._prove_not(x.b)
+        return False
+
+    def _cases(self, atom: Atom) -> Iterator[tuple[System, Linear]]:
+        cond, t, f = atom.parts
+        yield self._given(cond, True), t
+        yield self._given(cond, False), f
+
+    def _given(self, cond: Expr, holds: bool) -> Facts:
+        inner = self.child()
+        inner.assume(cond, holds)
+        return inner
+
+    def interval(self, e: Expr) -> tuple[int, int]:
+        """Smallest and largest value that an integer (or bool) expression can have."""
+        return self._range(self.linear(e))
+
+    def fits(self, e: Expr) -> bool:
+        """True when no integer operator in e can leave its type, so that e may be computed in a wider one."""
+        inner = self.child()
+        inner.linear(e)
+        return not inner._wrapped
+
+    def multiple(self, e: Expr, n: int) -> bool:
+        """True when e is a multiple of n for sure."""
+        return self.linear(e).divisible(n)
+
+    def stride(self, e: Expr, v: Var) -> int | None:
+        """The constant by which e grows when v grows by one and nothing else changes; None if there is none."""
+        form = self.linear(e)
+        own = self._var(v)
+        if any(v in self._atoms[a].vars for a in form.terms if a != own):
+            return None
+        return form.terms.get(own, 0)
+
+    # -- linear forms ----------------------------------------------------------------------------------------
+
+    def linear(self, e: Expr) -> Linear:
+        """e as a linear form that equals it as computed."""
+        if isinstance(e, Const):
+            return Linear(const=int(e.value)) if not e.type.is_float else self._opaque(e)
+        if isinstance(e, Var):
+            return self._lets.get(e) or Linear({self._var(e): 1})
+        found = self._memo.get(id(e))
+        if found is not None:
+            return found[1]
+        form = self._linear(e) if _is_integer(e) else self._opaque(e)
+        if not _reads_memory(e):
+            self._memo[id(e)] = (e, form)
+        return form
+
+    def _var(self, v: Var) -> int:
+        return self._atoms.var(v, *(int_range(v.type) if _is_integer(v) else (0, 0)))
+
+    def _opaque(self, e: Expr, low: int | None = None, high: int | None = None) -> Linear:
+        type_low, type_high = int_range(e.dtype) if _is_integer(e) else (0, 0)
+        pure = not _reads_memory(e) and low is None and high is None
+        low, high = type_low if low is None else max(low, type_low), type_high if high is None else min(high, type_high)
+        return Linear({self._atoms.opaque(e, low, high, frozenset(free_vars(e)), pure): 1})
+
+    def _checked(self, form: Linear, e: Expr) -> Linear:
+        """form, when the value that it states is one of e's type."""
+        low, high = int_range(e.dtype)
+        value_low, value_high = self._range(form)
+        if (value_low >= low or self._nonneg(form.shift(-low))) and (
+            value_high <= high or self._nonneg(form.scale(-1).shift(high))
+        ):
+            return form
+        self._wrapped = True
+        return self._opaque(e)
+
+    def _linear(self, e: Expr) -> Linear:
+        if isinstance(e, Cast):
+            return self._checked(self.linear(e.x), e) if _is_integer(e.x) else self._opaque(e)
+        if isinstance(e, Unary) and e.op in ("neg", "bitnot"):
+            return self._checked(self.linear(e.x).scale(-1).shift(-1 if e.op == "bitnot" else 0), e)
+        if isinstance(e, Unary) and e.op == "abs":
+            x = self.linear(e.x)
+            return self._checked(self._extreme("max", x, x.scale(-1)), e)
+        if isinstance(e, (IfThenElse, Select)):
+            return self._choice(e)
+        if isinstance(e, Binary) and e.op not in COMPARISONS and not e.dtype.is_bool:
+            return self._operator(e, self.linear(e.a), self.linear(e.b))
+        return self._opaque(e)
+
+    def _operator(self, e: Binary, a: Linear, b: Linear) -> Linear:
+        op = e.op
+        if op in ("add", "sub"):
+            return self._checked(a.plus(b, 1 if op == "add" else -1), e)
+        if op == "mul":
+            return self._checked(self._product(a, b), e)
+        if op in ("min", "max"):
+            return self._extreme(op, a, b)
+        if op in ("shl", "shr") and b.is_const and 0 <= b.const < e.dtype.bits:
+            return self._checked(a.scale(1 << b.const), e) if op == "shl" else self._floordiv(a, 1 << b.const)
+        if op == "bitand":
+            if a.is_const:
+                a, b = b, a
+            if b.is_const and b.const >= 0:
+                n = b.const + 1
+                return self._floormod(a, n) if n & (n - 1) == 0 else self._opaque(e, 0, b.const)
+        if op in ("truncdiv", "truncmod") and self._range(a)[0] >= 0:
+            op = op.replace("trunc", "floor")
+        if op == "floordiv" and b.is_const and b.const > 0:
+            return self._floordiv(a, b.const)
+        if op == "floormod" and b.is_const and b.const > 0:
+            return self._floormod(a, b.const)
+        low, high = self._range(b)
+        if op in ("floordiv", "floormod") and low >= 0:  # division by zero gives 0
+            a_low, a_high = self._range(a)
+            if op == "floordiv":
+                return self._opaque(e, min(a_low, 0), max(a_high, 0))
+            result = self._opaque(e, 0, max(high - 1, 0))
+            if low >= 1:
+                self._assume(b.plus(result, -1).shift(-1))
+            return result
+        self._wrapped = True
+        return self._opaque(e)
+
+    def _product(self, a: Linear, b: Linear) -> Linear:
+        if a.is_const:
+            return b.scale(a.const)
+        if b.is_const:
+            return a.scale(b.const)
+        result = a.scale(b.const).plus(b.scale(a.const)).shift(-a.const * b.const)
+        for x, cx in a.terms.items():
+            for y, cy in b.terms.items():
+                pair = (min(x, y), max(x, y))
+                corners = [p * q for p in self._limits(pair[0]) for q in self._limits(pair[1])]
+                both = self._atoms[x].vars | self._atoms[y].vars
+                atom = Atom("mul", min(corners), max(corners), pair, both)
+                result = result.plus(Linear({self._atoms.intern(("mul", pair), atom): cx * cy}))
+        return result
+
+    def _floordiv(self, a: Linear, c: int) -> Linear:
+        """floor(a / c): what c divides goes outside."""
+        whole = Linear({x: k // c for x, k in a.terms.items()}, a.const // c)
+        rest = a.plus(whole, -c)
+        low, high = self._range(rest)
+        if low // c == high // c:
+            return whole.shift(low // c)
+        low, high = self._wide(rest)
+        atom = Atom("div", low // c, high // c, (rest, c), self._atoms.vars_of(rest))
+        return whole.plus(Linear({self._atoms.intern(("div", rest.key, c), atom): 1}))
+
+    def _floormod(self, a: Linear, c: int) -> Linear:
+        return a.plus(self._floordiv(a, c), -c)
+
+    def _extreme(self, op: str, a: Linear, b: Linear) -> Linear:
+        (a_low, a_high), (b_low, b_high) = self._range(a), self._range(b)
+        if a_high <= b_low:
+            return a if op == "min" else b
+        if b_high <= a_low:
+            return b if op == "min" else a
+        if a.key > b.key:
+            a, b = b, a
+        pick = min if op == "min" else max
+        (a_low, a_high), (b_low, b_high) = self._wide(a), self._wide(b)
+        both = self._atoms.vars_of(a) | self._atoms.vars_of(b)
+        atom = Atom(op, pick(a_low, b_low), pick(a_high, b_high), (a, b), both)
+        return Linear({self._atoms.intern((op, a.key, b.key), atom): 1})
+
+    def _choice(self, e: IfThenElse | Select) -> Linear:
+        yes, no = self._given(e.cond, True), self._given(e.cond, False)
+        t, f = yes.linear(e.t), no.linear(e.f)
+        self._wrapped |= yes._wrapped or no._wrapped
+        if self.prove(e.cond):
+            return t
+        low, high = int_range(e.dtype)
+        atom = Atom("select", low, high, (e.cond, t, f), frozenset(free_vars(e)))
+        return Linear({self._atoms.fresh(atom): 1})
+
+
+def _is_integer(e: Expr) -> bool:
+    """A scalar integer or bool."""
+    dtype = e.dtype
+    return (dtype.is_int or dtype.is_bool) and not dtype.is_vector

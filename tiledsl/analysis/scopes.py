@@ -1,0 +1,147 @@
+"""A rewriter that knows, at every place of a kernel, what `bounds.Facts` can know there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from tiledsl.analysis.bounds import Facts, kernel_facts
+from tiledsl.ir.build import const
+from tiledsl.ir.expr import Binary, Const, Expr, IfThenElse
+from tiledsl.ir.node import Node
+from tiledsl.ir.stmt import Break, Continue, Debug, For, Function, If, Kernel, Let, Parallel, Return, Stmt, While
+from tiledsl.ir.walk import Rewriter, map_kernels
+
+_N = TypeVar("_N", bound=Node)
+
+__all__ = ["ScopedRewriter", "leaves"]
+
+
+def leaves(body: tuple[Stmt, ...]) -> bool:
+    """True when control never reaches the end of the block."""
+    if not body:
+        return False
+    last = body[-1]
+    return isinstance(last, (Break, Continue, Return)) or (
+        isinstance(last, If) and leaves(last.then) and leaves(last.orelse)
+    )
+
+
+class ScopedRewriter(Rewriter):
+    """Override `expr` and `stmt` as in Rewriter; `self.facts` holds where they are called."""
+
+    facts: Facts
+
+    def run(self, function: Function) -> Function:
+        """The function with all its kernels rewritten."""
+
+        def one(kernel: Kernel) -> Kernel:
+            self.facts = kernel_facts(function, kernel)
+            body = self.visit_block(kernel.body)
+            return kernel if body is kernel.body else kernel.replace(body=body)
+
+        result: Function = map_kernels(one, function)
+        return result
+
+    @contextmanager
+    def scope(self) -> Iterator[Facts]:
+        outer = self.facts
+        self.facts = outer.child()
+        try:
+            yield self.facts
+        finally:
+            self.facts = outer
+
+    def visit_block(self, body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        out: list[Stmt] = []
+        with self.scope():
+            for s in body:
+                new = self.visit_stmt(s)
+                out.extend(new) if isinstance(new, tuple) else out.append(new)
+                self._learn(s)
+        if len(out) == len(body) and all(a is b for a, b in zip(out, body, strict=True)):
+            return body
+        return tuple(out)
+
+    def _learn(self, s: Stmt) -> None:
+        """What a statement lets the rest of its block know."""
+        if isinstance(s, Let):
+            self.facts.let(s.var, s.value)
+        elif isinstance(s, Debug) and s.kind == "assume":
+            for v in s.values:
+                if isinstance(v, Expr):
+                    self.facts.assume(v)
+        elif isinstance(s, If):
+            if leaves(s.then):
+                self.facts.assume(s.cond, False)
+            elif leaves(s.orelse):
+                self.facts.assume(s.cond)
+
+    def visit_stmt(self, s: Stmt) -> Stmt | tuple[Stmt, ...]:
+        if isinstance(s, For):
+            new: Stmt = self.shared(s, start=self.visit(s.start), stop=self.visit(s.stop), step=self.visit(s.step))
+            with self.scope() as facts:
+                facts.bind(s.var, s.start, s.stop, s.step)
+                body = self.visit_block(s.body)
+            return self.stmt(self.shared(new, body=body))
+        if isinstance(s, Parallel):
+            extents = tuple(self.visit(e) for e in s.extents)
+            with self.scope() as facts:
+                for v, extent in zip(s.vars, s.extents, strict=True):
+                    facts.bind(v, const(0, v.type), extent)
+                body = self.visit_block(s.body)
+            return self.stmt(self.shared(s, extents=extents, body=body))
+        if isinstance(s, While):
+            cond = self.visit_while(s.cond)
+            with self.scope() as facts:
+                facts.assume(s.cond)
+                body = self.visit_block(s.body)
+            return self.stmt(self.shared(s, cond=cond, body=body))
+        if isinstance(s, If):
+            cond = self.visit(s.cond)
+            with self.scope() as facts:
+                facts.assume(s.cond)
+                then = self.visit_block(s.then)
+            with self.scope() as facts:
+                facts.assume(s.cond, False)
+                orelse = self.visit_block(s.orelse)
+            return self.stmt(self.shared(s, cond=cond, then=then, orelse=orelse))
+        return super().visit_stmt(s)
+
+    def visit_while(self, cond: Expr) -> Expr:
+        """The condition of a While, which is evaluated again before each iteration."""
+        return self.visit_expr(cond)
+
+    def visit_expr(self, e: Expr) -> Expr:
+        if isinstance(e, IfThenElse):
+            cond = self.visit_expr(e.cond)
+            with self.scope() as facts:
+                facts.assume(e.cond)
+                t = self.visit_expr(e.t)
+            with self.scope() as facts:
+                facts.assume(e.cond, False)
+                f = self.visit_expr(e.f)
+            return self.expr(self.shared(e, cond=cond, t=t, f=f))
+        if isinstance(e, Binary) and e.op in ("and", "or") and not isinstance(e.b, Const):
+            a = self.visit_expr(e.a)
+            with self.scope() as facts:
+                facts.assume(e.a, e.op == "and")
+                b = self.visit_expr(e.b)
+            return self.expr(self.shared(e, a=a, b=b))
+        return super().visit_expr(e)
+
+    @staticmethod
+    def shared(n: _N, **fields: object) -> _N:
+        """n with these fields; itself when none changed."""
+        changes = {
+            k: v
+            for k, v in fields.items()
+            if v is not getattr(n, k) and not (isinstance(v, tuple) and _same(v, getattr(n, k)))
+        }
+        result: _N = n.replace(**changes) if changes else n
+        return result
+
+
+def _same(a: tuple[object, ...], b: tuple[object, ...]) -> bool:
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))

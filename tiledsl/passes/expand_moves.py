@@ -1,0 +1,116 @@
+"""Copy and Fill become Parallel nests of element loads and stores, with the clipping rules written out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tiledsl.analysis.bounds import Facts
+from tiledsl.analysis.scopes import ScopedRewriter
+from tiledsl.errors import TileNotImplementedError
+from tiledsl.ir import build
+from tiledsl.ir.buffer import Buffer
+from tiledsl.ir.expr import Expr, Load, Var
+from tiledsl.ir.stmt import Copy, Fill, Function, If, Let, Parallel, Stmt, Store
+from tiledsl.ir.walk import loads_of
+
+__all__ = ["ExpandMoves", "range_tests"]
+
+
+@dataclass(frozen=True)
+class ExpandMoves:
+    """The pass. What is left to `guard_bounds` is the meaning of global accesses out of range; here a store
+    to, and a load from, block-local storage is guarded where it is not provably in range (`ir.Copy`)."""
+
+    name: ClassVar[str] = "expand_moves"
+    keep: frozenset[Buffer] = frozenset()  # destinations whose moves stay whole: a backend packs them itself
+
+    def __call__(self, function: Function) -> Function:
+        return _Expander(self.keep).run(function)
+
+
+def range_tests(buffer: Buffer, indices: tuple[Expr, ...], facts: Facts) -> list[Expr]:
+    """The comparisons that put the access in range; those that `facts` prove are left out."""
+    tests: list[Expr] = []
+    for index, extent in zip(indices, buffer.shape, strict=True):
+        for test in (build.ge(index, 0), build.lt(index, extent)):
+            if not facts.prove(test):
+                tests.append(test)
+    return tests
+
+
+class _Expander(ScopedRewriter):
+    def __init__(self, keep: frozenset[Buffer]) -> None:
+        super().__init__()
+        self.keep = keep
+
+    def stmt(self, s: Stmt) -> Stmt | tuple[Stmt, ...]:
+        if isinstance(s, (Copy, Fill)) and s.dst.buffer not in self.keep:
+            if s.participants is not None and s.participants.predicate is not None:
+                raise TileNotImplementedError(
+                    f"{type(s).__name__.lower()} by a part of the block's threads is not lowered yet", s.loc
+                )
+            return self._copy(s) if isinstance(s, Copy) else self._fill(s)
+        return s
+
+    def _copy(self, s: Copy) -> tuple[Stmt, ...]:
+        src_buffer, dst_buffer = s.src.buffer, s.dst.buffer
+        with self.scope() as facts:
+            lets: list[Stmt] = []
+            src_starts = self._once(s.src.starts, src_buffer.name, lets)
+            dst_starts = self._once(s.dst.starts, dst_buffer.name, lets)
+            nest = _variables(s.domain, facts)
+            src = tuple(_along(start, d, s.src_axes, nest) for d, start in enumerate(src_starts))
+            dst = tuple(_along(start, d, s.dst_axes, nest) for d, start in enumerate(dst_starts))
+            tests = [] if dst_buffer.scope == "global" else range_tests(dst_buffer, dst, facts)
+            if src_buffer.scope != "global":
+                tests += range_tests(src_buffer, src, facts)
+        value = build.cast(Load(src_buffer, src, loc=s.loc), dst_buffer.dtype, s.loc)
+        store = Store(dst_buffer, dst, value, loc=s.loc)
+        return (*lets, _nest(nest, s.domain, tests, store, s.annotations))
+
+    def _fill(self, s: Fill) -> tuple[Stmt, ...]:
+        buffer, region = s.dst.buffer, s.dst
+        with self.scope() as facts:
+            lets: list[Stmt] = []
+            starts = self._once(region.starts, buffer.name, lets)
+            (value,) = self._once((s.value,), buffer.name, lets)
+            nest = _variables(region.extents, facts)
+            axes = range(len(starts))
+            indices = tuple(_along(start, d, axes, nest) for d, start in enumerate(starts))
+            tests = [] if buffer.scope == "global" else range_tests(buffer, indices, facts)
+        return (*lets, _nest(nest, region.extents, tests, Store(buffer, indices, value, loc=s.loc), ()))
+
+    def _once(self, values: Iterable[Expr], name: str, lets: list[Stmt]) -> tuple[Expr, ...]:
+        """The values, those that read memory bound before the nest: it may change what they read."""
+        result: list[Expr] = []
+        for value in values:
+            if loads_of(value):
+                bound = Var(f"{name}_at", value.dtype)
+                lets.append(Let(bound, value, loc=value.loc))
+                self.facts.let(bound, value)
+                value = bound
+            result.append(value)
+        return tuple(result)
+
+
+def _variables(domain: tuple[Expr, ...], facts: Facts) -> list[Var]:
+    nest = [Var(f"i{k}", extent.dtype) for k, extent in enumerate(domain)]
+    for v, extent in zip(nest, domain, strict=True):
+        facts.bind(v, build.zero(v.type), extent)
+    return nest
+
+
+def _along(start: Expr, dim: int, axes: Iterable[int], nest: list[Var]) -> Expr:
+    """start plus the loop variables that move along this dimension; an axis of one element does not move."""
+    index = start
+    for v, axis in zip(nest, axes, strict=True):
+        if axis == dim:
+            index = build.add(*build.same_type(index, v))
+    return index
+
+
+def _nest(nest: list[Var], domain: tuple[Expr, ...], tests: list[Expr], store: Store, annotations: Any) -> Stmt:
+    body: Stmt = If(build.all_of(tests), (store,), loc=store.loc) if tests else store
+    return Parallel(tuple(nest), domain, (body,), annotations, loc=store.loc)
