@@ -1,0 +1,222 @@
+"""`tiledsl bench`: library kernels against NumPy and torch in one process, interleaved, medians, as ratios.
+
+A ratio above 1 means that tiledsl is faster than the better of the peers that are installed. Nothing here gates a
+test: machines differ and are shared; `docs/performance.md` keeps measured tables with machine and date.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+__all__ = ["JOBS", "Job", "Row", "run"]
+
+Thunk = Callable[[], Any]
+_ROWS = (13, 200, 64, 0, 301, 129, 7, 310)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A name, its floating-point operations, and a maker of the contestants (the first is ours)."""
+
+    name: str
+    flops: float
+    make: Callable[[str | None], dict[str, Thunk]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured line: milliseconds per contestant, GFLOP/s and ratio of ours to the best peer."""
+
+    job: str
+    milliseconds: dict[str, float]
+    gflops: float
+    ratio: float | None
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch
+
+
+def _array(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+    return rng.standard_normal(shape, dtype=np.float32).astype(dtype)
+
+
+def _tensor(torch: Any, x: np.ndarray[Any, Any]) -> Any:
+    if x.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(x)
+
+
+def _gemm(n: int, dtype: Any) -> Callable[[str | None], dict[str, Thunk]]:
+    def make(target: str | None) -> dict[str, Thunk]:
+        from tiledsl.kernels import matmul
+
+        rng = np.random.default_rng(0)
+        a, b = _array(rng, (n, n), dtype), _array(rng, (n, n), dtype)
+        out = np.empty((n, n), dtype)
+        jobs: dict[str, Thunk] = {"tiledsl": lambda: matmul(a, b, out=out, target=target)}
+        if dtype == np.float32:
+            peer = np.empty((n, n), dtype)
+            jobs["numpy"] = lambda: np.matmul(a, b, out=peer)
+        if torch := _torch():
+            ta, tb = _tensor(torch, a), _tensor(torch, b)
+            to = torch.empty_like(ta)
+            jobs["torch"] = lambda: torch.mm(ta, tb, out=to)
+        return jobs
+
+    return make
+
+
+def _attention(d: int, dtype: Any, causal: bool) -> Callable[[str | None], dict[str, Thunk]]:
+    def make(target: str | None) -> dict[str, Thunk]:
+        from tiledsl.kernels import flash_attention
+
+        rng = np.random.default_rng(0)
+        q, k, v = (_array(rng, (1, 8, 2048, d), dtype) for _ in range(3))
+        out = np.empty_like(q)
+
+        def ours() -> Any:
+            return flash_attention(q, k, v, causal=causal, layout="bhsd", out=out, target=target)
+
+        jobs: dict[str, Thunk] = {"tiledsl": ours}
+        if torch := _torch():
+            tq, tk, tv = (_tensor(torch, x) for x in (q, k, v))
+            sdpa = torch.nn.functional.scaled_dot_product_attention
+            jobs["torch"] = lambda: sdpa(tq, tk, tv, is_causal=causal)
+        return jobs
+
+    return make
+
+
+def _grouped(target: str | None) -> dict[str, Thunk]:
+    from tiledsl.kernels import grouped_gemm
+
+    rng = np.random.default_rng(0)
+    k = n = 512
+    a, b = _array(rng, (sum(_ROWS), k), np.float32), _array(rng, (len(_ROWS), k, n), np.float32)
+    sizes = np.array(_ROWS, np.int32)
+    out = np.empty((sum(_ROWS), n), np.float32)
+    starts = np.concatenate([[0], np.cumsum(_ROWS)])
+    spans = [(e, int(starts[e]), int(starts[e + 1])) for e in range(len(_ROWS)) if _ROWS[e]]
+    peer = np.empty_like(out)
+
+    def with_numpy() -> None:
+        for e, lo, hi in spans:
+            np.matmul(a[lo:hi], b[e], out=peer[lo:hi])
+
+    jobs: dict[str, Thunk] = {"tiledsl": lambda: grouped_gemm(a, b, sizes, out=out, target=target), "numpy": with_numpy}
+    if torch := _torch():
+        ta, tb = torch.from_numpy(a), torch.from_numpy(b)
+        to = torch.empty(sum(_ROWS), n)
+
+        def with_torch() -> None:
+            for e, lo, hi in spans:
+                torch.mm(ta[lo:hi], tb[e], out=to[lo:hi])
+
+        jobs["torch"] = with_torch
+    return jobs
+
+
+def _jobs() -> dict[str, Job]:
+    bf16 = ml_dtypes.bfloat16
+    found = [Job(f"gemm-f32-{n}", 2.0 * n**3, _gemm(n, np.float32)) for n in (512, 1024, 2048)]
+    found += [Job("gemm-bf16-1024", 2.0 * 1024**3, _gemm(1024, bf16))]
+    for d in (64, 128):
+        for name, dtype in (("f32", np.float32), ("bf16", bf16)):
+            for causal in (False, True):
+                flops = 4.0 * 8 * 2048 * 2048 * d * (0.5 if causal else 1.0)
+                found.append(Job(f"attention-{name}-d{d}{'-causal' if causal else ''}", flops, _attention(d, dtype, causal)))
+    found.append(Job("grouped-f32", 2.0 * sum(_ROWS) * 512 * 512, _grouped))
+    return {j.name: j for j in found}
+
+
+JOBS = _jobs()
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """Ask every library in the process for n threads."""
+    from tiledsl.runtime import pool
+
+    torch = _torch()
+    if torch:
+        torch.set_num_threads(n)
+    with pool.limit(n):
+        yield
+
+
+def measure(jobs: dict[str, Thunk], seconds: float = 3.0) -> dict[str, float]:
+    """Median seconds of each contestant, interleaved A B C A B C ... after one warm-up round each."""
+    first = {}
+    for name, f in jobs.items():
+        f()
+        start = time.perf_counter()
+        f()
+        first[name] = time.perf_counter() - start
+    rounds = int(min(101, max(5, seconds / max(1e-6, sum(first.values())))))
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(rounds):
+        for name, f in jobs.items():
+            start = time.perf_counter()
+            f()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def run(names: list[str], target: str | None, threads: int, on_row: Callable[[Row], None] | None = None) -> list[Row]:
+    """Measure the named jobs (all when none is named)."""
+    rows = []
+    with _threads(threads):
+        for name in names or list(JOBS):
+            job = JOBS[name]
+            medians = measure(job.make(target))
+            ours = medians["tiledsl"]
+            peers = [t for who, t in medians.items() if who != "tiledsl"]
+            row = Row(
+                name,
+                {who: t * 1e3 for who, t in medians.items()},
+                job.flops / ours / 1e9,
+                min(peers) / ours if peers else None,
+            )
+            rows.append(row)
+            if on_row:
+                on_row(row)
+    return rows
+
+
+def format_row(row: Row) -> str:
+    """One line of the table."""
+    times = "  ".join(f"{who} {ms:9.2f} ms" for who, ms in row.milliseconds.items())
+    ratio = "  no peer" if row.ratio is None else f"  ratio {row.ratio:5.2f}"
+    return f"{row.job:28s} {row.gflops:8.1f} GFLOP/s{ratio}   {times}"
+
+
+def main(names: list[str], target: str | None, threads: int, json_file: str | None) -> int:
+    """The command: prints each row as it is measured; --json keeps the table with the machine's description."""
+    unknown = [n for n in names if n not in JOBS]
+    if unknown:
+        print(f"unknown job {unknown[0]}; known: {', '.join(JOBS)}", file=sys.stderr)
+        return 2
+    rows = run(names, target, threads, lambda row: print(format_row(row), flush=True))
+    if json_file:
+        machine = {"processor": platform.processor(), "machine": platform.machine(), "cores": os.cpu_count()}
+        table = {"machine": machine, "threads": threads, "date": time.strftime("%Y-%m-%d"), "rows": [asdict(r) for r in rows]}
+        with open(json_file, "w", encoding="utf-8") as f:
+            json.dump(table, f, indent=1)
+    return 0
