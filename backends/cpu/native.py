@@ -15,7 +15,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
-__all__ = ["Cpu", "Loaded", "compile_module", "host_cpu", "load_object", "undefined_symbols"]
+__all__ = ["Cpu", "Loaded", "compile_module", "host_cpu", "load_object"]
 
 KERNEL = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
 
@@ -60,39 +60,38 @@ def _machine(cpu: Cpu) -> Any:
     return target.create_target_machine(cpu=cpu.name, features=features, opt=2, reloc="pic", codemodel="default")
 
 
-def compile_module(module: Any, cpu: Cpu) -> bytes:
-    """Object code of an llvmlite.ir module, optimised for `cpu`.
+def compile_module(modules: Sequence[Any], cpu: Cpu) -> bytes:
+    """Object code of llvmlite.ir modules, linked into one and optimised for `cpu`.
 
     The optimiser may neither contract nor reassociate floats: no instruction carries such a flag.
     """
-    return bytes(_machine(cpu).emit_object(optimized(module, cpu)))
+    return bytes(_machine(cpu).emit_object(optimized(modules, cpu)))
 
 
-def assembly(module: Any, cpu: Cpu) -> str:
+def assembly(modules: Sequence[Any], cpu: Cpu) -> str:
     """The assembly text of what `compile_module` emits."""
-    return str(_machine(cpu).emit_assembly(optimized(module, cpu)))
+    return str(_machine(cpu).emit_assembly(optimized(modules, cpu)))
 
 
-def optimized(module: Any, cpu: Cpu) -> Any:
-    """The parsed module after LLVM's middle end."""
+def optimized(modules: Sequence[Any], cpu: Cpu) -> Any:
+    """The parsed and linked modules after LLVM's middle end."""
     machine = _machine(cpu)
-    module.triple = cpu.triple
-    module.data_layout = str(machine.target_data)
-    parsed = llvm.parse_assembly(str(module))
-    parsed.verify()
+    parsed = None
+    for module in modules:
+        module.triple = cpu.triple
+        module.data_layout = str(machine.target_data)
+        one = llvm.parse_assembly(str(module))
+        one.verify()
+        if parsed is None:
+            parsed = one
+        else:
+            parsed.link_in(one)
     tuning = llvm.create_pipeline_tuning_options(speed_level=2)
     tuning.loop_unrolling = False  # the lowering unrolls where it pays
     tuning.slp_vectorization = False
     builder = llvm.create_pass_builder(machine, tuning)
     builder.getModulePassManager().run(parsed, builder)
     return parsed
-
-
-def undefined_symbols(code: bytes) -> list[str]:
-    """Names that an ELF, Mach-O or COFF object needs from outside."""
-    wanted = []
-    obj = llvm.ObjectFileRef.from_data(code)
-    raise NotImplementedError(wanted, obj)
 
 
 class Loaded:

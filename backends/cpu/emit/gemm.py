@@ -1,0 +1,275 @@
+"""The gemm micro-kernel: C[m, n] += A[m, k] @ B with B packed in column panels, as LLVM IR.
+
+Each element of C is one k-ascending chain of fused multiply-adds (for integers: multiply, add, wrap) that starts from
+C. Register blocking only decides which elements are computed together, so every blocking gives the same bits.
+
+A block of MR rows by NV registers lives in vector registers over the whole K loop; per k it takes NV loads of the
+panel and MR broadcasts of A. The tile is covered panel by panel (a panel stays in the first-level cache), rows from
+the top; what is left of the rows goes through smaller blocks, what is left of the columns through masked C accesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+
+from tiledsl.backends.cpu.emit.values import I1, I8, I32, I64, PTR, VOID, intrinsic, splat, suffix, value_type
+from tiledsl.dtypes import DType
+
+__all__ = ["Blocking", "blocking", "emit_gemm"]
+
+Value = Any
+_PREFETCH_B = 2048  # bytes ahead in the panel; the panel is read as one stream
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """lanes of one register, registers per row of a block (NV), rows of a full block (MR)."""
+
+    lanes: int
+    nv: int
+    mr: int
+
+
+def blocking(d: DType, panel: int, register_bytes: int) -> Blocking:
+    """What fits the register file: MR * NV accumulators, NV panel registers and one broadcast of A.
+
+    32 registers of 64 bytes, else 16 of 32 or 16 bytes. `panel` is the width of a panel in elements.
+    """
+    lanes = min(panel, register_bytes * 8 // d.bits)
+    budget = 28 if register_bytes == 64 else 14
+    # 4 registers wide and 6 high needs the fewest loads per multiply-add among what fits 28
+    widest = 4 if register_bytes == 64 else 2
+    nv = next(v for v in range(min(widest, panel // lanes), 0, -1) if (panel // lanes) % v == 0)
+    mr = {4: 6, 3: 8, 2: 12, 1: 14}[nv] if register_bytes == 64 else (budget - nv) // nv
+    return Blocking(lanes, nv, min(mr, 14))
+
+
+def emit_gemm(module: Any, d: DType, panel: int, a_trans: bool, shape: Blocking) -> Any:
+    """The function `void (C, ldc, A, a_row, a_k, B, panel_stride, m, n, k)`; strides in elements, all int64.
+
+    C row-major; A[i, k] at i * a_row + k * a_k, and whichever of a_row (a_trans) or a_k is promised to be 1 may be
+    anything (1 is tested for, and is fast); B[p, k, j] at p * panel_stride + k * panel + j, zero or anything beyond n.
+    Memory of C beyond column n is neither read nor written.
+    """
+    name = f"gemm_{d.name}_{panel}_{'t' if a_trans else 'n'}_{shape.lanes}x{shape.nv}x{shape.mr}"
+    if name in module.globals:
+        return module.globals[name]
+    f = ir.Function(module, ir.FunctionType(VOID, [PTR, I64, PTR, I64, I64, PTR, I64, I64, I64, I64]), name)
+    f.linkage = "internal"
+    f.attributes.add("noinline")
+    blocks = {mr: _emit_block(module, d, panel, a_trans, shape, mr) for mr in _heights(shape.mr)}
+    c, ldc, a, a_row, a_k, bp, panel_stride, m, n, k = f.args
+    b = ir.IRBuilder(f.append_basic_block())
+    size = d.bits // 8
+    width = shape.lanes * shape.nv
+    ldc, a_row, a_k, panel_stride = (b.mul(s, _i64(size)) for s in (ldc, a_row, a_k, panel_stride))
+
+    def columns(j: Value) -> None:
+        """One block column: columns j .. j + width of C."""
+        in_panel = b.mul(b.urem(j, _i64(panel)), _i64(size))
+        b_column = _at(b, _at(b, bp, b.mul(b.udiv(j, _i64(panel)), panel_stride)), in_panel)
+        c_column = _at(b, c, b.mul(j, _i64(size)))
+        left = b.sub(n, j)
+
+        def rows(mr: int, i: Value) -> None:
+            b.call(blocks[mr], [_at(b, c_column, b.mul(i, ldc)), ldc, _at(b, a, b.mul(i, a_row)), a_row, a_k, b_column,
+                                left, k])  # fmt: skip
+
+        full = b.sub(m, b.urem(m, _i64(shape.mr)))
+        _loop(b, _i64(0), full, shape.mr, lambda i: rows(shape.mr, i))
+        done = full
+        for mr in _heights(shape.mr)[1:]:  # binary decomposition of the rest: each height at most once
+            fits = b.icmp_signed(">=", b.sub(m, done), _i64(mr))
+            with b.if_then(fits):
+                rows(mr, done)
+            done = b.select(fits, b.add(done, _i64(mr)), done)
+
+    _loop(b, _i64(0), n, width, columns)
+    b.ret_void()
+    return f
+
+
+def _heights(mr: int) -> list[int]:
+    """Heights of blocks: the full one and powers of two below it."""
+    return [mr, *(h for h in (8, 4, 2, 1) if h < mr)]
+
+
+def _i64(x: int) -> Value:
+    return ir.Constant(I64, x)
+
+
+def _at(b: Any, p: Value, offset: Value) -> Value:
+    """p + offset bytes."""
+    return b.gep(p, [offset], inbounds=True, source_etype=I8)
+
+
+def _loop(b: Any, start: Value, stop: Value, step: int, body: Callable[[Value], None]) -> None:
+    """for i in range(start, stop, step): body(i)."""
+    before = b.block
+    head, inside, after = (b.append_basic_block() for _ in range(3))
+    b.branch(head)
+    b.position_at_end(head)
+    i = b.phi(I64)
+    i.add_incoming(start, before)
+    b.cbranch(b.icmp_signed("<", i, stop), inside, after)
+    b.position_at_end(inside)
+    body(i)
+    i.add_incoming(b.add(i, _i64(step), flags=("nsw",)), b.block)
+    b.branch(head)
+    b.position_at_end(after)
+
+
+def _emit_block(module: Any, d: DType, panel: int, a_trans: bool, shape: Blocking, mr: int) -> Any:
+    """`void (C, ldc, A, a_row, a_k, B, columns left, k)` for one block of mr rows; strides in bytes."""
+    name = f"gemm_block_{d.name}_{panel}_{'t' if a_trans else 'n'}_{shape.lanes}x{shape.nv}x{mr}"
+    f = ir.Function(module, ir.FunctionType(VOID, [PTR, I64, PTR, I64, I64, PTR, I64, I64]), name)
+    f.linkage = "internal"
+    f.attributes.add("noinline")
+    for i in (0, 2, 5):
+        f.args[i].attributes.add("noalias")
+    c, ldc, a, a_row, a_k, bp, left, k = f.args
+    b = ir.IRBuilder(f.append_basic_block())
+    vector = ir.VectorType(value_type(d), shape.lanes)
+    size, register = d.bits // 8, shape.lanes * d.bits // 8
+    places = [(i, j) for i in range(mr) for j in range(shape.nv)]
+    rows = [_at(b, c, b.mul(ldc, _i64(i))) for i in range(mr)]
+    whole = b.icmp_signed(">=", left, _i64(shape.lanes * shape.nv))
+    for i, j in places:
+        _prefetch(b, _at(b, rows[i], _i64(j * register)))
+
+    with b.if_else(whole) as (then, otherwise):
+        with then:
+            plain = [b.load(_at(b, rows[i], _i64(j * register)), align=size, typ=vector) for i, j in places]
+            plain_end = b.block
+        with otherwise:
+            masks = [_mask(b, left, j * shape.lanes, shape.lanes) for j in range(shape.nv)]
+            masked = [_masked_load(b, vector, _at(b, rows[i], _i64(j * register)), masks[j], size) for i, j in places]
+            masked_end = b.block
+    start = []
+    for p, q in zip(plain, masked, strict=True):
+        phi = b.phi(vector)
+        phi.add_incoming(p, plain_end)
+        phi.add_incoming(q, masked_end)
+        start.append(phi)
+
+    unit = b.icmp_signed("==", a_row if a_trans else a_k, _i64(size))
+    fast, slow, out = (b.append_basic_block() for _ in range(3))
+    b.cbranch(unit, fast, slow)
+    results = []
+    for block, stride_row, stride_k, unroll in (
+        (fast, _i64(size) if a_trans else a_row, a_k if a_trans else _i64(size), 4 if mr == shape.mr else 2),
+        (slow, a_row, a_k, 1),
+    ):
+        b.position_at_end(block)
+        acc = _k_loops(b, d, vector, panel, shape, mr, a, stride_row, stride_k, bp, k, start, unroll)
+        results.append((acc, b.block))
+        b.branch(out)
+    b.position_at_end(out)
+    final = []
+    for n in range(len(places)):
+        phi = b.phi(vector)
+        for acc, end in results:
+            phi.add_incoming(acc[n], end)
+        final.append(phi)
+
+    with b.if_else(whole) as (then, otherwise):
+        with then:
+            for (i, j), v in zip(places, final, strict=True):
+                b.store(v, _at(b, rows[i], _i64(j * register)), align=size)
+        with otherwise:
+            masks = [_mask(b, left, j * shape.lanes, shape.lanes) for j in range(shape.nv)]
+            for (i, j), v in zip(places, final, strict=True):
+                _masked_store(b, v, _at(b, rows[i], _i64(j * register)), masks[j], size)
+    b.ret_void()
+    return f
+
+
+def _k_loops(
+    b: Any, d: DType, vector: Any, panel: int, shape: Blocking, mr: int, a: Value, stride_row: Value, stride_k: Value,
+    bp: Value, k: Value, start: list[Value], unroll: int,
+) -> list[Value]:  # fmt: skip
+    """The accumulators after all k: an unrolled loop and one for the rest."""
+    register = shape.lanes * d.bits // 8
+    row_bytes = panel * d.bits // 8
+    offsets = [b.mul(stride_row, _i64(i)) for i in range(mr)]
+
+    def step(a_at: Value, b_at: Value, u: int, acc: list[Value]) -> list[Value]:
+        columns = [b.load(_at(b, b_at, _i64(u * row_bytes + j * register)), align=d.bits // 8, typ=vector)
+                   for j in range(shape.nv)]  # fmt: skip
+        if unroll > 1:
+            for j in range(0, shape.nv * register, 64):
+                _prefetch(b, _at(b, b_at, _i64(u * row_bytes + j + _PREFETCH_B)))
+        a_now = _at(b, a_at, b.mul(stride_k, _i64(u)))
+        new = list(acc)
+        for i in range(mr):
+            scalar = b.load(_at(b, a_now, offsets[i]), align=d.bits // 8, typ=value_type(d))
+            spread = splat(b, scalar, shape.lanes)
+            for j in range(shape.nv):
+                n = i * shape.nv + j
+                new[n] = _multiply_add(b, d, spread, columns[j], acc[n])
+        return new
+
+    def loop(trips: Value, per_trip: int, a_at: Value, b_at: Value, acc: list[Value]) -> tuple[Value, Value, list[Value]]:
+        before = b.block
+        head, inside, after = (b.append_basic_block() for _ in range(3))
+        b.branch(head)
+        b.position_at_end(head)
+        carried = []
+        for v in (_i64(0), a_at, b_at, *acc):
+            phi = b.phi(v.type)
+            phi.add_incoming(v, before)
+            carried.append(phi)
+        i, a_now, b_now, now = carried[0], carried[1], carried[2], carried[3:]
+        b.cbranch(b.icmp_signed("<", i, trips), inside, after)
+        b.position_at_end(inside)
+        new = now
+        for u in range(per_trip):
+            new = step(a_now, b_now, u, new)
+        following = [
+            b.add(i, _i64(1), flags=("nsw",)),
+            _at(b, a_now, b.mul(stride_k, _i64(per_trip))),
+            _at(b, b_now, _i64(row_bytes * per_trip)),
+            *new,
+        ]
+        for phi, v in zip(carried, following, strict=True):
+            phi.add_incoming(v, b.block)
+        b.branch(head)
+        b.position_at_end(after)
+        return a_now, b_now, now
+
+    if unroll == 1:
+        return loop(k, 1, a, bp, start)[2]
+    a_at, b_at, acc = loop(b.sdiv(k, _i64(unroll)), unroll, a, bp, start)
+    return loop(b.srem(k, _i64(unroll)), 1, a_at, b_at, acc)[2]
+
+
+def _multiply_add(b: Any, d: DType, x: Value, y: Value, z: Value) -> Value:
+    if d.is_float:
+        return intrinsic(b, f"llvm.fma.{suffix(x.type)}", x.type, [x, y, z])
+    return b.add(b.mul(x, y), z)
+
+
+def _mask(b: Any, left: Value, first: int, lanes: int) -> Value:
+    """Lanes below `left`, counting from `first`."""
+    numbers = ir.Constant(ir.VectorType(I64, lanes), [first + i for i in range(lanes)])
+    return b.icmp_signed("<", numbers, splat(b, left, lanes))
+
+
+def _masked_load(b: Any, vector: Any, p: Value, mask: Value, align: int) -> Value:
+    zero = ir.Constant(vector, None)
+    return intrinsic(b, f"llvm.masked.load.{suffix(vector)}.p0", vector, [p, mask, zero], {0: align})
+
+
+def _masked_store(b: Any, v: Value, p: Value, mask: Value, align: int) -> None:
+    intrinsic(b, f"llvm.masked.store.{suffix(v.type)}.p0", VOID, [v, p, mask], {1: align})
+
+
+def _prefetch(b: Any, p: Value) -> None:
+    intrinsic(b, "llvm.prefetch.p0", VOID, [p, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
+
+
+_ = I1

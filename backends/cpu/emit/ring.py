@@ -1,0 +1,110 @@
+"""What compiled code shares with the runtime: the cancel word, the ring of debug records, atomics.
+
+The ring: word 0 is the number of words written so far (also those that found no room), word 1 the capacity in words,
+then records of [kind, site, number of values, value bits ...]; kind 0 is a print, 1 a failed assert.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from tiledsl.backends.cpu.emit import arith, convert
+from tiledsl.backends.cpu.emit.values import I64, PTR, constant, memory_type
+from tiledsl.dtypes import DType, as_dtype
+
+__all__ = ["atomic", "bits", "cancelled", "reserve"]
+
+Value = Any
+WORD = as_dtype("int64")
+
+
+def _word(b: Any, context: Value, i: int) -> Value:
+    return b.load(b.gep(context, [ir.Constant(I64, i)], inbounds=True, source_etype=I64), typ=I64)
+
+
+def cancelled(b: Any, context: Value) -> Value:
+    """Context word 1 is the address of the cancel word; nonzero means stop."""
+    flag = b.load_atomic(b.inttoptr(_word(b, context, 1), PTR), ordering="monotonic", align=8, typ=I64)
+    return b.icmp_unsigned("!=", flag, ir.Constant(I64, 0))
+
+
+def bits(b: Any, d: DType, v: Value) -> Value:
+    """The value's bits, zero-extended to a word (integers sign-extended)."""
+    if d.is_bool:
+        return b.zext(v, I64)
+    if d.is_float:
+        width = as_dtype(f"uint{d.bits}")
+        return convert.cast(b, width, WORD, arith.reinterpret(b, width, v))
+    return convert.cast(b, d, WORD, v)
+
+
+def reserve(b: Any, context: Value, kind: Value, site: Value, count: int) -> Value:
+    """Address of the value words of a new record, or 0 when there is no ring (context word 2) or no room."""
+    ring = _word(b, context, 2)
+    size = ir.Constant(I64, 3 + count)
+    before = b.block
+    with b.if_then(b.icmp_unsigned("!=", ring, ir.Constant(I64, 0))):
+        start = b.inttoptr(ring, PTR)
+        offset = b.atomic_rmw("add", start, size, "monotonic")
+        fits = b.icmp_signed("<=", b.add(offset, size), _word(b, start, 1))
+        none = b.block
+        with b.if_then(fits):
+            record = b.gep(start, [b.add(offset, ir.Constant(I64, 2))], source_etype=I64)
+            for i, v in enumerate((kind, site, ir.Constant(I64, count))):
+                b.store(v, b.gep(record, [ir.Constant(I64, i)], source_etype=I64))
+            place = b.ptrtoint(b.gep(record, [ir.Constant(I64, 3)], source_etype=I64), I64)
+            written = b.block
+        inner = b.phi(I64)
+        inner.add_incoming(ir.Constant(I64, 0), none)
+        inner.add_incoming(place, written)
+        end = b.block
+    outer = b.phi(I64)
+    outer.add_incoming(ir.Constant(I64, 0), before)
+    outer.add_incoming(inner, end)
+    return outer
+
+
+_RMW = {"add": "add", "and": "and", "or": "or", "xor": "xor", "exchange": "xchg"}
+
+
+def atomic(b: Any, op: str, d: DType, base: Value, index: Value, value: Value | None) -> Value | None:
+    """One relaxed read-modify-write of base[index]; gives the old value (None for a store).
+
+    Integers use the hardware's operation; floats, halves (rounded per operation) and bool compare and swap.
+    """
+    t = memory_type(d)
+    address = b.gep(base, [index], inbounds=True, source_etype=t)
+    align = d.bits // 8
+    word = ir.IntType(d.bits)
+    as_word = (lambda v: b.zext(v, word)) if d.is_bool else (lambda v: b.bitcast(v, word) if v.type != word else v)
+    if op == "store":
+        b.store_atomic(as_word(value), address, "monotonic", align)
+        return None
+    if op == "load":
+        return _out(b, d, b.load_atomic(address, ordering="monotonic", align=align, typ=word))
+    if d.is_int or op == "exchange":
+        name = _RMW.get(op) or (op if d.kind == "int" else f"u{op}")
+        return _out(b, d, b.atomic_rmw(name, address, as_word(value), "monotonic"))
+    before = b.block
+    first = b.load_atomic(address, ordering="monotonic", align=align, typ=word)
+    again, done = b.append_basic_block(), b.append_basic_block()
+    b.branch(again)
+    b.position_at_end(again)
+    old = b.phi(word)
+    old.add_incoming(first, before)
+    wide = as_dtype("float32") if d.is_half else d
+    x, y = (convert.cast(b, d, wide, v) for v in (_out(b, d, old), value))
+    new = convert.cast(b, wide, d, arith.binary(b, op, wide, x, y))
+    swapped = b.cmpxchg(address, old, as_word(new), "monotonic", "monotonic")
+    old.add_incoming(b.extract_value(swapped, 0), b.block)
+    b.cbranch(b.extract_value(swapped, 1), done, again)
+    b.position_at_end(done)
+    return _out(b, d, old)
+
+
+def _out(b: Any, d: DType, word: Value) -> Value:
+    if d.is_bool:
+        return b.icmp_unsigned("!=", word, constant(as_dtype("uint8"), 0))
+    return arith.reinterpret(b, d, word)

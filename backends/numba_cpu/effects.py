@@ -1,0 +1,80 @@
+"""Functions of the dialect that touch more than values: cancellation, debug records, atomics, math functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir as ll
+
+from tiledsl.backends.cpu.emit import convert, ring, values
+from tiledsl.backends.cpu.emit.expansion import emit_math
+from tiledsl.backends.numba_cpu.dialect import BOOL, I64, VOID, Kind, Op, Pointer
+from tiledsl.dtypes import DType
+from tiledsl.ir.intrinsics import INTRINSICS
+
+__all__ = ["effect_names"]
+
+_ATOMICS = {"add": ("add", "fadd"), "and": ("and", ""), "or": ("or", ""), "xor": ("xor", ""), "exchange": ("xchg", "xchg")}
+
+
+def _cancelled(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) -> Any:
+    """Whether the cancel word (context word 1 holds its address) is set."""
+    return ring.cancelled(b, args[0])
+
+
+def _ring_write(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) -> None:
+    """ring_write(context, kind, site, values ...): one record, dropped when there is no ring or no room."""
+    words = [ring.bits(b, k, v) for k, v in zip(kinds[3:], args[3:], strict=True)]
+    place = ring.reserve(b, args[0], *(values.constant(I64, k.value) for k in kinds[1:3]), len(words))
+    with b.if_then(b.icmp_unsigned("!=", place, values.constant(I64, 0))):
+        slots = b.inttoptr(place, values.PTR)
+        for i, w in enumerate(words):
+            b.store(w, b.gep(slots, [ll.Constant(values.I64, i)], source_etype=values.I64))
+
+
+def _ring_record(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) -> Any:
+    """ring_record(context, kind, site, count): address of `count` value words to fill, or 0."""
+    kind, site, count = (k.value for k in kinds[1:4])
+    return ring.reserve(b, args[0], values.constant(I64, kind), values.constant(I64, site), count)
+
+
+def _bits(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) -> Any:
+    return ring.bits(b, kinds[0], args[0])
+
+
+def _atomic(op: str) -> Op:
+    def rule(kinds: Sequence[Kind]) -> Kind:
+        if not isinstance(kinds[0], Pointer):
+            raise TypeError("an atomic needs a place in memory")
+        return VOID if op == "store" else kinds[0].dtype
+
+    def emit(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) -> Any:
+        d: DType = kinds[0].dtype
+        index = args[1] if kinds[1] is I64 or not isinstance(kinds[1], DType) else convert.cast(b, kinds[1], I64, args[1])
+        value = None
+        if len(args) > 2:
+            value = args[2] if isinstance(kinds[2], DType) else values.constant(d, kinds[2].value)
+        return ring.atomic(b, op, d, args[0], index, value)
+
+    return Op(f"atomic_{op}", rule, emit)
+
+
+def _math(name: str) -> Op:
+    def emit(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) -> Any:
+        return b.call(emit_math(b.module, name, result), args)
+
+    return Op(name, lambda kinds: kinds[0], emit)
+
+
+def effect_names() -> dict[str, Op]:
+    """By the name that printed text uses."""
+    ops = [
+        Op("cancelled", lambda kinds: BOOL, _cancelled),
+        Op("ring_write", lambda kinds: VOID, _ring_write),
+        Op("ring_record", lambda kinds: I64, _ring_record),
+        Op("bits", lambda kinds: I64, _bits),
+        *(_atomic(op) for op in ("add", "max", "min", "and", "or", "xor", "exchange", "load", "store")),
+        *(_math(i.name) for i in INTRINSICS.values() if i.kind == "math"),
+    ]
+    return {op.name: op for op in ops}
