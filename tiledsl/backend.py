@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from tiledsl import config, ir
 from tiledsl.dtypes import DType
 from tiledsl.errors import Loc, TileRuntimeError, TileValueError, suggest
+from tiledsl.passes.pipeline import Pass
 
 __all__ = [
     "Artifact",
@@ -171,7 +172,7 @@ class Backend(Protocol):
 
     def capabilities(self, target: Target) -> Capabilities: ...
 
-    def pipeline(self, target: Target) -> Sequence[Callable[[ir.Function], ir.Function]]:
+    def pipeline(self, target: Target) -> Sequence[Pass]:
         """The passes from the tile stage to what `emit` takes."""
 
     def emit(self, function: ir.Function, target: Target) -> Artifact:
@@ -229,9 +230,7 @@ def load_backend(name: str) -> Backend:
     place = backends().get(name)
     if place is None:
         known = [*backends(), *ALIASES]
-        raise TileValueError(
-            f"unknown target {name!r}; known: {', '.join(sorted(known))}", help=suggest(name, known)
-        )
+        raise TileValueError(f"unknown target {name!r}; known: {', '.join(sorted(known))}", help=suggest(name, known))
     module, _, attribute = place.partition(":")
     try:
         backend = getattr(importlib.import_module(module), attribute)

@@ -25,7 +25,10 @@ __all__ = [
     "PRINT_IR",
     "TARGET",
     "TIME_PASSES",
+    "VERSION",
 ]
+
+VERSION = "0.1.0"
 
 T = TypeVar("T")
 
@@ -95,7 +98,10 @@ NUM_THREADS = Knob("TILEDSL_NUM_THREADS", 0, _count(0), "threads of CPU kernels;
 CACHE_DIR = Knob("TILEDSL_CACHE_DIR", "", str, "folder of compiled kernels; empty: the user's cache folder")
 DISABLE_CACHE = Knob("TILEDSL_DISABLE_CACHE", False, _flag, "1: neither read nor write compiled kernels on disk")
 PRINT_BUFFER = Knob(
-    "TILEDSL_PRINT_BUFFER", 1 << 16, _count(64), "64-bit words that T.print of a compiled kernel may fill between flushes"
+    "TILEDSL_PRINT_BUFFER",
+    1 << 16,
+    _count(64),
+    "64-bit words that T.print of a compiled kernel may fill between flushes",
 )
 PRINT_IR = Knob("TILEDSL_PRINT_IR", "", str, "print the IR after passes: 'all', or a comma-separated list of passes")
 TIME_PASSES = Knob("TILEDSL_TIME_PASSES", False, _flag, "1: print the time that each pass takes")

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from tiledsl import config
 from tiledsl.runtime.lane import Lane, caller_lane
 
-__all__ = ["CANCELLED", "DONE", "FAILED", "SUSPENDED", "Pace", "run_grid", "thread_count"]
+__all__ = ["CANCELLED", "DONE", "FAILED", "SUSPENDED", "Pace", "run_grid", "run_serial", "thread_count"]
 
 DONE, CANCELLED, FAILED, SUSPENDED = range(4)
 
@@ -54,7 +54,19 @@ class Pace:
 class _Job:
     """One grid in flight."""
 
-    __slots__ = ("active", "args", "blocks", "cancel", "chunk", "code", "function", "ring", "scratch", "tickets", "workers")
+    __slots__ = (
+        "active",
+        "args",
+        "blocks",
+        "cancel",
+        "chunk",
+        "code",
+        "function",
+        "ring",
+        "scratch",
+        "tickets",
+        "workers",
+    )
 
     def __init__(
         self, function: BlockFunction, blocks: int, args: bytes, scratch: int, ring: int, chunk: int, workers: int
@@ -243,3 +255,17 @@ def run_grid(
             pool.busy.release()
     pace.learn(blocks, (time.perf_counter_ns() - start) * workers)
     return job.code
+
+
+def run_serial(
+    function: BlockFunction, blocks: int, args: bytes, *, scratch_bytes: int, ring: int, after_block: Callable[[], None]
+) -> int:
+    """Run the blocks one by one, in order, on the calling thread, with `after_block()` after each."""
+    for block in range(blocks):
+        job = _Job(function, block + 1, args, scratch_bytes, ring, 1, 1)
+        job.tickets = itertools.count(block)
+        job.drain(caller_lane(), 0)
+        after_block()
+        if job.code:
+            return job.code
+    return DONE

@@ -1,0 +1,333 @@
+"""Argument binding: check what a caller passes against a function's parameters, and solve for the symbols."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from tiledsl import ir
+from tiledsl.analysis.bounds import SYMBOL_MAX
+from tiledsl.analysis.evaluate import evaluate
+from tiledsl.analysis.symbols import solve
+from tiledsl.dtypes import DType
+from tiledsl.errors import TileError, TileTypeError, TileValueError
+from tiledsl.ir.build import int_range
+from tiledsl.ir.walk import walk, writes
+from tiledsl.runtime.views import View, describe, view
+
+__all__ = ["Bound", "Signature", "Slot", "convert_scalar", "scalar_word"]
+
+_BYTE_LIKE = {"bool": ("int8", "uint8"), "int8": ("bool",), "uint8": ("bool",), "handle": ("int64", "uint64")}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One parameter. written: the kernels store into it; used: they mention it at all (or its symbols do)."""
+
+    param: ir.Param
+    output: bool
+    written: bool
+    used: bool
+
+    @property
+    def name(self) -> str:
+        return self.param.name
+
+    @property
+    def buffer(self) -> ir.Buffer | None:
+        return self.param.buffer
+
+    @property
+    def dtype(self) -> DType:
+        if self.param.buffer is not None:
+            return self.param.buffer.dtype
+        assert self.param.var is not None
+        return self.param.var.dtype
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Accepted arguments: per parameter a View, a Python scalar or None (absent, or an output to allocate);
+    env: the value of every symbol that the inputs determine."""
+
+    values: tuple[Any, ...]
+    env: dict[ir.Var, int]
+
+
+class Signature:
+    """The parameters of a function, ready to check arguments against."""
+
+    def __init__(self, function: ir.Function) -> None:
+        self.function = function
+        stored, mentioned = _effects(function)
+        self.slots = tuple(
+            Slot(p, i in function.outputs, p.buffer in stored, p.buffer in mentioned or p.var in mentioned)
+            for i, p in enumerate(function.params)
+        )
+        self.inputs = tuple(s for s in self.slots if not s.output)
+
+    # -- checks -------------------------------------------------------------------------------------------------
+
+    def check_count(self, given: int) -> None:
+        """Raises TileValueError when the number of arguments is not the number of inputs."""
+        if given != len(self.inputs):
+            names = ", ".join(s.name for s in self.inputs)
+            outputs = [s.name for s in self.slots if s.output]
+            raise TileValueError(
+                f"{self.function.name}: expected {_count(len(self.inputs), 'input')} ({names}), got {given}",
+                self.function.loc,
+                notes=(f"{', '.join(outputs)}: allocated and returned, not passed",) if outputs else (),
+            )
+
+    def bind(self, args: Sequence[Any], device: str = "cpu", outs: Sequence[Any] | None = None) -> Bound:
+        """Check the inputs, in order, and the outputs when the caller brings them. Raises TileTypeError or
+        TileValueError that name the parameter, what was expected and what came."""
+        self.check_count(len(args))
+        expected = sum(s.output for s in self.slots)
+        if outs is not None and len(outs) != expected:
+            raise TileValueError(f"{self.function.name}: out= takes {_count(expected, 'array')}, got {len(outs)}")
+        given, made = iter(args), iter(outs or ())
+        values: list[Any] = []
+        for slot in self.slots:
+            try:
+                if slot.output:
+                    values.append(None if outs is None else self._accept(slot, next(made), device))
+                else:
+                    values.append(self._accept(slot, next(given), device))
+            except TileError as e:
+                e.loc = e.loc or slot.param.loc or self.function.loc
+                raise
+        env = self._solve(values)
+        return Bound(tuple(values), env)
+
+    def _accept(self, slot: Slot, x: Any, device: str) -> Any:
+        buffer = slot.buffer
+        if buffer is None:
+            return convert_scalar(x, slot.dtype, slot.name)
+        if x is None:
+            if slot.used:
+                raise TileTypeError(
+                    f"{slot.name}: expected {self._expected(buffer, {})}, got None",
+                    help=f"None stands for parameters that the kernel never touches; pass an array for {slot.name}",
+                )
+            return None
+        seen = _logical(view(x, slot.name, device), buffer.dtype)
+        if seen.storage != buffer.dtype.name and seen.storage not in _BYTE_LIKE.get(buffer.dtype.name, ()):
+            raise self._mismatch(slot, seen, {}, _convert_help(slot.name, seen, buffer.dtype))
+        if len(seen.shape) != buffer.rank:
+            raise self._mismatch(
+                slot,
+                seen,
+                {},
+                f"{slot.name} needs {_count(buffer.rank, 'dimension')}, this array has {len(seen.shape)}",
+            )
+        if slot.written and not seen.writable:
+            raise TileValueError(
+                f"{slot.name}: the kernel writes to it, and this array is read-only",
+                help=f"pass a writable array: {slot.name}.copy()",
+            )
+        if slot.written and any(s == 0 and n > 1 for n, s in zip(seen.shape, seen.strides, strict=True)):
+            raise TileValueError(
+                f"{slot.name}: the kernel writes to it, and elements of this array share memory (strides "
+                f"{_tuple(seen.strides)})",
+                help=f"pass an array of its own memory: {slot.name}.copy()",
+            )
+        return seen
+
+    def _solve(self, values: Sequence[Any]) -> dict[ir.Var, int]:
+        """Symbols from shapes and strides. What single symbols and constants say is checked first, and in the
+        caller's terms; `solve` does the rest."""
+        arrays = [(s, v) for s, v in zip(self.slots, values, strict=True) if isinstance(v, View) and s.buffer]
+        first: dict[ir.Var, int] = {}
+        for slot, seen in arrays:
+            for extent, n in zip(slot.buffer.shape, seen.shape, strict=True):  # type: ignore[union-attr]
+                if isinstance(extent, ir.Var):
+                    first.setdefault(extent, n)
+        for slot, seen in arrays:
+            for extent, n in zip(slot.buffer.shape, seen.shape, strict=True):  # type: ignore[union-attr]
+                if isinstance(extent, (ir.Var, ir.Const)) and n != (
+                    extent.value if isinstance(extent, ir.Const) else first[extent]
+                ):
+                    raise self._mismatch(slot, seen, first, None)
+            self._check_strides(slot, seen)
+        views = {s.buffer: v for s, v in arrays}
+        shapes = [views[b].shape if b in views else None for b in self.function.buffers]
+        strides = [views[b].strides if b in views else None for b in self.function.buffers]
+        scalars = {
+            s.param.var: v
+            for s, v in zip(self.slots, values, strict=True)
+            if s.param.var is not None and isinstance(v, int)
+        }
+        env = solve(self.function, shapes, strides, scalars)
+        for symbol, n in env.items():
+            if n > SYMBOL_MAX.get(symbol.type.bits, n):
+                raise TileValueError(
+                    f"{self.function.name}: {symbol.name} = {n} does not fit {symbol.type}",
+                    self.function.loc,
+                    help=f'declare it as T.dynamic("{symbol.name}", "int64")',
+                )
+        return env
+
+    def _check_strides(self, slot: Slot, seen: View) -> None:
+        """Contiguity and signs; strides that are declared are equations, and `solve` checks those."""
+        if 0 in seen.shape:
+            return
+        step = 1
+        contiguous = True
+        for n, s in zip(reversed(seen.shape), reversed(seen.strides), strict=True):
+            contiguous &= n == 1 or s == step
+            step *= n
+        negative = any(s < 0 and n > 1 for n, s in zip(seen.shape, seen.strides, strict=True))
+        assert slot.buffer is not None
+        if not negative and (contiguous or slot.buffer.strides is not None):
+            return
+        name, got = slot.name, f"{seen.text()} with strides {_tuple(seen.strides)}"
+        copy = f"{name}.contiguous()" if seen.kind == "torch" else f"np.ascontiguousarray({name})"
+        at = slot.param.loc or self.function.loc
+        if negative:
+            raise TileValueError(f"{name}: negative strides are not supported, got {got}", at, help=f"pass {copy}")
+        raise TileValueError(
+            f"{name}: expected a contiguous (row-major) array, got {got}",
+            at,
+            help=f"pass {copy}, or declare {name} as T.StridedTensor",
+        )
+
+    # -- messages -------------------------------------------------------------------------------------------------
+
+    def _expected(self, buffer: ir.Buffer, env: dict[ir.Var, int]) -> str:
+        return f"{buffer.dtype}[{', '.join(_extent(e, env) for e in buffer.shape)}]"
+
+    def _mismatch(self, slot: Slot, seen: View, env: dict[ir.Var, int], help: str | None) -> TileTypeError:
+        assert slot.buffer is not None
+        return TileTypeError(
+            f"{slot.name}: expected {self._expected(slot.buffer, env)}, got {seen.text()}",
+            slot.param.loc or self.function.loc,
+            help=help,
+        )
+
+
+def _effects(function: ir.Function) -> tuple[set[ir.Buffer], set[Any]]:
+    """Root buffers that the kernels store into; roots and variables that they mention at all."""
+    stored: set[ir.Buffer] = set()
+    mentioned: set[Any] = set()
+    for kernel in function.kernels:
+        for n in walk(kernel):
+            if isinstance(n, ir.Stmt):
+                stored.update(b.root for b in writes(n))
+            if isinstance(n, ir.Buffer):
+                mentioned.add(n.root)
+            elif isinstance(n, ir.Var):
+                mentioned.add(n)
+    return stored, mentioned
+
+
+def _logical(seen: View, dtype: DType) -> View:
+    """The view in logical elements: for packed parameters, two per byte of an int8 or uint8 array."""
+    if not dtype.is_packed or seen.storage not in ("int8", "uint8", "float4_e2m1fn_x2") or not seen.shape:
+        return seen
+    shape = (*seen.shape[:-1], seen.shape[-1] * 2)
+    strides = (*(s * 2 for s in seen.strides[:-1]), seen.strides[-1])
+    return View(seen.obj, seen.kind, dtype.name, shape, strides, seen.address, seen.writable, seen.array)
+
+
+# -- scalars ------------------------------------------------------------------------------------------------------
+
+
+def convert_scalar(x: Any, dtype: DType, name: str) -> bool | int | float:
+    """x as a Python value of the parameter's type (floats rounded to it). Raises TileTypeError for values of
+    another kind and TileValueError for values out of range."""
+    if isinstance(x, (bool, np.bool_)):
+        x = bool(x)
+    elif isinstance(x, numbers.Integral):
+        x = int(x)
+    elif isinstance(x, (float, np.floating, ml_dtypes.bfloat16)):
+        x = float(x)
+    else:
+        raise TileTypeError(
+            f"{name}: expected a Python or NumPy number for {dtype}, got {describe(x)}",
+            help=f"pass {name}.item()" if hasattr(x, "item") else None,
+        )
+    if dtype.is_bool:
+        if x not in (0, 1) or isinstance(x, float):
+            raise TileTypeError(f"{name}: expected a bool, got {describe(x)}")
+        return bool(x)
+    if dtype.is_int:
+        if isinstance(x, float):
+            raise TileTypeError(f"{name}: expected an integer for {dtype}, got {describe(x)}", help=f"pass int({name})")
+        low, high = int_range(dtype)
+        if not low <= x <= high:
+            raise TileValueError(f"{name}: {x} does not fit {dtype} ({low} to {high})")
+        return int(x)
+    if not dtype.is_float:
+        raise TileTypeError(f"{name}: a scalar parameter cannot have the type {dtype}")
+    value = float(x) if abs(x) < 2**1023 else math.copysign(math.inf, x)
+    with np.errstate(over="ignore"):
+        rounded = float(np.asarray(value, np.float64).astype(dtype.numpy))
+    if math.isinf(rounded) and not (isinstance(x, float) and math.isinf(x)):
+        raise TileValueError(f"{name}: {describe(x)} does not fit {dtype}")
+    return rounded
+
+
+def scalar_word(value: bool | int | float, dtype: DType) -> int:
+    """The 64-bit argument word of a converted scalar: integers sign-extended, floats as their own bits."""
+    if dtype.is_float:
+        bits = np.asarray(value, np.float64).astype(dtype.numpy).tobytes()
+        return int(struct.unpack("<q", bits.ljust(8, b"\0"))[0])
+    value = int(value)
+    return value - 2**64 if value >= 2**63 else value
+
+
+# -- text -----------------------------------------------------------------------------------------------------------
+
+
+def _value(extent: ir.Expr, env: dict[ir.Var, int]) -> int | None:
+    """The extent's value when the environment determines it."""
+    if isinstance(extent, ir.Const):
+        return int(extent.value)
+    return int(evaluate(extent, env)) if all(v in env for v in walk(extent) if isinstance(v, ir.Var)) else None
+
+
+def _extent(extent: ir.Expr, env: dict[ir.Var, int]) -> str:
+    value = _value(extent, env)
+    text = _text(extent)
+    return text if value is None or text == str(value) else f"{text}={value}"
+
+
+_SIGNS = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "floormod": "%"}
+
+
+def _text(e: ir.Expr) -> str:
+    if isinstance(e, ir.Const):
+        return str(e.value)
+    if isinstance(e, ir.Var):
+        return e.name
+    if isinstance(e, ir.Cast):
+        return _text(e.x)
+    if isinstance(e, ir.Binary) and e.op in _SIGNS:
+        sides = (f"({_text(x)})" if isinstance(x, ir.Binary) else _text(x) for x in (e.a, e.b))
+        return f" {_SIGNS[e.op]} ".join(sides)
+    return "..."
+
+
+def _tuple(values: Sequence[int]) -> str:
+    return f"({', '.join(map(str, values))})"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _convert_help(name: str, seen: View, dtype: DType) -> str:
+    if dtype.is_packed:
+        return f"{name} holds two elements per byte: pass uint8 or int8 with half as many columns"
+    if seen.kind == "torch":
+        return f"convert it: {name}.to(torch.{dtype})"
+    module = "np" if dtype.numpy.isbuiltin == 1 else "ml_dtypes"
+    return f"convert it: {name}.astype({module}.{dtype.numpy.name})"

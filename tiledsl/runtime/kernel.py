@@ -1,0 +1,204 @@
+"""JITKernel: a traced function that runs on arrays, on any target, compiled when first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tiledsl import config, ir
+from tiledsl.backend import Target, load_backend, resolve
+from tiledsl.errors import TileTypeError, TileValueError
+from tiledsl.ir.walk import walk
+from tiledsl.runtime.arguments import Signature
+from tiledsl.runtime.launch import Launch, Plan
+from tiledsl.runtime.program import Program, compile_function
+from tiledsl.runtime.views import device_of, is_torch
+
+__all__ = ["JITKernel", "call_key", "compile", "with_outputs"]
+
+MOST_PLANS = 4096  # a kernel that meets more ways of being called starts anew; plans are cheap to make
+SCALARS = frozenset([int, float, bool])
+_torch_types: set[type] = set()  # learnt from arguments: torch is never imported here
+
+
+class JITKernel:
+    """A kernel ready to be called: `kernel(a, b)` binds, allocates outputs, launches and returns them.
+
+    function  the traced `ir.Function` (tile stage)
+    params    its parameters; out_idx: indices of those that are allocated and returned
+    target    the target that calls use unless they name one (None: TILEDSL_TARGET, else auto)
+    """
+
+    def __init__(self, function: ir.Function, target: str | Target | None = None, single: bool | None = None) -> None:
+        self.function = function
+        self.target = target
+        self._signature = Signature(function)
+        self._single = len(function.outputs) == 1 if single is None else single
+        self._keyed = _deciding_scalars(self._signature)
+        self._plans: dict[Any, Plan] = {}
+        self._programs: dict[Any, Program] = {}
+
+    @property
+    def params(self) -> tuple[ir.Param, ...]:
+        return self.function.params
+
+    @property
+    def out_idx(self) -> tuple[int, ...]:
+        return self.function.outputs
+
+    def __repr__(self) -> str:
+        return f"<tiledsl kernel {self.function.name}({', '.join(p.name for p in self.params)})>"
+
+    # -- calling ------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, out: Any = None, target: str | Target | None = None, stream: Any = None) -> Any:
+        """Run on `args`: the parameters that are no outputs, in order. NumPy arrays, torch tensors and DLPack
+        objects are used in place.
+
+        out     arrays to write the outputs to (one array, or a sequence of them) instead of new ones
+        Returns the outputs: one array, a list of several, None when there are none; new ones are of the kind of the
+        first array argument. Raises TileTypeError and TileValueError for arguments that do not fit,
+        TileRuntimeError when the kernel fails.
+        """
+        asked = target or self.target or config.TARGET.get()
+        outs = None if out is None else list(out) if isinstance(out, (list, tuple)) else [out]
+        key = call_key(args if outs is None else (*args, *outs), self._keyed)
+        plan = self._plans.get((asked, key)) if key is not None else None
+        if plan is None:
+            plan = self._plan(asked, args, outs)
+            if key is not None:
+                key = call_key(args if outs is None else (*args, *outs), self._keyed)  # types may be known by now
+                if len(self._plans) >= MOST_PLANS:
+                    self._plans.clear()
+                self._plans[(asked, key)] = plan
+        values = plan.values(args, outs)
+        ready, words = plan.prepare(values)
+        Launch(plan.slots, ready, values, words).run(stream)
+        outputs = self.function.outputs
+        if not outputs:
+            return None
+        return values[outputs[0]] if self._single else [values[i] for i in outputs]
+
+    def _plan(self, asked: str | Target, args: Sequence[Any], outs: Sequence[Any] | None) -> Plan:
+        device = next((d for d in map(device_of, args) if d != "cpu"), "cpu")
+        target = resolve(asked, device)
+        runs_on = "cuda" if target.name == "cuda" else "cpu"
+        bound = self._signature.bind(args, runs_on, outs)
+        _torch_types.update(type(x) for x in args if is_torch(x) and type(x).__module__.startswith("torch"))
+        facts = load_backend(target.name).capabilities(target).facts
+        return Plan(self._signature, bound, facts, lambda found: self._program(target, found))
+
+    # -- compiling ------------------------------------------------------------------------------------------------
+
+    def _program(self, target: Target, facts: Mapping[str, Any]) -> Program:
+        key = (target, tuple(sorted(facts.items())))
+        program = self._programs.get(key)
+        if program is None:
+            program = self._programs[key] = compile_function(self.function, target, facts)
+        return program
+
+    def compile(self, target: str | Target | None = None) -> JITKernel:
+        """Compile now, without facts about arguments, instead of at the first call."""
+        self._program(resolve(target or self.target), {})
+        return self
+
+    def get_kernel_source(self, target: str | Target | None = None, kernel_only: bool = True) -> str:
+        """The text that the target's backend made: Python for "numba", tile IR for "numpy"."""
+        wanted = resolve(target or self.target)
+        for (made_for, _), program in self._programs.items():
+            if made_for == wanted:
+                return program.artifact.source
+        return self._program(wanted, {}).artifact.source
+
+    def show(self) -> None:
+        """Print the tile IR as runnable text."""
+        from tiledsl.ir.printer import to_text
+
+        print(to_text(self.function))
+
+
+def call_key(args: Sequence[Any], keyed: frozenset[int]) -> Any:
+    """What a plan depends on, as a hashable value; None when an argument is of a kind that is looked at each time."""
+    key: list[Any] = []
+    for i, x in enumerate(args):
+        t = type(x)
+        if t is np.ndarray:
+            key += (x.dtype, x.shape, x.strides, x.flags.num)
+        elif t in SCALARS:
+            key += (t, x if i in keyed else None)
+        elif t in _torch_types:
+            try:
+                key += (t, x.dtype, x.shape, x.stride(), x.device, x.is_neg())
+            except RuntimeError:  # no strided memory
+                return None
+        elif x is None:
+            key.append(None)
+        else:
+            return None
+    return tuple(key)
+
+
+def _deciding_scalars(signature: Signature) -> frozenset[int]:
+    """Positions (among the inputs) of the scalars that shapes, strides, grids and workspaces mention."""
+    function = signature.function
+    exprs: list[ir.Expr] = []
+    for buffer in (*function.buffers, *function.workspaces):
+        exprs += [*buffer.shape, *(buffer.strides or ())]
+    for kernel in function.kernels:
+        exprs += kernel.grid
+    mentioned = {n for e in exprs for n in walk(e) if isinstance(n, ir.Var)}
+    return frozenset(i for i, s in enumerate(signature.inputs) if s.param.var in mentioned)
+
+
+def with_outputs(function: ir.Function, out_idx: int | Sequence[int] | None) -> ir.Function:
+    """The function with its outputs set; negative indices count from the last parameter. Raises TileValueError or
+    TileTypeError for indices that name no tensor parameter, or none twice."""
+    if out_idx is None:
+        return function
+    if function.outputs:
+        raise TileValueError(
+            f"{function.name}: out_idx is given, and the kernel already returns arrays made by T.empty",
+            function.loc,
+            help="drop out_idx",
+        )
+    asked = [out_idx] if isinstance(out_idx, int) else list(out_idx)
+    count, found = len(function.params), []
+    for i in asked:
+        if not isinstance(i, int) or not -count <= i < count:
+            raise TileValueError(
+                f"{function.name}: out_idx {i!r} names no parameter, there are {count}",
+                function.loc,
+                notes=(f"parameters: {', '.join(p.name for p in function.params)}",),
+            )
+        param = function.params[i % count]
+        if param.buffer is None:
+            raise TileTypeError(
+                f"{function.name}: out_idx {i} names the scalar {param.name}; outputs are tensors", param.loc
+            )
+        if i % count in found:
+            raise TileValueError(f"{function.name}: out_idx names {param.name} twice", function.loc)
+        found.append(i % count)
+    return function.replace(outputs=tuple(found))
+
+
+def compile(
+    func: Any, out_idx: int | Sequence[int] | None = None, target: str | Target | None = None, **options: Any
+) -> JITKernel:
+    """A kernel from a `@T.prim_func` (or an `ir.Function`).
+
+    out_idx: parameters that are allocated and returned; target: "name[:arch]". Other options as in `tiledsl.jit`.
+    """
+    from tiledsl.runtime.options import check_options
+
+    check_options("tiledsl.compile", options)
+    function = func if isinstance(func, ir.Function) else getattr(func, "function", None)
+    if not isinstance(function, ir.Function):
+        raise TileTypeError(
+            f"tiledsl.compile: expected a function made by @T.prim_func, got {type(func).__name__}",
+            help="a factory of kernels is called first: tiledsl.compile(factory(...))",
+        )
+    return JITKernel(
+        with_outputs(function, out_idx), target, getattr(func, "single", None) if out_idx is None else None
+    )

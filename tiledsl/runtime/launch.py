@@ -1,0 +1,197 @@
+"""Launching: a Plan is everything about a call that follows from the shapes of its arguments; a Launch is one call."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tiledsl import ir
+from tiledsl.analysis.evaluate import evaluate
+from tiledsl.dtypes import DType
+from tiledsl.errors import InternalError, TileRuntimeError
+from tiledsl.runtime import pool
+from tiledsl.runtime.arguments import Bound, Signature, Slot, convert_scalar, scalar_word
+from tiledsl.runtime.program import Program
+from tiledsl.runtime.ring import Ring
+from tiledsl.runtime.views import View, address_of, allocate, as_numpy, view
+
+__all__ = ["Launch", "Plan"]
+
+
+def _torch_address(x: Any) -> int:
+    return int(x.data_ptr())
+
+
+def _other_address(x: Any) -> int:
+    return view(x, "argument", "cpu").address
+
+
+ADDRESS: dict[str, Callable[[Any], int]] = {
+    "numpy": address_of,
+    "torch": _torch_address,
+    "dlpack": _other_address,
+}
+
+
+class Plan:
+    """One way of calling: the kinds, types, shapes and strides of all arguments, and the values of those scalars
+    that shapes and grids depend on, are fixed. Only addresses and other scalars change from call to call."""
+
+    def __init__(
+        self,
+        signature: Signature,
+        bound: Bound,
+        facts: frozenset[str],
+        find: Callable[[Mapping[str, Any]], Program],
+    ) -> None:
+        self.function = signature.function
+        self.find = find
+        self.slots = signature.slots
+        scalars = {s.param.var: v for s, v in zip(self.slots, bound.values, strict=True) if s.param.var is not None}
+        self.env: dict[ir.Var, int] = {**{v: x for v, x in scalars.items() if isinstance(x, int)}, **bound.env}
+        inputs = [v for s, v in zip(self.slots, bound.values, strict=True) if not s.output]
+        self.first = next((i for i, v in enumerate(inputs) if isinstance(v, View)), None)
+        kind = "numpy" if self.first is None else inputs[self.first].kind
+        self.outputs: list[tuple[tuple[int, ...], DType]] = []
+        self.address: list[Callable[[Any], int] | None] = []  # per parameter; None for scalars and absent arrays
+        self.spans: list[int] = []  # bytes from the first to behind the last element; 0 where nothing can overlap
+        for slot, value in zip(self.slots, bound.values, strict=True):
+            span = 0
+            if isinstance(value, View):
+                self.address.append(ADDRESS[value.kind])
+                if 0 not in value.shape:
+                    reach = sum((n - 1) * s for n, s in zip(value.shape, value.strides, strict=True)) + 1
+                    span = -(-reach * slot.dtype.bits * slot.dtype.lanes // 8)
+            elif slot.output and slot.buffer is not None:
+                shape = tuple(int(evaluate(e, self.env)) for e in slot.buffer.shape)
+                self.outputs.append((shape, slot.dtype))
+                self.address.append(ADDRESS[kind])
+            else:
+                self.address.append(None)
+            self.spans.append(span)
+        # Pairs of arguments of which one is written.
+        given = [i for i, s in enumerate(self.slots) if self.spans[i]]
+        self.pairs = [
+            (i, j) for i in given for j in given if i < j and (self.slots[i].written or self.slots[j].written)
+        ]
+        if "aliased" not in facts:
+            self.pairs = []
+        self.aligned = [i for i, a in enumerate(self.address) if a] if "aligned16" in facts else []
+        self.divisible = tuple(v.name for v in self.function.symbols if self.env[v] % 16 == 0)
+        self.facts = facts
+        self.symbol_words = [self.env[v] for v in self.function.symbols]
+        self.ready: dict[Any, Ready] = {}
+
+    def values(self, args: Sequence[Any], outs: Sequence[Any] | None) -> list[Any]:
+        """Inputs and outputs in parameter order; scalars converted, outputs allocated unless given."""
+        given, made = iter(args), iter(outs or self._allocate(args))
+        return [
+            next(made)
+            if slot.output
+            else next(given)
+            if slot.buffer is not None
+            else convert_scalar(next(given), slot.dtype, slot.name)
+            for slot in self.slots
+        ]
+
+    def _allocate(self, args: Sequence[Any]) -> list[Any]:
+        like = args[self.first] if self.first is not None else None
+        return [allocate(shape, dtype, like) for shape, dtype in self.outputs]
+
+    def prepare(self, values: Sequence[Any]) -> tuple[Ready, list[int]]:
+        """The program for these addresses, and the argument words."""
+        words = []
+        for slot, address, value in zip(self.slots, self.address, values, strict=True):
+            if address is not None:
+                words.append(address(value))
+            else:
+                words.append(0 if value is None else scalar_word(value, slot.dtype))
+        spans = self.spans
+        aliased = any(words[i] < words[j] + spans[j] and words[j] < words[i] + spans[i] for i, j in self.pairs)
+        state: Any = aliased
+        if self.aligned:
+            state = (aliased, *(words[i] % 16 == 0 for i in self.aligned))
+        ready = self.ready.get(state)
+        if ready is None:
+            ready = self.ready[state] = Ready(self, self._program(aliased, words))
+        return ready, words
+
+    def _program(self, aliased: bool, words: Sequence[int]) -> Program:
+        facts: dict[str, Any] = {"aliased": True} if aliased else {}
+        if self.aligned:
+            facts["aligned16"] = tuple(self.slots[i].name for i in self.aligned if words[i] % 16 == 0)
+        if "divisible16" in self.facts:
+            facts["divisible16"] = self.divisible
+        return self.find(facts)
+
+
+class Ready:
+    """A plan together with a program: the number of blocks of each kernel and the workspaces, evaluated."""
+
+    def __init__(self, plan: Plan, program: Program) -> None:
+        self.program = program
+        artifact = program.artifact
+        variables = [s.param.var for s in plan.slots if s.param.var is not None and not s.param.var.dtype.is_float]
+        known = [plan.env.get(v, 0) for v in (*variables, *plan.function.symbols)]
+        env = dict(zip(artifact.host_vars, known, strict=True))
+        self.blocks = [math.prod(max(0, int(evaluate(g, env))) for g in e.grid) for e in artifact.entries]
+        self.workspaces = [(tuple(int(evaluate(n, env)) for n in w.shape), w.dtype.numpy) for w in artifact.workspaces]
+        self.symbol_words = plan.symbol_words
+        count = len(plan.slots) + len(plan.symbol_words) + len(self.workspaces)
+        self.pack = struct.Struct(f"{count}q").pack
+        self.sites = artifact.sites
+        self.paces = [pool.Pace() for _ in artifact.entries]
+
+
+class Launch:
+    """One call of a program (the `Call` that a Launchable receives)."""
+
+    __slots__ = ("_slots", "args", "function", "keep", "ready", "ring", "values")
+
+    def __init__(self, slots: Sequence[Slot], ready: Ready, values: Sequence[Any], words: list[int]) -> None:
+        self._slots, self.ready, self.values = slots, ready, values
+        self.function = ready.program.function
+        self.keep = [np.empty(shape, dtype) for shape, dtype in ready.workspaces]
+        if self.keep:
+            words = [*words, *ready.symbol_words, *map(address_of, self.keep)]
+        else:
+            words = words + ready.symbol_words
+        self.args: bytes = ready.pack(*words)
+        self.ring = Ring(ready.sites) if ready.sites else None
+
+    @property
+    def arrays(self) -> list[Any]:
+        """Every parameter as a NumPy array that shares memory, or as a Python scalar; absent ones are None."""
+        return [
+            as_numpy(v, s.dtype) if s.buffer is not None and v is not None else v
+            for s, v in zip(self._slots, self.values, strict=True)
+        ]
+
+    def run_grid(self, entry: int, function: Any) -> None:
+        """Run all blocks of a kernel through its C function; print and raise what its debug ring says."""
+        ready, ring = self.ready, self.ring
+        scratch, pace = ready.program.artifact.entries[entry].scratch_bytes, ready.paces[entry]
+        blocks = ready.blocks[entry]
+        if ring is None:
+            code = pool.run_grid(function, blocks, self.args, scratch_bytes=scratch, pace=pace)
+        elif ring.prints:  # in block order, like the interpreter
+            code = pool.run_serial(
+                function, blocks, self.args, scratch_bytes=scratch, ring=ring.address, after_block=ring.flush
+            )
+        else:
+            code = pool.run_grid(function, blocks, self.args, scratch_bytes=scratch, ring=ring.address, pace=pace)
+        if code == pool.DONE:
+            return
+        name = ready.program.artifact.entries[entry].symbol
+        if code == pool.FAILED:
+            if ring is not None:
+                ring.flush()
+            raise TileRuntimeError(f"a device_assert of {self.function.name} failed", self.function.loc)
+        raise InternalError(f"{name} ended with code {code}", self.function.loc)
+
+    def run(self, stream: Any = None) -> None:
+        self.ready.program.launchable(self, stream=stream)

@@ -1,0 +1,115 @@
+"""From a traced function to a loaded program for one target: specialise, look up, lower, emit, load."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tiledsl import ir
+from tiledsl.backend import Artifact, Launchable, Target, load_backend
+from tiledsl.config import VERSION
+from tiledsl.errors import InternalError, TileError, TileNotImplementedError
+from tiledsl.ir.walk import walk
+from tiledsl.passes.pipeline import Pass, run, save_repro
+from tiledsl.runtime import artifacts, cache
+
+__all__ = ["Program", "compile_function"]
+
+ABI_VERSION = 1  # of the argument words, the context and the artifact's JSON
+
+
+class Program:
+    """A function, lowered and loaded for a target; `compiled` is False when the code came from the disk."""
+
+    def __init__(
+        self, function: ir.Function, target: Target, artifact: Artifact, launchable: Launchable, compiled: bool
+    ) -> None:
+        self.function, self.target, self.artifact, self.launchable = function, target, artifact, launchable
+        self.compiled = compiled
+
+
+def compile_function(function: ir.Function, target: Target, facts: Mapping[str, Any]) -> Program:
+    """A program for the target, specialised on facts ("aliased", "aligned16", "divisible16"; they become attrs of
+    the function). Raises TileError for author errors, InternalError for everything else that goes wrong."""
+    if facts:
+        function = function.replace(attrs=function.attrs + tuple(sorted(facts.items())))
+    backend = load_backend(target.name)
+    _check_dtypes(function, target)
+    store = cache.default_cache() if backend.capabilities(target).cacheable else None
+    key = _key(function, target, backend.version(target), facts) if store else ""
+    artifact = _read(store, key) if store else None
+    compiled = artifact is None
+    if artifact is None:
+        passes = backend.pipeline(target)
+        lowered = run(function, passes)
+        artifact = _guarded("emit", lambda: backend.emit(lowered, target), lowered, passes)
+        if store and artifact.payload is None:
+            store.put(key, artifacts.to_json(artifact), artifact.code)
+    found = artifact
+    return Program(function, target, found, _guarded("load", lambda: backend.load(found), function, ()), compiled)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step behind the passes, named in a reproduction as if it were one."""
+
+    name: str
+
+    def __call__(self, function: ir.Function, /) -> ir.Function:
+        return function
+
+
+T = TypeVar("T")
+
+
+def _guarded(name: str, step: Callable[[], T], function: ir.Function, passes: Sequence[Pass]) -> T:
+    """What the step gives. TileErrors reach the author; anything else becomes an InternalError that names a file
+    with the function as it was before the step."""
+    try:
+        return step()
+    except Exception as e:
+        if isinstance(e, TileError) and not isinstance(e, InternalError):
+            raise
+        place = save_repro(function, (*passes, _Step(name)), len(passes), e)
+        if isinstance(e, InternalError):
+            e.notes = (*e.notes, place)
+            raise
+        raise InternalError(
+            f"{name} failed for {function.name}: {type(e).__name__}: {e}".splitlines()[0],
+            function.loc,
+            (place,),
+            "this is a bug of tiledsl; please report it with that file",
+        ) from e
+
+
+def _check_dtypes(function: ir.Function, target: Target) -> None:
+    able = load_backend(target.name).capabilities(target).dtypes
+    for p in function.params:
+        dtype = p.buffer.dtype if p.buffer is not None else p.var.dtype  # type: ignore[union-attr]
+        if dtype.scalar.name not in able:
+            raise TileNotImplementedError(
+                f"target {target} does not have {dtype} yet (parameter {p.name} of {function.name})",
+                p.loc or function.loc,
+                help='target="numpy" has every type that this version knows',
+            )
+
+
+def _key(function: ir.Function, target: Target, version: str, facts: Mapping[str, Any]) -> str:
+    """What the code depends on. Lines of T.print and T.device_assert count, because the artifact names them."""
+    from tiledsl.ir.fingerprint import fingerprint
+
+    places = [str(n.loc) for k in function.kernels for n in walk(k) if isinstance(n, ir.Debug)]
+    parts = [ABI_VERSION, fingerprint(function), str(target), version, VERSION, sorted(facts.items()), places]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _read(store: cache.DiskCache, key: str) -> Artifact | None:
+    found = store.get(key)
+    if found is None:
+        return None
+    try:
+        return artifacts.from_json(*found)
+    except (KeyError, TypeError, ValueError, IndexError):
+        return None  # written by another version with the same key: replaced

@@ -1,0 +1,86 @@
+"""The debug ring: what T.print and T.device_assert of compiled kernels leave behind, read after the blocks ran.
+
+Words of 64 bits: 0 the write offset (records start at word 2), 1 the capacity in words; a record is
+[kind, site, n values, n words of value bits]. A record that does not fit is dropped by the writer, which still
+advances the offset, so that the reader sees how much is missing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tiledsl import config
+from tiledsl.backend import Site
+from tiledsl.dtypes import DType
+from tiledsl.errors import TileRuntimeError
+
+__all__ = ["PRINT", "ASSERT", "Ring"]
+
+PRINT, ASSERT = 0, 1
+_FIRST = 2
+
+
+class Ring:
+    """One ring and the table that says what its records mean."""
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self.sites = sites
+        self.capacity = config.PRINT_BUFFER.get()
+        self.words = (ctypes.c_int64 * self.capacity)()
+        self.address = ctypes.addressof(self.words)
+        self.reset()
+
+    @property
+    def prints(self) -> bool:
+        return any(s.kind == "print" for s in self.sites)
+
+    def reset(self) -> None:
+        self.words[0], self.words[1] = _FIRST, self.capacity
+
+    def records(self) -> Iterator[tuple[Site, list[Any]]]:
+        """The records in the order in which they were written, values decoded."""
+        at, end = _FIRST, min(self.words[0], self.capacity)
+        while at + 3 <= end:
+            _, site, count = self.words[at : at + 3]
+            if not 0 <= count <= end - at - 3 or not 0 <= site < len(self.sites):
+                return  # a record cut off by a full ring
+            found = self.sites[site]
+            bits = self.words[at + 3 : at + 3 + count]
+            yield found, [decode(b, d) for b, d in zip(bits, found.dtypes, strict=False)]
+            at += 3 + count
+
+    def flush(self) -> None:
+        """Print what was printed, in order; raise TileRuntimeError for the first failed assert."""
+        lost = max(0, self.words[0] - self.capacity)
+        records = list(self.records())
+        self.reset()
+        for site, values in records:
+            if site.kind == "print":
+                print(print_line(site.message, values))
+        for site, values in records:
+            if site.kind == "assert":
+                raise TileRuntimeError(assert_message(site.message, values), site.loc)
+        if lost:
+            print(f"... {lost} words of print output did not fit; set {config.PRINT_BUFFER.env} higher")
+
+
+def decode(word: int, dtype: DType) -> Any:
+    """A value from the bits of an argument-like word."""
+    raw = (word & (2**64 - 1)).to_bytes(8, "little")[: dtype.bytes]
+    value = np.frombuffer(raw, dtype.numpy)[0]
+    return bool(value) if dtype.is_bool else int(value) if dtype.is_int else value
+
+
+def print_line(message: str, values: Sequence[Any]) -> str:
+    """A line of T.print output."""
+    return " ".join([message, *map(str, values)] if message else map(str, values))
+
+
+def assert_message(message: str, values: Sequence[Any]) -> str:
+    """The text of a failed device_assert."""
+    shown = f" (values: {', '.join(map(str, values))})" if values else ""
+    return f"device_assert failed: {message}{shown}" if message else f"device_assert failed{shown}"
