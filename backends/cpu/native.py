@@ -6,7 +6,6 @@ machine. Loaded code lives as long as its `Loaded` object: LLVM unmaps it with i
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +14,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
-__all__ = ["Cpu", "Loaded", "compile_module", "host_cpu", "load_object"]
-
-KERNEL = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+__all__ = ["LEVELS", "Cpu", "Loaded", "compile_module", "host_cpu", "load_object", "x86_level"]
 
 
 @dataclass(frozen=True)
@@ -95,18 +92,14 @@ def optimized(modules: Sequence[Any], cpu: Cpu) -> Any:
 
 
 class Loaded:
-    """Object code in memory. `entry(symbol)` is callable with (first, last, args address, context address) and
-    releases the GIL."""
+    """Object code in memory: the address of each symbol. It is unmapped when this object goes."""
 
     def __init__(self, code: bytes, symbols: Sequence[str]) -> None:
         builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
         for symbol in symbols:
             builder.export_symbol(symbol)
         self._tracker = builder.link(_jit(), f"tiledsl_{next(_serial)}")
-        self._entries = {s: KERNEL(self._tracker[s]) for s in symbols}
-
-    def entry(self, symbol: str) -> Any:
-        return self._entries[symbol]
+        self.addresses = {s: int(self._tracker[s]) for s in symbols}
 
 
 _serial = itertools.count()
@@ -116,6 +109,15 @@ _serial = itertools.count()
 def _jit() -> Any:
     _initialize()
     return llvm.create_lljit_compiler(_machine(host_cpu()))
+
+
+_V3 = "+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe"
+LEVELS = {"x86-64-v3": _V3, "x86-64-v4": _V3 + ",+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl"}
+
+
+def x86_level(level: str) -> Cpu:
+    """What every x86 CPU of a level has: "x86-64-v3" is AVX2, "x86-64-v4" AVX-512."""
+    return Cpu(host_cpu().triple, level, LEVELS[level])
 
 
 def load_object(code: bytes, symbols: Sequence[str]) -> Loaded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from tiledsl import ir
@@ -13,7 +14,7 @@ from tiledsl.passes.guard_bounds import GuardBounds
 from .lower import Lower
 from .storage import packed_buffers
 
-__all__ = ["cpu_passes"]
+__all__ = ["cpu_passes", "cpu_pipeline"]
 
 Pass = Callable[[ir.Function], ir.Function]
 
@@ -26,3 +27,18 @@ def cpu_passes(function: ir.Function) -> tuple[Any, ...]:
     statements are lowered one by one.
     """
     return (Fold(), ExpandMoves(keep=packed_buffers(function)), GuardBounds(), Fold(), Lower())
+
+
+@dataclass(frozen=True)
+class _ExpandUnpackedMoves:
+    """ExpandMoves for all but the copies that fill tiles kept packed in this function."""
+
+    name = "expand_moves"
+
+    def __call__(self, function: ir.Function) -> ir.Function:
+        return ExpandMoves(keep=packed_buffers(function))(function)
+
+
+def cpu_pipeline() -> tuple[Any, ...]:
+    """The same passes for any function, as a backend hands them out."""
+    return (Fold(), _ExpandUnpackedMoves(), GuardBounds(), Fold(), Lower())

@@ -77,7 +77,8 @@ def compile_function(function: ir.Function, cpu: Cpu | None = None) -> Compiled:
     printed = print_function(function)
     code = object_code(printed, cpu or host_cpu())
     loaded = load_object(code, printed.symbols)
-    entries = tuple(loaded.entry(s) for s in printed.symbols)
+    signature = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+    entries = tuple(signature(loaded.addresses[s]) for s in printed.symbols)
     return Compiled(function, printed.text, code, entries, loaded)
 
 
@@ -128,5 +129,3 @@ def _value(e: ir.Expr, env: Mapping[ir.Var, Any]) -> int:
 
     return int(evaluate(e, env))
 
-
-_ = ctypes

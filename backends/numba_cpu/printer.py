@@ -11,11 +11,12 @@ import linecache
 import math
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from tiledsl import ir
+from tiledsl.backend import Site
 from tiledsl.backends.numba_cpu.dialect import TYPE_NAMES
 from tiledsl.backends.numba_cpu.micro import micro_names
 from tiledsl.backends.numba_cpu.names import NAMES
@@ -24,7 +25,7 @@ from tiledsl.errors import InternalError, Loc
 from tiledsl.ir.intrinsics import INTRINSICS
 from tiledsl.ir.walk import free_vars, walk
 
-__all__ = ["Printed", "Site", "print_function"]
+__all__ = ["Printed", "print_function"]
 
 I64 = as_dtype("int64")
 _WIDTH = 118
@@ -41,23 +42,13 @@ _PRIMITIVES = {"any": "any_lane", "all": "all_lanes"}
 _ATOM = 20
 
 
-@dataclass(frozen=True)
-class Site:
-    """A print or assert of the text: what its records in the debug ring mean."""
-
-    kind: str
-    message: str
-    dtypes: tuple[DType, ...]
-    loc: Loc | None
-
-
 @dataclass
 class Printed:
     """The text, the C symbol of each kernel's Python function, and the sites of its debug records."""
 
     text: str
     symbols: tuple[str, ...]
-    sites: list[Site] = field(default_factory=list)
+    sites: tuple[Site, ...]
 
 
 def print_function(function: ir.Function) -> Printed:
@@ -76,7 +67,7 @@ def print_function(function: ir.Function) -> Printed:
     definitions = [d for _, d in sorted(names.items()) if d]
     if definitions:
         head += ["from tiledsl.backends.numba_cpu.micro import micro", "", *definitions]
-    return Printed("\n".join([*head, "", *bodies]), tuple(symbols), sites)
+    return Printed("\n".join([*head, "", *bodies]), tuple(symbols), tuple(sites))
 
 
 def _wrapped(names: list[str]) -> list[str]:

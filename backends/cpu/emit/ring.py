@@ -1,7 +1,8 @@
 """What compiled code shares with the runtime: the cancel word, the ring of debug records, atomics.
 
-The ring: word 0 is the number of words written so far (also those that found no room), word 1 the capacity in words,
-then records of [kind, site, number of values, value bits ...]; kind 0 is a print, 1 a failed assert.
+The ring: word 0 is where the next record goes (in words; first 2), word 1 the capacity in words, then records of
+[kind, site, number of values, value bits ...]; kind 0 is a print, 1 a failed assert. A record that finds no room is
+dropped, but word 0 advances.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def reserve(b: Any, context: Value, kind: Value, site: Value, count: int) -> Val
         fits = b.icmp_signed("<=", b.add(offset, size), _word(b, start, 1))
         none = b.block
         with b.if_then(fits):
-            record = b.gep(start, [b.add(offset, ir.Constant(I64, 2))], source_etype=I64)
+            record = b.gep(start, [offset], source_etype=I64)
             for i, v in enumerate((kind, site, ir.Constant(I64, count))):
                 b.store(v, b.gep(record, [ir.Constant(I64, i)], source_etype=I64))
             place = b.ptrtoint(b.gep(record, [ir.Constant(I64, 3)], source_etype=I64), I64)
