@@ -150,7 +150,8 @@ def _check_packed(buffer: Buffer, shape: Shape, actual: Shape) -> None:
 
 def _checked(symbol: Var, env: dict[Var, int], function: Function, shapes: Sequence[Shape | None]) -> int:
     if symbol not in env:
-        absent = [b.name for b, s in zip(function.buffers, shapes, strict=True) if s is None]
+        outputs = {function.params[i].buffer for i in function.outputs}
+        absent = [b.name for b, s in zip(function.buffers, shapes, strict=True) if s is None and b not in outputs]
         note = (f"these arguments are None: {', '.join(absent)}",) if absent else ()
         raise TileValueError(
             f"the value of {symbol.name} does not follow from the arguments",

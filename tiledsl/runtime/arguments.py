@@ -94,38 +94,39 @@ class Signature:
         if outs is not None and len(outs) != expected:
             raise TileValueError(f"{self.function.name}: out= takes {_count(expected, 'array')}, got {len(outs)}")
         given, made = iter(args), iter(outs or ())
+        guess = self._guess(args)  # for messages
         values: list[Any] = []
         for slot in self.slots:
             try:
                 if slot.output:
-                    values.append(None if outs is None else self._accept(slot, next(made), device))
+                    values.append(None if outs is None else self._accept(slot, next(made), device, guess))
                 else:
-                    values.append(self._accept(slot, next(given), device))
+                    values.append(self._accept(slot, next(given), device, guess))
             except TileError as e:
                 e.loc = e.loc or slot.param.loc or self.function.loc
                 raise
         env = self._solve(values)
         return Bound(tuple(values), env)
 
-    def _accept(self, slot: Slot, x: Any, device: str) -> Any:
+    def _accept(self, slot: Slot, x: Any, device: str, guess: dict[ir.Var, int]) -> Any:
         buffer = slot.buffer
         if buffer is None:
             return convert_scalar(x, slot.dtype, slot.name)
         if x is None:
             if slot.used:
                 raise TileTypeError(
-                    f"{slot.name}: expected {self._expected(buffer, {})}, got None",
+                    f"{slot.name}: expected {self._expected(buffer, guess)}, got None",
                     help=f"None stands for parameters that the kernel never touches; pass an array for {slot.name}",
                 )
             return None
         seen = _logical(view(x, slot.name, device), buffer.dtype)
         if seen.storage != buffer.dtype.name and seen.storage not in _BYTE_LIKE.get(buffer.dtype.name, ()):
-            raise self._mismatch(slot, seen, {}, _convert_help(slot.name, seen, buffer.dtype))
+            raise self._mismatch(slot, seen, guess, _convert_help(slot.name, seen, buffer.dtype))
         if len(seen.shape) != buffer.rank:
             raise self._mismatch(
                 slot,
                 seen,
-                {},
+                guess,
                 f"{slot.name} needs {_count(buffer.rank, 'dimension')}, this array has {len(seen.shape)}",
             )
         if slot.written and not seen.writable:
@@ -140,6 +141,17 @@ class Signature:
                 help=f"pass an array of its own memory: {slot.name}.copy()",
             )
         return seen
+
+    def _guess(self, args: Sequence[Any]) -> dict[ir.Var, int]:
+        """What the first array that has a symbol as an extent says about it."""
+        guess: dict[ir.Var, int] = {}
+        for slot, x in zip(self.inputs, args, strict=True):
+            shape = getattr(x, "shape", ())
+            if slot.buffer is not None and len(shape) == slot.buffer.rank:
+                for extent, n in zip(slot.buffer.shape, shape, strict=True):
+                    if isinstance(extent, ir.Var):
+                        guess.setdefault(extent, n)
+        return guess
 
     def _solve(self, values: Sequence[Any]) -> dict[ir.Var, int]:
         """Symbols from shapes and strides. What single symbols and constants say is checked first, and in the
@@ -167,9 +179,10 @@ class Signature:
         }
         env = solve(self.function, shapes, strides, scalars)
         for symbol, n in env.items():
-            if n > SYMBOL_MAX.get(symbol.type.bits, n):
+            largest = SYMBOL_MAX.get(symbol.type.bits, n)
+            if n > largest:
                 raise TileValueError(
-                    f"{self.function.name}: {symbol.name} = {n} does not fit {symbol.type}",
+                    f"{self.function.name}: {symbol.name} = {n}, and a symbol of {symbol.type} is at most {largest}",
                     self.function.loc,
                     help=f'declare it as T.dynamic("{symbol.name}", "int64")',
                 )
