@@ -24,7 +24,7 @@ def to_json(artifact: Artifact) -> dict[str, Any]:
     def expr(e: Any) -> Any:
         if isinstance(e, ir.Var):
             return places[e]
-        if isinstance(e, ir.Expr):
+        if type(e).__name__ in _NODES:
             return [type(e).__name__, *(_plain(getattr(e, f.name), expr) for f in fields_of(type(e)))]
         raise TypeError(f"{type(e).__name__} is no host expression")
 
