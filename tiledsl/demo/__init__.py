@@ -1,0 +1,5 @@
+"""`tiledsl demo`: a real text through attention and a mixture of experts, on every CPU target, measured."""
+
+from tiledsl.demo.run import main
+
+__all__ = ["main"]

@@ -1,0 +1,30 @@
+"""The library: matrix products, attention and row-wise kernels, written in the language, for all targets.
+
+NumPy (ml_dtypes) or torch in, the same kind out; float32, float16 and bfloat16. The factories behind the functions
+(`matmul_kernel`, ...) take tile sizes and dtypes and leave all shapes symbolic: one compile serves every shape.
+"""
+
+from tiledsl.kernels.attention import (
+    flash_attention,
+    flash_attention_kernel,
+    flash_attention_varlen,
+    flash_attention_varlen_kernel,
+)
+from tiledsl.kernels.gemm import matmul, matmul_kernel
+from tiledsl.kernels.grouped import grouped_gemm, grouped_gemm_kernel
+from tiledsl.kernels.rowwise import rms_norm, rms_norm_kernel, softmax, softmax_kernel
+
+__all__ = [
+    "flash_attention",
+    "flash_attention_kernel",
+    "flash_attention_varlen",
+    "flash_attention_varlen_kernel",
+    "grouped_gemm",
+    "grouped_gemm_kernel",
+    "matmul",
+    "matmul_kernel",
+    "rms_norm",
+    "rms_norm_kernel",
+    "softmax",
+    "softmax_kernel",
+]

@@ -1,0 +1,150 @@
+"""What the library knows about arrays: their kind (NumPy or torch), dtype, strides, and the checks of arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tiledsl.dtypes import DType, as_dtype
+from tiledsl.errors import TileTypeError, TileValueError
+from tiledsl.runtime.views import address_of, is_torch
+
+__all__ = ["check_out", "describe", "dtype_of", "floats", "matrix", "out_dtype", "rank", "same", "strides", "unit_last"]
+
+FLOATS = ("float32", "float16", "bfloat16")
+
+
+def dtype_of(function: str, name: str, x: Any, allowed: Sequence[str] = FLOATS) -> DType:
+    """The dtype of argument `name`. Raises TileTypeError when x is no array or its dtype is not in `allowed`."""
+    if not is_torch(x) and not isinstance(x, np.ndarray):
+        raise TileTypeError(
+            f"{function}: {name} is {type(x).__name__}, expected a NumPy array or a torch tensor",
+            help="numpy.asarray(...) makes an array of lists and scalars",
+        )
+    try:
+        dtype = as_dtype(x.dtype)
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.name not in allowed:
+        raise TileTypeError(
+            f"{function}: {name} is {x.dtype} {tuple(x.shape)}, expected {' or '.join(allowed)}",
+            help=f"convert it first, for example to {allowed[0]}",
+        )
+    return dtype
+
+
+def floats(function: str, **arrays: Any) -> DType:
+    """The one float dtype that all these arrays share. Raises TileTypeError otherwise."""
+    first, *rest = arrays
+    dtype = dtype_of(function, first, arrays[first])
+    for name in rest:
+        if dtype_of(function, name, arrays[name]) is not dtype:
+            raise TileTypeError(
+                f"{function}: {first} and {name} differ in dtype: {describe(**{k: arrays[k] for k in (first, name)})}",
+                help=f"convert {name} to {dtype}",
+            )
+    return dtype
+
+
+def rank(function: str, name: str, x: Any, dims: str) -> tuple[int, ...]:
+    """The shape of x, which must have the named dimensions ("m, k"). Raises TileTypeError otherwise."""
+    expected = len(dims.split(","))
+    shape = tuple(int(n) for n in x.shape)
+    if len(shape) != expected:
+        raise TileTypeError(f"{function}: {name} has shape {shape}, expected {expected} dimensions [{dims}]")
+    return shape
+
+
+def describe(**arrays: Any) -> str:
+    """'a is float32 (3, 4), b is ...' for messages."""
+    return ", ".join(f"{k} is {str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for k, x in arrays.items())
+
+
+def strides(x: Any) -> tuple[int, ...]:
+    """Strides in elements."""
+    if is_torch(x):
+        return tuple(int(s) for s in x.stride())
+    return tuple(s // x.itemsize for s in x.strides)
+
+
+def unit_last(x: Any) -> Any:
+    """x, copied if its last dimension is not contiguous or some stride is negative or not whole elements."""
+    extents, steps = x.shape, strides(x)
+    whole = is_torch(x) or all(s % x.itemsize == 0 for s in x.strides)
+    fits = whole and all(s >= 0 for n, s in zip(extents, steps, strict=True) if n > 1)
+    if fits and (x.ndim == 0 or extents[-1] <= 1 or steps[-1] == 1):
+        return x
+    return x.contiguous() if is_torch(x) else np.ascontiguousarray(x)
+
+
+def matrix(x: Any) -> tuple[Any, bool]:
+    """The last two dimensions of x as a kernel reads them, and whether they are stored transposed."""
+    if unit_last(x) is not x:
+        turned = x.swapaxes(-1, -2)
+        if unit_last(turned) is turned:
+            return turned, True
+    return unit_last(x), False
+
+
+def out_dtype(function: str, asked: Any, out: Any, default: DType) -> DType:
+    """The dtype of the result: out_dtype=, else that of out=, else the default. Raises TileTypeError."""
+    if asked is None:
+        return default if out is None else dtype_of(function, "out", out)
+    try:
+        dtype = as_dtype(asked)
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.name not in FLOATS:
+        raise TileTypeError(f"{function}: out_dtype is {asked!r}, expected {' or '.join(FLOATS)}")
+    return dtype
+
+
+def same(x: Any, y: Any) -> bool:
+    """x and y are the same elements in the same order."""
+    return is_torch(x) is is_torch(y) and _span(x) == _span(y) and x.shape == y.shape and strides(x) == strides(y)
+
+
+def check_out(
+    function: str, out: Any, like: Any, shape: Sequence[int], dtype: DType, *, dense: bool = False, **inputs: Any
+) -> None:
+    """Raises TileTypeError unless `out` can take the result: the kind of `like`, this shape and dtype, its last
+    dimension (dense: all of it) contiguous; and TileValueError when it overlaps one of `inputs`, which the kernel
+    reads while it writes."""
+    given = dtype_of(function, "out", out, (dtype.name,))
+    if tuple(out.shape) != tuple(shape) or is_torch(out) is not is_torch(like):
+        kind = "torch tensor" if is_torch(like) else "NumPy array"
+        raise TileTypeError(
+            f"{function}: out is a {type(out).__name__} of {given} {tuple(out.shape)}, "
+            f"expected a {kind} of {dtype} {tuple(shape)}"
+        )
+    if unit_last(out) is not out or (dense and not _is_dense(out)):
+        which = "the array" if dense else "the last dimension"
+        raise TileTypeError(
+            f"{function}: out has shape {tuple(shape)} and strides {strides(out)} (in elements), "
+            f"but {which} must be contiguous",
+            help="pass a contiguous array, or leave out= away",
+        )
+    for name, x in inputs.items():
+        if _overlap(out, x):
+            raise TileValueError(f"{function}: out shares memory with {name}", help="pass an array of its own")
+
+
+def _is_dense(x: Any) -> bool:
+    return bool(x.is_contiguous()) if is_torch(x) else bool(x.flags.c_contiguous)
+
+
+def _span(x: Any) -> tuple[int, int]:
+    """First and one-past-last byte address that x touches."""
+    start = int(x.data_ptr()) if is_torch(x) else address_of(x)
+    size = int(x.element_size()) if is_torch(x) else int(x.itemsize)
+    if 0 in tuple(x.shape):
+        return start, start
+    reach = [(n - 1) * s * size for n, s in zip(x.shape, strides(x), strict=True)]
+    return start + sum(r for r in reach if r < 0), start + sum(r for r in reach if r > 0) + size
+
+
+def _overlap(x: Any, y: Any) -> bool:
+    a, b = _span(x), _span(y)
+    return max(a[0], b[0]) < min(a[1], b[1])

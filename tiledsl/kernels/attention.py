@@ -1,0 +1,255 @@
+"""Flash attention: softmax(Q K^T) V in one pass over K and V, nothing of the size of Q K^T in memory.
+
+`attention_block.py` holds the mathematics; here are the launches and the functions, for batches of equal and of
+different lengths.
+"""
+
+# mypy: disable-error-code="no-untyped-def,valid-type"
+import math
+from typing import Any
+
+import numpy as np
+
+import tiledsl
+import tiledsl.language as T
+from tiledsl.dtypes import DType, as_dtype
+from tiledsl.errors import TileTypeError, TileValueError
+from tiledsl.kernels import arrays
+from tiledsl.kernels.attention_block import LOG2_E, attend
+from tiledsl.kernels.tiles import fit, kv_tile, tiles_for
+from tiledsl.runtime.views import allocate
+
+__all__ = ["flash_attention", "flash_attention_kernel", "flash_attention_varlen", "flash_attention_varlen_kernel"]
+
+
+def _strided(name: str) -> tuple[Any, ...]:
+    """Strides of a [batch, heads, rows, head_dim] view whose last dimension is contiguous."""
+    return (*(T.dynamic(f"{name}_{d}", "int64") for d in ("batch", "head", "row")), 1)
+
+
+@tiledsl.jit
+def flash_attention_kernel(
+    block_M: int, block_N: int, head_dim: int, causal: bool, dtype: DType, threads: int = 128
+) -> Any:
+    """O = softmax(scale Q K^T) V and LSE, the logarithm of the softmax's denominator."""
+    batch, heads, kv_heads = T.dynamic("batch"), T.dynamic("heads"), T.dynamic("kv_heads")
+    seq_q, seq_kv = T.dynamic("seq_q"), T.dynamic("seq_kv")
+    q_strides, k_strides, v_strides, o_strides = (_strided(x) for x in "qkvo")
+
+    @T.prim_func
+    def flash_attention(
+        Q: T.StridedTensor((batch, heads, seq_q, head_dim), q_strides, dtype),
+        K: T.StridedTensor((batch, kv_heads, seq_kv, head_dim), k_strides, dtype),
+        V: T.StridedTensor((batch, kv_heads, seq_kv, head_dim), v_strides, dtype),
+        scale_log2: T.float32,
+        O: T.StridedTensor((batch, heads, seq_q, head_dim), o_strides, dtype),
+        LSE: T.Tensor((batch, heads, seq_q), T.float32),
+    ):
+        with T.Kernel(T.ceildiv(seq_q, block_M), heads, batch, threads=threads) as (bx, by, bz):
+            kv_head = by // (heads // kv_heads)
+            T.assume(kv_head < kv_heads)
+            attend(
+                Q, K, V, scale_log2, O, LSE, bz, by, kv_head, bx * block_M, 0, seq_q, 0, seq_kv,
+                block_M=block_M, block_N=block_N, head_dim=head_dim, causal=causal, dtype=dtype,
+            )  # fmt: skip
+
+    return flash_attention
+
+
+@tiledsl.jit
+def flash_attention_varlen_kernel(
+    block_M: int, block_N: int, head_dim: int, causal: bool, dtype: DType, threads: int = 128
+) -> Any:
+    """As above for sequences packed one after the other: sequence s owns rows ends[s] ... ends[s + 1] - 1."""
+    one, heads, kv_heads = T.dynamic("one"), T.dynamic("heads"), T.dynamic("kv_heads")
+    total_q, total_kv, bounds = T.dynamic("total_q"), T.dynamic("total_kv"), T.dynamic("bounds")
+    q_strides, k_strides, v_strides, o_strides = (_strided(x) for x in "qkvo")
+
+    @T.prim_func
+    def flash_attention_varlen(
+        Q: T.StridedTensor((one, heads, total_q, head_dim), q_strides, dtype),
+        K: T.StridedTensor((one, kv_heads, total_kv, head_dim), k_strides, dtype),
+        V: T.StridedTensor((one, kv_heads, total_kv, head_dim), v_strides, dtype),
+        q_ends: T.Tensor((bounds,), T.int32),
+        kv_ends: T.Tensor((bounds,), T.int32),
+        longest: T.int32,
+        scale_log2: T.float32,
+        O: T.StridedTensor((one, heads, total_q, head_dim), o_strides, dtype),
+        LSE: T.Tensor((one, heads, total_q), T.float32),
+    ):
+        with T.Kernel(T.ceildiv(longest, block_M), heads, bounds - 1, threads=threads) as (bx, by, bz):
+            kv_head = by // (heads // kv_heads)
+            T.assume(kv_head < kv_heads)
+            q_start, kv_start = q_ends[bz], kv_ends[bz]
+            q_len = q_ends[bz + 1] - q_start
+            kv_len = kv_ends[bz + 1] - kv_start
+            if bx * block_M < q_len:
+                attend(
+                    Q, K, V, scale_log2, O, LSE, 0, by, kv_head, bx * block_M, q_start, q_len, kv_start, kv_len,
+                    block_M=block_M, block_N=block_N, head_dim=head_dim, causal=causal, dtype=dtype,
+                )  # fmt: skip
+
+    return flash_attention_varlen
+
+
+def flash_attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    return_lse: bool = False,
+    layout: str = "bshd",
+    out: Any = None,
+    target: Any = None,
+) -> Any:
+    """Attention o_i = sum_j p_ij v_j with p_ij = exp(scale q_i . k_j) / sum_j exp(scale q_i . k_j), computed with
+    the online softmax (Milakov and Gimelshein, 2018; tiled as in Dao, "FlashAttention-2", 2023).
+
+    q           [batch, seq_q, heads, head_dim]; layout="bhsd": [batch, heads, seq_q, head_dim]
+    k, v        the same with seq_kv and kv_heads; heads must be a multiple of kv_heads (grouped queries: query
+                head h reads key head h // (heads / kv_heads))
+    causal      query i sees keys j <= i + seq_kv - seq_q: the ends are aligned
+    scale       default 1 / sqrt(head_dim)
+    return_lse  also return log sum_j exp(scale q_i . k_j), natural logarithm, float32 [batch, heads, seq_q]
+    out         array like q that receives the result
+    target      where to run (default: TILEDSL_TARGET, else auto)
+
+    float32, float16 or bfloat16, one dtype for all; NumPy (ml_dtypes) or torch; strided views are read in place.
+    Returns an array like q, or (that, lse). Queries that see no key give 0 and lse -inf. Scores, softmax and sums
+    are float32; p is rounded to the inputs' dtype before it meets v. Finite inputs give the same bits for any
+    batch, any set of other queries, any number of threads, and every CPU target.
+
+    Raises TileTypeError for wrong dtypes or shapes, TileValueError for an unknown layout, a scale that is not
+    finite, or an out that shares memory with an input.
+    """
+    if layout not in ("bshd", "bhsd"):
+        raise TileValueError(f"flash_attention: layout is {layout!r}, expected 'bshd' or 'bhsd'")
+    dims = "batch, seq, heads, head_dim" if layout == "bshd" else "batch, heads, seq, head_dim"
+    dtype, out = _prepare("flash_attention", dims, q, k, v, out)
+    # The kernel sees [batch, heads, seq, head_dim]; the layouts differ in strides only.
+    Q, K, V, O = (x.swapaxes(1, 2) if layout == "bshd" else x for x in (q, k, v, out))
+    _check_heads("flash_attention", dims, Q, K, V, (q, k, v))
+    batch, heads, seq_q, head_dim = Q.shape
+    if K.shape[0] != batch:
+        raise TileTypeError(f"flash_attention: q and k differ in batch: {arrays.describe(q=q, k=k)}")
+    scale = _scale("flash_attention", scale, head_dim)
+    lse = allocate((batch, heads, seq_q), as_dtype("float32"), q)
+    if batch and heads and seq_q:
+        tiles = tiles_for(target)
+        kernel = flash_attention_kernel(
+            fit(tiles.attention, seq_q), kv_tile(head_dim, dtype.bytes), head_dim, bool(causal), dtype, tiles.threads
+        )
+        Q, K, V = (arrays.unit_last(x) for x in (Q, K, V))
+        kernel(Q, K, V, scale * LOG2_E, O, lse, target=target)
+    return (out, lse) if return_lse else out
+
+
+def flash_attention_varlen(
+    q: Any,
+    k: Any,
+    v: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_kv: Any = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    return_lse: bool = False,
+    out: Any = None,
+    target: Any = None,
+) -> Any:
+    """Attention within each sequence of a packed batch; the formula is that of flash_attention.
+
+    q              [total_q, heads, head_dim]: the sequences one after the other
+    k, v           [total_kv, kv_heads, head_dim]
+    cu_seqlens_q   [sequences + 1] int32 or int64, ascending from 0 to total_q: sequence s owns rows
+                   cu_seqlens_q[s] ... cu_seqlens_q[s + 1] - 1; on the host
+    cu_seqlens_kv  the same for k and v; default: that of q
+    causal, scale, return_lse, out, target as in flash_attention; causal is aligned to the end of each sequence
+
+    Returns an array like q, or (that, lse) with lse float32 [heads, total_q]. A sequence has the bits that
+    flash_attention gives it alone.
+
+    Raises TileTypeError for wrong dtypes or shapes, TileValueError for bounds that do not ascend from 0 to the
+    number of rows, a scale that is not finite, or an out that shares memory with an input.
+    """
+    name = "flash_attention_varlen"
+    dims = "rows, heads, head_dim"
+    dtype, out = _prepare(name, dims, q, k, v, out)
+    Q, K, V, O = (x.swapaxes(0, 1)[None] for x in (q, k, v, out))
+    _check_heads(name, dims, Q, K, V, (q, k, v))
+    cu_seqlens_kv = cu_seqlens_q if cu_seqlens_kv is None else cu_seqlens_kv
+    q_ends = _checked_bounds("cu_seqlens_q", cu_seqlens_q, Q.shape[2])
+    kv_ends = _checked_bounds("cu_seqlens_kv", cu_seqlens_kv, K.shape[2])
+    if q_ends.shape != kv_ends.shape:
+        raise TileTypeError(
+            f"{name}: one number of sequences expected: "
+            f"{arrays.describe(cu_seqlens_q=cu_seqlens_q, cu_seqlens_kv=cu_seqlens_kv)}"
+        )
+    _, heads, total_q, head_dim = Q.shape
+    scale = _scale(name, scale, head_dim)
+    lse = allocate((1, heads, total_q), as_dtype("float32"), q)
+    if total_q and heads:
+        tiles = tiles_for(target)
+        longest = int(np.diff(q_ends).max())
+        kernel = flash_attention_varlen_kernel(
+            fit(tiles.attention, longest),
+            kv_tile(head_dim, dtype.bytes),
+            head_dim,
+            bool(causal),
+            dtype,
+            tiles.threads,
+        )
+        Q, K, V = (arrays.unit_last(x) for x in (Q, K, V))
+        kernel(Q, K, V, q_ends, kv_ends, longest, scale * LOG2_E, O, lse, target=target)
+    return (out, lse[0]) if return_lse else out
+
+
+def _prepare(function: str, dims: str, q: Any, k: Any, v: Any, out: Any) -> tuple[DType, Any]:
+    """The common dtype, and the array that takes the result; ranks checked."""
+    dtype = arrays.floats(function, q=q, k=k, v=v)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        arrays.rank(function, name, x, dims)
+    if out is None:
+        return dtype, allocate(q.shape, dtype, q)
+    arrays.check_out(function, out, q, q.shape, dtype, q=q, k=k, v=v)
+    return dtype, out
+
+
+def _check_heads(function: str, dims: str, Q: Any, K: Any, V: Any, given: tuple[Any, Any, Any]) -> None:
+    """Heads and head_dim of [batch, heads, rows, head_dim] views fit; messages show the arrays as given."""
+    q, k, v = given
+    if K.shape != V.shape or K.shape[3] != Q.shape[3]:
+        raise TileTypeError(
+            f"{function}: shapes do not fit: {arrays.describe(q=q, k=k, v=v)}",
+            help=f"all are [{dims}]; k and v have one shape, and the head_dim of q",
+        )
+    heads, kv_heads, head_dim = Q.shape[1], K.shape[1], Q.shape[3]
+    if head_dim == 0 or (heads and (kv_heads == 0 or heads % kv_heads)):
+        raise TileTypeError(
+            f"{function}: {heads} query heads, {kv_heads} key heads, head_dim {head_dim}",
+            help="the number of query heads is a multiple of the number of key heads, and head_dim is not 0",
+        )
+
+
+def _scale(function: str, scale: float | None, head_dim: int) -> float:
+    value = 1.0 / math.sqrt(head_dim) if scale is None else float(scale)
+    if not math.isfinite(value):
+        raise TileValueError(f"{function}: scale is {value}, expected a finite number")
+    return value
+
+
+def _checked_bounds(name: str, bounds: Any, rows: int) -> Any:
+    """The bounds as int32. Raises TileTypeError or TileValueError unless they ascend from 0 to `rows`."""
+    function = "flash_attention_varlen"
+    arrays.dtype_of(function, name, bounds, ("int32", "int64"))
+    arrays.rank(function, name, bounds, "sequences + 1")
+    ends = np.asarray(bounds)
+    if len(ends) == 0 or ends[0] != 0 or ends[-1] != rows or (np.diff(ends) < 0).any():
+        raise TileValueError(
+            f"{function}: {name} must ascend from 0 to {rows}, the number of rows, "
+            f"got {np.array2string(ends, threshold=8)}",
+            help="numpy.cumsum of the lengths, with 0 in front",
+        )
+    return np.ascontiguousarray(ends, np.int32)

@@ -1,0 +1,159 @@
+"""Row-wise kernels over the last axis: softmax and RMS normalisation."""
+
+# mypy: disable-error-code="no-untyped-def,valid-type"
+import math
+from typing import Any
+
+import tiledsl
+import tiledsl.language as T
+from tiledsl.dtypes import DType
+from tiledsl.errors import TileTypeError, TileValueError
+from tiledsl.kernels import arrays
+from tiledsl.kernels.tiles import ROW_TILE, fit, tiles_for
+from tiledsl.runtime.views import allocate
+
+__all__ = ["rms_norm", "rms_norm_kernel", "softmax", "softmax_kernel"]
+
+
+@tiledsl.jit
+def softmax_kernel(block_M: int, block_N: int, dtype: DType, threads: int = 128) -> Any:
+    """Y[i, :] = exp(X[i, :] - max) / sum, in two passes over the row: running maximum and sum, then the result."""
+    M, N = T.dynamic("M"), T.dynamic("N")
+    ldx, ldy = T.dynamic("ldx", "int64"), T.dynamic("ldy", "int64")
+
+    @T.prim_func
+    def softmax(X: T.StridedTensor((M, N), (ldx, 1), dtype), Y: T.StridedTensor((M, N), (ldy, 1), dtype)):
+        with T.Kernel(T.ceildiv(M, block_M), threads=threads) as bx:
+            x = T.alloc_fragment((block_M, block_N), T.float32)
+            peak = T.alloc_fragment((block_M,), T.float32)  # running maximum
+            before = T.alloc_fragment((block_M,), T.float32)  # the maximum before this tile
+            origin = T.alloc_fragment((block_M,), T.float32)  # the maximum, 0 while all is -inf: no inf - inf
+            total = T.alloc_fragment((block_M,), T.float32)
+            part = T.alloc_fragment((block_M,), T.float32)
+            T.fill(peak, -T.infinity(T.float32))
+            T.clear(total)
+            for k in T.serial(T.ceildiv(N, block_N)):
+                T.copy(peak, before)
+                T.copy(X[bx * block_M, k * block_N], x)
+                for i, j in T.Parallel(block_M, block_N):
+                    x[i, j] = T.if_then_else(k * block_N + j < N, x[i, j], -T.infinity(T.float32))
+                T.reduce_max(x, peak, dim=1, clear=False)
+                for i in T.Parallel(block_M):
+                    origin[i] = T.if_then_else(peak[i] == -T.infinity(T.float32), 0.0, peak[i])
+                for i, j in T.Parallel(block_M, block_N):
+                    x[i, j] = T.exp(x[i, j] - origin[i])
+                T.reduce_sum(x, part, dim=1)
+                for i in T.Parallel(block_M):
+                    total[i] = total[i] * T.exp(before[i] - origin[i]) + part[i]
+            for k in T.serial(T.ceildiv(N, block_N)):
+                T.copy(X[bx * block_M, k * block_N], x)
+                for i, j in T.Parallel(block_M, block_N):
+                    x[i, j] = T.if_then_else(total[i] == 0.0, 0.0, T.exp(x[i, j] - origin[i]) / total[i])
+                T.copy(x, Y[bx * block_M, k * block_N])
+
+    return softmax
+
+
+@tiledsl.jit
+def rms_norm_kernel(block_M: int, block_N: int, dtype: DType, weight_dtype: DType, threads: int = 128) -> Any:
+    """Y[i, j] = X[i, j] / sqrt(mean_j X[i, j]^2 + eps) * W[j]."""
+    M, N = T.dynamic("M"), T.dynamic("N")
+    ldx, ldy = T.dynamic("ldx", "int64"), T.dynamic("ldy", "int64")
+
+    @T.prim_func
+    def rms_norm(
+        X: T.StridedTensor((M, N), (ldx, 1), dtype),
+        W: T.Tensor((N,), weight_dtype),
+        eps: T.float32,
+        Y: T.StridedTensor((M, N), (ldy, 1), dtype),
+    ):
+        with T.Kernel(T.ceildiv(M, block_M), threads=threads) as bx:
+            x = T.alloc_fragment((block_M, block_N), T.float32)
+            w = T.alloc_fragment((block_N,), T.float32)
+            square = T.alloc_fragment((block_M,), T.float32)
+            factor = T.alloc_fragment((block_M,), T.float32)
+            T.clear(square)
+            for k in T.serial(T.ceildiv(N, block_N)):
+                T.copy(X[bx * block_M, k * block_N], x)
+                for i, j in T.Parallel(block_M, block_N):
+                    x[i, j] = x[i, j] * x[i, j]
+                T.reduce_sum(x, square, dim=1, clear=False)
+            for i in T.Parallel(block_M):
+                factor[i] = T.rsqrt(square[i] / T.cast(N, T.float32) + eps)
+            for k in T.serial(T.ceildiv(N, block_N)):
+                T.copy(X[bx * block_M, k * block_N], x)
+                T.copy(W[k * block_N], w)
+                for i, j in T.Parallel(block_M, block_N):
+                    x[i, j] = x[i, j] * factor[i] * w[j]
+                T.copy(x, Y[bx * block_M, k * block_N])
+
+    return rms_norm
+
+
+def _rows(function: str, x: Any, out: Any, **others: Any) -> tuple[Any, Any, Any]:
+    """x as [rows, n], the array that takes the result, and the latter as [rows, n]. Raises what check_out does."""
+    if x.ndim == 0:
+        raise TileTypeError(f"{function}: x is a scalar array, expected at least one dimension")
+    dtype = arrays.dtype_of(function, "x", x)
+    if out is None:
+        out = allocate(x.shape, dtype, x)
+    else:
+        inputs = others if arrays.same(out, x) else {"x": x, **others}
+        arrays.check_out(function, out, x, x.shape, dtype, dense=True, **inputs)
+    shape = (math.prod(x.shape[:-1]), x.shape[-1])
+    return arrays.unit_last(x).reshape(shape), out, out.reshape(shape)
+
+
+def softmax(x: Any, *, out: Any = None, target: Any = None) -> Any:
+    """Softmax over the last axis: y[..., j] = exp(x[..., j] - max) / sum_j exp(x[..., j] - max), the usual form
+    that cannot overflow.
+
+    x       [..., n], float32, float16 or bfloat16; NumPy (ml_dtypes) or torch
+    out     contiguous array like x that receives the result; it may be x itself
+    target  where to run (default: TILEDSL_TARGET, else auto)
+
+    Returns an array like x. Computed in float32, rounded once. A row whose elements are all -inf gives 0 (as a
+    fully masked row of attention does); a row that holds NaN or +inf gives NaN.
+
+    Raises TileTypeError for wrong dtypes or shapes, TileValueError when out overlaps x without being x.
+    """
+    dtype = arrays.dtype_of("softmax", "x", x)
+    source, out, result = _rows("softmax", x, out)
+    m, n = source.shape
+    if m and n:
+        tiles = tiles_for(target)
+        softmax_kernel(fit(tiles.rows, m), ROW_TILE, dtype, tiles.threads)(source, result, target=target)
+    return out
+
+
+def rms_norm(x: Any, weight: Any, *, eps: float = 1e-6, out: Any = None, target: Any = None) -> Any:
+    """RMS normalisation over the last axis: y[..., j] = x[..., j] / sqrt(mean_j(x[..., j]^2) + eps) * weight[j]
+    (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, with eps inside the root).
+
+    x       [..., n], float32, float16 or bfloat16; NumPy (ml_dtypes) or torch
+    weight  [n], one of the same three dtypes
+    eps     added to the mean square; not negative
+    out     contiguous array like x that receives the result; it may be x itself
+    target  where to run (default: TILEDSL_TARGET, else auto)
+
+    Returns an array like x. Computed in float32, rounded once.
+
+    Raises TileTypeError for wrong dtypes or shapes, TileValueError when eps is negative or when out shares memory
+    with weight, or overlaps x without being x.
+    """
+    dtype = arrays.dtype_of("rms_norm", "x", x)
+    weight_dtype = arrays.dtype_of("rms_norm", "weight", weight)
+    source, out, result = _rows("rms_norm", x, out, weight=weight)
+    m, n = source.shape
+    if arrays.rank("rms_norm", "weight", weight, "n") != (n,):
+        raise TileTypeError(
+            f"rms_norm: weight does not fit the last axis: {arrays.describe(x=x, weight=weight)}",
+            help=f"weight is one vector of {n} elements",
+        )
+    if not eps >= 0:
+        raise TileValueError(f"rms_norm: eps is {eps}, expected a number that is not negative")
+    if m and n:
+        tiles = tiles_for(target)
+        kernel = rms_norm_kernel(fit(tiles.rows, m), ROW_TILE, dtype, weight_dtype, tiles.threads)
+        kernel(source, arrays.unit_last(weight), float(eps), result, target=target)
+    return out

@@ -1,0 +1,66 @@
+"""Tile sizes of the library's kernels: one small table per target, and the constants that every target shares.
+
+Tiles along M and N may differ between targets and shapes: they never change a bit of a result. Tiles along
+reduced axes decide the order of sums, so they are functions of dtype and head size only.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from tiledsl.backend import resolve
+
+__all__ = [
+    "GEMM_K",
+    "ROW_TILE",
+    "Tiles",
+    "fit",
+    "kv_tile",
+    "tiles_for",
+]
+
+# Constants of the kernels, equal on all targets (reduced axes).
+GEMM_K = 128  # K tile of matmul and grouped_gemm
+ROW_TILE = 512  # columns that softmax and rms_norm take at a time
+KV_TILE_BYTES = 32768  # one tile of K or V: what a streaming multiprocessor can hold twice beside the rest
+
+
+def kv_tile(head_dim: int, itemsize: int) -> int:
+    """Keys per step of attention: 128 while a tile of K fits KV_TILE_BYTES, else 64."""
+    return 128 if 128 * head_dim * itemsize <= KV_TILE_BYTES else 64
+
+
+class Tiles(NamedTuple):
+    """Tile extents to choose from, ascending: a kernel takes the smallest that covers its extent, else the last.
+    Every entry is a compile of its own, so there are few.
+
+    gemm_m, gemm_n   of matmul
+    grouped_m        rows of grouped_gemm (against the mean group), with gemm_n
+    attention        query rows
+    rows             rows of softmax and rms_norm
+    threads          threads of a block, where that means something
+    """
+
+    gemm_m: tuple[int, ...]
+    gemm_n: tuple[int, ...]
+    grouped_m: tuple[int, ...]
+    attention: tuple[int, ...]
+    rows: tuple[int, ...]
+    threads: int = 128
+
+
+TABLE: dict[str, Tiles] = {
+    "numpy": Tiles(gemm_m=(256,), gemm_n=(256,), grouped_m=(128,), attention=(128,), rows=(64,)),
+    "numba": Tiles(gemm_m=(16, 128), gemm_n=(64, 256), grouped_m=(16, 64), attention=(16, 64), rows=(16,)),
+}
+DEFAULT = Tiles(gemm_m=(16, 128), gemm_n=(64, 128), grouped_m=(16, 64), attention=(16, 64), rows=(4,))
+
+
+def tiles_for(target: Any) -> Tiles:
+    """The row of the table for a target as the caller named it (None: the default target)."""
+    return TABLE.get(resolve(target).name, DEFAULT)
+
+
+def fit(sizes: tuple[int, ...], extent: int) -> int:
+    """The smallest of the ascending `sizes` that covers `extent`, else the largest."""
+    return next((s for s in sizes if s >= extent), sizes[-1])
