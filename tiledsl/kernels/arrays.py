@@ -9,7 +9,7 @@ import numpy as np
 
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
-from tiledsl.runtime.views import address_of, is_torch
+from tiledsl.runtime import address_of, is_torch
 
 __all__ = ["check_out", "describe", "dtype_of", "floats", "matrix", "out_dtype", "rank", "same", "strides", "unit_last"]
 

@@ -17,7 +17,7 @@ from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.attention_block import LOG2_E, attend
 from tiledsl.kernels.tiles import fit, kv_tile, tiles_for
-from tiledsl.runtime.views import allocate
+from tiledsl.runtime import allocate
 
 __all__ = ["flash_attention", "flash_attention_kernel", "flash_attention_varlen", "flash_attention_varlen_kernel"]
 

@@ -9,7 +9,7 @@ from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.tiles import GEMM_K, fit, tiles_for
-from tiledsl.runtime.views import allocate
+from tiledsl.runtime import allocate
 
 __all__ = ["matmul", "matmul_kernel"]
 

@@ -11,7 +11,7 @@ from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.tiles import GEMM_K, fit, tiles_for
-from tiledsl.runtime.views import allocate, device_of
+from tiledsl.runtime import allocate, device_of
 
 __all__ = ["grouped_gemm", "grouped_gemm_kernel"]
 

@@ -10,7 +10,7 @@ from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.tiles import ROW_TILE, fit, tiles_for
-from tiledsl.runtime.views import allocate
+from tiledsl.runtime import allocate
 
 __all__ = ["rms_norm", "rms_norm_kernel", "softmax", "softmax_kernel"]
 
