@@ -66,6 +66,7 @@ BUDGETS = (
             "torch",
             "demo",
             "torch.py",
+            "bench.py",
             "demo.py",
             "doctor.py",
             "cli",

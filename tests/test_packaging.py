@@ -45,10 +45,18 @@ def test_every_package_is_listed(checkout: Path, project: dict[str, Any]) -> Non
 
 
 def test_every_data_file_is_listed(checkout: Path, project: dict[str, Any]) -> None:
-    for package, patterns in project["tool"]["setuptools"]["package-data"].items():
-        folder = checkout.joinpath(*package.split("."))
-        for pattern in patterns:
-            assert list(folder.glob(pattern)), f"{package}: nothing matches {pattern}"
+    listed = {
+        path
+        for package, patterns in project["tool"]["setuptools"]["package-data"].items()
+        for pattern in patterns
+        for path in checkout.joinpath(*package.split(".")).glob(pattern)
+    }
+    on_disk = {
+        path
+        for path in (checkout / "tiledsl").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc") and "backends" not in path.parts
+    }
+    assert listed == on_disk
 
 
 def test_installed_files() -> None:
