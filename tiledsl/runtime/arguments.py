@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from tiledsl.ir.build import int_range
 from tiledsl.ir.walk import walk, writes
 from tiledsl.runtime.views import View, describe, view
 
-__all__ = ["Bound", "Signature", "Slot", "convert_scalar", "scalar_word"]
+__all__ = ["Bound", "Signature", "Slot", "convert_scalar", "scalar_word", "word_maker"]
 
 _BYTE_LIKE = {"bool": ("int8", "uint8"), "int8": ("bool",), "uint8": ("bool",), "handle": ("int64", "uint64")}
 
@@ -295,6 +295,32 @@ def scalar_word(value: bool | int | float, dtype: DType) -> int:
         return int(struct.unpack("<q", bits.ljust(8, b"\0"))[0])
     value = int(value)
     return value - 2**64 if value >= 2**63 else value
+
+
+def word_maker(dtype: DType, name: str) -> Callable[[Any], int]:
+    """The function from an argument to its word, for values of a type that `convert_scalar` has accepted before:
+    quick for the common types, with the same errors."""
+
+    def general(x: Any) -> int:
+        return scalar_word(convert_scalar(x, dtype, name), dtype)
+
+    if dtype.name == "float32":
+        return lambda x: _float32_word(x, general)
+    if dtype.kind == "int":
+        low, high = int_range(dtype)
+        return lambda x: int(x) if low <= x <= high else general(x)
+    return general
+
+
+_pack_float, _unpack_uint = struct.Struct("<f").pack, struct.Struct("<I").unpack
+
+
+def _float32_word(x: Any, general: Callable[[Any], int]) -> int:
+    try:
+        word: int = _unpack_uint(_pack_float(x))[0]  # rounds to nearest even
+        return word
+    except OverflowError:
+        return general(x)
 
 
 # -- text -----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from tiledsl.runtime.views import device_of, is_torch
 __all__ = ["JITKernel", "call_key", "compile", "with_outputs"]
 
 MOST_PLANS = 4096  # a kernel that meets more ways of being called starts anew; plans are cheap to make
-SCALARS = frozenset([int, float, bool])
+SCALARS = frozenset([int, float, bool, np.bool_, np.int32, np.int64, np.float32, np.float64])
 _torch_types: set[type] = set()  # learnt from arguments: torch is never imported here
 
 

@@ -11,13 +11,12 @@ import numpy as np
 
 from tiledsl import ir
 from tiledsl.analysis.evaluate import evaluate
-from tiledsl.dtypes import DType
 from tiledsl.errors import InternalError, TileRuntimeError
 from tiledsl.runtime import pool
-from tiledsl.runtime.arguments import Bound, Signature, Slot, convert_scalar, scalar_word
+from tiledsl.runtime.arguments import Bound, Signature, Slot, convert_scalar, word_maker
 from tiledsl.runtime.program import Program
 from tiledsl.runtime.ring import Ring
-from tiledsl.runtime.views import View, address_of, allocate, as_numpy, view
+from tiledsl.runtime.views import View, address_of, allocator, as_numpy, view
 
 __all__ = ["Launch", "Plan"]
 
@@ -28,6 +27,10 @@ def _torch_address(x: Any) -> int:
 
 def _other_address(x: Any) -> int:
     return view(x, "argument", "cpu").address
+
+
+def _absent(x: None) -> int:
+    return 0
 
 
 ADDRESS: dict[str, Callable[[Any], int]] = {
@@ -53,25 +56,30 @@ class Plan:
         self.slots = signature.slots
         scalars = {s.param.var: v for s, v in zip(self.slots, bound.values, strict=True) if s.param.var is not None}
         self.env: dict[ir.Var, int] = {**{v: x for v, x in scalars.items() if isinstance(x, int)}, **bound.env}
+        # Callers pass inputs, then outputs; None when that is the order of the parameters already.
+        passed = sorted(range(len(self.slots)), key=lambda i: self.slots[i].output)
+        self.order = None if passed == sorted(passed) else [passed.index(i) for i in range(len(passed))]
         inputs = [v for s, v in zip(self.slots, bound.values, strict=True) if not s.output]
         self.first = next((i for i, v in enumerate(inputs) if isinstance(v, View)), None)
         kind = "numpy" if self.first is None else inputs[self.first].kind
-        self.outputs: list[tuple[tuple[int, ...], DType]] = []
-        self.address: list[Callable[[Any], int] | None] = []  # per parameter; None for scalars and absent arrays
+        self.outputs: list[Callable[[Any], Any]] = []
+        self.words: list[Callable[[Any], int]] = []  # per parameter: argument -> word
         self.spans: list[int] = []  # bytes from the first to behind the last element; 0 where nothing can overlap
         for slot, value in zip(self.slots, bound.values, strict=True):
             span = 0
             if isinstance(value, View):
-                self.address.append(ADDRESS[value.kind])
+                self.words.append(ADDRESS[value.kind])
                 if 0 not in value.shape:
                     reach = sum((n - 1) * s for n, s in zip(value.shape, value.strides, strict=True)) + 1
                     span = -(-reach * slot.dtype.bits * slot.dtype.lanes // 8)
             elif slot.output and slot.buffer is not None:
                 shape = tuple(int(evaluate(e, self.env)) for e in slot.buffer.shape)
-                self.outputs.append((shape, slot.dtype))
-                self.address.append(ADDRESS[kind])
+                self.outputs.append(allocator(shape, slot.dtype, kind))
+                self.words.append(ADDRESS[kind])
+            elif slot.buffer is None:
+                self.words.append(word_maker(slot.dtype, slot.name))
             else:
-                self.address.append(None)
+                self.words.append(_absent)
             self.spans.append(span)
         # Pairs of arguments of which one is written.
         given = [i for i, s in enumerate(self.slots) if self.spans[i]]
@@ -80,36 +88,24 @@ class Plan:
         ]
         if "aliased" not in facts:
             self.pairs = []
-        self.aligned = [i for i, a in enumerate(self.address) if a] if "aligned16" in facts else []
+        arrays = [i for i, make in enumerate(self.words) if make in ADDRESS.values()]
+        self.aligned = arrays if "aligned16" in facts else []
         self.divisible = tuple(v.name for v in self.function.symbols if self.env[v] % 16 == 0)
         self.facts = facts
         self.symbol_words = [self.env[v] for v in self.function.symbols]
         self.ready: dict[Any, Ready] = {}
 
     def values(self, args: Sequence[Any], outs: Sequence[Any] | None) -> list[Any]:
-        """Inputs and outputs in parameter order; scalars converted, outputs allocated unless given."""
-        given, made = iter(args), iter(outs or self._allocate(args))
-        return [
-            next(made)
-            if slot.output
-            else next(given)
-            if slot.buffer is not None
-            else convert_scalar(next(given), slot.dtype, slot.name)
-            for slot in self.slots
-        ]
-
-    def _allocate(self, args: Sequence[Any]) -> list[Any]:
-        like = args[self.first] if self.first is not None else None
-        return [allocate(shape, dtype, like) for shape, dtype in self.outputs]
+        """Inputs and outputs (allocated unless given) in parameter order, as they came."""
+        if outs is None and self.outputs:
+            like = args[self.first] if self.first is not None else None
+            outs = [make(like) for make in self.outputs]
+        values = [*args, *(outs or ())]
+        return values if self.order is None else [values[i] for i in self.order]
 
     def prepare(self, values: Sequence[Any]) -> tuple[Ready, list[int]]:
         """The program for these addresses, and the argument words."""
-        words = []
-        for slot, address, value in zip(self.slots, self.address, values, strict=True):
-            if address is not None:
-                words.append(address(value))
-            else:
-                words.append(0 if value is None else scalar_word(value, slot.dtype))
+        words = [make(value) for make, value in zip(self.words, values, strict=True)]
         spans = self.spans
         aliased = any(words[i] < words[j] + spans[j] and words[j] < words[i] + spans[i] for i, j in self.pairs)
         state: Any = aliased
@@ -167,7 +163,7 @@ class Launch:
     def arrays(self) -> list[Any]:
         """Every parameter as a NumPy array that shares memory, or as a Python scalar; absent ones are None."""
         return [
-            as_numpy(v, s.dtype) if s.buffer is not None and v is not None else v
+            convert_scalar(v, s.dtype, s.name) if s.buffer is None else None if v is None else as_numpy(v, s.dtype)
             for s, v in zip(self._slots, self.values, strict=True)
         ]
 

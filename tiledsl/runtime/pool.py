@@ -244,17 +244,40 @@ def run_grid(
     pool = _claim(threads or thread_count()) if workers > 1 else None
     if pool is None:
         workers = 1
-    job = _Job(function, blocks, args, scratch_bytes, ring, pace.chunk(blocks, workers), workers)
+    chunk = pace.chunk(blocks, workers)
     start = time.perf_counter_ns()
     if pool is None:
-        job.drain(caller_lane(), 0)
+        code = _run_inline(function, blocks, args, scratch_bytes, ring, chunk)
     else:
+        job = _Job(function, blocks, args, scratch_bytes, ring, chunk, workers)
         try:
             pool.run(job)
         finally:
             pool.busy.release()
+        code = job.code
     pace.learn(blocks, (time.perf_counter_ns() - start) * workers)
-    return job.code
+    return code
+
+
+_never = ctypes.c_int64(0)
+_NEVER = ctypes.addressof(_never)  # the cancel word of inline runs: an interrupt ends them between two chunks
+
+
+def _run_inline(
+    function: BlockFunction, blocks: int, args: bytes, scratch_bytes: int, ring: int, chunk: int, first: int = 0
+) -> int:
+    lane = caller_lane()
+    lane.busy = True
+    try:
+        lane.prepare(scratch_bytes, _NEVER, ring, 0, 1)
+        while first < blocks:
+            code = function(first, min(first + chunk, blocks), args, lane.address)
+            if code:
+                return code
+            first += chunk
+    finally:
+        lane.busy = False
+    return DONE
 
 
 def run_serial(
@@ -262,10 +285,8 @@ def run_serial(
 ) -> int:
     """Run the blocks one by one, in order, on the calling thread, with `after_block()` after each."""
     for block in range(blocks):
-        job = _Job(function, block + 1, args, scratch_bytes, ring, 1, 1)
-        job.tickets = itertools.count(block)
-        job.drain(caller_lane(), 0)
+        code = _run_inline(function, block + 1, args, scratch_bytes, ring, 1, block)
         after_block()
-        if job.code:
-            return job.code
+        if code:
+            return code
     return DONE

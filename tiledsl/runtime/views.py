@@ -17,7 +17,7 @@ import numpy as np
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
 
-__all__ = ["View", "address_of", "allocate", "as_numpy", "is_torch", "kind_of", "view"]
+__all__ = ["View", "address_of", "allocate", "allocator", "as_numpy", "is_torch", "kind_of", "view"]
 
 _UNPACKED = {np.dtype(getattr(ml_dtypes, n)).name for n in ("int4", "uint4", "float4_e2m1fn")}
 _KDL_CPU = (1, 3)  # DLPack device types: CPU, and CUDA's page-locked host memory
@@ -174,13 +174,24 @@ def allocate(shape: tuple[int, ...], dtype: DType, like: Any) -> Any:
 
     Packed types are given as uint8 with half as many columns.
     """
+    return allocator(shape, dtype, kind_of(like))(like)
+
+
+def allocator(shape: tuple[int, ...], dtype: DType, kind: str | None) -> Callable[[Any], Any]:
+    """`allocate` for arrays of one kind: a function of `like` alone."""
     name = dtype.name
     if dtype.is_packed:
         shape, name = (*shape[:-1], -(-shape[-1] // 2)), "uint8"
-    if is_torch(like):
+    if kind == "torch":
         torch = sys.modules["torch"]
-        return torch.empty(shape, dtype=getattr(torch, name), device=like.device)
-    out: np.ndarray[Any, Any] = np.empty(shape, as_dtype(name).numpy)
-    if kind_of(like) == "dlpack" and hasattr(like, "__array_namespace__"):
-        return like.__array_namespace__().from_dlpack(out)
-    return out
+        torch_type = getattr(torch, name)
+        return lambda like: torch.empty(shape, dtype=torch_type, device=like.device)
+    numpy_type, empty = as_dtype(name).numpy, np.empty
+    if kind == "dlpack":
+        return lambda like: _from_numpy(empty(shape, numpy_type), like)
+    return lambda like: empty(shape, numpy_type)
+
+
+def _from_numpy(array: np.ndarray[Any, Any], like: Any) -> Any:
+    """The array as the kind of a DLPack object, where that kind says how; else as it is."""
+    return like.__array_namespace__().from_dlpack(array) if hasattr(like, "__array_namespace__") else array
