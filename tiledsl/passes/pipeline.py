@@ -43,7 +43,8 @@ class Instrument:
 def pass_text(p: Pass) -> str:
     """`name{option=value}`, only options that differ from their defaults."""
     options = []
-    for f in dataclasses.fields(p) if dataclasses.is_dataclass(p) else ():
+    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(p) if dataclasses.is_dataclass(p) else ()
+    for f in fields:
         value = getattr(p, f.name)
         if value != f.default:
             options.append(f"{f.name}={_option(value)}")
@@ -100,7 +101,7 @@ def save_repro(
 ) -> str:
     """Writes what is needed to see a failure of pass number `index` again: the IR before it as text, the pipeline,
     versions and seed. Returns the sentence that names the file; never raises."""
-    from tiledsl import __version__
+    from tiledsl.config import VERSION as __version__
     from tiledsl.ir.printer import to_text
 
     try:
