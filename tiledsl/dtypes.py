@@ -71,7 +71,7 @@ class DType:
     @property
     def is_half(self) -> bool:
         """float16 and bfloat16: arithmetic is the float32 operation followed by one rounding."""
-        return self.name in ("float16", "bfloat16")
+        return self.kind == "float" and self.bits == 16
 
     # -- relatives ------------------------------------------------------------------------------
     @property

@@ -7,6 +7,7 @@ from typing import Any
 
 from tiledsl.backends.cpu.emit.gemm import blocking, emit_gemm
 from tiledsl.backends.cpu.emit.transpose import emit_transpose
+from tiledsl.backends.cpu.emit.values import register_bytes
 from tiledsl.backends.numba_cpu.dialect import VOID, Kind, Op
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import InternalError
@@ -31,11 +32,11 @@ def micro(name: str, dtype: str, *, panel: int = 0, a_trans: bool = False) -> Op
     d = as_dtype(dtype)
 
     def emit(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) -> None:
-        register_bytes = b.module.register_bytes
+        width = register_bytes(b)
         if name == "gemm":
-            f = emit_gemm(b.module, d, panel, a_trans, blocking(d, panel, register_bytes))
+            f = emit_gemm(b.module, d, panel, a_trans, blocking(d, panel, width))
         else:
-            f = emit_transpose(b.module, d.bits, min(16, max(4, register_bytes * 8 // d.bits)))
+            f = emit_transpose(b.module, d.bits, min(16, max(4, width * 8 // d.bits)))
         b.call(f, list(args))
 
     return Op(f"{name}_{d.name}_{panel}", lambda kinds: VOID, emit)

@@ -11,7 +11,17 @@ from typing import Any
 
 from llvmlite import ir
 
-from tiledsl.backends.cpu.emit.values import I1, constant, intrinsic, lanes_of, shuffle, suffix, value_type
+from tiledsl.backends.cpu.emit.values import (
+    I1,
+    I32,
+    constant,
+    intrinsic,
+    lanes_of,
+    register_bytes,
+    shuffle,
+    suffix,
+    value_type,
+)
 from tiledsl.dtypes import DType
 
 __all__ = ["any_all", "binary", "classify", "fma", "hreduce", "reinterpret", "unary"]
@@ -59,13 +69,23 @@ def _compare(b: Any, op: str, d: DType, x: Value, y: Value) -> Value:
 
 def _float(b: Any, op: str, x: Value, y: Value) -> Value:
     if op in ("max", "min"):
-        return intrinsic(b, f"llvm.{op}imumnum.{suffix(x.type)}", x.type, [x, y])
-    if op in ("floordiv", "truncdiv"):
+        return _extreme(b, op, x, y)
+    if op == "floordiv":
         q = b.fdiv(x, y)
-        return intrinsic(b, f"llvm.{'floor' if op == 'floordiv' else 'trunc'}.{suffix(q.type)}", q.type, [q])
-    if op in ("floormod", "truncmod"):
-        return b.fsub(x, b.fmul(_float(b, op[:-3] + "div", x, y), y))
+        return intrinsic(b, f"llvm.floor.{suffix(q.type)}", q.type, [q])
     return {"add": b.fadd, "sub": b.fsub, "mul": b.fmul, "div": b.fdiv}[op](x, y)
+
+
+def _extreme(b: Any, op: str, x: Value, y: Value) -> Value:
+    """max or min of floats. One AVX-512 instruction orders zeros and ignores quiet NaN as the language does; a
+    signalling NaN must be made quiet first (free where an operand is the result of arithmetic)."""
+    if suffix(x.type) == "v16f32" and register_bytes(b) == 64:
+        quiet = [intrinsic(b, "llvm.canonicalize.v16f32", x.type, [v]) for v in (x, y)]
+        all_on, default_rounding = ir.Constant(ir.IntType(16), 0xFFFF), ir.Constant(I32, 4)
+        which = ir.Constant(I32, 5 if op == "max" else 4)  # maximum or minimum, with the sign of the one chosen
+        name = "llvm.x86.avx512.mask.range.ps.512"
+        return intrinsic(b, name, x.type, [*quiet, which, quiet[0], all_on, default_rounding])
+    return intrinsic(b, f"llvm.{op}imumnum.{suffix(x.type)}", x.type, [x, y])
 
 
 def _integer(b: Any, op: str, d: DType, x: Value, y: Value) -> Value:
@@ -152,7 +172,7 @@ def hreduce(b: Any, op: str, d: DType, v: Value) -> Value:
         half = d.with_lanes(n)
         low, high = (shuffle(b, v, None, range(first, first + n)) for first in (0, n))
         if n == 1:
-            low, high = (b.extract_element(x, ir.Constant(ir.IntType(32), 0)) for x in (low, high))
+            low, high = (b.extract_element(x, ir.Constant(I32, 0)) for x in (low, high))
         v = binary(b, op, half, low, high)
     return v
 

@@ -16,7 +16,7 @@ from tiledsl.dtypes import DType, as_dtype
 
 __all__ = [
     "I1", "I8", "I32", "I64", "LANES", "PTR", "VOID", "constant", "gather", "intrinsic", "lanes_of", "load",
-    "memory_type", "ramp", "scatter", "shuffle", "splat", "splat_constant", "store", "suffix", "value_type",
+    "memory_type", "ramp", "register_bytes", "scatter", "shuffle", "splat", "splat_constant", "store", "suffix", "value_type",
 ]  # fmt: skip
 
 LANES = 16  # lanes of every vector of the loop stage
@@ -42,6 +42,12 @@ def memory_type(d: DType) -> Any:
 
 def lanes_of(v: Value) -> int:
     return v.type.count if isinstance(v.type, ir.VectorType) else 1
+
+
+def register_bytes(b: Any) -> int:
+    """Width of the vector registers of the CPU that the module is for: whoever makes the module says so in its
+    attribute `register_bytes`."""
+    return int(getattr(b.module, "register_bytes", 16))
 
 
 def suffix(t: Any) -> str:
