@@ -25,3 +25,10 @@ For the runtime room (everything else goes through `tiledsl.language`):
         The globals and closure variables (by qualified name) that the function, and helpers it names, may read:
         part of an in-process cache key.
 """
+
+from tiledsl.frontend.eager import ArgInfo, EagerTemplate, is_lazy
+from tiledsl.frontend.trace import Macro, Parameter, PrimFunc, captures, trace_prim_func
+
+__all__ = [
+    "ArgInfo", "EagerTemplate", "Macro", "Parameter", "PrimFunc", "captures", "is_lazy", "trace_prim_func",
+]  # fmt: skip

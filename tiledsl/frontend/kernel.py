@@ -1,0 +1,91 @@
+"""`with T.Kernel(...)`: one launch, its grid and its block."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from tiledsl.errors import TileSyntaxError, TileTypeError, TileValueError
+from tiledsl.frontend.builder import Block
+from tiledsl.frontend.control import Tracer, tracer
+from tiledsl.frontend.location import error, here
+from tiledsl.frontend.values import INT32, Value, index_expr
+from tiledsl.ir import Const, Expr, Kernel, Var
+
+__all__ = ["BlockIndex", "KernelLaunch"]
+
+_MAX_THREADS = 1024  # of a CUDA block; every target keeps the limit so that kernels stay portable
+
+
+class BlockIndex(Value):
+    """The index of a one-dimensional grid; unpacks into itself, so that `as (bx,)` works too."""
+
+    def __iter__(self) -> Any:
+        return iter((Value(self.expr),))
+
+
+class KernelLaunch:
+    """The context manager that `T.Kernel` makes."""
+
+    def __init__(self, grid: tuple[Any, ...], threads: Any) -> None:
+        if not 1 <= len(grid) <= 3:
+            raise error("grid-rank", TileTypeError, f"T.Kernel: a grid has 1 to 3 dimensions, got {len(grid)}")
+        self.grid = tuple(index_expr(g, f"T.Kernel: grid dimension {i}") for i, g in enumerate(grid))
+        for g in self.grid:
+            if isinstance(g, Const) and g.value < 0:
+                raise error("grid-negative", TileValueError, f"T.Kernel: grid dimension {g.value} is negative")
+        sizes = threads if isinstance(threads, (tuple, list)) else (128 if threads is None else threads,)
+        if not 1 <= len(sizes) <= 3:
+            raise error("thread-rank", TileTypeError, f"T.Kernel: threads has 1 to 3 dimensions, got {len(sizes)}")
+        self.threads = tuple(index_expr(t, "T.Kernel: threads") for t in sizes)
+        self.total = self._count(self.threads)
+        if self.total is not None and not 1 <= self.total <= _MAX_THREADS:
+            raise error("thread-count", TileValueError, f"T.Kernel: a block has 1 to {_MAX_THREADS} threads, not {self.total}")
+        self.loc = here()
+        self.block: Block | None = None
+
+    @staticmethod
+    def _count(threads: tuple[Expr, ...]) -> int | None:
+        total = 1
+        for t in threads:
+            if not isinstance(t, Const):
+                return None
+            total *= t.value
+        return total
+
+    def __enter__(self) -> Any:
+        builder = tracer("T.Kernel")
+        builder.enter_kernel()
+        if builder.in_kernel:
+            raise error(
+                "nested-kernel", TileSyntaxError, "T.Kernel inside T.Kernel",
+                notes=(f"the outer one begins at {builder.blocks[0].loc}",), help="place one after the other",
+            )  # fmt: skip
+        for e in (*self.grid, *self.threads):
+            builder.check(e, self.loc)
+        self.block = builder.push("kernel")
+        builder.kernel_threads, builder.kernel_attrs = self.total, []
+        self.block_vars = self._vars(builder, "b", len(self.grid))
+        self.thread_vars = self._vars(builder, "t", len(self.threads))
+        values = tuple(Value(v) for v in self.block_vars)
+        return values if len(values) > 1 else BlockIndex(self.block_vars[0])
+
+    def _vars(self, builder: Tracer, prefix: str, count: int) -> tuple[Var, ...]:
+        made = tuple(Var(prefix + axis, INT32, loc=self.loc) for axis in "xyz"[:count])
+        for v in made:
+            builder.define(v)
+        return made
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        builder = tracer("T.Kernel")
+        assert self.block is not None
+        if kind is not None:
+            builder.abandon(self.block)
+            return
+        body = builder.pop(self.block)
+        builder.kernels.append(
+            Kernel(
+                builder.name, self.grid, self.threads, self.block_vars, self.thread_vars, body,
+                tuple(builder.kernel_attrs), loc=self.loc,
+            )
+        )  # fmt: skip

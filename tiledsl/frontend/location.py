@@ -1,0 +1,120 @@
+"""Where in the author's source an operation was written: the Python stack while tracing, with exact columns."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType
+from typing import TypeVar
+
+from tiledsl.errors import Loc, TileError
+
+__all__ = ["author_frame", "error", "here", "is_author_file", "position", "tracing_root"]
+
+_E = TypeVar("_E", bound=TileError)
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_INTERNAL = tuple(os.path.join(_PACKAGE, room) for room in ("frontend", "language", "dtypes.py", "errors.py", "runtime"))
+_STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
+
+_author_files: dict[str, bool] = {}
+_positions: dict[CodeType, list[tuple[int | None, int | None, int | None, int | None]]] = {}
+
+
+class _Roots(threading.local):
+    """The code objects of the functions being traced in this thread, outermost first."""
+
+    def __init__(self) -> None:
+        self.codes: list[CodeType] = []
+
+
+_roots = _Roots()
+
+
+@contextmanager
+def tracing_root(code: CodeType) -> Iterator[None]:
+    """Call chains end at this function while the block runs."""
+    _roots.codes.append(code)
+    try:
+        yield
+    finally:
+        _roots.codes.pop()
+
+
+def is_author_file(path: str) -> bool:
+    known = _author_files.get(path)
+    if known is None:
+        absolute = os.path.abspath(path)
+        in_stdlib = absolute.startswith(_STDLIB) and "site-packages" not in absolute
+        known = not (absolute.startswith(_INTERNAL) or in_stdlib or path.startswith("<frozen"))
+        _author_files[path] = known
+    return known
+
+
+def _is_anonymous(code: CodeType) -> bool:
+    """Comprehensions and the lambdas of lazy operands belong to the function around them."""
+    return code.co_name.startswith("<") and code.co_name != "<module>"
+
+
+def author_frame() -> FrameType | None:
+    """The innermost frame that runs the author's code."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not is_author_file(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
+
+
+def position(code: CodeType, instruction: int) -> tuple[int, int, int]:
+    """(line, column, end column), 1-based, the end exclusive and on the same line, of one instruction."""
+    table = _positions.get(code)
+    if table is None:
+        table = _positions[code] = list(code.co_positions())
+    line, end_line, col, end_col = table[instruction // 2]
+    line = line or code.co_firstlineno
+    if col is None or end_col is None:
+        return line, 1, 0
+    raw = linecache.getline(code.co_filename, line)
+    text = raw.rstrip("\n").encode()
+    start = len(text[:col].decode(errors="replace")) + 1
+    if end_line == line:
+        return line, start, len(text[:end_col].decode(errors="replace")) + 1
+    return line, start, len(raw.split("#")[0].rstrip()) + 1
+
+
+def here() -> Loc | None:
+    """The author's place that is running now, with the chain of macros and helpers that led to it."""
+    frame = author_frame()
+    found: list[tuple[str, int, int, int, str]] = []
+    anonymous: tuple[str, int, int, int] | None = None
+    root = _roots.codes[-1] if _roots.codes else None
+    while frame is not None:
+        code = frame.f_code
+        if is_author_file(code.co_filename):
+            place = anonymous or (code.co_filename, *position(code, frame.f_lasti))
+            if _is_anonymous(code):
+                anonymous = place
+            else:
+                anonymous = None
+                found.append((*place, code.co_qualname.replace("<locals>.", "")))
+                if code is root:
+                    break
+        frame = frame.f_back
+    else:
+        found = found[:1]  # not below a traced function: a chain would only name the test runner
+    loc: Loc | None = None
+    for file, line, col, end_col, function in reversed(found):
+        loc = Loc(file, line, col, end_col, "" if function == "<module>" else function, loc)
+    return loc
+
+
+def error(
+    ident: str, kind: type[_E], message: str, *, help: str | None = None, notes: tuple[str, ...] = (),
+    loc: Loc | None = None,
+) -> _E:  # fmt: skip
+    """A diagnostic at the author's current place (or `loc`). `ident` names it for the golden tests."""
+    made = kind(message, loc or here(), notes, help)
+    made.ident = ident  # type: ignore[attr-defined]
+    return made

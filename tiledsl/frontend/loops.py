@@ -1,0 +1,148 @@
+"""Loop headers (`T.serial`, `T.Parallel`, `T.grid`, ...) and the opening and closing of staged loops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from tiledsl.dtypes import DType, promote
+from tiledsl.errors import TileNotImplementedError, TileSyntaxError, TileTypeError, TileValueError
+from tiledsl.frontend.builder import Block, Builder
+from tiledsl.frontend.location import error, here
+from tiledsl.frontend.values import INT32, Value, convert, index_expr, is_number
+from tiledsl.ir import Const, Expr, For, Parallel, Var
+from tiledsl.ir.walk import free_vars
+
+__all__ = ["LoopSpec", "OpenLoop", "close_loop", "open_loop"]
+
+
+@dataclass(eq=False)
+class LoopSpec:
+    """What stands after `in`. ranges: (start, stop, step) per axis, all of one dtype per axis."""
+
+    what: str
+    kind: str  # "serial" | "pipelined" | "unroll" | "vectorized" | "parallel"
+    ranges: tuple[tuple[Expr, Expr, Expr], ...]
+    annotations: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def serial(
+        cls, what: str, start: Any, stop: Any = None, step: Any = None, kind: str = "serial",
+        annotations: tuple[tuple[str, Any], ...] = (),
+    ) -> LoopSpec:  # fmt: skip
+        """A loop over range(start, stop, step), or range(start)."""
+        if stop is None:
+            start, stop = 0, start
+        step = 1 if step is None else step
+        if is_number(step) and step == 0:
+            raise error("zero-step", TileValueError, f"{what}: the step is 0")
+        bounds = [index_expr(x, f"{what}: {name}") for x, name in ((start, "start"), (stop, "stop"), (step, "step"))]
+        dtype: DType = INT32
+        for b in bounds:
+            dtype = promote(dtype, b.dtype)
+        first, last, by = (_in(b, dtype) for b in bounds)
+        return cls(what, kind, ((first, last, by),), annotations)
+
+    @classmethod
+    def nest(
+        cls, what: str, kind: str, extents: tuple[Any, ...], annotations: tuple[tuple[str, Any], ...] = ()
+    ) -> LoopSpec:
+        """A nest of loops from 0."""
+        if not extents:
+            raise error("no-extents", TileTypeError, f"{what} needs at least one extent")
+        ranges = tuple(cls.serial(what, e).ranges[0] for e in extents)
+        return cls(what, kind, ranges, annotations)
+
+    def __iter__(self) -> NoReturn:
+        raise error(
+            "loop-not-in-for", TileSyntaxError, f"{self.what} can only stand in a `for` statement of a kernel or macro",
+            help="in comprehensions and helpers use Python's range with Python ints",
+        )  # fmt: skip
+
+
+def _in(e: Expr, dtype: DType) -> Expr:
+    return Const(e.value, dtype, loc=e.loc) if isinstance(e, Const) else convert(e, dtype)
+
+
+@dataclass(eq=False)
+class OpenLoop:
+    """A loop whose body is being traced; `values` is what the `for` targets get."""
+
+    spec: LoopSpec
+    vars: tuple[Var, ...]
+    blocks: list[Block]
+    loc: Any
+
+    @property
+    def values(self) -> Any:
+        values = tuple(Value(v) for v in self.vars)
+        return values if len(values) > 1 else values[0]
+
+
+def open_loop(builder: Builder, spec: LoopSpec, targets: tuple[str, ...]) -> OpenLoop:
+    """Begins a staged loop; the next statements are its body."""
+    loc = here()
+    if not builder.in_kernel:
+        raise error(
+            "loop-outside-kernel", TileSyntaxError, f"{spec.what} must be inside `with T.Kernel(...)`",
+            help="outside T.Kernel loop over a Python list",
+        )  # fmt: skip
+    names = targets if len(targets) == len(spec.ranges) else tuple(f"i{k}" for k in range(len(spec.ranges)))
+    variables = tuple(Var(n, r[0].dtype, loc=loc) for n, r in zip(names, spec.ranges, strict=True))
+    for bounds in spec.ranges:
+        for b in bounds:
+            builder.check(b, loc)
+    blocks: list[Block] = []
+    if spec.kind == "parallel":
+        _check_nesting(builder, spec)
+        blocks.append(builder.push("parallel"))
+        for v in variables:
+            builder.define(v)
+    else:
+        for v in variables:
+            blocks.append(builder.push("for"))
+            builder.define(v)
+    return OpenLoop(spec, variables, blocks, loc)
+
+
+def _check_nesting(builder: Builder, spec: LoopSpec) -> None:
+    outer = builder.inside("parallel")
+    if outer is None:
+        return
+    if builder.blocks[-1] is not outer or outer.statements:
+        raise error(
+            "parallel-nesting", TileSyntaxError, "a T.Parallel inside another one must follow it directly",
+            notes=(f"the outer one begins at {outer.loc}",), help="use one T.Parallel over all axes, or T.serial inside",
+        )  # fmt: skip
+    bound = {v for v, block in builder.owner.items() if block is outer and isinstance(v, Var)}
+    if any(free_vars(r[1]) & bound for r in spec.ranges):
+        raise error(
+            "ragged-parallel", TileNotImplementedError,
+            "the extent of a nested T.Parallel depends on the outer one: not supported yet",
+            help="use the largest extent and an `if` inside",
+        )  # fmt: skip
+
+
+def close_loop(builder: Builder, loop: OpenLoop) -> None:
+    """Ends the body and emits the loop."""
+    spec = loop.spec
+    if spec.kind == "parallel":
+        body = builder.pop(loop.blocks[0])
+        extents = tuple(stop for _, stop, _ in spec.ranges)
+        variables = loop.vars
+        inner = next((s for s in body if isinstance(s, Parallel)), None)
+        if inner is not None:
+            if len(body) > 1:
+                raise error(
+                    "parallel-nesting-after", TileSyntaxError,
+                    "a T.Parallel inside another one must be its only statement", loc=inner.loc,
+                    notes=(f"the outer one begins at {loop.loc}",), help="use one T.Parallel over all axes",
+                )  # fmt: skip
+            variables, extents, body = variables + inner.vars, extents + inner.extents, inner.body
+        made: For | Parallel = Parallel(variables, extents, body, spec.annotations, loc=loop.loc)
+        builder.emit(made, spec.what, checked=True)
+        return
+    for var, block, (start, stop, step) in reversed(list(zip(loop.vars, loop.blocks, spec.ranges, strict=True))):
+        body = builder.pop(block)
+        made = For(var, start, stop, step, body, spec.kind, spec.annotations, loc=loop.loc)
+        builder.emit(made, spec.what, checked=True)

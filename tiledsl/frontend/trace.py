@@ -1,0 +1,274 @@
+"""T.prim_func and T.macro: running an author's function once to collect its IR."""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import CodeType, FrameType, TracebackType
+from typing import Any
+
+from tiledsl.errors import Loc, TileError, TileNameError, TileSyntaxError, TileTypeError, suggest
+from tiledsl.frontend import location
+from tiledsl.frontend.annotations import make_param
+from tiledsl.frontend.builder import Builder, is_tracing, tracing
+from tiledsl.frontend.control import CONTROL, Tracer, tracer
+from tiledsl.frontend.location import error
+from tiledsl.frontend.rewrite import rewritten
+from tiledsl.frontend.values import Cell, Element, Value
+from tiledsl.ir import Function, Param, Var
+from tiledsl.ir.walk import free_vars
+
+__all__ = ["Macro", "Parameter", "PrimFunc", "Ref", "captures", "finish", "located", "parameter_annotations", "trace_prim_func"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter as callers see it. kind: "tensor" | "scalar"."""
+
+    name: str
+    kind: str
+
+
+@dataclass(eq=False)
+class PrimFunc:
+    """A traced kernel function.
+
+    single  an eager kernel's `return C` (one array), not `return C, D` (a tuple)
+    consts  the T.const values that an eager kernel was traced with
+    """
+
+    function: Function
+    pyfunc: Callable[..., Any]
+    single: bool = True
+    consts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.function.name
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return tuple(Parameter(p.name, "scalar" if p.var is not None else "tensor") for p in self.function.params)
+
+    def __call__(self, *args: Any, **kw: Any) -> Any:
+        raise error(
+            "call-prim-func", TileTypeError, f"{self.name} is a kernel, not yet a compiled one",
+            help="return it from a @tiledsl.jit factory, or compile it: tiledsl.compile(kernel)(...)",
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        return f"PrimFunc({self.name})"
+
+
+class Ref:
+    """Annotation of a macro parameter that is a place: `x: T.Ref` may be assigned, and the caller sees it."""
+
+
+def _def_loc(pyfunc: Callable[..., Any]) -> Loc:
+    code = pyfunc.__code__
+    return Loc(code.co_filename, code.co_firstlineno, 1, 0, code.co_qualname.replace("<locals>.", ""))
+
+
+def parameter_annotations(pyfunc: Callable[..., Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    """Annotations by parameter; strings (postponed evaluation) see globals, closure cells and `names`."""
+    found = dict(pyfunc.__annotations__)
+    scope = dict(names)
+    for name, cell in zip(pyfunc.__code__.co_freevars, pyfunc.__closure__ or (), strict=True):
+        try:
+            scope[name] = cell.cell_contents
+        except ValueError:
+            continue
+    for name, value in found.items():
+        if isinstance(value, str):
+            try:
+                found[name] = eval(value, pyfunc.__globals__, scope)  # noqa: S307 - the author's own annotation
+            except NameError as e:
+                raise error("annotation-name", TileNameError, f"parameter {name}: {e}", loc=_def_loc(pyfunc)) from None
+    return found
+
+
+@contextmanager
+def located() -> Iterator[None]:
+    """Turns a NameError of author code into a diagnostic with its place."""
+    try:
+        yield
+    except NameError as e:
+        if isinstance(e, TileError):
+            raise
+        frame, instruction = _raising_frame(e.__traceback__)
+        if frame is None:
+            raise
+        name = e.name or ""
+        line, col, end = location.position(frame.f_code, instruction)
+        loc = Loc(frame.f_code.co_filename, line, col, end, frame.f_code.co_qualname.replace("<locals>.", ""))
+        known = {*frame.f_locals, *frame.f_globals, *dir(builtins)} - {name}
+        if isinstance(e, UnboundLocalError):
+            raise error(
+                "unbound-local", TileNameError, f"{name} is read before it has a value", loc=loc, help="assign it first"
+            ) from None
+        raise error(
+            "undefined-name", TileNameError, f"{name} is not defined", loc=loc, help=suggest(name, known)
+        ) from None
+
+
+def _raising_frame(tb: TracebackType | None) -> tuple[FrameType | None, int]:
+    """The innermost frame of a traceback, if it is the author's."""
+    frame, instruction = None, 0
+    while tb is not None:
+        frame, instruction = tb.tb_frame, tb.tb_lasti
+        tb = tb.tb_next
+    if frame is None or not location.is_author_file(frame.f_code.co_filename):
+        return None, 0
+    return frame, instruction
+
+
+def trace_prim_func(pyfunc: Callable[..., Any], names: Mapping[str, Any] | None = None) -> PrimFunc:
+    """Runs the function on symbolic arguments. `names`: locals of the place that defines it, for annotations
+    written as strings."""
+    _check_function(pyfunc, "T.prim_func")
+    if is_tracing():
+        raise error("nested-prim-func", TileSyntaxError, "a @T.prim_func cannot be defined inside a kernel")
+    run = rewritten(pyfunc, CONTROL)
+    annotations = parameter_annotations(pyfunc, names or {})
+    builder = Tracer(pyfunc.__name__)
+    params: list[Param] = []
+    arguments: list[Any] = []
+    for p in inspect.signature(pyfunc).parameters.values():
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or p.default is not p.empty:
+            raise error(
+                "param-kind", TileSyntaxError, f"parameter {p.name}: a kernel has plain parameters without defaults",
+                loc=_def_loc(pyfunc),
+            )  # fmt: skip
+        if p.name not in annotations:
+            raise error(
+                "param-unannotated", TileTypeError, f"parameter {p.name} has no annotation", loc=_def_loc(pyfunc),
+                help=f"write `{p.name}: T.Tensor((M, N), T.float16)` or `{p.name}: T.int32`",
+            )  # fmt: skip
+        param, argument = make_param(p.name, annotations[p.name], _def_loc(pyfunc))
+        _declare(builder, param)
+        params.append(param)
+        arguments.append(argument)
+    with tracing(builder), location.tracing_root(run.__code__), located():
+        builder.activations.append(("kernel", 0))
+        run(*arguments)
+    return PrimFunc(finish(builder, params, (), _def_loc(pyfunc)), pyfunc)
+
+
+def _declare(builder: Builder, param: Param) -> None:
+    for x in (param.buffer, param.var):
+        if x is not None:
+            builder.define(x)
+
+
+def _check_function(pyfunc: Any, what: str) -> None:
+    if not inspect.isfunction(pyfunc):
+        raise error("decorates-function", TileTypeError, f"{what} decorates a function, got {type(pyfunc).__name__}")
+
+
+def finish(builder: Tracer, params: list[Param], outputs: tuple[int, ...], loc: Loc | None) -> Function:
+    """The function of a completed trace."""
+    if not builder.kernels:
+        raise error(
+            "no-kernel", TileSyntaxError, f"{builder.name} launches nothing", loc=loc,
+            help="put the work into `with T.Kernel(grid, threads=128) as bx:`",
+        )  # fmt: skip
+    bound: dict[Var, None] = {}
+    for p in params:
+        if p.buffer is not None:
+            for e in (*p.buffer.shape, *(p.buffer.strides or ())):
+                bound.update(dict.fromkeys(sorted(free_vars(e), key=lambda v: v.name)))
+    for var, place in builder.symbols.items():
+        if var not in bound:
+            raise error(
+                "unbound-symbol", TileNameError, f"symbol {var.name} appears in no argument's shape or strides",
+                loc=place or loc, help="use it in the annotation of a tensor parameter, or pass a scalar parameter",
+            )  # fmt: skip
+    kernels = tuple(builder.kernels)
+    if len(kernels) > 1:
+        kernels = tuple(k.replace(name=f"{builder.name}_{i}") for i, k in enumerate(kernels))
+    return Function(
+        builder.name, tuple(params), kernels, tuple(bound), outputs, attrs=tuple(builder.attrs), loc=loc
+    )
+
+
+class Macro:
+    """A function whose staged body is traced into each caller.
+
+    Scalars are evaluated once, at the call; buffers and regions are passed by reference; a parameter annotated
+    `T.Ref` is bound to the place (variable or element) that the caller names.
+    """
+
+    def __init__(self, pyfunc: Callable[..., Any]) -> None:
+        _check_function(pyfunc, "T.macro")
+        self.pyfunc = pyfunc
+        functools.update_wrapper(self, pyfunc)
+
+    def __call__(self, *args: Any, **kw: Any) -> Any:
+        builder = tracer(f"the macro {self.pyfunc.__name__}")
+        try:
+            bound = inspect.signature(self.pyfunc).bind(*args, **kw)
+        except TypeError as e:
+            raise error("macro-arguments", TileTypeError, f"macro {self.pyfunc.__name__}: {e}") from None
+        references = {n for n, a in self.pyfunc.__annotations__.items() if a is Ref or (isinstance(a, str) and "Ref" in a)}
+        for name, value in bound.arguments.items():
+            bound.arguments[name] = self._argument(name, value, name in references)
+        run = rewritten(self.pyfunc, CONTROL)
+        builder.activations.append(("macro", len(builder.blocks)))
+        try:
+            return run(*bound.args, **bound.kwargs)
+        finally:
+            builder.activations.pop()
+
+    def _argument(self, name: str, value: Any, reference: bool) -> Any:
+        if not reference:
+            return CONTROL.freeze(value, name) if isinstance(value, (Value, tuple)) else value
+        if isinstance(value, Cell):
+            return value
+        if isinstance(value, Element):
+            return Cell(value.buffer, value.indices, bound=True)
+        raise error(
+            "macro-ref", TileTypeError, f"macro {self.pyfunc.__name__}: {name} is a T.Ref and needs a variable or element",
+            help="pass a T.alloc_var or A[i, j]",
+        )  # fmt: skip
+
+
+def captures(pyfunc: Callable[..., Any]) -> dict[str, object]:
+    """Globals and closure variables that the function and the Python helpers it names may read."""
+    found: dict[str, object] = {}
+    seen: set[CodeType] = set()
+
+    def visit(fn: Callable[..., Any]) -> None:
+        fn = getattr(fn, "pyfunc", fn)
+        code = getattr(fn, "__code__", None)
+        if code is None or code in seen or not location.is_author_file(code.co_filename):
+            return
+        seen.add(code)
+        prefix = f"{fn.__module__}.{fn.__qualname__}"
+        values: dict[str, object] = {}
+        for name, cell in zip(code.co_freevars, fn.__closure__ or (), strict=True):
+            try:
+                values[name] = cell.cell_contents
+            except ValueError:
+                continue
+        for name in _global_names(code):
+            if name in fn.__globals__:
+                values[name] = fn.__globals__[name]
+        for name, value in values.items():
+            found[f"{prefix}.{name}"] = value
+            if callable(value):
+                visit(value)
+
+    visit(pyfunc)
+    return found
+
+
+def _global_names(code: CodeType) -> set[str]:
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= _global_names(constant)
+    return names

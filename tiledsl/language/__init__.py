@@ -1,0 +1,150 @@
+"""The language: `import tiledsl.language as T`.
+
+Every name is a typed, documented function or a dtype. A name that the language has but this version does not raises
+TileNotImplementedError when used; an unknown name raises TileAttributeError with a suggestion.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tiledsl import dtypes as _dtypes
+from tiledsl.errors import TileAttributeError as _TileAttributeError
+from tiledsl.errors import suggest as _suggest
+from tiledsl.frontend.location import error as _error
+from tiledsl.language.compute import (
+    GemmWarpPolicy,
+    gemm,
+    reduce_absmax,
+    reduce_abssum,
+    reduce_bitand,
+    reduce_bitor,
+    reduce_bitxor,
+    reduce_max,
+    reduce_min,
+    reduce_sum,
+)
+from tiledsl.language.debug import (
+    annotate_compile_flags,
+    annotate_l2_hit_ratio,
+    annotate_layout,
+    annotate_pass_configs,
+    annotate_restrict_buffers,
+    annotate_safe_value,
+    assume,
+    device_assert,
+    disable_warp_group_reg_alloc,
+    no_set_max_nreg,
+    print,
+    set_max_nreg,
+    use_swizzle,
+)
+from tiledsl.language.launch import (
+    Kernel,
+    Parallel,
+    Pipelined,
+    Ref,
+    Serial,
+    Unroll,
+    Vectorized,
+    grid,
+    macro,
+    parallel,
+    prim_func,
+    serial,
+    unroll,
+    vectorized,
+)
+from tiledsl.language.math import (
+    Cast_ as Cast,
+)
+from tiledsl.language.math import (
+    Select,
+    abs,
+    bitwise_and,
+    bitwise_not,
+    bitwise_or,
+    bitwise_xor,
+    cast,
+    ceil,
+    ceildiv,
+    clamp,
+    exp,
+    exp2,
+    floor,
+    floordiv,
+    floormod,
+    fma,
+    if_then_else,
+    infinity,
+    isfinite,
+    isinf,
+    isnan,
+    log,
+    log2,
+    max,
+    max_value,
+    min,
+    min_value,
+    reinterpret,
+    round,
+    rsqrt,
+    shift_left,
+    shift_right,
+    sigmoid,
+    sqrt,
+    trunc,
+    truncdiv,
+    truncmod,
+)
+from tiledsl.language.memory import (
+    alloc_fragment,
+    alloc_local,
+    alloc_shared,
+    alloc_var,
+    clear,
+    copy,
+    fill,
+    reshape,
+    view,
+)
+from tiledsl.language.missing import MISSING as _MISSING
+from tiledsl.language.missing import Missing as _Missing
+from tiledsl.language.types import Buffer, StridedTensor, Tensor, const, dtype, dynamic, empty, symbolic
+
+# -- dtypes -----------------------------------------------------------------------------------------------
+bool = boolean = _dtypes.as_dtype("bool")
+int8, int16, int32, int64 = (_dtypes.as_dtype(f"int{b}") for b in (8, 16, 32, 64))
+uint8, uint16, uint32, uint64 = (_dtypes.as_dtype(f"uint{b}") for b in (8, 16, 32, 64))
+float16, float32, float64 = (_dtypes.as_dtype(f"float{b}") for b in (16, 32, 64))
+bfloat16 = _dtypes.as_dtype("bfloat16")
+float8_e4m3fn = float8_e4m3 = _dtypes.as_dtype("float8_e4m3fn")
+float8_e5m2, float8_e8m0fnu = _dtypes.as_dtype("float8_e5m2"), _dtypes.as_dtype("float8_e8m0fnu")
+float4_e2m1fn = _dtypes.as_dtype("float4_e2m1fn")
+int4, uint4 = _dtypes.as_dtype("int4"), _dtypes.as_dtype("uint4")
+float, half, double = float32, float16, float64
+int, uint, long, ulong, short, ushort = int32, uint32, int64, uint64, int16, uint16
+char, uchar = int8, uint8
+
+__all__ = [name for name in dir() if not name.startswith("_") and name not in ("annotations", "Any", "compute", "debug",
+           "launch", "math", "memory", "missing", "operation", "types")]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    try:
+        return _dtypes.as_dtype(name)  # vector types: T.float32x4
+    except TypeError:
+        pass
+    if name in _MISSING:
+        return _Missing(name)
+    raise _error(
+        "unknown-name", _TileAttributeError, f"the language has no T.{name}", help=_suggest(name, [*__all__, *_MISSING])
+    )
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+

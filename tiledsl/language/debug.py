@@ -1,0 +1,121 @@
+"""Looking into a running kernel, promises to the compiler, and hints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tiledsl.errors import TileTypeError
+from tiledsl.frontend.builder import current
+from tiledsl.frontend.control import tracer
+from tiledsl.frontend.location import error, here
+from tiledsl.frontend.values import BufferRef, RegionRef, Value, as_bool, as_value, to_dtype
+from tiledsl.ir import Const, Debug
+from tiledsl.language.operation import not_yet, operation, surface
+
+__all__ = [
+    "annotate_compile_flags", "annotate_l2_hit_ratio", "annotate_layout", "annotate_pass_configs",
+    "annotate_restrict_buffers", "annotate_safe_value", "assume", "device_assert", "disable_warp_group_reg_alloc",
+    "no_set_max_nreg", "print", "set_max_nreg", "use_swizzle",
+]  # fmt: skip
+
+
+@operation
+def print(obj: Any, msg: str = "", warp_group_id: int = 0, warp_id: int = 0) -> None:
+    """Prints a buffer or scalar once per block (inside T.Parallel once per iteration), after the text `msg`."""
+    if isinstance(obj, str):
+        values: tuple[Any, ...] = ()
+        msg = f"{msg} {obj}".strip()
+    elif isinstance(obj, BufferRef):
+        values = (obj.buffer,)
+    elif isinstance(obj, RegionRef):
+        raise not_yet("T.print of a slice", help="print the buffer, or single elements")
+    else:
+        values = (as_value(obj, "T.print: obj").typed,)
+    current("T.print").emit(Debug("print", values, msg, loc=here()), "T.print")
+
+
+@operation
+def device_assert(condition: Any, msg: str = "", no_stack_info: bool = False) -> None:
+    """Stops the kernel with an error naming this line, unless the condition holds."""
+    value = as_bool(condition, "T.device_assert: condition")
+    current("T.device_assert").emit(Debug("assert", (value,), msg, loc=here()), "T.device_assert")
+
+
+@operation
+def assume(condition: Any) -> None:
+    """Promises that the condition holds; compilers may use it, the checked mode tests it."""
+    builder = current("T.assume")
+    value = as_bool(condition, "T.assume: condition")
+    if builder.in_kernel:
+        builder.emit(Debug("assume", (value,), "", loc=here()), "T.assume")
+
+
+# -- hints: they may change speed, never values -----------------------------------------------------------
+
+
+@operation
+def use_swizzle(panel_size: int = 10, order: str = "row", enable: bool = True) -> None:
+    """Hint: visit the blocks of the grid in panels, for cache reuse."""
+    if enable:
+        tracer("T.use_swizzle").kernel_attrs.append(("swizzle", (int(panel_size), order)))
+
+
+@operation
+def annotate_layout(layouts: dict[Any, Any]) -> None:
+    """Hint: the physical layout of shared and fragment buffers. On a global tensor it would change its memory."""
+    for key in layouts:
+        if not isinstance(key, BufferRef):
+            raise error("layout-key", TileTypeError, f"T.annotate_layout: {key!r} is no buffer")
+        if key.scope == "global":
+            raise not_yet(f"T.annotate_layout on the global tensor {key.name}")
+
+
+@operation
+def annotate_safe_value(values: dict[Any, Any]) -> None:
+    """The value that reads out of range give, per global tensor (0 where nothing is said)."""
+    for key, value in values.items():
+        if not isinstance(key, BufferRef) or key.scope != "global":
+            raise error("safe-value-key", TileTypeError, f"T.annotate_safe_value: {key!r} is no global tensor")
+        constant = to_dtype(value, key.dtype) if not isinstance(value, Value) else value.typed
+        if not isinstance(constant, Const) or constant.dtype is not key.dtype:
+            raise error(
+                "safe-value", TileTypeError, f"T.annotate_safe_value: {value!r} is not a constant of dtype {key.dtype}"
+            )
+        object.__setattr__(key.buffer, "safe", constant)
+
+
+@surface
+def annotate_l2_hit_ratio(ratios: dict[Any, Any]) -> None:
+    """Hint: how much of a tensor should stay in the L2 cache."""
+
+
+@surface
+def annotate_restrict_buffers(*buffers: Any) -> None:
+    """Hint: these arguments do not overlap."""
+
+
+@operation
+def annotate_pass_configs(configs: dict[Any, Any]) -> None:
+    """Compiler configuration of this kernel; recorded on the function."""
+    tracer("T.annotate_pass_configs").attrs.append(("pass_configs", tuple((str(k), str(v)) for k, v in configs.items())))
+
+
+@operation
+def annotate_compile_flags(flags: list[str]) -> None:
+    """Compiler flags of this kernel; recorded on the function."""
+    tracer("T.annotate_compile_flags").attrs.append(("compile_flags", tuple(flags)))
+
+
+@surface
+def disable_warp_group_reg_alloc() -> None:
+    """Hint: registers of warp groups."""
+
+
+@surface
+def no_set_max_nreg() -> None:
+    """Hint: registers of warp groups."""
+
+
+@surface
+def set_max_nreg(reg_count: int, is_inc: int) -> None:
+    """Hint: registers of warp groups."""

@@ -1,0 +1,108 @@
+"""Kernels and loops: T.Kernel, T.Parallel, T.Pipelined, T.serial and their relatives."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tiledsl.errors import TileNotImplementedError
+from tiledsl.frontend.kernel import KernelLaunch
+from tiledsl.frontend.location import error
+from tiledsl.frontend.loops import LoopSpec
+from tiledsl.frontend.trace import Macro, PrimFunc, Ref, trace_prim_func
+from tiledsl.language.operation import hints, operation
+
+__all__ = [
+    "Kernel", "Parallel", "Pipelined", "Ref", "Serial", "Unroll", "Vectorized", "grid", "macro", "parallel",
+    "prim_func", "serial", "unroll", "vectorized",
+]  # fmt: skip
+
+
+def prim_func(pyfunc: Callable[..., Any]) -> PrimFunc:
+    """Decorator: traces the function into a kernel. Every parameter is annotated with a T type.
+
+    Raises a TileError, with the author's line, for whatever the kernel cannot contain.
+    """
+    return trace_prim_func(pyfunc, sys._getframe(1).f_locals)
+
+
+def macro(pyfunc: Callable[..., Any]) -> Macro:
+    """Decorator: a function that is traced into each kernel that calls it.
+
+    Scalars are evaluated at the call, buffers are passed by reference; annotate `x: T.Ref` to assign to the
+    caller's variable or element. It may return values and tuples.
+    """
+    return Macro(pyfunc)
+
+
+@operation
+def Kernel(*grid: Any, threads: Any = 128, prelude: str | None = None) -> KernelLaunch:
+    """One launch: `with T.Kernel(gx, gy, threads=128) as (bx, by):`. bx is below gx; x varies fastest.
+
+    grid     1 to 3 extents: ints or symbolic expressions
+    threads  threads of a block (int or up to 3); a hint for targets without threads
+    """
+    if prelude is not None:
+        raise error("kernel-prelude", TileNotImplementedError, "T.Kernel(prelude=...) is not supported yet")
+    return KernelLaunch(grid, threads)
+
+
+@operation
+def Parallel(
+    *extents: Any, coalesced_width: int | None = None, loop_layout: Any = None, prefer_async: bool | None = None,
+    annotations: dict[str, Any] | None = None,
+) -> LoopSpec:  # fmt: skip
+    """Independent iterations in no particular order: `for i, j in T.Parallel(m, n):`.
+
+    Two iterations must not write different values to one element, nor read what another one writes.
+    The keywords are hints.
+    """
+    given = hints(coalesced_width=coalesced_width, prefer_async=prefer_async)
+    return LoopSpec.nest("T.Parallel", "parallel", extents, given)
+
+
+@operation
+def parallel(*extents: Any) -> LoopSpec:
+    """Same as `Parallel`."""
+    return LoopSpec.nest("T.parallel", "parallel", extents)
+
+
+@operation
+def Pipelined(
+    start: Any, stop: Any = None, num_stages: int | None = 0, order: Any = None, stage: Any = None, sync: Any = None,
+    group: Any = None, annotations: dict[str, Any] | None = None,
+) -> LoopSpec:  # fmt: skip
+    """A sequential loop whose copies may overlap its arithmetic; num_stages and the other keywords are hints."""
+    return LoopSpec.serial("T.Pipelined", start, stop, None, "pipelined", hints(num_stages=num_stages or 0))
+
+
+@operation
+def serial(start: Any, stop: Any = None, step: Any = None, annotations: dict[str, Any] | None = None) -> LoopSpec:
+    """A sequential loop over range(start, stop, step). A step that is not a constant must be positive."""
+    return LoopSpec.serial("T.serial", start, stop, step)
+
+
+@operation
+def unroll(
+    start: Any, stop: Any = None, step: Any = None, explicit: bool = False, unroll_factor: int | None = None,
+    annotations: dict[str, Any] | None = None,
+) -> LoopSpec:  # fmt: skip
+    """A sequential loop that the compiler should unroll."""
+    return LoopSpec.serial("T.unroll", start, stop, step, "unroll", hints(unroll_factor=unroll_factor))
+
+
+@operation
+def vectorized(start: Any, stop: Any = None, annotations: dict[str, Any] | None = None) -> LoopSpec:
+    """A sequential loop that the compiler should run in vector lanes."""
+    return LoopSpec.serial("T.vectorized", start, stop, None, "vectorized")
+
+
+@operation
+def grid(*extents: Any) -> LoopSpec:
+    """Nested sequential loops: `for i, j in T.grid(m, n):`."""
+    return LoopSpec.nest("T.grid", "serial", extents)
+
+
+Serial, Unroll, Vectorized = serial, unroll, vectorized
+

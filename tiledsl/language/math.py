@@ -1,0 +1,405 @@
+"""Scalar functions: choice, rounding, integer division, exponentials, conversions and limits.
+
+Functions whose arguments are all Python ints (T.ceildiv, T.max, ...) give Python ints, so that they serve for tile
+sizes too.
+"""
+
+from __future__ import annotations
+
+import math as _math
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from tiledsl.dtypes import DType, as_dtype, promote, set_cast_hook
+from tiledsl.errors import TileTypeError, TileValueError
+from tiledsl.frontend.control import choice_dtype
+from tiledsl.frontend.control import if_then_else as _if_then_else
+from tiledsl.frontend.location import error, here
+from tiledsl.frontend.values import (
+    BOOL,
+    FLOAT32,
+    Value,
+    as_bool,
+    as_number,
+    as_value,
+    binary,
+    convert,
+    is_number,
+    slice_dtype,
+    to_dtype,
+    unary,
+)
+from tiledsl.ir import Call, Cast, Const, Fma, Select as _Select
+from tiledsl.language.operation import not_yet, surface
+
+__all__ = [
+    "Cast_", "Select", "abs", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "cast", "ceil", "ceildiv", "clamp",
+    "exp", "exp2", "floor", "floordiv", "floormod", "fma", "if_then_else", "infinity", "isfinite", "isinf", "isnan", "log",
+    "log2", "max", "max_value", "min", "min_value", "reinterpret", "round", "rsqrt", "shift_left", "shift_right",
+    "sigmoid", "sqrt", "trunc", "truncdiv", "truncmod",
+]  # fmt: skip
+
+
+def _two(name: str, op: str, a: Any, b: Any, python: Callable[[Any, Any], Any] | None) -> Any:
+    if is_number(a) and is_number(b) and python is not None:
+        x, y = as_number(a), as_number(b)
+        if op not in ("min", "max") and y == 0:
+            raise error("python-division", TileValueError, f"T.{name}: division by zero: {x}, {y}")
+        return python(x, y)
+    left = as_value(a, f"T.{name}: the first operand") if is_number(a) and is_number(b) else a
+    result = binary(op, left, b)
+    if result is NotImplemented:
+        for x in (a, b):
+            as_value(x, f"T.{name}: an operand")
+    return result
+
+
+@surface
+def max(a: Any, b: Any) -> Any:
+    """The larger of two scalars; of NaN and a number, the number; -0 is below +0."""
+    return _two("max", "max", a, b, lambda x, y: x if x >= y else y)
+
+
+@surface
+def min(a: Any, b: Any) -> Any:
+    """The smaller of two scalars; of NaN and a number, the number; -0 is below +0."""
+    return _two("min", "min", a, b, lambda x, y: x if x <= y else y)
+
+
+@surface
+def clamp(x: Any, low: Any, high: Any) -> Any:
+    """min(max(x, low), high)."""
+    return min(max(x, low), high)
+
+
+@surface
+def ceildiv(a: Any, b: Any) -> Any:
+    """a / b rounded up: (a + b - 1) // b; integers."""
+    if is_number(a) and is_number(b):
+        return _two("ceildiv", "floordiv", a, b, lambda x, y: -(-x // y))
+    return _two("ceildiv", "floordiv", binary("sub", binary("add", a, b), 1), b, None)
+
+
+@surface
+def floordiv(a: Any, b: Any) -> Any:
+    """a / b rounded down; integers."""
+    return _two("floordiv", "floordiv", a, b, lambda x, y: x // y)
+
+
+@surface
+def floormod(a: Any, b: Any) -> Any:
+    """a - b * floordiv(a, b): has the sign of b; integers."""
+    return _two("floormod", "floormod", a, b, lambda x, y: x % y)
+
+
+@surface
+def truncdiv(a: Any, b: Any) -> Any:
+    """a / b rounded towards 0; integers."""
+    return _two("truncdiv", "truncdiv", a, b, lambda x, y: (-1 if (x < 0) != (y < 0) else 1) * (_abs(x) // _abs(y)))
+
+
+@surface
+def truncmod(a: Any, b: Any) -> Any:
+    """a - b * truncdiv(a, b): has the sign of a; integers."""
+    return _two("truncmod", "truncmod", a, b, lambda x, y: (-1 if x < 0 else 1) * (_abs(x) % _abs(y)))
+
+
+def _abs(x: Any) -> Any:
+    return -x if x < 0 else x
+
+
+@surface
+def bitwise_and(a: Any, b: Any) -> Any:
+    """a & b."""
+    return a & b if _python(a, b) else _two("bitwise_and", "bitand", a, b, None)
+
+
+@surface
+def bitwise_or(a: Any, b: Any) -> Any:
+    """a | b."""
+    return a | b if _python(a, b) else _two("bitwise_or", "bitor", a, b, None)
+
+
+@surface
+def bitwise_xor(a: Any, b: Any) -> Any:
+    """a ^ b."""
+    return a ^ b if _python(a, b) else _two("bitwise_xor", "bitxor", a, b, None)
+
+
+@surface
+def bitwise_not(x: Any) -> Any:
+    """~x."""
+    return ~x
+
+
+@surface
+def shift_left(a: Any, b: Any) -> Any:
+    """a << b; a shift by the width or more gives 0."""
+    return a << b if _python(a, b) else _two("shift_left", "shl", a, b, None)
+
+
+@surface
+def shift_right(a: Any, b: Any) -> Any:
+    """a >> b: arithmetic for signed, logical for unsigned integers."""
+    return a >> b if _python(a, b) else _two("shift_right", "shr", a, b, None)
+
+
+def _python(*xs: Any) -> bool:
+    return all(is_number(x) for x in xs)
+
+
+# -- choice -----------------------------------------------------------------------------------------------
+
+
+@surface
+def if_then_else(cond: Any, t: Any, f: Any) -> Any:
+    """t where cond holds, else f. Only the chosen side is evaluated: it may guard a load."""
+    if not isinstance(cond, Value):
+        return t if cond else f
+    return _if_then_else(cond, t, f)
+
+
+@surface
+def Select(cond: Any, t: Any, f: Any) -> Any:
+    """t where cond holds, else f; both sides are evaluated and have one dtype."""
+    if not isinstance(cond, Value):
+        return t if cond else f
+    left, right = as_value(t, "T.Select: a side"), as_value(f, "T.Select: a side")
+    if isinstance(t, Value) and isinstance(f, Value) and t.dtype is not f.dtype:
+        raise error(
+            "select-dtypes", TileTypeError, f"T.Select: the sides differ in dtype: {left!r} ({left.dtype}), "
+            f"{right!r} ({right.dtype})", help="cast one side, or use T.if_then_else",
+        )  # fmt: skip
+    dtype = choice_dtype("Select", t, f)
+    return Value(_Select(as_bool(cond, "T.Select"), to_dtype(t, dtype), to_dtype(f, dtype), loc=here()))
+
+
+# -- floats -----------------------------------------------------------------------------------------------
+
+
+def _float(name: str, x: Any) -> Value:
+    v = as_value(float(x) if is_number(x) else x, f"T.{name}: the argument")
+    if not v.dtype.is_float:
+        raise error(
+            "math-dtype", TileTypeError, f"T.{name} takes a float, got {v!r} ({v.dtype})",
+            help=f"convert it: T.{name}(T.float32(x))",
+        )  # fmt: skip
+    return v
+
+
+def _math_call(name: str, x: Any) -> Value:
+    """A function that is expanded in float32 or float64; halves go through float32."""
+    v = _float(name, x)
+    inner = FLOAT32 if v.dtype.bits < 32 else v.dtype
+    return Value(convert(Call(name, (convert(v.expr, inner),), inner, loc=here()), v.dtype, loc=True))
+
+
+@surface
+def exp2(x: Any) -> Any:
+    """2**x, at most 1 ulp from the exact value in float32; keeps the dtype."""
+    return _math_call("exp2", x)
+
+
+@surface
+def exp(x: Any) -> Any:
+    """e**x, at most 1 ulp from the exact value in float32; keeps the dtype."""
+    return _math_call("exp", x)
+
+
+@surface
+def log2(x: Any) -> Any:
+    """Base-2 logarithm, at most 1 ulp from the exact value in float32; keeps the dtype."""
+    return _math_call("log2", x)
+
+
+@surface
+def log(x: Any) -> Any:
+    """Natural logarithm, at most 1 ulp from the exact value in float32; keeps the dtype."""
+    return _math_call("log", x)
+
+
+@surface
+def rsqrt(x: Any) -> Any:
+    """1 / sqrt(x), both correctly rounded; keeps the dtype."""
+    return _math_call("rsqrt", x)
+
+
+@surface
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + exp(0 - x)); keeps the dtype."""
+    v = _float("sigmoid", x)
+    return 1 / (1 + exp(0 - v))
+
+
+@surface
+def sqrt(x: Any) -> Any:
+    """Square root, correctly rounded; keeps the dtype."""
+    return unary("sqrt", _float("sqrt", x))
+
+
+@surface
+def abs(x: Any) -> Any:
+    """Absolute value."""
+    return _abs(as_number(x)) if is_number(x) else unary("abs", as_value(x, "T.abs: the argument"))
+
+
+def _rounding(name: str, op: str, x: Any, python: Callable[[float], Any]) -> Any:
+    if is_number(x):
+        return python(as_number(x))
+    v = as_value(x, f"T.{name}: the argument")
+    return v if v.dtype.is_int else unary(op, _float(name, x))
+
+
+@surface
+def floor(x: Any) -> Any:
+    """The largest whole number not above x; keeps the dtype."""
+    return _rounding("floor", "floor", x, _math.floor)
+
+
+@surface
+def ceil(x: Any) -> Any:
+    """The smallest whole number not below x; keeps the dtype."""
+    return _rounding("ceil", "ceil", x, _math.ceil)
+
+
+@surface
+def trunc(x: Any) -> Any:
+    """x without its fraction; keeps the dtype."""
+    return _rounding("trunc", "trunc", x, _math.trunc)
+
+
+@surface
+def round(x: Any, rounding_mode: str = "ties-to-even") -> Any:
+    """The nearest whole number, ties to even; keeps the dtype."""
+    if rounding_mode != "ties-to-even":
+        raise not_yet(f"T.round(rounding_mode={rounding_mode!r})")
+    return _rounding("round", "rint", x, lambda v: int(np.rint(v)))
+
+
+@surface
+def fma(a: Any, b: Any, c: Any) -> Any:
+    """a * b + c with one rounding. float16 and bfloat16 go through float32."""
+    dtype = promote(promote(_float("fma", a).dtype, _float("fma", b).dtype), _float("fma", c).dtype)
+    inner = FLOAT32 if dtype.bits < 32 else dtype
+    return Value(convert(Fma(*(to_dtype(x, inner) for x in (a, b, c)), loc=here()), dtype, loc=True))
+
+
+def _classify(name: str, x: Any) -> Value:
+    return Value(Call(name, (_float(name, x).expr,), BOOL, loc=here()))
+
+
+@surface
+def isnan(x: Any) -> Any:
+    """True for NaN."""
+    return _classify("isnan", x)
+
+
+@surface
+def isinf(x: Any) -> Any:
+    """True for the two infinities."""
+    return _classify("isinf", x)
+
+
+@surface
+def isfinite(x: Any) -> Any:
+    """Neither NaN nor infinite."""
+    return _classify("isfinite", x)
+
+
+# -- conversions ------------------------------------------------------------------------------------------
+
+
+@surface
+def cast(value: Any, dtype: Any, round: str = "", sat: bool = True, rbits: Any = None) -> Any:
+    """value converted to dtype: to nearest even; float to int truncates and saturates (language.md 0.11)."""
+    if round not in ("", "rn") or not sat or rbits is not None:
+        raise not_yet("T.cast with another rounding than to nearest even, saturating")
+    return _cast("T.cast", value, dtype)
+
+
+@surface
+def Cast_(dtype: Any, value: Any) -> Any:
+    """`cast` with its arguments exchanged."""
+    return _cast("T.Cast", value, dtype)
+
+
+def _cast(what: str, value: Any, dtype: Any) -> Value:
+    target = slice_dtype(dtype, what)
+    v = value if is_number(value) else as_value(value, f"{what}: the value")
+    return Value(to_dtype(v, target)) if is_number(v) else Value(_cast_expr(v, target))
+
+
+def _cast_expr(v: Value, target: DType) -> Any:
+    return v.expr if v.expr.dtype is target else Cast(v.expr, target, loc=here())
+
+
+def _construct(dtype: DType, args: tuple[Any, ...]) -> Any:
+    """`T.float32(x)`."""
+    if len(args) != 1:
+        raise error("dtype-call", TileTypeError, f"T.{dtype} converts one value, got {len(args)} arguments")
+    return _cast(f"T.{dtype}", args[0], dtype)
+
+
+set_cast_hook(_construct)
+
+
+@surface
+def reinterpret(value: Any, dtype: Any) -> Any:
+    """The bits of value as another type of the same width. Older programs give the dtype first: accepted too."""
+    if isinstance(value, (DType, str)):
+        value, dtype = dtype, value
+    target = slice_dtype(dtype, "T.reinterpret")
+    v = as_value(value, "T.reinterpret: the value")
+    if v.dtype.bits != target.bits or v.dtype.is_bool or target.is_bool:
+        raise error(
+            "reinterpret-width", TileTypeError,
+            f"T.reinterpret: {v!r} ({v.dtype}) and {target} are not of the same width",
+        )  # fmt: skip
+    return v if v.dtype is target else Value(Call("reinterpret", (v.typed,), target, loc=here()))
+
+
+# -- limits -----------------------------------------------------------------------------------------------
+
+
+def _limits(what: str, dtype: Any) -> tuple[DType, float, float]:
+    try:
+        kind = as_dtype(dtype)
+    except TypeError as e:
+        raise error("limit-of", TileTypeError, f"{what}: {e}") from None
+    if kind.is_bool:
+        return kind, False, True
+    if kind.is_int:
+        signed = kind.is_signed
+        return kind, -(1 << kind.bits - 1) if signed else 0, (1 << kind.bits - signed) - 1
+    if not kind.is_float or kind.is_vector:
+        raise error("limit-kind", TileTypeError, f"{what}: {kind} is no scalar number type")
+    info = ml_dtypes.finfo(kind.numpy)
+    return kind, float(info.min), float(info.max)
+
+
+@surface
+def infinity(dtype: Any = "float32") -> Any:
+    """Positive infinity of a float type that has one."""
+    kind, _, _ = _limits("T.infinity", dtype)
+    if kind.name not in ("float16", "bfloat16", "float32", "float64", "float8_e5m2"):
+        raise error("no-infinity", TileTypeError, f"T.infinity: {kind} has no infinity", help="use T.max_value or T.min_value")
+    return Value(Const(_math.inf, kind, loc=here()))
+
+
+@surface
+def max_value(dtype: Any) -> Any:
+    """The largest finite value of a type."""
+    kind, _, high = _limits("T.max_value", dtype)
+    return Value(Const(high, kind, loc=here()))
+
+
+@surface
+def min_value(dtype: Any) -> Any:
+    """The lowest finite value of a type."""
+    kind, low, _ = _limits("T.min_value", dtype)
+    return Value(Const(low, kind, loc=here()))
+
+

@@ -1,0 +1,313 @@
+"""Storage and data movement: alloc_*, T.copy, T.fill, T.clear, T.reshape, T.view."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tiledsl.dtypes import DType
+from tiledsl.errors import TileSyntaxError, TileTypeError, TileValueError
+from tiledsl.frontend.annotations import shape_exprs
+from tiledsl.frontend.builder import current
+from tiledsl.frontend.control import tracer
+from tiledsl.frontend.describe import dims, expr_text, operand_text, place_text
+from tiledsl.frontend.linear import difference
+from tiledsl.frontend.location import error, here
+from tiledsl.frontend.values import (
+    INT32,
+    BufferRef,
+    Cell,
+    Element,
+    RegionRef,
+    Value,
+    emit_store,
+    is_number,
+    slice_dtype,
+    to_dtype,
+)
+from tiledsl.ir import Alloc, Buffer, Const, Copy, Expr, Fill, Region
+from tiledsl.language.operation import hints, not_inside_parallel, not_yet, operation
+
+__all__ = [
+    "alloc_fragment", "alloc_local", "alloc_shared", "alloc_var", "as_region", "clear", "copy", "fill", "reshape", "view",
+]  # fmt: skip
+
+
+# -- allocation -------------------------------------------------------------------------------------------
+
+
+def _alloc(what: str, shape: Any, dtype: Any, scope: str) -> BufferRef:
+    extents = shape_exprs(shape, what)
+    for e in extents:
+        if not isinstance(e, Const):
+            raise error(
+                "dynamic-alloc", TileTypeError, f"{what}: the extent {expr_text(e)} is known only at run time",
+                help="block-local storage has constant shapes: use Python ints (T.const in eager kernels)",
+            )  # fmt: skip
+        if e.value == 0:
+            raise error("empty-alloc", TileValueError, f"{what}: shape {dims(extents)} has no elements")
+    buffer = Buffer("", slice_dtype(dtype, what), extents, scope, loc=here())
+    current(what).emit(Alloc(buffer, loc=here()), what)
+    return BufferRef(buffer)
+
+
+def _no_alloc_in_parallel(what: str) -> None:
+    if tracer(what).inside("parallel"):
+        raise error(
+            "alloc-in-parallel", TileSyntaxError, f"{what} inside T.Parallel",
+            help="allocate it before the loop, or use T.alloc_local for storage of one iteration",
+        )  # fmt: skip
+
+
+@operation
+def alloc_shared(shape: Any, dtype: Any = "float32", scope: str = "shared.dyn") -> Any:
+    """A tile in shared memory, one per block. Contents are undefined until written."""
+    _no_alloc_in_parallel("T.alloc_shared")
+    return _alloc("T.alloc_shared", shape, dtype, "shared")
+
+
+@operation
+def alloc_fragment(shape: Any, dtype: Any = "float32", scope: str = "local.fragment") -> Any:
+    """A tile in registers: logically one per block, spread over its threads on a GPU. Contents are undefined."""
+    _no_alloc_in_parallel("T.alloc_fragment")
+    return _alloc("T.alloc_fragment", shape, dtype, "fragment")
+
+
+@operation
+def alloc_local(shape: Any, dtype: Any = "float32", scope: str = "local") -> Any:
+    """An array of each thread (inside T.Parallel: of each iteration). Contents are undefined."""
+    return _alloc("T.alloc_local", shape, dtype, "local")
+
+
+@operation
+def alloc_var(dtype: Any, init: Any = None, scope: str = "local.var") -> Any:
+    """A mutable scalar: `v = T.alloc_var(T.int32, 0)`; then `v = e` and `v += e` store into it."""
+    if isinstance(init, str):
+        init, scope = None, init  # T.alloc_var(dtype, "local.var")
+    kind = slice_dtype(dtype, "T.alloc_var")
+    buffer = Buffer("", kind, (Const(1, INT32),), "var", loc=here())
+    value = None if init is None else to_dtype(_scalar(init, "T.alloc_var: init"), kind)
+    current("T.alloc_var").emit(Alloc(buffer, value, loc=here()), "T.alloc_var")
+    return Cell(buffer, (Const(0, INT32),))
+
+
+def _scalar(x: Any, what: str) -> Any:
+    if isinstance(x, Value) or is_number(x):
+        return x
+    raise error("not-a-scalar", TileTypeError, f"{what} must be a number or scalar value, got {type(x).__name__} {x!r}")
+
+
+# -- views ------------------------------------------------------------------------------------------------
+
+
+def _view(what: str, src: Any, shape: Any, dtype: DType) -> BufferRef:
+    if not isinstance(src, BufferRef):
+        raise error("view-operand", TileTypeError, f"{what} takes a buffer, got {type(src).__name__} {src!r}")
+    b = src.buffer
+    if b.strides is not None:
+        raise error("view-strided", TileTypeError, f"{what}: {src!r} has explicit strides and cannot be reshaped")
+    extents = shape_exprs(shape, what)
+    old, new = _bits(b.shape, b.dtype), _bits(extents, dtype)
+    if old is None or new is None:
+        raise not_yet(f"{what} with a run-time size")
+    if old != new:
+        raise error(
+            "view-size", TileTypeError,
+            f"{what}: {dims(b.shape)} {b.dtype} has {old} bits, {dims(extents)} {dtype} has {new}",
+            notes=place_text(b),
+        )  # fmt: skip
+    made = Buffer("", dtype, extents, b.scope, alias_of=b, loc=here())
+    current(what).define_view(made)
+    return BufferRef(made)
+
+
+def _bits(shape: tuple[Expr, ...], dtype: DType) -> int | None:
+    total = dtype.bits * dtype.lanes
+    for e in shape:
+        if not isinstance(e, Const):
+            return None
+        total *= e.value
+    return total
+
+
+@operation
+def reshape(src: Any, shape: Any) -> Any:
+    """The same storage with another shape (row-major order, equal number of elements)."""
+    return _view("T.reshape", src, shape, src.dtype if isinstance(src, BufferRef) else INT32)
+
+
+@operation
+def view(src: Any, shape: Any = None, dtype: Any = None) -> Any:
+    """The same storage with another shape and dtype (equal number of bits)."""
+    known = isinstance(src, BufferRef)
+    kind = slice_dtype(dtype, "T.view") if dtype is not None else src.dtype if known else INT32
+    return _view("T.view", src, shape if shape is not None else src.buffer.shape if known else (), kind)
+
+
+# -- regions ----------------------------------------------------------------------------------------------
+
+
+def as_region(x: Any, what: str) -> Region:
+    """A whole buffer or a slice of one."""
+    if isinstance(x, RegionRef):
+        return x.region
+    if isinstance(x, BufferRef):
+        zero = Const(0, INT32)
+        return Region(x.buffer, (zero,) * x.buffer.rank, x.buffer.shape, loc=here())
+    if isinstance(x, Cell):
+        return Region(x.buffer, x.indices, (Const(1, INT32),) * len(x.indices), loc=here())
+    hint = None
+    if isinstance(x, Element):
+        hint = f"an element is one scalar; give a slice: {x.buffer.name}[i:i + 64, ...]"
+    raise error("not-a-tile", TileTypeError, f"{what} must be a buffer or a slice of one, got {type(x).__name__} {x!r}", help=hint)
+
+
+@operation
+def fill(dst: Any, value: Any) -> None:
+    """Every element of the buffer or slice gets the value, converted to its dtype."""
+    _fill("T.fill", dst, value)
+
+
+@operation
+def clear(dst: Any) -> None:
+    """Every element of the buffer or slice becomes 0."""
+    _fill("T.clear", dst, 0)
+
+
+def _fill(what: str, dst: Any, value: Any) -> None:
+    if isinstance(dst, Cell):
+        dst.store(value)
+        return
+    region = as_region(dst, f"{what}: dst")
+    builder = not_inside_parallel(what)
+    stored = to_dtype(_scalar(value, f"{what}: value"), region.buffer.dtype)
+    builder.emit(Fill(region, stored, loc=here()), what)
+
+
+# -- copy -------------------------------------------------------------------------------------------------
+
+_CLOSENESS = {"fragment": 2, "local": 2, "var": 2, "shared": 1, "global": 0}
+
+
+@operation
+def copy(
+    src: Any, dst: Any, coalesced_width: int | None = None, disable_tma: bool | None = None,
+    eviction_policy: Any = None, prefer_instruction: Any = None, annotations: dict[str, Any] | None = None,
+    loop_layout: Any = None,
+) -> None:  # fmt: skip
+    """dst = src, element by element, converted to dst's dtype.
+
+    Each side is a buffer, a slice `A[i, a:b]`, or an element `A[i, j]` that names the corner of a box as large as
+    the other side. Global memory out of range reads 0 (or the annotated safe value); stores out of range are
+    skipped. The keywords are hints.
+
+    Raises TileTypeError when the two boxes provably differ in size.
+    """
+    if isinstance(src, Element) and isinstance(dst, (Element, Cell)):
+        emit_store(dst.buffer, dst.indices, src)
+        return
+    if isinstance(dst, Cell) and isinstance(src, Cell):
+        dst.store(src)
+        return
+    builder = not_inside_parallel("T.copy")
+    a, b = _side(src, "src"), _side(dst, "dst")
+    if a.extents is None:
+        a = _inherit(a, b, src, dst)
+    elif b.extents is None:
+        b = _inherit(b, a, src, dst)
+    assert a.extents is not None and b.extents is not None
+    a, b = _broadcast(a, b)
+    given = hints(coalesced_width=coalesced_width, disable_tma=disable_tma, eviction_policy=eviction_policy)
+    builder.emit(_paired(a, b, given), "T.copy")
+
+
+class _Side:
+    """One side of a copy: a corner, and a box's extents unless they come from the other side."""
+
+    def __init__(self, buffer: Buffer, starts: tuple[Expr, ...], extents: tuple[Expr, ...] | None) -> None:
+        self.buffer, self.starts, self.extents = buffer, starts, extents
+
+    def with_extents(self, extents: list[Expr]) -> _Side:
+        return _Side(self.buffer, self.starts, tuple(extents))
+
+    def moving(self) -> list[int]:
+        """Dimensions whose extent is not the constant 1."""
+        assert self.extents is not None
+        return [i for i, e in enumerate(self.extents) if not _is_one(e)]
+
+    @property
+    def text(self) -> str:
+        return operand_text(Region(self.buffer, self.starts, self.extents or ()))
+
+
+def _is_one(e: Expr) -> bool:
+    return isinstance(e, Const) and e.value == 1
+
+
+def _side(x: Any, name: str) -> _Side:
+    if isinstance(x, Element):
+        return _Side(x.buffer, x.indices, None)
+    r = as_region(x, f"T.copy: {name}")
+    return _Side(r.buffer, r.starts, r.extents)
+
+
+def _inherit(corner: _Side, box: _Side, src: Any, dst: Any) -> _Side:
+    """The corner's box: the other side's extents, right-aligned."""
+    assert box.extents is not None
+    rank = len(corner.starts)
+    extents = list(box.extents)
+    while len(extents) > rank and _is_one(extents[0]):
+        extents.pop(0)
+    if len(extents) > rank:
+        extents = [e for e in extents if not _is_one(e)]
+    if len(extents) > rank:
+        raise error(
+            "copy-rank", TileTypeError,
+            f"T.copy: {corner.buffer.name} is {rank}-dimensional and cannot hold a box of {dims(box.extents)}",
+            notes=place_text(corner.buffer),
+        )  # fmt: skip
+    return corner.with_extents([Const(1, INT32)] * (rank - len(extents)) + extents)
+
+
+def _broadcast(a: _Side, b: _Side) -> tuple[_Side, _Side]:
+    """Where the counts of moving dimensions differ: right-aligned, an extent of 1 takes the other side's."""
+    assert a.extents is not None and b.extents is not None
+    if len(a.moving()) == len(b.moving()):
+        return a, b
+    left, right = list(a.extents), list(b.extents)
+    for k in range(1, min(len(left), len(right)) + 1):
+        if _is_one(left[-k]):
+            left[-k] = right[-k]
+        elif _is_one(right[-k]):
+            right[-k] = left[-k]
+    a, b = a.with_extents(left), b.with_extents(right)
+    if len(a.moving()) != len(b.moving()):
+        raise error(
+            "copy-shape", TileTypeError, f"T.copy: the shapes do not match: {a.text} -> {b.text}",
+            notes=place_text(a.buffer) + place_text(b.buffer), help="slice both sides to the same box",
+        )  # fmt: skip
+    return a, b
+
+
+def _paired(a: _Side, b: _Side, given: tuple[tuple[str, Any], ...]) -> Copy:
+    """The copy over the moving dimensions, paired in order; the side closer to the registers gives the extents."""
+    assert a.extents is not None and b.extents is not None
+    src_axes, dst_axes = a.moving(), b.moving()
+    closer_is_dst = _CLOSENESS[b.buffer.scope] > _CLOSENESS[a.buffer.scope]
+    domain: list[Expr] = []
+    left, right = list(a.extents), list(b.extents)
+    for i, j in zip(src_axes, dst_axes, strict=True):
+        if difference(left[i], right[j]) not in (0, None):
+            raise error(
+                "copy-extent", TileTypeError,
+                f"T.copy: extent {expr_text(left[i])} of the source meets {expr_text(right[j])} of the destination: "
+                f"{a.text} -> {b.text}",
+                notes=place_text(a.buffer) + place_text(b.buffer), help="slice both sides to the same box",
+            )  # fmt: skip
+        left[i] = right[j] = right[j] if closer_is_dst else left[i]
+        domain.append(left[i])
+    if not domain:  # one element each
+        domain, src_axes, dst_axes = [Const(1, INT32)], [len(left) - 1], [len(right) - 1]
+    return Copy(
+        Region(a.buffer, a.starts, tuple(left), loc=here()), Region(b.buffer, b.starts, tuple(right), loc=here()),
+        tuple(domain), tuple(src_axes), tuple(dst_axes), annotations=given, loc=here(),
+    )  # fmt: skip

@@ -1,0 +1,93 @@
+"""The wrapper of every function of the surface: argument errors become diagnostics with a place and a suggestion."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from tiledsl.errors import TileNotImplementedError, TileSyntaxError, TileTypeError, suggest
+from tiledsl.frontend.builder import current
+from tiledsl.frontend.control import Tracer, tracer
+from tiledsl.frontend.location import error
+from tiledsl.frontend.values import Undefined
+from tiledsl.frontend.control import CONTROL
+
+__all__ = ["not_inside_parallel", "not_yet", "operation", "surface"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def surface(fn: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Checks keywords and argument count of a `T` function."""
+    signature = inspect.signature(fn)
+    known = [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    name = f"T.{fn.__name__}"
+
+    @functools.wraps(fn)
+    def checked(*args: _P.args, **kw: _P.kwargs) -> _R:
+        for keyword in kw:
+            if keyword not in known:
+                raise error(
+                    "unknown-keyword", TileTypeError, f"{name} has no keyword {keyword}",
+                    help=suggest(keyword, known) or f"keywords: {', '.join(known)}",
+                )  # fmt: skip
+        try:
+            signature.bind(*args, **kw)
+        except TypeError as e:
+            raise error("argument-count", TileTypeError, f"{name}{signature_text(signature)}: {e}") from None
+        for value in args:
+            if isinstance(value, Undefined):
+                CONTROL.read(value)
+        return fn(*args, **kw)
+
+    return checked
+
+
+def signature_text(signature: inspect.Signature) -> str:
+    """(src, dst, coalesced_width=None): names and defaults only."""
+    parts = []
+    for p in signature.parameters.values():
+        star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        parts.append(star + p.name + ("" if p.default is p.empty else f"={p.default!r}"))
+    return f"({', '.join(parts)})"
+
+
+def operation(fn: Callable[_P, _R]) -> Callable[_P, _R]:
+    """A `surface` function that emits statements: it needs a kernel."""
+    checked = surface(fn)
+    name = f"T.{fn.__name__}"
+
+    @functools.wraps(fn)
+    def staged(*args: _P.args, **kw: _P.kwargs) -> _R:
+        current(name)
+        return checked(*args, **kw)
+
+    return staged
+
+
+def not_inside_parallel(what: str) -> Tracer:
+    """The tracer, for an operation of the whole block."""
+    builder = tracer(what)
+    loop = builder.inside("parallel")
+    if loop is not None:
+        raise error(
+            "tile-op-in-parallel", TileSyntaxError, f"{what} works on the whole block and cannot stand inside T.Parallel",
+            notes=(f"the T.Parallel begins at {loop.loc}",), help="move it before or after the loop",
+        )  # fmt: skip
+    return builder
+
+
+def not_yet(what: str, help: str | None = None) -> TileNotImplementedError:
+    """The diagnostic for a part of the language that this version does not have."""
+    return error("not-yet", TileNotImplementedError, f"{what} is not supported yet", help=help)
+
+
+def hints(**given: Any) -> tuple[tuple[str, Any], ...]:
+    """Annotations of a node: the hints that were given."""
+    return tuple((name, value) for name, value in given.items() if value is not None)
+
+
+__all__ += ["hints", "signature_text"]

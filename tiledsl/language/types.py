@@ -1,0 +1,110 @@
+"""Annotations of parameters: tensors, symbols, constants, outputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tiledsl.dtypes import DType, as_dtype
+from tiledsl.errors import TileSyntaxError, TileTypeError
+from tiledsl.frontend.annotations import TensorSpec
+from tiledsl.frontend.annotations import dynamic as _dynamic
+from tiledsl.frontend.builder import current
+from tiledsl.frontend.eager import EagerTracer
+from tiledsl.frontend.location import error
+from tiledsl.language.operation import surface
+
+__all__ = ["Buffer", "StridedTensor", "Tensor", "const", "dtype", "dynamic", "empty", "symbolic"]
+
+
+class _TensorAnnotation:
+    """`T.Tensor(shape, dtype)` and `T.Tensor[shape, dtype]`."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self, shape: Any, dtype: Any = "float32") -> Any:
+        return TensorSpec.make(f"T.{self.__name__}", shape, dtype)
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, tuple) or len(key) != 2:
+            return TensorSpec.make(f"T.{self.__name__}", key, "float32")
+        return self(*key)
+
+
+class _StridedAnnotation:
+    """`T.StridedTensor(shape, strides, dtype)` and the same with brackets."""
+
+    def __call__(self, shape: Any, strides: Any, dtype: Any = "float32") -> Any:
+        return TensorSpec.make("T.StridedTensor", shape, dtype, strides)
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, tuple) or not 2 <= len(key) <= 3:
+            raise error("strided-arguments", TileTypeError, "T.StridedTensor[shape, strides, dtype] takes 2 or 3 arguments")
+        return self(*key)
+
+
+if TYPE_CHECKING:
+    # For a type checker a tensor annotation is just something that can be indexed.
+    def Tensor(shape: Any, dtype: Any = "float32") -> Any:
+        """A row-major contiguous tensor. shape: ints and symbols; the caller's array is checked against it."""
+
+    def Buffer(shape: Any, dtype: Any = "float32") -> Any:
+        """Older name of `Tensor`."""
+
+    def StridedTensor(shape: Any, strides: Any, dtype: Any = "float32") -> Any:
+        """A tensor with explicit strides in elements; they may be symbols."""
+else:
+    Tensor = _TensorAnnotation("Tensor")
+    Buffer = _TensorAnnotation("Buffer")
+    StridedTensor = _StridedAnnotation()
+
+
+@surface
+def dynamic(names: str, dtype: Any = "int32") -> Any:
+    """Shape symbols that every launch binds from its arguments: `m = T.dynamic("m")`, `m, n = T.dynamic("m, n")`.
+
+    dtype: "int32", or "int64" for sizes above 2**31 - 1. Equal names are one symbol.
+    """
+    return _dynamic(names, dtype)
+
+
+@surface
+def symbolic(names: str, dtype: Any = "int32") -> Any:
+    """Older name of `dynamic`."""
+    return _dynamic(names, dtype)
+
+
+@surface
+def dtype(x: Any) -> DType:
+    """The dtype meant by x: a name, a NumPy or torch dtype, Python's int, float or bool."""
+    try:
+        return as_dtype(x)
+    except TypeError as e:
+        raise error("dtype-of", TileTypeError, f"T.dtype: {e}") from None
+
+
+def _eager(what: str) -> EagerTracer:
+    builder = current(what)
+    if not isinstance(builder, EagerTracer):
+        raise error(
+            "eager-only", TileSyntaxError, f"{what} belongs into an eager kernel",
+            help="in a @T.prim_func take sizes from the factory's arguments or T.dynamic, and outputs as parameters",
+        )  # fmt: skip
+    return builder
+
+
+@surface
+def const(names: str) -> Any:
+    """Sizes that specialise an eager kernel: `M, N = T.const("M, N")`.
+
+    Each name must stand directly as an extent or stride of a declared argument, or come as an option of the call.
+    """
+    builder = _eager("T.const")
+    made = tuple(builder.const(n) for n in names.replace(",", " ").split())
+    return made if len(made) != 1 else made[0]
+
+
+@surface
+def empty(shape: Any, dtype: Any = "float32") -> Any:
+    """An output of an eager kernel, allocated by the runtime; it must be returned."""
+    return _eager("T.empty").empty(TensorSpec.make("T.empty", shape, dtype))
