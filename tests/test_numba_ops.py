@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from tiledsl import ir
 from tiledsl.backends.cpu.native import LEVELS, Cpu, host_cpu, x86_level
 from tiledsl.backends.numba_cpu.compile import compile_function, run_loop_function
@@ -54,7 +55,8 @@ def special(d: DType, count: int = 400) -> Array:
         wide = [v for v in (0, 1, 2, 3, 7, 31, 32, 63, 64, 65, 2**24 + 1, 2**53 + 1, 2**40 + 2**31, 2**62 + 2**53 + 1)]
         fixed_ints = [v for w in wide for v in (w, -w) if low <= v <= high] + [low, low + 1, high - 1, high]
         powers = rng.integers(0, 1 << 63, count, np.uint64) >> rng.integers(0, 63, count, np.uint64)
-        x = np.concatenate([np.array(fixed_ints, d.numpy), powers.astype(d.numpy), (-powers.view(np.int64)).astype(d.numpy)])
+        negative = -powers.view(np.int64)
+        x = np.concatenate([np.array(fixed_ints, d.numpy), powers.astype(d.numpy), negative.astype(d.numpy)])
     return np.ascontiguousarray(np.resize(x, -(-len(x) // 16) * 16))
 
 
@@ -67,7 +69,8 @@ def same(got: Array, wanted: Array, what: str) -> None:
     else:
         bad = got != wanted
     where = np.flatnonzero(bad)
-    assert not len(where), f"{what}: {len(where)} differ, first at {where[0]}: {got[where[0]]!r}, not {wanted[where[0]]!r}"
+    first = where[0] if len(where) else 0
+    assert not len(where), f"{what}: {len(where)} differ, first at {first}: {got[first]!r}, not {wanted[first]!r}"
 
 
 Make = Callable[[Sequence[ir.Expr]], ir.Expr]

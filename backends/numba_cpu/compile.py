@@ -83,9 +83,13 @@ def compile_function(function: ir.Function, cpu: Cpu | None = None) -> Compiled:
 
 
 def run_loop_function(
-    function: ir.Function, args: Sequence[Any], symbols: Mapping[ir.Var, int] | None = None, *, ring: Array | None = None,
+    function: ir.Function,
+    args: Sequence[Any],
+    symbols: Mapping[ir.Var, int] | None = None,
+    *,
+    ring: Array | None = None,
     compiled: Compiled | None = None,
-) -> int:  # fmt: skip
+) -> int:
     """Runs a loop-stage function on NumPy arrays and Python scalars (in parameter order), in place, on one thread.
 
     symbols: value of each symbol (default: read off the arrays' shapes where a dimension or stride is the bare symbol).
@@ -128,4 +132,3 @@ def _value(e: ir.Expr, env: Mapping[ir.Var, Any]) -> int:
     from tiledsl.analysis.evaluate import evaluate
 
     return int(evaluate(e, env))
-

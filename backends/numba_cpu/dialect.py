@@ -179,7 +179,7 @@ OPERATORS: dict[Any, Op] = {
     operator.not_: _unary("not"),
     operator.getitem: Op("getitem", _element_rule, _getitem),
     operator.setitem: Op("setitem", _store_rule, _setitem),
-    bool: Op("bool", lambda kinds: BOOL, lambda b, kinds, result, args: convert.cast(b, _dtype(kinds[0]), BOOL, args[0])),
+    bool: Op("bool", lambda kinds: BOOL, lambda b, kinds, _, args: convert.cast(b, _dtype(kinds[0]), BOOL, args[0])),
 }  # fmt: skip
 
 

@@ -15,8 +15,6 @@ from tiledsl.ir.intrinsics import INTRINSICS
 
 __all__ = ["effect_names"]
 
-_ATOMICS = {"add": ("add", "fadd"), "and": ("and", ""), "or": ("or", ""), "xor": ("xor", ""), "exchange": ("xchg", "xchg")}
-
 
 def _cancelled(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) -> Any:
     """Whether the cancel word (context word 1 holds its address) is set."""
@@ -26,7 +24,8 @@ def _cancelled(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any])
 def _ring_write(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) -> None:
     """ring_write(context, kind, site, values ...): one record, dropped when there is no ring or no room."""
     words = [ring.bits(b, k, v) for k, v in zip(kinds[3:], args[3:], strict=True)]
-    place = ring.reserve(b, args[0], *(values.constant(I64, k.value) for k in kinds[1:3]), len(words))
+    kind, site = (values.constant(I64, k.value) for k in kinds[1:3])
+    place = ring.reserve(b, args[0], kind, site, len(words))
     with b.if_then(b.icmp_unsigned("!=", place, values.constant(I64, 0))):
         slots = b.inttoptr(place, values.PTR)
         for i, w in enumerate(words):
@@ -51,7 +50,7 @@ def _atomic(op: str) -> Op:
 
     def emit(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) -> Any:
         d: DType = kinds[0].dtype
-        index = args[1] if kinds[1] is I64 or not isinstance(kinds[1], DType) else convert.cast(b, kinds[1], I64, args[1])
+        index = convert.cast(b, kinds[1], I64, args[1]) if isinstance(kinds[1], DType) else args[1]
         value = None
         if len(args) > 2:
             value = args[2] if isinstance(kinds[2], DType) else values.constant(d, kinds[2].value)

@@ -27,6 +27,7 @@ from tiledsl.dtypes import DType, as_dtype
 
 __all__ = ["to_llvm"]
 
+_Pair: Any = getattr(types, "Pair")  # noqa: B009  (Numba's stubs lack it)
 _NATIVE = {as_dtype("int64"): types.int64, as_dtype("bool"): types.boolean, as_dtype("float64"): types.float64}
 _NATIVE_KINDS = {t: d for d, t in _NATIVE.items()}
 
@@ -46,7 +47,7 @@ class OpType(types.Callable, types.Opaque):
         self.op = op
         super().__init__(name=f"tiledsl.{op.name}@{id(op)}")
 
-    def get_call_type(self, context: Any, args: Sequence[Any], kws: dict[str, Any]) -> Any:
+    def get_call_type(self, context: Any, args: Sequence[Any], kws: Any) -> Any:
         if kws:
             raise errors.TypingError("the dialect has no keyword arguments")
         try:
@@ -63,7 +64,7 @@ class OpType(types.Callable, types.Opaque):
 
 
 @register_default(KindType)
-class _KindModel(models.PrimitiveModel):
+class _KindModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, dmm: Any, fe_type: KindType) -> None:
         kind = fe_type.kind
         super().__init__(dmm, fe_type, values.value_type(kind) if isinstance(kind, DType) else values.PTR)
@@ -101,7 +102,7 @@ def _op_type(op: Op) -> OpType:
     return found
 
 
-class _Typing(typing.BaseContext):
+class _Typing(typing.BaseContext):  # type: ignore[misc]
     """Typing rules: the dialect and the protocol of for loops."""
 
     def _load_builtins(self) -> None:
@@ -118,14 +119,14 @@ class _Typing(typing.BaseContext):
         if func == "getiter":
             return typing.signature(args[0], args[0])
         if func == "iternext":
-            return typing.signature(types.Pair(_numba_type(_kind(args[0]).dtype), types.boolean), args[0])
+            return typing.signature(_Pair(_numba_type(_kind(args[0]).dtype), types.boolean), args[0])
         if isinstance(func, OpType):
             return func.get_call_type(self, args, kws)
         op = OPERATORS.get(func)
         return _op_type(op).get_call_type(self, args, kws) if op is not None else None
 
 
-class _Lowering(CPUContext):
+class _Lowering(CPUContext):  # type: ignore[misc]
     """Code generation: every operation is the dialect's."""
 
     enable_nrt = False
@@ -220,7 +221,8 @@ class _Pipeline(compiler.CompilerBase):  # type: ignore[misc]
 
     def define_pipelines(self) -> list[Any]:
         pm = PassManager("tiledsl")
-        for step in (TranslateByteCode, FixupArgs, IRProcessing, NopythonTypeInference, PreLowerStripPhis, _LowerToLlvm):
+        untyped = (TranslateByteCode, FixupArgs, IRProcessing)
+        for step in (*untyped, NopythonTypeInference, PreLowerStripPhis, _LowerToLlvm):
             pm.add_pass(step, step.__name__)
         pm.finalize()
         return [pm]

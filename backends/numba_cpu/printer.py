@@ -55,7 +55,8 @@ def print_function(function: ir.Function) -> Printed:
     """The Python text of a loop-stage function."""
     names: dict[str, str] = {}  # functions used -> their definition line ("" for the dialect's own)
     sites: list[Site] = []
-    bodies, symbols = [], []
+    bodies: list[str] = []
+    symbols: list[str] = []
     for kernel in function.kernels:
         symbol = _unique(kernel.name, set(symbols) | _RESERVED)
         symbols.append(symbol)
@@ -391,7 +392,8 @@ class _KernelPrinter:
             self.depth += 1
             values = values[1:]
         site = len(self.sites)
-        dtypes = tuple(v.dtype for v in values) + tuple(b.dtype.with_lanes(1) for b in buffers for _ in range(_count(b)))
+        elements = [b.dtype.scalar for b in buffers for _ in range(_count(b))]
+        dtypes = (*(v.dtype for v in values), *elements)
         self.sites.append(Site(s.kind, s.message, dtypes, s.loc))
         kind = 0 if s.kind == "print" else 1
         if buffers:

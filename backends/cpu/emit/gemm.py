@@ -16,7 +16,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from tiledsl.backends.cpu.emit.values import I1, I8, I32, I64, PTR, VOID, intrinsic, splat, suffix, value_type
+from tiledsl.backends.cpu.emit.values import I8, I32, I64, PTR, VOID, intrinsic, splat, suffix, value_type
 from tiledsl.dtypes import DType
 
 __all__ = ["Blocking", "blocking", "emit_gemm"]
@@ -213,7 +213,10 @@ def _k_loops(
                 new[n] = _multiply_add(b, d, spread, columns[j], acc[n])
         return new
 
-    def loop(trips: Value, per_trip: int, a_at: Value, b_at: Value, acc: list[Value]) -> tuple[Value, Value, list[Value]]:
+    State = tuple[Any, Any, list[Any]]  # where A and B are read next, and the accumulators
+
+    def loop(trips: Value, per_trip: int, state: State) -> State:
+        a_at, b_at, acc = state
         before = b.block
         head, inside, after = (b.append_basic_block() for _ in range(3))
         b.branch(head)
@@ -242,9 +245,9 @@ def _k_loops(
         return a_now, b_now, now
 
     if unroll == 1:
-        return loop(k, 1, a, bp, start)[2]
-    a_at, b_at, acc = loop(b.sdiv(k, _i64(unroll)), unroll, a, bp, start)
-    return loop(b.srem(k, _i64(unroll)), 1, a_at, b_at, acc)[2]
+        return loop(k, 1, (a, bp, start))[2]
+    state = loop(b.sdiv(k, _i64(unroll)), unroll, (a, bp, start))
+    return loop(b.srem(k, _i64(unroll)), 1, state)[2]
 
 
 def _multiply_add(b: Any, d: DType, x: Value, y: Value, z: Value) -> Value:
@@ -270,6 +273,3 @@ def _masked_store(b: Any, v: Value, p: Value, mask: Value, align: int) -> None:
 
 def _prefetch(b: Any, p: Value) -> None:
     intrinsic(b, "llvm.prefetch.p0", VOID, [p, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
-
-
-_ = I1

@@ -79,7 +79,10 @@ def atomic(b: Any, op: str, d: DType, base: Value, index: Value, value: Value | 
     address = b.gep(base, [index], inbounds=True, source_etype=t)
     align = d.bits // 8
     word = ir.IntType(d.bits)
-    as_word = (lambda v: b.zext(v, word)) if d.is_bool else (lambda v: b.bitcast(v, word) if v.type != word else v)
+
+    def as_word(v: Value) -> Value:
+        return b.zext(v, word) if d.is_bool else v if v.type == word else b.bitcast(v, word)
+
     if op == "store":
         b.store_atomic(as_word(value), address, "monotonic", align)
         return None

@@ -16,7 +16,8 @@ from tiledsl.dtypes import DType, as_dtype
 
 __all__ = [
     "I1", "I8", "I32", "I64", "LANES", "PTR", "VOID", "constant", "gather", "intrinsic", "lanes_of", "load",
-    "memory_type", "ramp", "register_bytes", "scatter", "shuffle", "splat", "splat_constant", "store", "suffix", "value_type",
+    "memory_type", "ramp", "register_bytes", "scatter", "shuffle", "splat", "splat_constant", "store", "suffix",
+    "value_type",
 ]  # fmt: skip
 
 LANES = 16  # lanes of every vector of the loop stage
