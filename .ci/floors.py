@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("language", "frontend"),
     ("backend", "backends"),
     ("runtime",),
-    ("testing", "kernels", "tune", "viz", "compat", "torch", "bench", "demo", "doctor", "cli"),
+    ("testing", "kernels", "tune", "viz", "compat", "torch", "bench", "demo", "doctor", "show", "cli"),
 )
 FACADE = "tiledsl"  # tiledsl/__init__.py: above everything; only leaves may import it
 LEAVES = frozenset(FLOORS[6])

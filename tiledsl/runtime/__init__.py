@@ -1,7 +1,22 @@
 """Running kernels: jit, argument binding, the thread pool, launching, caches."""
 
+from tiledsl.runtime.cache import cache_state
 from tiledsl.runtime.jit import JITFunction, jit
 from tiledsl.runtime.kernel import JITKernel, compile
-from tiledsl.runtime.views import address_of, allocate, device_of, is_torch
+from tiledsl.runtime.pool import thread_count
+from tiledsl.runtime.views import address_of, allocate, as_numpy, device_of, is_array, is_torch
 
-__all__ = ["JITFunction", "JITKernel", "address_of", "allocate", "compile", "device_of", "is_torch", "jit"]
+__all__ = [
+    "JITFunction",
+    "JITKernel",
+    "address_of",
+    "allocate",
+    "as_numpy",
+    "cache_state",
+    "compile",
+    "device_of",
+    "is_array",
+    "is_torch",
+    "jit",
+    "thread_count",
+]

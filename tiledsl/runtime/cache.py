@@ -17,7 +17,7 @@ from typing import Any
 
 from tiledsl import config
 
-__all__ = ["DiskCache", "default_cache", "folder"]
+__all__ = ["DiskCache", "cache_state", "default_cache", "folder"]
 
 MAGIC = b"tiledsl artifact 1\n"
 
@@ -116,3 +116,13 @@ def _decode(text: bytes, key: str) -> tuple[dict[str, Any], bytes] | None:
     end = 8 + int.from_bytes(body[:8], "little")
     header = json.loads(body[8:end])
     return (header["data"], body[end:]) if header["key"] == key else None
+
+
+def cache_state() -> dict[str, Any]:
+    """Where the cache is and what is in it, as JSON data."""
+    place = folder()
+    state: dict[str, Any] = {"folder": str(place), "disabled": config.DISABLE_CACHE.get(), "problem": None}
+    if place.exists():
+        state["problem"] = DiskCache(place).problem()
+    count, size = DiskCache(place).size()
+    return {**state, "artifacts": count, "bytes": size}

@@ -13,7 +13,7 @@ from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.ir.walk import walk
 from tiledsl.runtime.arguments import Signature
 from tiledsl.runtime.launch import Launch, Plan
-from tiledsl.runtime.program import Program, compile_function
+from tiledsl.runtime.program import Program, compile_function, lower
 from tiledsl.runtime.views import device_of, is_torch
 
 __all__ = ["JITKernel", "call_key", "compile", "with_outputs"]
@@ -112,11 +112,21 @@ class JITKernel:
                 return program.artifact.source
         return self._program(wanted, {}).artifact.source
 
-    def show(self) -> None:
-        """Print the tile IR as runnable text."""
+    def text(self, stage: str = "tile", target: str | Target | None = None) -> str:
+        """The IR as runnable text: "tile" is what the author wrote, "loop" what a CPU target makes of it."""
         from tiledsl.ir.printer import to_text
 
-        print(to_text(self.function))
+        if stage == "tile":
+            return to_text(self.function)
+        wanted = resolve(target or self.target)
+        lowered = lower(self.function, wanted)
+        if lowered.stage != stage:
+            raise TileValueError(f"target {wanted} has no {stage} stage", help="use numba for the loop stage")
+        return to_text(lowered)
+
+    def show(self, stage: str = "tile", target: str | Target | None = None) -> None:
+        """Print `text(stage, target)`."""
+        print(self.text(stage, target))
 
 
 def call_key(args: Sequence[Any], keyed: frozenset[int]) -> Any:
@@ -180,7 +190,8 @@ def with_outputs(function: ir.Function, out_idx: int | Sequence[int] | None) -> 
         if i % count in found:
             raise TileValueError(f"{function.name}: out_idx names {param.name} twice", function.loc)
         found.append(i % count)
-    return function.replace(outputs=tuple(found))
+    changed: ir.Function = function.replace(outputs=tuple(found))
+    return changed
 
 
 def compile(

@@ -15,7 +15,7 @@ from tiledsl.ir.walk import walk
 from tiledsl.passes.pipeline import Pass, run, save_repro
 from tiledsl.runtime import artifacts, cache
 
-__all__ = ["Program", "compile_function"]
+__all__ = ["Program", "compile_function", "lower"]
 
 ABI_VERSION = 1  # of the argument words, the context and the artifact's JSON
 
@@ -42,13 +42,17 @@ def compile_function(function: ir.Function, target: Target, facts: Mapping[str, 
     artifact = _read(store, key) if store else None
     compiled = artifact is None
     if artifact is None:
-        passes = backend.pipeline(target)
-        lowered = run(function, passes)
-        artifact = _guarded("emit", lambda: backend.emit(lowered, target), lowered, passes)
+        lowered = lower(function, target)
+        artifact = _guarded("emit", lambda: backend.emit(lowered, target), lowered, backend.pipeline(target))
         if store and artifact.payload is None:
             store.put(key, artifacts.to_json(artifact), artifact.code)
     found = artifact
     return Program(function, target, found, _guarded("load", lambda: backend.load(found), function, ()), compiled)
+
+
+def lower(function: ir.Function, target: Target) -> ir.Function:
+    """The function after the target's passes: what its backend emits code for."""
+    return run(function, load_backend(target.name).pipeline(target))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
 
-__all__ = ["View", "address_of", "allocate", "allocator", "as_numpy", "is_torch", "kind_of", "view"]
+__all__ = ["View", "address_of", "allocate", "allocator", "as_numpy", "is_array", "is_torch", "kind_of", "view"]
 
 _UNPACKED = {np.dtype(getattr(ml_dtypes, n)).name for n in ("int4", "uint4", "float4_e2m1fn")}
 _KDL_CPU = (1, 3)  # DLPack device types: CPU, and CUDA's page-locked host memory
@@ -54,6 +54,11 @@ def kind_of(x: Any) -> str | None:
     if is_torch(x):
         return "torch"
     return "dlpack" if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__") else None
+
+
+def is_array(x: Any) -> bool:
+    """True for what a tensor parameter may be given."""
+    return kind_of(x) is not None
 
 
 def device_of(x: Any) -> str:

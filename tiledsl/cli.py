@@ -1,0 +1,41 @@
+"""The command `tiledsl`: a table of subcommands, imported when they are used."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from tiledsl import config
+from tiledsl.errors import TileError
+
+__all__ = ["COMMANDS", "main"]
+
+# Name -> (module, one line of help). A module has `arguments(parser)` and `main(options) -> exit status`.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("tiledsl.demo", "run attention and a mixture of experts on a real text, and measure"),
+    "doctor": ("tiledsl.doctor", "what works here, what does not and how to get it"),
+    "show": ("tiledsl.show", "print a kernel: its tile IR, the loop stage, or the generated source"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `tiledsl ARGV...` and return the exit status."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="tiledsl", description="Tile kernels in Python: one kernel, all targets.")
+    parser.add_argument("--version", action="version", version=f"tiledsl {config.VERSION}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = None
+    for name, (module, help) in COMMANDS.items():
+        sub = commands.add_parser(name, help=help, description=help)
+        if name in given[:1]:
+            chosen = importlib.import_module(module)
+            chosen.arguments(sub)
+    options = parser.parse_args(given)
+    assert chosen is not None  # argparse has ended the program otherwise
+    try:
+        return int(chosen.main(options))
+    except TileError as e:
+        print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        return 1
