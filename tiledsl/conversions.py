@@ -8,7 +8,7 @@ NaN gives 0; integer to integer wraps; anything to bool is `x != 0`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ def convert(x: Array, src: DType, dst: DType) -> Array:
     return converter(src, dst)(x)
 
 
-@lru_cache(maxsize=None)
+@cache
 def converter(src: DType, dst: DType) -> Converter:
     """The function that converts arrays of scalar type src to dst (vector types: lane by lane)."""
     src, dst = src.scalar, dst.scalar
@@ -144,7 +144,7 @@ def _float64_to_float32_odd(x: Array) -> Array:
     return near
 
 
-@lru_cache(maxsize=None)
+@cache
 def _thresholds(dst: DType) -> Array:
     """float64 t[i] such that a magnitude m rounds to code c = number of t[i] < m.
 

@@ -1,0 +1,280 @@
+"""The checked mode's memory of who touched what: uninitialised reads, races of lanes, races of blocks.
+
+The storage of a root buffer is divided into cells (the smallest element size of its views). Each cell knows whether
+it was written, by which lane of the current T.Parallel, and by which block of the current launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.lib.array_utils import byte_bounds
+
+from tiledsl.errors import Loc, TileError, TileRuntimeError
+from tiledsl.interp.options import Options
+from tiledsl.interp.scope import BLOCK, Env
+from tiledsl.ir.buffer import Buffer
+
+__all__ = ["Tracker"]
+
+Array = np.ndarray[Any, Any]
+Fail = Callable[..., Exception]
+_NOBODY, _SEVERAL = -1, -2
+
+
+class _Cells:
+    """The cells of one allocation."""
+
+    def __init__(self, data: Array, grain: int, written: bool, loc: Loc | None) -> None:
+        self.low, high = byte_bounds(data) if data.size else (data.ctypes.data, data.ctypes.data)
+        self.grain = grain
+        self.loc = loc
+        count = max(1, (high - self.low) // grain)
+        self.written = np.full(count, written)
+        self.lane_writer, self.lane_reader, self.block_writer, self.block_reader = (
+            np.full(count, _NOBODY) for _ in range(4)
+        )
+
+    def of(self, data: Array, at: tuple[Any, ...]) -> Array:
+        """Cell numbers of elements, with a trailing axis for elements of several cells."""
+        offset: Any = data.ctypes.data - self.low
+        for i, stride in zip(at, data.strides, strict=False):
+            offset = offset + np.asarray(i, np.int64) * stride
+        # a vector element covers the rest of the axes
+        covered = data.itemsize * int(np.prod(data.shape[len(at) :], dtype=np.int64))
+        cells = np.asarray(offset)[..., None] // self.grain + np.arange(max(1, covered // self.grain))
+        return np.asarray(cells)
+
+
+class Tracker:
+    """What one run knows about its memory."""
+
+    def __init__(self, options: Options, grains: Mapping[Buffer, int]) -> None:
+        self.poison = options.poison
+        self.conflicts = options.conflicts == "report"
+        self.grains = grains
+        self.cells: dict[Buffer, _Cells] = {}
+        self.lanes: Array | None = None  # lane numbers, of the nest's shape
+
+    # -- life of storage ---------------------------------------------------------------------------------
+
+    def allocate(self, buffer: Buffer, data: Array, written: bool, loc: Loc | None) -> None:
+        self.cells[buffer.root] = _Cells(data, self.grains.get(buffer.root, data.itemsize), written, loc)
+
+    def new_launch(self) -> None:
+        """Blocks of one launch race with each other, not with those of an earlier one."""
+        for cells in self.cells.values():
+            cells.block_writer.fill(_NOBODY)
+            cells.block_reader.fill(_NOBODY)
+
+    @contextmanager
+    def nest(self, shape: tuple[int, ...], copies: Mapping[Buffer, Array]) -> Iterator[None]:
+        """A T.Parallel: inside, each lane has its copy of these buffers; outside sees the last lane's again."""
+        self.lanes = np.arange(int(np.prod(shape))).reshape(shape)
+        for cells in self.cells.values():
+            cells.lane_writer.fill(_NOBODY)
+            cells.lane_reader.fill(_NOBODY)
+        outer = {b: self.cells[b] for b in copies if b in self.cells}
+        for b, cells in outer.items():
+            inner = _Cells(copies[b], cells.grain, False, cells.loc)
+            inner.written.reshape(-1, len(cells.written))[...] = cells.written
+            self.cells[b] = inner
+        try:
+            yield
+        finally:
+            for b, cells in outer.items():
+                cells.written[...] = self.cells[b].written[-len(cells.written) :]
+                self.cells[b] = cells
+            self.lanes = None
+
+    # -- accesses ----------------------------------------------------------------------------------------
+
+    def read(
+        self, buffer: Buffer, env: Env, data: Array, at: tuple[Any, ...], good: Any, fail: Fail, rank: int | None = None
+    ) -> None:
+        """Elements at index arrays are read where `good` (None = everywhere)."""
+        cells = self.cells.get(buffer.root)
+        if cells is None or data.size == 0:
+            return
+        flat, lanes = self._flatten(at, good)
+        touched = cells.of(data, flat)
+        if self.poison:
+            ok = cells.written[touched].all(-1)
+            if not ok.all():
+                raise self._error(fail, env, buffer, cells, flat, ~ok, lanes, "is read before anything has written it")
+        if not self.conflicts:
+            return
+        if lanes is not None and not self._private(buffer, data, at):
+            owner = lanes[..., None]
+            writer = cells.lane_writer[touched]
+            bad = ((writer != _NOBODY) & (writer != owner)).any(-1)
+            if bad.any():
+                raise self._error(
+                    fail, env, buffer, cells, flat, bad, lanes, "is read by one lane and written by another"
+                )
+            _note_reader(cells.lane_reader, touched, np.broadcast_to(owner, touched.shape))
+        if buffer.root.scope == "global":
+            block = env[BLOCK]
+            writer = cells.block_writer[touched]
+            bad = ((writer != _NOBODY) & (writer != block)).any(-1)
+            if bad.any():
+                raise self._error(
+                    fail, env, buffer, cells, flat, bad, lanes, "is read by one block and written by another"
+                )
+            _note_reader(cells.block_reader, touched, np.full(touched.shape, block))
+
+    def write(
+        self, buffer: Buffer, env: Env, data: Array, flat: tuple[Any, ...], values: Any, good: Any,
+        shape: tuple[int, ...], fail: Fail,
+    ) -> None:  # fmt: skip
+        """Elements at one-dimensional index arrays (or one element) are about to get values."""
+        cells = self.cells.get(buffer.root)
+        if cells is None:
+            return
+        touched = cells.of(data, flat)
+        if self.conflicts:
+            lanes = None
+            if self.lanes is not None:
+                ids = self.lanes.reshape(self.lanes.shape + (1,) * (len(shape) - self.lanes.ndim))
+                lanes = np.broadcast_to(ids, shape)[np.broadcast_to(True if good is None else good, shape)]
+            private = self._private(buffer, data, flat)
+            differs = _differs(data[flat], values)
+            self._check_write(buffer, env, cells, flat, touched, values, differs, None if private else lanes, fail)
+        cells.written[touched] = True
+
+    def _check_write(
+        self, buffer: Buffer, env: Env, cells: _Cells, flat: tuple[Any, ...], touched: Array, values: Any, differs: Any,
+        lanes: Array | None, fail: Fail,
+    ) -> None:  # fmt: skip
+        changed = np.asarray(differs)[..., None]
+        if lanes is not None:
+            owner = lanes[..., None]
+            writer, reader = cells.lane_writer[touched], cells.lane_reader[touched]
+            bad = ((writer != _NOBODY) & (writer != owner) & changed).any(-1) | _twice(touched, values)
+            if bad.any():
+                what = "is written by two lanes with different values"
+                raise self._error(fail, env, buffer, cells, flat, bad, lanes, what)
+            bad = ((reader != _NOBODY) & (reader != owner)).any(-1)
+            if bad.any():
+                what = "is read by one lane and written by another"
+                raise self._error(fail, env, buffer, cells, flat, bad, lanes, what)
+            cells.lane_writer[touched] = np.broadcast_to(owner, touched.shape)
+        if buffer.root.scope == "global":
+            block = env[BLOCK]
+            writer, reader = cells.block_writer[touched], cells.block_reader[touched]
+            bad = ((writer != _NOBODY) & (writer != block) & changed).any(-1)
+            if bad.any():
+                what = "is written by two blocks with different values"
+                raise self._error(fail, env, buffer, cells, flat, bad, lanes, what)
+            bad = ((reader != _NOBODY) & (reader != block)).any(-1)
+            if bad.any():
+                what = "is read by one block and written by another"
+                raise self._error(fail, env, buffer, cells, flat, bad, lanes, what)
+            cells.block_writer[touched] = block
+
+    def atomic(self, buffer: Buffer, env: Env, data: Array, flat: tuple[Any, ...], fail: Fail) -> None:
+        """Atomics do not race; they read what must have been written."""
+        cells = self.cells.get(buffer.root)
+        if cells is None:
+            return
+        touched = cells.of(data, flat)
+        if self.poison:
+            ok = cells.written[touched].all(-1)
+            if not ok.all():
+                raise self._error(
+                    fail, env, buffer, cells, flat, ~ok, None, "is updated before anything has written it"
+                )
+        cells.written[touched] = True
+
+    # -- whole views (tile operations) -------------------------------------------------------------------
+
+    def read_view(self, buffer: Buffer, env: Env, view: Array, fail: Fail) -> None:
+        if view.size:
+            self.read(buffer, env, view, tuple(np.ogrid[tuple(slice(n) for n in view.shape)]), None, fail)
+
+    def write_view(self, buffer: Buffer, env: Env, view: Array, before: Array, fail: Fail) -> None:
+        """view has been written; before: what it held."""
+        cells = self.cells.get(buffer.root)
+        if cells is None or view.size == 0:
+            return
+        at, _ = self._flatten(tuple(np.ogrid[tuple(slice(n) for n in view.shape)]), None)
+        touched = cells.of(view, at)
+        if self.conflicts:
+            self._check_write(buffer, env, cells, at, touched, None, _differs(before, view).ravel(), None, fail)
+        cells.written[touched] = True
+
+    # -- helpers -----------------------------------------------------------------------------------------
+
+    def _private(self, buffer: Buffer, data: Array, at: tuple[Any, ...]) -> bool:
+        """The lanes index their own copies."""
+        return len(at) > buffer.rank
+
+    def _flatten(self, at: tuple[Any, ...], good: Any) -> tuple[tuple[Any, ...], Array | None]:
+        """Index arrays of what is touched, one-dimensional, and the lanes that touch it."""
+        shapes = [np.shape(i) for i in at] + ([] if good is None else [np.shape(good)])
+        if self.lanes is None:
+            shape = np.broadcast_shapes(*shapes)
+            ids = None
+        else:
+            extra = max([len(s) for s in shapes], default=0) > self.lanes.ndim
+            ids = self.lanes[..., None] if extra else self.lanes
+            shape = np.broadcast_shapes(ids.shape, *shapes)
+        on = np.broadcast_to(True if good is None else good, shape)
+        flat = tuple(np.broadcast_to(i, shape)[on] for i in at)
+        return flat, None if ids is None else np.broadcast_to(ids, shape)[on]
+
+    def _error(
+        self,
+        fail: Fail,
+        env: Env,
+        buffer: Buffer,
+        cells: _Cells,
+        flat: tuple[Any, ...],
+        bad: Any,
+        lanes: Any,
+        what: str,
+    ) -> Exception:
+        first = int(np.argmax(bad)) if np.ndim(bad) else 0
+        index = [int(np.ravel(i)[first if np.ndim(i) else 0]) for i in flat[len(flat) - buffer.rank :]]
+        element = f"{buffer.name}[{', '.join(map(str, index))}]"
+        notes = (f"{buffer.name} was allocated at {cells.loc}",) if cells.loc else ()
+        lane = None
+        if lanes is not None and self.lanes is not None and np.ndim(lanes):
+            lane = tuple(int(i) for i in np.unravel_index(int(lanes[first]), self.lanes.shape))
+        located = fail(env, f"{element} {what}", *notes, lane=lane)
+        assert isinstance(located, TileError)
+        return TileRuntimeError(located.message, located.loc, located.notes, None)
+
+
+def _differs(old: Any, new: Any) -> Any:
+    """Elementwise: the bits differ (a NaN equals a NaN)."""
+    old, new = np.broadcast_arrays(np.asarray(old), np.asarray(new, np.asarray(old).dtype))
+    same = (old == new) & (np.signbit(old) == np.signbit(new)) if old.dtype.kind not in "iub" else old == new
+    if old.dtype.kind not in "iub":
+        same |= (old != old) & (new != new)
+    return ~same
+
+
+def _twice(touched: Array, values: Any) -> Any:
+    """Which writes of one statement touch a cell that an earlier one of it gave another value."""
+    result = np.zeros(touched.shape[:-1], np.bool_)
+    if touched.ndim < 2 or len(touched) < 2:
+        return result
+    first = touched[:, 0]
+    order = np.argsort(first, kind="stable")
+    again = np.flatnonzero(first[order][1:] == first[order][:-1])
+    if len(again):
+        flat_values = np.broadcast_to(values, first.shape)
+        a, b = order[again], order[again + 1]
+        result[b] = _differs(flat_values[a], flat_values[b])
+    return result
+
+
+def _note_reader(reader: Array, touched: Array, who: Array) -> None:
+    before = reader[touched]
+    reader[touched] = who
+    others = (reader[touched] != who) | ((before != _NOBODY) & (before != who))
+    reader[touched[others]] = _SEVERAL

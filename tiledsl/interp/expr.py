@@ -1,0 +1,389 @@
+"""Compiles expressions to closures (see `scope.py` for their form)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tiledsl.dtypes import DType, as_dtype
+from tiledsl.errors import InternalError, TileRuntimeError, TileTypeError
+from tiledsl.interp import ops
+from tiledsl.interp.memory import Memory
+from tiledsl.interp.scope import Env, Fn, Scope
+from tiledsl.ir.exact import fma32, fma64
+from tiledsl.ir.expr import (
+    Binary,
+    Broadcast,
+    Call,
+    Cast,
+    Const,
+    Expr,
+    Fma,
+    IfThenElse,
+    Load,
+    Ramp,
+    Select,
+    Unary,
+    Var,
+)
+from tiledsl.ir.intrinsics import INTRINSICS
+from tiledsl.ir.math import MathFunction, expansion
+from tiledsl.ir.walk import walk
+
+__all__ = ["Expressions"]
+
+_F32 = as_dtype("float32")
+_DIVISIONS = frozenset(["floordiv", "floormod", "truncdiv", "truncmod", "div"])
+
+
+class Expressions:
+    """The expression compiler of one kernel."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.memory = Memory(scope, self)
+        self.in_index = False
+
+    # -- entry points ------------------------------------------------------------------------------------
+
+    def compile(self, e: Expr) -> Fn:
+        """The closure of an expression."""
+        with self.scope.at(e.loc):
+            if isinstance(e, Const):
+                return self._const(e)
+            return self.scope.counted(_COMPILERS[type(e)](self, e))
+
+    def index(self, e: Expr) -> Fn:
+        """The closure of an index: checked mode reports int32 overflow inside."""
+        saved, self.in_index = self.in_index, True
+        try:
+            return self.compile(e)
+        finally:
+            self.in_index = saved
+
+    def is_array(self, e: Expr) -> bool:
+        """The value is an ndarray, not a Python or NumPy scalar."""
+        return e.dtype.is_vector or self.scope.varies(e)
+
+    def typed(self, e: Expr) -> Fn:
+        """Like compile, but integers and bools are NumPy values of their type (np.where would widen Python's)."""
+        f = self.compile(e)
+        if self.is_array(e) or e.dtype.is_float:
+            return f
+        scalar = e.dtype.numpy.type
+        return lambda env, mask: scalar(f(env, mask))
+
+    # -- leaves ------------------------------------------------------------------------------------------
+
+    def _const(self, e: Const) -> Fn:
+        value = e.dtype.numpy.type(e.value) if e.dtype.is_float else e.value
+        return lambda env, mask: value
+
+    def _var(self, e: Var) -> Fn:
+        slot = self.scope.slot(e)
+        return lambda env, mask: env[slot]
+
+    def _load(self, e: Load) -> Fn:
+        return self.memory.load(e)
+
+    # -- operators ---------------------------------------------------------------------------------------
+
+    def _binary(self, e: Binary) -> Fn:
+        if e.op in ("and", "or"):
+            return self._lazy(e)
+        array = self.is_array(e.a) or self.is_array(e.b)
+        function = ops.binary(e.op, e.a.dtype, array)
+        if function is None:
+            raise self._no_operator(e.op, e.a.dtype)
+        a, b = self.compile(e.a), self.compile(e.b)
+        if self.scope.options.overflow and e.a.dtype.is_int:
+            if e.op in _DIVISIONS:
+                return self._checked_division(e, function, a, b)
+            if self.in_index and e.a.dtype.name == "int32" and e.op in ("add", "sub", "mul"):
+                return self._checked_index(e, function, a, b)
+        return _call2(function, a, b)
+
+    def _no_operator(self, op: str, dtype: DType) -> TileTypeError:
+        return TileTypeError(f"{op} is not defined on {dtype}", self.scope.where)
+
+    def _checked_division(self, e: Binary, function: Callable[[Any, Any], Any], a: Fn, b: Fn) -> Fn:
+        report = self.scope.reporter(TileRuntimeError, "the result would be 0; guard the division")
+        op = e.op
+
+        def divide(env: Env, mask: Any) -> Any:
+            x, y = a(env, mask), b(env, mask)
+            zero = y == 0
+            if mask is not None:
+                zero = zero & mask
+            if np.any(zero):
+                raise report(env, f"{op}: division by zero", lane=_first(zero))
+            return function(x, y)
+
+        return divide
+
+    def _checked_index(self, e: Binary, function: Callable[[Any, Any], Any], a: Fn, b: Fn) -> Fn:
+        report = self.scope.reporter(TileRuntimeError, "compute the index in int64: T.int64(i) * stride")
+        wide: Callable[[Any, Any], Any] = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[e.op]
+        op = e.op
+
+        def checked(env: Env, mask: Any) -> Any:
+            x, y = a(env, mask), b(env, mask)
+            exact = wide(np.asarray(x, np.int64), np.asarray(y, np.int64))
+            over = (exact > 2**31 - 1) | (exact < -(2**31))
+            if mask is not None:
+                over = over & mask
+            if np.any(over):
+                raise report(env, f"int32 overflow inside an index ({op})", lane=_first(over))
+            return function(x, y)
+
+        return checked
+
+    def _lazy(self, e: Binary) -> Fn:
+        """and, or: the right side is evaluated only where the left does not decide."""
+        a, b = self.compile(e.a), self.compile(e.b)
+        conjunction = e.op == "and"
+        if not self.is_array(e.a):
+            if conjunction:
+                return lambda env, mask: b(env, mask) if a(env, mask) else False
+            return lambda env, mask: True if a(env, mask) else b(env, mask)
+        if e.dtype.is_vector or _harmless(e.b):
+            return _call2(np.logical_and if conjunction else np.logical_or, a, b)
+
+        def lanes(env: Env, mask: Any) -> Any:
+            left = a(env, mask)
+            open_ = left if conjunction else ~left
+            if mask is not None:
+                open_ = open_ & mask
+            if not open_.any():
+                return left
+            right = b(env, open_)
+            return left & right if conjunction else left | right
+
+        return lanes
+
+    def _unary(self, e: Unary) -> Fn:
+        function = ops.unary(e.op, e.x.dtype, self.is_array(e.x))
+        if function is None:
+            raise self._no_operator(e.op, e.x.dtype)
+        x = self.compile(e.x)
+        return lambda env, mask: function(x(env, mask))
+
+    def _fma(self, e: Fma) -> Fn:
+        a, b, c = self.compile(e.a), self.compile(e.b), self.compile(e.c)
+        function = fma32 if e.dtype.scalar is _F32 else fma64
+        return lambda env, mask: function(a(env, mask), b(env, mask), c(env, mask))
+
+    def _cast(self, e: Cast) -> Fn:
+        x = self.compile(e.x)
+        if e.x.dtype.scalar is e.type.scalar:
+            return x
+        function = ops.cast(e.x.dtype, e.type, self.is_array(e.x))
+        return lambda env, mask: function(x(env, mask))
+
+    # -- choices -----------------------------------------------------------------------------------------
+
+    def _select(self, e: Select) -> Fn:
+        cond = self.compile(e.cond)
+        if not self.is_array(e.cond):
+            t, f = self._alike(e)
+            return lambda env, mask: (t(env, mask), f(env, mask))[not cond(env, mask)]
+        t, f = self.typed(e.t), self.typed(e.f)
+        return lambda env, mask: np.where(cond(env, mask), t(env, mask), f(env, mask))
+
+    def _if_then_else(self, e: IfThenElse) -> Fn:
+        cond = self.compile(e.cond)
+        if not self.is_array(e.cond):
+            t, f = self._alike(e)
+            return lambda env, mask: t(env, mask) if cond(env, mask) else f(env, mask)
+        t, f = self.typed(e.t), self.typed(e.f)
+        if _harmless(e.t) and _harmless(e.f):
+            return lambda env, mask: np.where(cond(env, mask), t(env, mask), f(env, mask))
+
+        def lanes(env: Env, mask: Any) -> Any:
+            c = cond(env, mask)
+            yes, no = (c, ~c) if mask is None else (c & mask, mask & ~c)
+            if not no.any():
+                return self._as_lanes(t(env, yes), c)
+            if not yes.any():
+                return self._as_lanes(f(env, no), c)
+            return np.where(c, t(env, yes), f(env, no))
+
+        return lanes
+
+    @staticmethod
+    def _as_lanes(value: Any, like: Any) -> Any:
+        """A uniform value as an array of as many axes as `like`."""
+        return value if isinstance(value, np.ndarray) and value.ndim else np.full((1,) * like.ndim, value)
+
+    def _alike(self, e: Select | IfThenElse) -> tuple[Fn, Fn]:
+        """Both sides as scalars, or, where one of them is an array, both as arrays."""
+        t, f = self.compile(e.t), self.compile(e.f)
+        if self.is_array(e.t) == self.is_array(e.f):
+            return t, f
+        assert self.scope.nest is not None
+        shape = (1,) * self.scope.nest.rank
+        storage = e.dtype.numpy
+
+        def lift(g: Fn) -> Fn:
+            return lambda env, mask: np.full(shape, g(env, mask), storage)
+
+        return (t, lift(f)) if self.is_array(e.t) else (lift(t), f)
+
+    # -- calls -------------------------------------------------------------------------------------------
+
+    def _call(self, e: Call) -> Fn:
+        info = INTRINSICS.get(e.name)
+        if info is None:
+            raise self.scope.not_yet(f"the function {e.name}")
+        if info.kind == "math":
+            return self._math(e)
+        x = self.compile(e.args[0])
+        array = self.is_array(e.args[0])
+        if e.name == "reinterpret":
+            return _reinterpret(x, e.args[0].dtype, e.type, array)
+        if e.name in _PREDICATES:
+            predicate = _PREDICATES[e.name]
+            return (
+                (lambda env, mask: predicate(x(env, mask)))
+                if array
+                else lambda env, mask: bool(predicate(x(env, mask)))
+            )
+        return self._horizontal(e, x)
+
+    def _horizontal(self, e: Call, x: Fn) -> Fn:
+        """Functions of all lanes of one vector."""
+        lanes = self.scope.varies(e.args[0])
+        combine = {"hreduce_add": "add", "hreduce_max": "max", "hreduce_min": "min"}.get(e.name)
+        if combine is None and e.name not in ("any", "all"):
+            raise self.scope.not_yet(f"the function {e.name}")
+        function = ops.binary(combine, e.type, True) if combine else None
+
+        def reduce(env: Env, mask: Any) -> Any:
+            v = x(env, mask)
+            if function is None:
+                result = v.any(-1) if e.name == "any" else v.all(-1)
+            else:
+                result = ops.combine_lanes(np.moveaxis(v, -1, 0), function)
+            return result if lanes or e.type.is_float else result.item()
+
+        return reduce
+
+    def _math(self, e: Call) -> Fn:
+        """The function's expansion; narrow floats go through float32."""
+        (arg,) = e.args
+        dtype = arg.dtype.scalar
+        if not dtype.is_float:
+            raise TileTypeError(f"{e.name} takes floats, not {dtype}", self.scope.where, help="cast the argument")
+        x = self.compile(arg)
+        if dtype.bits >= 32:
+            return self._expand(expansion(e.name, dtype), x, self.is_array(arg))
+        array = self.is_array(arg)
+        widen, narrow = ops.cast(dtype, _F32, array), ops.cast(_F32, dtype, array)
+        wide = self._expand(expansion(e.name, _F32), lambda env, mask: widen(x(env, mask)), array)
+        return lambda env, mask: narrow(wide(env, mask))
+
+    def _expand(self, function: MathFunction, x: Fn, array: bool) -> Fn:
+        """The lets of an expansion, run on values of any shape: arrays as if they were one lane axis."""
+        scope = Scope(self.scope.options)
+        inner = type(self)(scope)
+        (param,) = function.params
+        start = scope.bind(param)
+        if array:
+            from tiledsl.interp.scope import Nest
+
+            scope.nest = Nest((param,), scope.new_slot())
+            scope.varying.add(param)
+        steps: list[tuple[int, Fn]] = []
+        for var, value in function.lets:
+            f = inner.compile(value)
+            if scope.varies(value):
+                scope.varying.add(var)
+            steps.append((scope.bind(var), f))
+        result = inner.compile(function.result)
+        size = scope.size
+
+        def run(env: Env, mask: Any) -> Any:
+            inside: Env = [None] * size
+            inside[1] = 0
+            inside[start] = x(env, mask)
+            for slot, f in steps:
+                inside[slot] = f(inside, None)
+            value = result(inside, None)
+            env[1] += inside[1]
+            return value
+
+        return run
+
+    # -- vectors -----------------------------------------------------------------------------------------
+
+    def _broadcast(self, e: Broadcast) -> Fn:
+        x, lanes, storage = self.compile(e.x), e.lanes, e.dtype.numpy
+        if not self.scope.varies(e.x):
+            return lambda env, mask: np.full(lanes, x(env, mask), storage)
+
+        def spread(env: Env, mask: Any) -> Any:
+            v = x(env, mask)
+            return np.broadcast_to(v[..., None], (*v.shape, lanes))
+
+        return spread
+
+    def _ramp(self, e: Ramp) -> Fn:
+        base, storage = self.compile(e.base), e.dtype.numpy
+        steps = (np.arange(e.lanes, dtype=np.int64) * e.stride).astype(storage)
+        if not self.scope.varies(e.base):
+            return lambda env, mask: storage.type(base(env, mask)) + steps
+        return lambda env, mask: base(env, mask)[..., None] + steps
+
+
+_COMPILERS: dict[type[Expr], Callable[[Expressions, Any], Fn]] = {
+    Const: Expressions._const,
+    Var: Expressions._var,
+    Load: Expressions._load,
+    Binary: Expressions._binary,
+    Unary: Expressions._unary,
+    Fma: Expressions._fma,
+    Cast: Expressions._cast,
+    Select: Expressions._select,
+    IfThenElse: Expressions._if_then_else,
+    Call: Expressions._call,
+    Broadcast: Expressions._broadcast,
+    Ramp: Expressions._ramp,
+}
+
+_PREDICATES: dict[str, Callable[[Any], Any]] = {
+    "isnan": lambda x: x != x,
+    "isinf": lambda x: np.isinf(x),
+    "isfinite": lambda x: np.isfinite(x),
+}
+
+
+def _call2(function: Callable[[Any, Any], Any], a: Fn, b: Fn) -> Fn:
+    return lambda env, mask: function(a(env, mask), b(env, mask))
+
+
+def _harmless(e: Expr) -> bool:
+    """Evaluating it where it is not wanted can neither fail nor be reported."""
+    for n in walk(e):
+        if isinstance(n, Load) or (isinstance(n, Binary) and n.op in _DIVISIONS and n.a.dtype.is_int):
+            return False
+    return True
+
+
+def _first(where: Any) -> tuple[int, ...] | None:
+    """Indices of the first true element of an array."""
+    where = np.asarray(where)
+    return tuple(int(i) for i in np.argwhere(where)[0]) if where.ndim else None
+
+
+def _reinterpret(x: Fn, src: DType, dst: DType, array: bool) -> Fn:
+    if src.bits != dst.bits:
+        raise InternalError(f"reinterpret {src} as {dst}: the widths differ")
+    storage = dst.numpy
+    if array:
+        return lambda env, mask: x(env, mask).view(storage)
+    source = src.numpy
+    if dst.is_float:
+        return lambda env, mask: np.asarray(x(env, mask), source).view(storage)[()]
+    return lambda env, mask: np.asarray(x(env, mask), source).view(storage).item()

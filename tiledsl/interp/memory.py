@@ -1,0 +1,523 @@
+"""Compiles element accesses: which elements a Load or Store touches, bounds, masks, gathers and scatters.
+
+Two forms. A *box*: every index is uniform, or a lane variable plus a uniform offset, so that the lanes touch a slice
+of the array. Anything else is a *gather* by index arrays. Checked runs take the second form only, where every cell
+that is touched can be recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tiledsl.errors import InternalError, TileIndexError
+from tiledsl.interp.scope import TRACKER, Env, Fn, Scope
+from tiledsl.ir.buffer import Buffer
+from tiledsl.ir.expr import Binary, Cast, Const, Expr, Load, Var
+from tiledsl.ir.stmt import Store
+
+if TYPE_CHECKING:
+    from tiledsl.interp.expr import Expressions
+
+__all__ = ["Access", "Memory", "describe"]
+
+
+def describe(buffer: Buffer) -> str:
+    """How errors name a buffer: name, dtype and shape where it is constant."""
+    shape = buffer.const_shape
+    extents = "x".join(map(str, shape)) if shape is not None else f"rank {buffer.rank}"
+    return f"{buffer.name} ({buffer.scope} {buffer.dtype} {extents})"
+
+
+@dataclass
+class Access:
+    """One compiled access: the indices' closures and what happens out of range."""
+
+    buffer: Buffer
+    slot: int
+    indices: list[Fn]
+    guarded: bool  # out of range reads the safe value and is not stored; else it is an error
+    safe: Any
+    fail: Callable[..., Exception]
+    vector: bool  # several elements: the indices have a trailing axis of vector lanes
+    contiguous: int  # lanes that lie along the last dimension (Load.lanes), 1 = none
+    element_vector: bool  # the buffer's elements are vectors themselves
+
+    @property
+    def scalar(self) -> bool:
+        return not self.vector and not self.element_vector
+
+
+class Memory:
+    """The access compiler of one kernel."""
+
+    def __init__(self, scope: Scope, expressions: Expressions) -> None:
+        self.scope = scope
+        self.expressions = expressions
+
+    # -- entry points ------------------------------------------------------------------------------------
+
+    def load(self, e: Load) -> Fn:
+        """The closure of a Load. Its arrays may be views of the buffer."""
+        access = self.access(e, e.lanes)
+        mask = None if e.mask is None else self.expressions.compile(e.mask)
+        lanes = self.scope.varies(e)
+        gather = self._gather(access, mask)
+        if mask is None and not self.scope.options.tracks:
+            if access.scalar and not lanes:
+                return self._load_element(access, e)
+            if access.scalar:
+                plan = self._box(e.buffer, e.indices)
+                if plan is not None:
+                    return self._load_box(access, plan)
+            elif access.contiguous > 1 and self.scope.nest is None:
+                return self._load_run(access, gather)
+        if lanes or e.dtype.is_vector or e.dtype.is_float:
+            return gather
+        return lambda env, m: gather(env, m).item()
+
+    def store(self, s: Store) -> Fn:
+        """The closure of a Store; returns the mask it was given."""
+        value = self.expressions.compile(s.value)
+        access = self.access(s, s.value.dtype.lanes)
+        mask = None if s.mask is None else self.expressions.compile(s.mask)
+        scatter = self._scatter(access, mask, value)
+        if mask is None and not self.scope.options.tracks:
+            if self.scope.nest is None:
+                if access.scalar:
+                    return self._store_element(access, value)
+                if access.contiguous > 1:
+                    return self._store_run(access, value)
+            elif access.scalar:
+                plan = self._box(s.buffer, s.indices)
+                if plan is not None and plan.covers_all:
+                    return self._store_box(access, plan, value)
+        return scatter
+
+    def access(self, node: Any, lanes: int = 1) -> Access:
+        """Indices and bounds policy of a node with `buffer` and `indices`."""
+        buffer: Buffer = node.buffer
+        if buffer.dtype.is_packed:
+            raise self.scope.not_yet(f"packed {buffer.dtype} buffers")
+        if len(node.indices) != buffer.rank:
+            raise TileIndexError(
+                f"{describe(buffer)} is {buffer.rank}-dimensional, but has {len(node.indices)} indices here",
+                self.scope.where,
+            )
+        is_global = buffer.root.scope == "global"
+        proved = bool(getattr(node, "proved", False))
+        options = self.scope.options
+        report = is_global and options.global_oob == "report" and buffer.name not in options.oob_allowed
+        guarded = not proved and not report if is_global else not options.bounds
+        kind = InternalError if proved else TileIndexError
+        safe = 0 if buffer.safe is None else buffer.safe.value
+        element_vector = buffer.dtype.is_vector
+        vector_index = any(i.dtype.is_vector for i in node.indices)
+        contiguous = 1 if element_vector or vector_index else lanes
+        return Access(
+            buffer,
+            self.scope.slot(buffer),
+            [self.expressions.index(i) for i in node.indices],
+            guarded,
+            buffer.dtype.numpy.type(safe),
+            self.scope.reporter(kind, None if proved else "guard the access with an if, or enlarge the buffer"),
+            contiguous > 1 or vector_index,
+            contiguous,
+            element_vector,
+        )
+
+    # -- one element, uniform ----------------------------------------------------------------------------
+
+    def _load_element(self, access: Access, e: Load) -> Fn:
+        slot, guarded, safe = access.slot, access.guarded, access.safe
+        item = not e.dtype.is_float
+
+        def load(env: Env, mask: Any) -> Any:
+            data = env[slot]
+            at = tuple([f(env, None) for f in access.indices])
+            for i, n in zip(at, data.shape, strict=True):
+                if not 0 <= i < n:
+                    if guarded:
+                        return safe.item() if item else safe
+                    raise _out_of_range(access, env, at, data.shape)
+            value = data[at]
+            return value.item() if item else value
+
+        return load
+
+    def _store_element(self, access: Access, value: Fn) -> Fn:
+        slot, guarded = access.slot, access.guarded
+
+        def store(env: Env, mask: Any) -> Any:
+            v = value(env, None)
+            data = env[slot]
+            at = tuple([f(env, None) for f in access.indices])
+            for i, n in zip(at, data.shape, strict=True):
+                if not 0 <= i < n:
+                    if guarded:
+                        return mask
+                    raise _out_of_range(access, env, at, data.shape)
+            data[at] = v
+            return mask
+
+        return store
+
+    # -- contiguous vectors, uniform -----------------------------------------------------------------------
+
+    @staticmethod
+    def _run(access: Access, env: Env, data: Any) -> tuple[Any, ...] | None:
+        """The slice that a contiguous vector lies in, or None when some of it is out of range."""
+        *head, last = [f(env, None) for f in access.indices]
+        stop = last + access.contiguous
+        if last < 0 or stop > data.shape[-1]:
+            return None
+        for i, n in zip(head, data.shape, strict=False):
+            if not 0 <= i < n:
+                return None
+        return (*head, slice(last, stop))
+
+    def _load_run(self, access: Access, gather: Fn) -> Fn:
+        slot = access.slot
+
+        def load(env: Env, mask: Any) -> Any:
+            data = env[slot]
+            at = self._run(access, env, data)
+            return gather(env, mask) if at is None else data[at]
+
+        return load
+
+    def _store_run(self, access: Access, value: Fn) -> Fn:
+        slot = access.slot
+        clipped = self._scatter(access, None, value)
+
+        def store(env: Env, mask: Any) -> Any:
+            data = env[slot]
+            at = self._run(access, env, data)
+            if at is None:
+                return clipped(env, mask)
+            data[at] = value(env, mask)
+            return mask
+
+        return store
+
+    # -- boxes -------------------------------------------------------------------------------------------
+
+    def _box(self, buffer: Buffer, indices: tuple[Expr, ...]) -> _Box | None:
+        """The plan of an access whose lanes touch a slice, or None."""
+        nest = self.scope.nest
+        assert nest is not None
+        private = self.scope.is_private(buffer)
+        used: set[int] = set()
+        dims: list[tuple[int, Fn | None]] = []
+        for index in indices:
+            form = self._axis_form(index)
+            if form is None:
+                return None
+            var, offset = form
+            axis = -1 if var is None else nest.vars.index(var)
+            if axis >= 0 and (axis in used or private):
+                return None
+            used.add(axis)
+            dims.append((axis, None if offset is None else self.expressions.index(offset)))
+        return _Box(nest.rank, nest.shape_slot, private, tuple(dims))
+
+    def _axis_form(self, e: Expr) -> tuple[Var | None, Expr | None] | None:
+        """e as lane variable + uniform offset; None when it is neither uniform nor of that form."""
+        if not self.scope.varies(e):
+            return None, e
+        nest = self.scope.nest
+        assert nest is not None
+        if isinstance(e, Var):
+            return (e, None) if e in nest.vars else None
+        if isinstance(e, Cast) and e.type.is_int and e.x.dtype.is_int and e.type.bits >= e.x.dtype.bits:
+            form = self._axis_form(e.x)
+            if form is None or form[1] is None:
+                return form
+            return form[0], Cast(form[1], e.type)
+        if isinstance(e, Binary) and e.op in ("add", "sub"):
+            left, right = self._axis_form(e.a), self._axis_form(e.b)
+            if left is None or right is None or (left[0] is not None and right[0] is not None):
+                return None
+            if e.op == "sub" and right[0] is not None:
+                return None
+            if e.op == "add" and left[0] is None:
+                left, right = right, left
+            var, offset = left
+            if offset is None and e.op == "add":
+                return var, right[1]
+            assert right[1] is not None
+            return var, Binary(e.op, Const(0, e.dtype) if offset is None else offset, right[1])
+        return None
+
+    def _load_box(self, access: Access, box: _Box) -> Fn:
+        slot, guarded, safe = access.slot, access.guarded, access.safe
+        perm, expand = box.to_lanes()
+
+        def load(env: Env, mask: Any) -> Any:
+            data = env[slot]
+            key, whole = box.key(env, data.shape)
+            if whole:
+                return data[key].transpose(perm)[expand]
+            if not guarded:
+                _check_lanes(access, env, mask, box.indices(env), data.shape)
+            clipped, part, shape = box.clip(env, data.shape)
+            value = np.full(shape, safe, data.dtype)
+            if clipped is not None:
+                value[part] = data[clipped].transpose(perm)[expand]
+            return value
+
+        return load
+
+    def _store_box(self, access: Access, box: _Box, value: Fn) -> Fn:
+        slot, guarded = access.slot, access.guarded
+        perm, expand = box.to_lanes()
+
+        def store(env: Env, mask: Any) -> Any:
+            v = value(env, mask)
+            data = env[slot]
+            key, whole = box.key(env, data.shape)
+            part: tuple[slice, ...] | None = None
+            if not whole:
+                if not guarded:
+                    _check_lanes(access, env, mask, box.indices(env), data.shape)
+                clipped, part, _ = box.clip(env, data.shape)
+                if clipped is None:
+                    return mask
+                key = clipped
+            target = data[key].transpose(perm)[expand]
+            where = mask
+            if part is not None:
+                v, where = _part(v, part), _part(mask, part)
+            if where is None:
+                target[...] = v
+            else:
+                np.copyto(target, v, where=where, casting="unsafe")
+            return mask
+
+        return store
+
+    # -- gathers and scatters ----------------------------------------------------------------------------
+
+    def _index_arrays(self, access: Access, env: Env, mask: Any, vmask: Fn | None) -> tuple[tuple[Any, ...], Any]:
+        """(indices, mask) of all touched elements, broadcastable to one shape (lane axes, vector axis).
+
+        A private buffer's indices start with the lanes themselves.
+        """
+        nest = self.scope.nest
+        indices = [f(env, mask) for f in access.indices]
+        rank = nest.rank if nest else 0
+        if access.vector:
+            indices = [_with_vector_axis(i, rank) for i in indices]
+            if access.contiguous > 1:
+                indices[-1] = indices[-1] + np.arange(access.contiguous)
+            mask = None if mask is None else mask[..., None]
+        if vmask is not None:
+            own = vmask(env, None if mask is None else mask)
+            if access.vector:
+                own = _with_vector_axis(own, rank) if not isinstance(own, np.ndarray) or own.ndim == rank else own
+            mask = own if mask is None else mask & own
+        if nest and self.scope.is_private(access.buffer):
+            lanes = np.ogrid[tuple(slice(n) for n in env[nest.shape_slot])]
+            indices = [*(a[..., None] if access.vector else a for a in lanes), *indices]
+        return tuple(indices), mask
+
+    def _resolve(
+        self, access: Access, env: Env, at: tuple[Any, ...], mask: Any, extents: tuple[int, ...]
+    ) -> tuple[tuple[Any, ...], Any]:
+        """Indices that are safe to use, and which of them count (None = all)."""
+        skip = len(at) - access.buffer.rank  # the lanes of a private buffer are in range
+        inside: Any = True
+        for i, n in zip(at[skip:], extents[skip:], strict=False):
+            inside = inside & ((i >= 0) & (i < n))
+        if np.all(inside):
+            return at, mask
+        bad = ~np.asarray(inside) if mask is None else np.asarray(mask) & ~np.asarray(inside)
+        if not access.guarded and bad.any():
+            raise _lane_error(access, env, bad, at[skip:], extents[skip:])
+        good = inside if mask is None else inside & mask
+        return tuple(np.where(good, i, 0) for i in at), good
+
+    def _gather(self, access: Access, vmask: Fn | None) -> Fn:
+        slot, safe, tracks = access.slot, access.safe, self.scope.options.tracks
+        # lanes that the program's own mask turns off read 0, not the buffer's safe value
+        off = access.buffer.dtype.numpy.type(0) if vmask is not None else safe
+
+        def gather(env: Env, mask: Any) -> Any:
+            data = env[slot]
+            at, on = self._index_arrays(access, env, mask, vmask)
+            at, good = self._resolve(access, env, at, on, data.shape)
+            if tracks:
+                env[TRACKER].read(access.buffer, env, data, at, good, access.fail)
+            if good is None:
+                return data[at]
+            if data.size == 0:
+                return np.full(np.broadcast_shapes(*(np.shape(i) for i in at), np.shape(good)), off, data.dtype)
+            if access.element_vector:
+                good = np.asarray(good)[..., None] if np.ndim(good) < data[at].ndim else good
+            return np.where(good, data[at], off)
+
+        return gather
+
+    def _scatter(self, access: Access, vmask: Fn | None, value: Fn) -> Fn:
+        slot, tracks = access.slot, self.scope.options.tracks
+        nest = self.scope.nest
+
+        def scatter(env: Env, mask: Any) -> Any:
+            v = value(env, mask)
+            data = env[slot]
+            at, on = self._index_arrays(access, env, mask, vmask)
+            at, good = self._resolve(access, env, at, on, data.shape)
+            if data.size == 0:
+                return mask
+            shape: tuple[int, ...] = () if nest is None else env[nest.shape_slot]
+            if access.vector:
+                shape = (*shape, np.shape(v)[-1] if np.ndim(v) else access.contiguous)
+            if not shape and good is None:
+                flat, values = at, v
+            else:
+                # One-dimensional, row-major: of lanes that write one element, the last one stays.
+                on_all = np.broadcast_to(True if good is None else good, shape)
+                flat = tuple(np.broadcast_to(i, shape)[on_all] for i in at)
+                element = (data.shape[-1],) if access.element_vector else ()
+                values = np.broadcast_to(v, shape + element)[on_all]
+            if tracks:
+                env[TRACKER].write(access.buffer, env, data, flat, values, good, shape, access.fail)
+            data[flat] = values
+            return mask
+
+        return scatter
+
+
+@dataclass(frozen=True)
+class _Box:
+    """dims: per dimension of the buffer (lane axis or -1, uniform offset or index)."""
+
+    rank: int
+    shape_slot: int
+    private: bool
+    dims: tuple[tuple[int, Fn | None], ...]
+
+    @property
+    def covers_all(self) -> bool:
+        return self.private or {a for a, _ in self.dims if a >= 0} == set(range(self.rank))
+
+    def to_lanes(self) -> tuple[tuple[int, ...], tuple[Any, ...]]:
+        """How the slice becomes a value with all lane axes: a permutation, then new axes."""
+        if self.private:
+            return tuple(range(self.rank)), (...,)
+        axes = [a for a, _ in self.dims if a >= 0]
+        order = sorted(axes)
+        return tuple(axes.index(a) for a in order), tuple(slice(None) if a in order else None for a in range(self.rank))
+
+    def key(self, env: Env, extents: tuple[int, ...]) -> tuple[tuple[Any, ...], bool]:
+        """(slices of the array, whether all of it is in range)."""
+        shape = env[self.shape_slot]
+        key: list[Any] = []
+        whole = True
+        skip = 0
+        if self.private:
+            key = [slice(None)] * self.rank
+            skip = self.rank
+        for (axis, offset), n in zip(self.dims, extents[skip:], strict=True):
+            start = 0 if offset is None else offset(env, None)
+            if axis < 0:
+                key.append(start)
+                whole = whole and 0 <= start < n
+            else:
+                stop = start + shape[axis]
+                key.append(slice(start, stop))
+                whole = whole and 0 <= start and stop <= n
+        return tuple(key), whole
+
+    def clip(self, env: Env, extents: tuple[int, ...]) -> tuple[tuple[Any, ...] | None, tuple[slice, ...], Any]:
+        """(slices in range or None, the lanes they belong to, shape of the value)."""
+        shape = env[self.shape_slot]
+        key: list[Any] = []
+        part = [slice(None)] * self.rank
+        value_shape = [1] * self.rank
+        skip = 0
+        if self.private:
+            key = [slice(None)] * self.rank
+            value_shape = list(shape)
+            skip = self.rank
+        empty = False
+        for (axis, offset), n in zip(self.dims, extents[skip:], strict=True):
+            start = 0 if offset is None else offset(env, None)
+            if axis < 0:
+                empty = empty or not 0 <= start < n
+                key.append(start)
+                continue
+            value_shape[axis] = shape[axis]
+            low, high = max(0, -start), min(shape[axis], n - start)
+            empty = empty or low >= high
+            part[axis] = slice(low, high)
+            key.append(slice(start + low, start + high))
+        return None if empty else tuple(key), tuple(part), tuple(value_shape)
+
+    def indices(self, env: Env) -> tuple[Any, ...]:
+        """Index arrays along the lane axes (for errors)."""
+        shape = env[self.shape_slot]
+        out: list[Any] = []
+        for axis, offset in self.dims:
+            start = 0 if offset is None else offset(env, None)
+            if axis < 0:
+                out.append(np.full((1,) * self.rank, start))
+            else:
+                view = [1] * self.rank
+                view[axis] = shape[axis]
+                out.append((start + np.arange(shape[axis])).reshape(view))
+        return tuple(out)
+
+
+def _part(v: Any, part: tuple[slice, ...]) -> Any:
+    """The lanes `part` of a value that broadcasts to the lanes."""
+    if not isinstance(v, np.ndarray) or v.ndim == 0:
+        return v
+    return v[tuple(slice(None) if n == 1 else s for s, n in zip(part, v.shape, strict=True))]
+
+
+def _with_vector_axis(i: Any, rank: int) -> Any:
+    """A scalar per lane gets a trailing axis; a vector has it already."""
+    if isinstance(i, np.ndarray):
+        return i[..., None] if i.ndim == rank and rank else i
+    return i
+
+
+def _out_of_range(access: Access, env: Env, at: tuple[Any, ...], extents: tuple[int, ...]) -> Exception:
+    return access.fail(env, _message(access, at, extents), *_allocated(access))
+
+
+def _message(access: Access, at: tuple[Any, ...], extents: tuple[int, ...]) -> str:
+    index = ", ".join(str(int(i)) for i in at)
+    name = access.buffer.name
+    return f"{name}[{index}] is out of range: {name} is {access.buffer.dtype} of shape {tuple(extents)}"
+
+
+def _allocated(access: Access) -> tuple[str, ...]:
+    loc = access.buffer.loc
+    return (f"{access.buffer.name} was allocated at {loc}",) if loc else ()
+
+
+def _lane_error(access: Access, env: Env, bad: Any, at: tuple[Any, ...], extents: tuple[int, ...]) -> Exception:
+    """The error of the first lane that is out of range."""
+    bad = np.asarray(bad)
+    if bad.ndim == 0:
+        return _out_of_range(access, env, at, extents)
+    lane = tuple(int(i) for i in np.argwhere(bad)[0])
+    index = tuple(np.broadcast_to(i, bad.shape)[lane] for i in at)
+    axes = lane[:-1] if access.vector else lane
+    return access.fail(env, _message(access, index, extents), *_allocated(access), lane=axes)
+
+
+def _check_lanes(access: Access, env: Env, mask: Any, at: tuple[Any, ...], extents: tuple[int, ...]) -> None:
+    """Raises when a lane that is on lies out of range."""
+    extents = extents[len(extents) - len(at) :]
+    inside: Any = True
+    for i, n in zip(at, extents, strict=True):
+        inside = inside & ((i >= 0) & (i < n))
+    bad = ~inside if mask is None else mask & ~inside
+    if bad.any():
+        raise _lane_error(access, env, bad, at, extents)

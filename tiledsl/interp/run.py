@@ -1,0 +1,241 @@
+"""Runs a function: binds arguments, compiles each kernel once, walks the grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from tiledsl.analysis.evaluate import evaluate
+from tiledsl.analysis.symbols import solve
+from tiledsl.errors import InternalError, TileError, TileTypeError, TileValueError
+from tiledsl.interp.blas import one_thread
+from tiledsl.interp.checks import Tracker
+from tiledsl.interp.options import Options, Result
+from tiledsl.interp.scope import BLOCK, RETURNED, STEPS, TRACKER, Env, Fn, Scope
+from tiledsl.interp.stmt import Statements
+from tiledsl.ir.buffer import Buffer
+from tiledsl.ir.expr import Var
+from tiledsl.ir.node import Node
+from tiledsl.ir.stmt import Alloc, Function, Kernel, Param, Stmt
+from tiledsl.ir.walk import walk, writes
+
+__all__ = ["run"]
+
+_DEFAULT = Options()
+
+
+@dataclass(frozen=True)
+class _Program:
+    """One compiled kernel."""
+
+    kernel: Kernel
+    scope: Scope
+    body: Fn
+    views: Any  # makes the views of arguments
+    scratch_bytes: int
+
+
+_PROGRAMS: WeakKeyDictionary[Function, dict[Options, list[_Program]]] = WeakKeyDictionary()
+
+
+def run(function: Function, args: Sequence[Any], options: Options = _DEFAULT) -> Result:
+    """Runs all kernels of a function on the arguments, in place.
+
+    args: one per parameter, in order, outputs included: NumPy arrays of the parameter's dtype (ml_dtypes for the
+    narrow floats; any strides), None for a tensor that no kernel uses, Python or NumPy scalars.
+    Raises TileError for wrong arguments and for what the options check; output printed by T.print goes to stdout.
+    """
+    values, symbols = _bind(function, args)
+    with np.errstate(all="ignore"):
+        programs = _compiled(function, options)
+        for buffer in function.workspaces:
+            extents = tuple(evaluate(e, symbols) for e in buffer.shape)
+            values[buffer] = np.zeros(extents, buffer.dtype.numpy)
+        tracker = _tracker(function, values, options) if options.tracks else None
+        blocks = steps = 0
+        with one_thread():
+            for program in programs:
+                more = _launch(program, values, symbols, tracker, options)
+                blocks, steps = blocks + more[0], steps + more[1]
+    return Result(blocks, steps if options.count_steps else None)
+
+
+# -- arguments ---------------------------------------------------------------------------------------------
+
+
+def _bind(function: Function, args: Sequence[Any]) -> tuple[dict[Any, Any], dict[Var, Any]]:
+    """(arrays by buffer, values of scalar parameters and symbols)."""
+    if len(args) != len(function.params):
+        names = ", ".join(p.name for p in function.params)
+        raise TileTypeError(f"{function.name} takes {len(function.params)} arguments ({names}), got {len(args)}")
+    used = _used_buffers(function)
+    written = {b.root for k in function.kernels for s in walk(k.body) if isinstance(s, Stmt) for b in writes(s)}
+    values: dict[Any, Any] = {}
+    scalars: dict[Var, Any] = {}
+    for p, arg in zip(function.params, args, strict=True):
+        if p.var is not None:
+            scalars[p.var] = _scalar(p, arg)
+        elif p.buffer is not None:
+            values[p.buffer] = _array(p, p.buffer, arg, p.buffer in used, p.buffer in written)
+    arrays = [values[b] for b in function.buffers]
+    shapes = [None if a is None else a.shape for a in arrays]
+    strides = [
+        None if a is None or b.strides is None else tuple(s // a.itemsize for s in a.strides)
+        for a, b in zip(arrays, function.buffers, strict=True)
+    ]
+    known = {v: x for v, x in scalars.items() if not v.dtype.is_float}
+    scalars.update(solve(function, shapes, strides, known))
+    return values, scalars
+
+
+def _used_buffers(function: Function) -> set[Buffer]:
+    return {n.root for k in function.kernels for n in walk(k.body) if isinstance(n, Buffer)}
+
+
+def _scalar(p: Param, arg: Any) -> Any:
+    assert p.var is not None
+    dtype = p.var.dtype
+    if isinstance(arg, np.generic):
+        arg = arg.item() if not dtype.is_float else arg
+    if dtype.is_float:
+        return dtype.numpy.type(arg)
+    if dtype.is_bool:
+        return bool(arg)
+    if isinstance(arg, float) or not hasattr(arg, "__index__"):
+        raise TileTypeError(f"argument {p.name} is {type(arg).__name__} {arg!r}, expected an integer ({dtype})")
+    value = int(arg)
+    info = np.iinfo(dtype.numpy)
+    if not info.min <= value <= info.max:
+        raise TileValueError(f"argument {p.name} = {value} does not fit {dtype}")
+    return value
+
+
+def _array(p: Param, buffer: Buffer, arg: Any, used: bool, written: bool) -> Any:
+    if arg is None:
+        if used:
+            raise TileTypeError(f"argument {p.name} is None, but the kernel uses it", buffer.loc)
+        return None
+    if not isinstance(arg, np.ndarray):
+        raise TileTypeError(f"argument {p.name} is a {type(arg).__name__}, expected a NumPy array of {buffer.dtype}")
+    if arg.dtype != buffer.dtype.numpy and not (buffer.dtype.is_bool and arg.dtype in (np.int8, np.uint8)):
+        raise TileTypeError(f"argument {p.name} has dtype {arg.dtype}, expected {buffer.dtype}", buffer.loc)
+    if written and not arg.flags.writeable:
+        raise TileValueError(f"argument {p.name} is read-only, but the kernel writes it", buffer.loc)
+    return arg.view(np.bool_) if arg.dtype != buffer.dtype.numpy else arg
+
+
+# -- compilation -------------------------------------------------------------------------------------------
+
+
+def _compiled(function: Function, options: Options) -> list[_Program]:
+    variants = _PROGRAMS.setdefault(function, {})
+    programs = variants.get(options)
+    if programs is None:
+        programs = variants[options] = [_compile(function, k, options) for k in function.kernels]
+    return programs
+
+
+def _compile(function: Function, kernel: Kernel, options: Options) -> _Program:
+    scope = Scope(options)
+    scope.thread_vars = set(kernel.thread_vars)
+    for p in function.params:
+        scope.bind(p.var if p.var is not None else _present(p.buffer))
+    for symbol in (*function.symbols, *function.workspaces, *kernel.block_vars):
+        scope.bind(symbol)
+    statements = Statements(scope, kernel, _views(function, kernel))
+    with scope.loop(*kernel.block_vars):
+        roots = [*function.buffers, *function.workspaces]
+        makers = [statements.bind_views(b) for b in roots]
+        body = statements.block(kernel.body)
+
+    def views(env: Env) -> None:
+        for make in makers:
+            make(env)
+
+    return _Program(kernel, scope, body, views, int(dict(kernel.attrs).get("scratch_bytes", 0)))
+
+
+def _present(buffer: Buffer | None) -> Buffer:
+    assert buffer is not None
+    return buffer
+
+
+def _views(function: Function, kernel: Kernel) -> dict[Buffer, list[Buffer]]:
+    """Views that have no Alloc of their own, by what they are a view of."""
+    allocated = {s.buffer for s in walk(kernel.body) if isinstance(s, Alloc)}
+    found: dict[Buffer, list[Buffer]] = {}
+    seen: set[Buffer] = set()
+
+    def visit(buffer: Buffer) -> None:
+        if buffer in seen or buffer in allocated or buffer.alias_of is None:
+            return
+        seen.add(buffer)
+        found.setdefault(buffer.alias_of, []).append(buffer)
+        visit(buffer.alias_of)
+
+    for n in walk(kernel.body):
+        if isinstance(n, Buffer):
+            visit(n)
+    return found
+
+
+def _tracker(function: Function, values: dict[Any, Any], options: Options) -> Tracker:
+    grains: dict[Buffer, int] = {}
+    roots: set[Node] = set()
+    for kernel in function.kernels:
+        for n in walk(kernel.body):
+            if isinstance(n, Buffer):
+                grains[n.root] = min(grains.get(n.root, 1 << 30), n.dtype.numpy.itemsize)
+                roots.add(n.root)
+    tracker = Tracker(options, grains)
+    outputs = {function.params[i].buffer for i in function.outputs}
+    for buffer, data in values.items():
+        if data is not None:
+            fresh = buffer in outputs or buffer in function.workspaces
+            tracker.allocate(buffer, data, written=not fresh, loc=buffer.loc)
+    return tracker
+
+
+# -- launch ------------------------------------------------------------------------------------------------
+
+
+def _launch(
+    program: _Program, values: dict[Any, Any], symbols: dict[Var, Any], tracker: Tracker | None, options: Options
+) -> tuple[int, int]:
+    """(blocks, steps) of one kernel."""
+    scope, kernel = program.scope, program.kernel
+    env: Env = [None] * scope.size
+    env[STEPS], env[TRACKER] = 0, tracker
+    if program.scratch_bytes:
+        env[scope.scratch_slot] = np.zeros(program.scratch_bytes, np.uint8)
+    for name, value in (*values.items(), *symbols.items()):
+        if name in scope.slots:
+            env[scope.slots[name]] = value
+    grid = [evaluate(e, symbols) for e in kernel.grid]
+    if any(n < 0 for n in grid):
+        raise TileValueError(f"kernel {kernel.name}: the grid {tuple(grid)} has a negative extent", kernel.loc)
+    total = int(np.prod(grid, dtype=np.int64)) if grid else 1
+    order: Sequence[int] = range(total)
+    if options.block_order is not None:
+        order = np.random.default_rng(options.block_order).permutation(total).tolist()
+    slots = [scope.slots[v] for v in kernel.block_vars]
+    if tracker is not None:
+        tracker.new_launch()
+    body = program.body
+    try:
+        program.views(env)
+        for number in order:
+            env[BLOCK] = rest = number
+            for slot, extent in zip(slots, grid, strict=False):
+                rest, env[slot] = divmod(rest, extent)
+            env[RETURNED] = False
+            body(env, None)
+    except (TileError, KeyboardInterrupt):
+        raise
+    except Exception as e:
+        raise InternalError(f"interpreter: {type(e).__name__}: {e} in block {env[BLOCK]}", kernel.loc) from e
+    return total, env[STEPS]

@@ -1,0 +1,585 @@
+"""Compiles statements to closures `f(env, mask) -> mask of the lanes that go on` (None = all, False = nobody).
+
+A block that cannot be left early ignores the returned masks. Break, Continue and Return record what happened in the
+loop's own slot and return False; in T.Parallel they do so for the lanes that reach them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tiledsl.errors import InternalError, TileRuntimeError, TileValueError
+from tiledsl.interp.atomic import Atomics
+from tiledsl.interp.expr import Expressions
+from tiledsl.interp.scope import RETURNED, TRACKER, Env, Fn, Nest, Scope
+from tiledsl.interp.tile import Tiles
+from tiledsl.interp.views import make_view
+from tiledsl.ir.buffer import Buffer
+from tiledsl.ir.expr import Const, Expr, Var
+from tiledsl.ir.micro import MICRO
+from tiledsl.ir.stmt import (
+    Alloc,
+    Atomic,
+    Break,
+    Continue,
+    Copy,
+    Debug,
+    Fill,
+    For,
+    Gemm,
+    If,
+    Kernel,
+    Let,
+    MicroCall,
+    Parallel,
+    Reduce,
+    ReducerOp,
+    Return,
+    Scan,
+    Stmt,
+    Store,
+    Sync,
+    While,
+)
+from tiledsl.ir.walk import walk, writes
+
+__all__ = ["Statements"]
+
+
+def _leaves(body: Sequence[Stmt]) -> bool:
+    """Control may leave this block before its end."""
+    return any(isinstance(n, (Break, Continue, Return)) for s in body for n in walk(s))
+
+
+class Statements:
+    """The statement compiler of one kernel."""
+
+    def __init__(self, scope: Scope, kernel: Kernel, aliases: dict[Buffer, list[Buffer]]) -> None:
+        self.scope = scope
+        self.expressions = Expressions(scope)
+        self.tiles = Tiles(scope, self.expressions)
+        self.atomics = Atomics(scope, self.expressions)
+        self.kernel = kernel
+        self.aliases = aliases  # views without an Alloc of their own, by what they are a view of
+        self.exits: list[int] = []  # slots of the enclosing loops: lanes (or True) that broke out
+
+    # -- blocks ------------------------------------------------------------------------------------------
+
+    def block(self, body: Sequence[Stmt]) -> Fn:
+        steps = [self.statement(s) for s in body]
+        if len(steps) == 1:
+            return steps[0]
+        if not _leaves(body):
+
+            def straight(env: Env, mask: Any) -> Any:
+                for step in steps:
+                    step(env, mask)
+                return mask
+
+            return straight
+
+        def run(env: Env, mask: Any) -> Any:
+            for step in steps:
+                mask = step(env, mask)
+                if mask is False:
+                    return False
+            return mask
+
+        return run
+
+    def statement(self, s: Stmt) -> Fn:
+        with self.scope.at(s.loc):
+            if getattr(s, "participants", None) is not None and s.participants.predicate is not None:  # type: ignore[attr-defined]
+                raise self.scope.not_yet("tile operations of some threads of a block")
+            compiler = _COMPILERS.get(type(s))
+            if compiler is None:
+                raise self.scope.not_yet(f"the statement {type(s).__name__}")
+            return self.scope.counted(compiler(self, s))
+
+    # -- names and storage -------------------------------------------------------------------------------
+
+    def _let(self, s: Let) -> Fn:
+        value = self.expressions.compile(s.value)
+        array = self.expressions.is_array(s.value)
+        if self.scope.varies(s.value):
+            self.scope.varying.add(s.var)
+        slot = self.scope.bind(s.var)
+
+        def let(env: Env, mask: Any) -> Any:
+            env[slot] = _owned(value(env, mask)) if array else value(env, mask)
+            return mask
+
+        return let
+
+    def _alloc(self, s: Alloc) -> Fn:
+        buffer = s.buffer
+        scope = self.scope
+        scope.alloc_locs[buffer] = s.loc or buffer.loc
+        if buffer.dtype.is_packed:
+            raise scope.not_yet(f"packed {buffer.dtype} buffers")
+        nest = scope.nest
+        if nest is not None:
+            nest.private.add(buffer.root)
+        slot = scope.bind(buffer)
+        init = None if s.init is None else self.expressions.compile(s.init)
+        views = self.bind_views(buffer)
+        if buffer.alias_of is not None or buffer.scope == "scratch":
+            make = make_view(self.scope, self.expressions, buffer)
+
+            def alias(env: Env, mask: Any) -> Any:
+                env[slot] = make(env)
+                views(env)
+                return mask
+
+            return alias
+        extents = [self.expressions.compile(e) for e in buffer.shape]
+        storage, lanes = buffer.dtype.numpy, (buffer.dtype.lanes,) if buffer.dtype.is_vector else ()
+        const = buffer.const_shape
+        fixed = None if const is None or nest is not None else (*const, *lanes)
+        shape_slot = None if nest is None else nest.shape_slot
+        poison = scope.options.tracks
+        loc = s.loc or buffer.loc
+
+        def alloc(env: Env, mask: Any) -> Any:
+            if fixed is not None:
+                shape = fixed
+            else:
+                front = () if shape_slot is None else env[shape_slot]
+                shape = (*front, *(f(env, None) for f in extents), *lanes)
+            env[slot] = data = np.zeros(shape, storage)
+            if init is not None:
+                first = init(env, mask)
+                data[...] = first if shape_slot is None or not isinstance(first, np.ndarray) else first[..., None]
+            if poison:
+                env[TRACKER].allocate(buffer, data, written=init is not None, loc=loc)
+            views(env)
+            return mask
+
+        return alloc
+
+    def bind_views(self, root: Buffer) -> Callable[[Env], None]:
+        """A function that makes the views of a buffer that have no Alloc of their own, and the views of those."""
+        made: list[tuple[int, Callable[[Env], Any]]] = []
+        for alias in self.aliases.get(root, ()):
+            slot = self.scope.bind(alias)
+            made.append((slot, make_view(self.scope, self.expressions, alias)))
+        deeper = [self.bind_views(alias) for alias in self.aliases.get(root, ())]
+        if not made:
+            return lambda env: None
+
+        def bind(env: Env) -> None:
+            for slot, make in made:
+                env[slot] = make(env)
+            for more in deeper:
+                more(env)
+
+        return bind
+
+    def _store(self, s: Store) -> Fn:
+        return self.expressions.memory.store(s)
+
+    # -- branches ----------------------------------------------------------------------------------------
+
+    def _if(self, s: If) -> Fn:
+        cond = self.expressions.compile(s.cond)
+        then, orelse = self.block(s.then), self.block(s.orelse) if s.orelse else None
+        leaves = _leaves(s.then) or _leaves(s.orelse)
+        if not self.scope.varies(s.cond):
+
+            def uniform(env: Env, mask: Any) -> Any:
+                if cond(env, mask):
+                    rest = then(env, mask)
+                else:
+                    rest = mask if orelse is None else orelse(env, mask)
+                return rest if leaves else mask
+
+            return uniform
+
+        def lanes(env: Env, mask: Any) -> Any:
+            c = _owned(cond(env, mask))
+            yes = c if mask is None else c & mask
+            no = ~c if mask is None else mask & ~c
+            rest_yes = then(env, yes) if yes.any() else False
+            rest_no = no
+            if orelse is not None or leaves:
+                rest_no = no if no.any() else False
+                if orelse is not None and rest_no is not False:
+                    rest_no = orelse(env, no)
+            return _either(rest_yes, rest_no) if leaves else mask
+
+        return lanes
+
+    # -- loops -------------------------------------------------------------------------------------------
+
+    def _body(self, body: Sequence[Stmt], *loop_vars: Var) -> tuple[Fn, int]:
+        """The body of a loop and the slot of those who left it."""
+        exit_slot = self.scope.new_slot()
+        self.exits.append(exit_slot)
+        with self.scope.loop(*loop_vars):
+            f = self.block(body)
+        self.exits.pop()
+        return f, exit_slot
+
+    def _for(self, s: For) -> Fn:
+        if any(self.scope.varies(e) for e in (s.start, s.stop, s.step)):
+            return self._for_lanes(s)
+        start, stop, step = (self.expressions.compile(e) for e in (s.start, s.stop, s.step))
+        slot = self.scope.bind(s.var)
+        body, exit_slot = self._body(s.body, s.var)
+        report = self.scope.reporter(TileValueError)
+
+        def values(env: Env) -> range:
+            by = step(env, None)
+            if by == 0:
+                raise report(env, "the step of a loop is 0")
+            return range(start(env, None), stop(env, None), by)
+
+        if not _leaves(s.body):
+
+            def straight(env: Env, mask: Any) -> Any:
+                for env[slot] in values(env):
+                    body(env, mask)
+                return mask
+
+            return straight
+        if self.scope.nest is None:
+
+            def uniform(env: Env, mask: Any) -> Any:
+                env[exit_slot] = False
+                for env[slot] in values(env):
+                    if body(env, None) is False and (env[exit_slot] or env[RETURNED]):
+                        break
+                return False if env[RETURNED] else None
+
+            return uniform
+
+        def lanes(env: Env, mask: Any) -> Any:
+            env[exit_slot] = None
+            active = mask
+            for env[slot] in values(env):
+                body(env, active)
+                active = _without(active, env[exit_slot])
+                if active is not None and not active.any():
+                    break
+            return mask
+
+        return lanes
+
+    def _for_lanes(self, s: For) -> Fn:
+        """A loop whose bounds differ between lanes: each lane counts on its own."""
+        start, stop, step = (self.expressions.compile(e) for e in (s.start, s.stop, s.step))
+        slot = self.scope.bind(s.var)
+        self.scope.varying.add(s.var)
+        body, exit_slot = self._body(s.body, s.var)
+        assert self.scope.nest is not None
+        rank, storage = self.scope.nest.rank, s.var.dtype.numpy
+        down = isinstance(s.step, Const) and s.step.value < 0
+
+        def lanes(env: Env, mask: Any) -> Any:
+            env[exit_slot] = None
+            end, by = stop(env, mask), step(env, mask)
+            first = start(env, mask)
+            value = first if isinstance(first, np.ndarray) else np.full((1,) * rank, first, storage)
+            while True:
+                going = value > end if down else value < end
+                active = going if mask is None else going & mask
+                active = _without(active, env[exit_slot])
+                if not active.any():
+                    return mask
+                env[slot] = value
+                body(env, active)
+                value = value + by
+
+        return lanes
+
+    def _while(self, s: While) -> Fn:
+        cond = self.expressions.compile(s.cond)
+        varies = self.scope.varies(s.cond)
+        body, exit_slot = self._body(s.body)
+        if self.scope.nest is None:
+
+            def uniform(env: Env, mask: Any) -> Any:
+                env[exit_slot] = False
+                while cond(env, None):
+                    if body(env, None) is False and (env[exit_slot] or env[RETURNED]):
+                        break
+                return False if env[RETURNED] else None
+
+            return uniform
+
+        def lanes(env: Env, mask: Any) -> Any:
+            env[exit_slot] = None
+            active = mask
+            while True:
+                c = cond(env, active)
+                if varies:
+                    c = _owned(c)
+                    active = c if active is None else active & c
+                    if not active.any():
+                        return mask
+                elif not c:
+                    return mask
+                body(env, active)
+                active = _without(active, env[exit_slot])
+                if active is not None and not active.any():
+                    return mask
+
+        return lanes
+
+    def _break(self, s: Break) -> Fn:
+        if not self.exits:
+            raise InternalError("break outside a loop", s.loc)
+        slot = self.exits[-1]
+        nest = self.scope.nest
+
+        def leave(env: Env, mask: Any) -> Any:
+            if nest is None:
+                env[slot] = True
+            else:
+                mask = np.ones((1,) * nest.rank, np.bool_) if mask is None else mask
+                env[slot] = mask if env[slot] is None else env[slot] | mask
+            return False
+
+        return leave
+
+    def _continue(self, s: Continue) -> Fn:
+        return lambda env, mask: False
+
+    def _return(self, s: Return) -> Fn:
+        if self.scope.nest is not None:
+            raise self.scope.not_yet("return inside T.Parallel")
+
+        def leave(env: Env, mask: Any) -> Any:
+            env[RETURNED] = True
+            return False
+
+        return leave
+
+    # -- T.Parallel --------------------------------------------------------------------------------------
+
+    def _parallel(self, s: Parallel) -> Fn:
+        scope = self.scope
+        if scope.nest is not None:
+            raise scope.not_yet("a T.Parallel inside another that is not perfectly nested")
+        while len(s.body) == 1 and isinstance(s.body[0], Parallel):
+            inner = s.body[0]
+            s = s.replace(vars=s.vars + inner.vars, extents=s.extents + inner.extents, body=inner.body)
+        nest = Nest(s.vars, scope.new_slot(), self._privatised(s.body))
+        extents = [self.expressions.compile(e) for e in s.extents]
+        saved = set(scope.varying)
+        scope.nest = nest
+        scope.varying.update(s.vars)
+        axes = [(scope.bind(v), k, v.dtype.numpy) for k, v in enumerate(s.vars)]
+        threads = self._thread_lanes(s.body)
+        exits, self.exits = self.exits, []
+        with scope.loop(*s.vars):
+            body = self.block(s.body)
+        self.exits = exits
+        own = _allocated(s.body)
+        shared = [b for b in nest.private if b not in own]
+        copies = [scope.slot(b) for b in shared]
+        inner_views = [self.bind_views(b) for b in shared]
+        scope.nest, scope.varying = None, saved
+        outer_views = [self.bind_views(b) for b in shared]
+        rank, shape_slot = nest.rank, nest.shape_slot
+        tracks = scope.options.tracks
+
+        def parallel(env: Env, mask: Any) -> Any:
+            shape = tuple([f(env, None) for f in extents])
+            if 0 in shape or any(n < 0 for n in shape):
+                return mask
+            env[shape_slot] = shape
+            for slot, axis, storage in axes:
+                view = [1] * rank
+                view[axis] = shape[axis]
+                env[slot] = np.arange(shape[axis], dtype=storage).reshape(view)
+            if threads is not None:
+                threads(env, shape)
+            outer = [env[slot] for slot in copies]
+            for slot, data in zip(copies, outer, strict=True):
+                env[slot] = np.array(np.broadcast_to(data, shape + data.shape))
+            for views in inner_views:
+                views(env)
+            if tracks:
+                with env[TRACKER].nest(shape, {b: env[slot] for b, slot in zip(shared, copies, strict=True)}):
+                    body(env, None)
+            else:
+                body(env, None)
+            last = tuple(n - 1 for n in shape)
+            for slot, data in zip(copies, outer, strict=True):
+                data[...] = env[slot][last]
+                env[slot] = data
+            for views in outer_views:
+                views(env)
+            return mask
+
+        return parallel
+
+    def _privatised(self, body: Sequence[Stmt]) -> set[Buffer]:
+        """Per-thread storage from outside the nest that its lanes write: one copy per lane."""
+        written = {b.root for s in body for n in walk(s) if isinstance(n, Stmt) for b in writes(n)}
+        return {b for b in written if b.scope in ("local", "var")} - _allocated(body)
+
+    def _thread_lanes(self, body: Sequence[Stmt]) -> Callable[[Env, tuple[int, ...]], None] | None:
+        """Iteration f of the flattened nest belongs to thread f % threads; x runs fastest."""
+        used = {n for s in body for n in walk(s) if isinstance(n, Var)} & set(self.kernel.thread_vars)
+        if not used:
+            return None
+        self.scope.varying.update(used)
+        counts = [self.expressions.compile(e) for e in self.kernel.threads]
+        slots = [(self.scope.bind(v), v.dtype.numpy) for v in self.kernel.thread_vars]
+
+        def assign(env: Env, shape: tuple[int, ...]) -> None:
+            flat = np.arange(int(np.prod(shape))).reshape(shape)
+            for (slot, storage), f in zip(slots, counts, strict=True):
+                n = f(env, None)
+                env[slot] = (flat % n).astype(storage)
+                flat = flat // n
+            # the last quotient counts whole rounds of the block's threads and is dropped
+
+        return assign
+
+    # -- the rest ----------------------------------------------------------------------------------------
+
+    def _sync(self, s: Sync) -> Fn:
+        if s.scope == "grid":
+            raise self.scope.not_yet("a barrier across blocks")
+        return lambda env, mask: mask
+
+    def _debug(self, s: Debug) -> Fn:
+        if s.kind == "print":
+            return self._print(s)
+        if s.kind == "breakpoint":
+            return self._breakpoint()
+        if s.kind == "assume" and not self.scope.options.tracks:
+            return lambda env, mask: mask
+        cond_expr = s.values[0]
+        assert isinstance(cond_expr, Expr)
+        cond = self.expressions.compile(cond_expr)
+        report = self.scope.reporter(TileRuntimeError)
+        what = "assertion failed" if s.kind == "assert" else "T.assume does not hold"
+        message = f"{what}: {s.message}" if s.message else what
+
+        def check(env: Env, mask: Any) -> Any:
+            c = cond(env, mask)
+            if isinstance(c, np.ndarray):
+                bad = ~c if mask is None else mask & ~c
+                if bad.any():
+                    raise report(env, message, lane=tuple(int(i) for i in np.argwhere(bad)[0]))
+            elif not c:
+                raise report(env, message)
+            return mask
+
+        return check
+
+    def _print(self, s: Debug) -> Fn:
+        parts: list[tuple[str, Fn, bool]] = []
+        for v in s.values:
+            if isinstance(v, Buffer):
+                slot = self.scope.slot(v)
+                parts.append((f"{v.name} = ", lambda env, mask, slot=slot: env[slot], self.scope.is_private(v)))
+            else:
+                name = f"{v.name} = " if isinstance(v, Var) else ""
+                parts.append((name, self.expressions.compile(v), self.scope.varies(v)))
+        block = [(v.name, self.scope.slot(v)) for v in self.kernel.block_vars]
+        nest = self.scope.nest
+
+        def show(env: Env, mask: Any) -> Any:
+            values = [(name, f(env, mask), lanes) for name, f, lanes in parts]
+            place = "[" + " ".join(f"{name}={env[slot]}" for name, slot in block) + "]"
+            if nest is None or not any(lanes for _, _, lanes in values):
+                print(place, s.message, *(f"{name}{v}" for name, v, _ in values))
+                return mask
+            shape = env[nest.shape_slot]
+            on = np.broadcast_to(True if mask is None else mask, shape)
+            for lane in zip(*np.nonzero(on), strict=True):
+                shown = [f"{name}{_of_lane(v, lane) if lanes else v}" for name, v, lanes in values]
+                print(place, s.message, f"lane {tuple(map(int, lane))}", *shown)
+            return mask
+
+        return show
+
+    def _breakpoint(self) -> Fn:
+        names = [(key.name, slot) for key, slot in self.scope.slots.items()]
+
+        def stop(env: Env, mask: Any) -> Any:
+            values = {name: env[slot] for name, slot in names}  # what the author sees: buffers and variables
+            breakpoint()  # noqa: T100 - the author asked for it
+            del values
+            return mask
+
+        return stop
+
+    def _micro(self, s: MicroCall) -> Fn:
+        meaning = MICRO.get(s.name)
+        if meaning is None:
+            raise self.scope.not_yet(f"the micro-kernel {s.name}")
+        written = [self.tiles.view(r, s.name) for r in s.writes]
+        read = [self.tiles.view(r, s.name) for r in s.reads]
+        scalars = [self.expressions.compile(e) for e in s.scalars]
+        attrs, exact = dict(s.attrs), self.scope.options.exact
+
+        def call(env: Env, mask: Any) -> Any:
+            values = [f(env, None) for f in scalars]
+            meaning([f(env) for f in written], [f(env) for f in read], values, attrs, exact)
+            return mask
+
+        return call
+
+    def _atomic(self, s: Atomic) -> Fn:
+        return self.atomics.compile(s)
+
+    def _reducer(self, s: ReducerOp) -> Fn:
+        raise self.scope.not_yet("T.alloc_reducer")
+
+
+def _allocated(body: Sequence[Stmt]) -> set[Buffer]:
+    return {n.buffer for s in body for n in walk(s) if isinstance(n, Alloc)}
+
+
+def _owned(v: Any) -> Any:
+    """An array that later stores cannot change: views of buffers are copied."""
+    return v.copy() if isinstance(v, np.ndarray) and v.base is not None else v
+
+
+def _either(a: Any, b: Any) -> Any:
+    if a is False:
+        return b
+    return a if b is False else a | b
+
+
+def _without(active: Any, gone: Any) -> Any:
+    if gone is None:
+        return active
+    return ~gone if active is None else active & ~gone
+
+
+def _of_lane(v: Any, lane: tuple[Any, ...]) -> Any:
+    return v[tuple(0 if n == 1 else i for i, n in zip(lane, v.shape, strict=False))]
+
+
+_COMPILERS: dict[type[Stmt], Callable[[Statements, Any], Fn]] = {
+    Alloc: Statements._alloc,
+    Let: Statements._let,
+    Store: Statements._store,
+    If: Statements._if,
+    For: Statements._for,
+    While: Statements._while,
+    Break: Statements._break,
+    Continue: Statements._continue,
+    Return: Statements._return,
+    Parallel: Statements._parallel,
+    Copy: lambda c, s: c.tiles.copy(s),
+    Fill: lambda c, s: c.tiles.fill(s),
+    Gemm: lambda c, s: c.tiles.gemm(s),
+    Reduce: lambda c, s: c.tiles.reduce(s),
+    Scan: lambda c, s: c.tiles.scan(s),
+    Sync: Statements._sync,
+    Debug: Statements._debug,
+    MicroCall: Statements._micro,
+    Atomic: Statements._atomic,
+    ReducerOp: Statements._reducer,
+}

@@ -1,0 +1,521 @@
+"""Compiles the block-collective operations: Copy, Fill, Gemm, Reduce, Scan (language.md 0.9, 0.10, 0.15)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tiledsl.conversions import converter
+from tiledsl.dtypes import DType, as_dtype
+from tiledsl.errors import TileIndexError, TileTypeError
+from tiledsl.interp import ops
+from tiledsl.interp.memory import describe
+from tiledsl.interp.scope import TRACKER, Env, Fn, Scope
+from tiledsl.ir.buffer import Buffer, Region
+from tiledsl.ir.exact import gemm_chain
+from tiledsl.ir.expr import Const
+from tiledsl.ir.stmt import Copy, Fill, Gemm, Reduce, Scan
+
+if TYPE_CHECKING:
+    from tiledsl.interp.expr import Expressions
+
+__all__ = ["Tiles", "accumulator", "reduce_array", "scan_array"]
+
+_F32, _F64, _I32, _I64 = (as_dtype(n) for n in ("float32", "float64", "int32", "int64"))
+View = Callable[[Env], Any]
+
+
+def accumulator(dtype: DType) -> DType:
+    """What a reduction or scan into dtype accumulates in: at least float32."""
+    return _F32 if dtype.is_float and dtype.bits < 32 else dtype
+
+
+class Tiles:
+    """The compiler of tile operations of one kernel."""
+
+    def __init__(self, scope: Scope, expressions: Expressions) -> None:
+        self.scope = scope
+        self.expressions = expressions
+
+    # -- regions -----------------------------------------------------------------------------------------
+
+    def view(self, region: Region, what: str, drop_leading: int = -1) -> View:
+        """The array of a region, which must lie inside its buffer.
+
+        drop_leading: keep only that many trailing axes (the others must have extent 1); -1 = keep all.
+        """
+        buffer = region.buffer
+        self._usable(buffer)
+        slot = self.scope.slot(buffer)
+        keep = buffer.rank if drop_leading < 0 else drop_leading
+        if keep > buffer.rank:
+            raise TileTypeError(f"{what}: {describe(buffer)} needs {keep} axes", self.scope.where)
+        whole = (
+            buffer.const_shape is not None
+            and all(isinstance(s, Const) and s.value == 0 for s in region.starts)
+            and region.extents == buffer.shape
+        )
+        first = buffer.rank - keep
+        if whole and not first:
+            return lambda env: env[slot]
+        starts = [self.expressions.compile(s) for s in region.starts]
+        extents = [self.expressions.compile(s) for s in region.extents]
+        report = self.scope.reporter(TileIndexError, "only T.copy clips: enlarge the buffer or shrink the region")
+
+        def box(env: Env) -> Any:
+            data = env[slot]
+            key: list[Any] = []
+            for axis, n in enumerate(data.shape):
+                start = starts[axis](env, None)
+                stop = start + extents[axis](env, None)
+                if start < 0 or stop > n:
+                    raise report(env, f"{what}: {buffer.name}[{start}:{stop}] is out of range on axis {axis} of {n}")
+                if axis < first:
+                    if stop - start != 1:
+                        raise report(env, f"{what}: leading axis {axis} of {buffer.name} has {stop - start} elements")
+                    key.append(start)
+                else:
+                    key.append(slice(start, stop))
+            return data[tuple(key)]
+
+        return box
+
+    def _usable(self, buffer: Buffer) -> None:
+        if self.scope.nest is not None:
+            raise self.scope.not_yet("tile operations inside T.Parallel")
+        if buffer.dtype.is_packed:
+            raise self.scope.not_yet(f"packed {buffer.dtype} buffers")
+
+    def _touch(self, f: Callable[[Env], None], reads: list[tuple[Buffer, View]], dst: tuple[Buffer, View]) -> Fn:
+        """f, with its reads and its write recorded where the run tracks them."""
+        if not self.scope.options.tracks:
+
+            def plain(env: Env, mask: Any) -> Any:
+                f(env)
+                return mask
+
+            return plain
+        report = self.scope.reporter(TileIndexError)
+
+        def tracked(env: Env, mask: Any) -> Any:
+            tracker = env[TRACKER]
+            for buffer, view in reads:
+                tracker.read_view(buffer, env, view(env), report)
+            target = dst[1](env)
+            before = target.copy()
+            f(env)
+            tracker.write_view(dst[0], env, target, before, report)
+            return mask
+
+        return tracked
+
+    # -- copy and fill -----------------------------------------------------------------------------------
+
+    def copy(self, s: Copy) -> Fn:
+        """dst[...] = cast(src[...]), clipped to both buffers."""
+        src, dst = s.src.buffer, s.dst.buffer
+        self._usable(src)
+        self._usable(dst)
+        src_slot, dst_slot = self.scope.slot(src), self.scope.slot(dst)
+        src_box, dst_box = self._moves(s.src, s.src_axes), self._moves(s.dst, s.dst_axes)
+        extents = [self.expressions.compile(e) for e in s.domain]
+        options = self.scope.options
+        pads = src.root.scope == "global"
+        safe = src.dtype.numpy.type(0 if src.safe is None else src.safe.value)
+        cast = None if src.dtype is dst.dtype else converter(src.dtype, dst.dtype)
+        pad = np.asarray(safe) if cast is None else cast(np.asarray(safe))
+        noisy = options.global_oob == "report"
+        report = self.scope.reporter(TileIndexError, "name the buffer in oob_allowed if the tail is meant")
+        rank = len(extents)
+        perm_src, perm_dst = _alignment(s.src_axes, rank), _alignment(s.dst_axes, rank)
+        tracks = options.tracks
+
+        def store(env: Env, value: Any, place: Any) -> None:
+            if not tracks:
+                place[...] = value
+                return
+            before = place.copy()
+            place[...] = value
+            env[TRACKER].write_view(dst, env, place, before, report)
+
+        def assign(env: Env, data: Any, place: Any) -> None:
+            if tracks:
+                env[TRACKER].read_view(src, env, data, report)
+            store(env, data if cast is None else cast(data), place)
+
+        def copy(env: Env, mask: Any) -> Any:
+            source, target = env[src_slot], env[dst_slot]
+            domain = [f(env, None) for f in extents]
+            from_key, from_low, from_high = src_box(env, source.shape, domain)
+            to_key, to_low, to_high = dst_box(env, target.shape, domain)
+            if noisy:
+                _report_tail(
+                    env, report, options.oob_allowed, (src, from_low, from_high), (dst, to_low, to_high), domain
+                )
+            if from_key is not None and to_key is not None and from_low is None and to_low is None:
+                data = source[from_key]
+                place = target[to_key]
+                if perm_src is not None:
+                    data = data.transpose(perm_src[0])[perm_src[1]]
+                if perm_dst is not None:
+                    place = place.transpose(perm_dst[0])[perm_dst[1]]
+                    data = _last(data, place)
+                assign(env, data, place)
+                return mask
+            # Clipped to what lies in both buffers; a global source pads what it does not cover.
+            low, high = to_low or [0] * rank, domain if to_high is None else to_high
+            both_low = low if from_low is None else [max(a, b) for a, b in zip(low, from_low, strict=True)]
+            both_high = high if from_high is None else [min(a, b) for a, b in zip(high, from_high, strict=True)]
+            if pads and (both_low != low or both_high != high) and _nonempty(low, high):
+                store(env, pad, _aligned(target[dst_box.key_of(env, low, high)], perm_dst))
+            if _nonempty(both_low, both_high):
+                data = _aligned(source[src_box.key_of(env, both_low, both_high)], perm_src)
+                place = _aligned(target[dst_box.key_of(env, both_low, both_high)], perm_dst)
+                assign(env, _last(data, place), place)
+            return mask
+
+        return copy
+
+    def _moves(self, region: Region, axes: tuple[int, ...]) -> _Moves:
+        starts = [self.expressions.compile(e) for e in region.starts]
+        return _Moves(starts, axes)
+
+    def fill(self, s: Fill) -> Fn:
+        """Every element of the region that exists gets the value."""
+        buffer = s.dst.buffer
+        self._usable(buffer)
+        value = self.expressions.compile(s.value)
+        if not self.scope.options.tracks and s.dst.extents == buffer.shape and buffer.const_shape is not None:
+            if all(isinstance(e, Const) and e.value == 0 for e in s.dst.starts):
+                slot = self.scope.slot(buffer)
+
+                def fill(env: Env, mask: Any) -> Any:
+                    env[slot][...] = value(env, None)
+                    return mask
+
+                return fill
+        view = self._clipped_view(s.dst)
+
+        def fill_region(env: Env) -> None:
+            view(env)[...] = value(env, None)
+
+        return self._touch(fill_region, [], (buffer, view))
+
+    def _clipped_view(self, region: Region) -> View:
+        slot = self.scope.slot(region.buffer)
+        starts = [self.expressions.compile(e) for e in region.starts]
+        extents = [self.expressions.compile(e) for e in region.extents]
+
+        def view(env: Env) -> Any:
+            key = []
+            for f, g in zip(starts, extents, strict=True):
+                start = f(env, None)
+                key.append(slice(max(0, start), max(0, start + g(env, None))))
+            return env[slot][tuple(key)]
+
+        return view
+
+    # -- gemm --------------------------------------------------------------------------------------------
+
+    def gemm(self, s: Gemm) -> Fn:
+        """c (+)= op(a) @ op(b)."""
+        buffers = (s.a.buffer, s.b.buffer, s.c.buffer)
+        a, b, c = (self.view(r, "gemm", 2) for r in (s.a, s.b, s.c))
+        out = s.c.buffer.dtype
+        acc = _F64 if out.name == "float64" else _F32 if out.is_float else _I32
+        if not out.is_float and (s.a.buffer.dtype.is_float or s.b.buffer.dtype.is_float):
+            raise TileTypeError(f"gemm: float operands need a float result, {describe(s.c.buffer)}", self.scope.where)
+        clear = self.expressions.compile(s.clear)
+        ta, tb = s.transpose_a, s.transpose_b
+        describe_all = [describe(x) for x in buffers]
+        report = self.scope.reporter(TileTypeError)
+        widen_a, widen_b = (_widening(x.dtype, acc) for x in buffers[:2])
+        multiply = _multiply(acc, self.scope.options.exact)
+        widen_c = None if out is acc else converter(out, acc)
+        narrow_c = None if out is acc else converter(acc, out)
+
+        def gemm(env: Env) -> None:
+            x, y, z = a(env), b(env), c(env)
+            if ta:
+                x = x.T
+            if tb:
+                y = y.T
+            if x.shape[1] != y.shape[0] or z.shape != (x.shape[0], y.shape[1]):
+                raise report(
+                    env,
+                    f"gemm: shapes do not fit: op(a) {x.shape}, op(b) {y.shape}, c {z.shape}",
+                    f"operands: {', '.join(describe_all)}",
+                )
+            if widen_a is not None:
+                x = widen_a(x)
+            if widen_b is not None:
+                y = widen_b(y)
+            if narrow_c is None or widen_c is None:
+                multiply(x, y, z, clear(env, None))
+                return
+            wide = widen_c(z)
+            multiply(x, y, wide, clear(env, None))
+            z[...] = narrow_c(wide)
+
+        return self._touch(gemm, [(buffers[0], a), (buffers[1], b)], (buffers[2], c))
+
+    # -- reduce and scan ---------------------------------------------------------------------------------
+
+    def reduce(self, s: Reduce) -> Fn:
+        """dst = reduction of src along an axis, combined with the old dst unless clear."""
+        src, dst = s.src.buffer, s.dst.buffer
+        x, y = self.view(s.src, "reduce"), self.view(s.dst, "reduce")
+        acc = accumulator(dst.dtype)
+        to_acc = None if src.dtype is acc else converter(src.dtype, acc)
+        widen = None if dst.dtype is acc else converter(dst.dtype, acc)
+        narrow = None if dst.dtype is acc else converter(acc, dst.dtype)
+        clear = self.expressions.compile(s.clear)
+        op, axis, propagate = s.op, s.axis, s.nan_propagate
+        combine = _combiner(op, acc, propagate)
+        report = self.scope.reporter(TileTypeError)
+        names = f"{describe(src)} into {describe(dst)} along axis {axis}"
+
+        def reduce(env: Env) -> None:
+            source, target = x(env), y(env)
+            kept = source.shape[:axis] + source.shape[axis + 1 :]
+            if target.size != _size(kept):
+                raise report(env, f"reduce_{op}: shape {source.shape} does not reduce to {target.shape}: {names}")
+            value = reduce_array(op, source if to_acc is None else to_acc(source), axis, acc, propagate)
+            value = value.reshape(target.shape)
+            if not clear(env, None):
+                value = combine(target if widen is None else widen(target), value)
+            target[...] = value if narrow is None else narrow(value)
+
+        keeps = not (isinstance(s.clear, Const) and s.clear.value)
+        return self._touch(reduce, [(src, x), (dst, y)] if keeps else [(src, x)], (dst, y))
+
+    def scan(self, s: Scan) -> Fn:
+        """Inclusive running sum or maximum."""
+        src, dst = s.src.buffer, s.dst.buffer
+        x, y = self.view(s.src, "scan"), self.view(s.dst, "scan")
+        acc = accumulator(dst.dtype)
+        to_acc, narrow = converter(src.dtype, acc), converter(acc, dst.dtype)
+        op, axis, reverse = s.op, s.axis, s.reverse
+        if op not in ("sum", "max"):
+            raise self.scope.not_yet(f"the scan {op}")
+
+        def scan(env: Env) -> None:
+            value = scan_array(op, to_acc(x(env)), axis, acc, reverse)
+            y(env)[...] = narrow(value)
+
+        return self._touch(scan, [(src, x)], (dst, y))
+
+
+# -- copies ----------------------------------------------------------------------------------------------------
+
+
+class _Moves:
+    """One side of a copy: which slice of its buffer a box of the domain touches."""
+
+    def __init__(self, starts: list[Fn], axes: tuple[int, ...]) -> None:
+        self.starts = starts
+        self.axes = axes
+        self.by_dim = [axes.index(d) if d in axes else -1 for d in range(len(starts))]
+
+    def __call__(
+        self, env: Env, extents: tuple[int, ...], domain: list[int]
+    ) -> tuple[tuple[Any, ...] | None, list[int] | None, list[int] | None]:
+        """(key of the whole domain, None, None) where it is in range; else (None, low, high) of what is."""
+        key: list[Any] = []
+        inside = True
+        for f, axis, n in zip(self.starts, self.by_dim, extents, strict=True):
+            start = f(env, None)
+            if axis < 0:
+                inside = inside and 0 <= start < n
+                key.append(start)
+            else:
+                stop = start + domain[axis]
+                inside = inside and start >= 0 and stop <= n
+                key.append(slice(start, stop))
+        if inside:
+            return tuple(key), None, None
+        low, high = [0] * len(domain), list(domain)
+        for k, axis, n in zip(key, self.by_dim, extents, strict=True):
+            if axis < 0:
+                if not 0 <= k < n:
+                    return None, low, [0] * len(domain)
+            else:
+                low[axis] = max(0, -k.start)
+                high[axis] = min(domain[axis], n - k.start)
+        return None, low, high
+
+    def key_of(self, env: Env, low: list[int], high: list[int]) -> tuple[Any, ...]:
+        """The slice that a sub-box of the domain touches."""
+        key: list[Any] = []
+        for f, axis in zip(self.starts, self.by_dim, strict=True):
+            start = f(env, None)
+            key.append(start if axis < 0 else slice(start + low[axis], start + high[axis]))
+        return tuple(key)
+
+
+def _alignment(axes: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], tuple[Any, ...]] | None:
+    """Permutation and new axes that bring a slice to the order of the domain; None where it is there already."""
+    moving = [d for d in axes if d >= 0]
+    order = sorted(moving)
+    perm = tuple(order.index(d) for d in moving)
+    expand = tuple(slice(None) if d >= 0 else None for d in axes)
+    if perm == tuple(range(rank)):
+        return None
+    return perm, expand
+
+
+def _aligned(view: Any, alignment: tuple[tuple[int, ...], tuple[Any, ...]] | None) -> Any:
+    return view if alignment is None else view.transpose(alignment[0])[alignment[1]]
+
+
+def _nonempty(low: list[int], high: list[int]) -> bool:
+    return all(a < b for a, b in zip(low, high, strict=True))
+
+
+def _last(data: Any, place: Any) -> Any:
+    """Along an axis that the destination does not move on, the last iteration's value stays."""
+    key = tuple(
+        slice(-1, None) if p == 1 and d > 1 else slice(None) for d, p in zip(data.shape, place.shape, strict=True)
+    )
+    return data[key]
+
+
+def _report_tail(env: Env, report: Any, allowed: frozenset[str], *sides: Any) -> None:
+    *boxes, domain = sides
+    for buffer, low, high in boxes:
+        if low is not None and buffer.root.scope == "global" and buffer.name not in allowed:
+            raise report(env, f"copy: {describe(buffer)} is left: of the domain {domain}, {low} to {high} is in range")
+
+
+# -- gemm ------------------------------------------------------------------------------------------------------
+
+
+def _widening(dtype: DType, acc: DType) -> Any:
+    if acc is _I32:
+        return None
+    return None if dtype is acc else converter(dtype, acc)
+
+
+def _multiply(acc: DType, exact: bool) -> Callable[[Any, Any, Any, bool], None]:
+    """z (+)= x @ y in place; z of the accumulator's type."""
+    if acc is _I32:
+        return _multiply_int
+    if exact:
+
+        def chain(x: Any, y: Any, z: Any, clear: bool) -> None:
+            z[...] = gemm_chain(x, y, np.zeros(z.shape, z.dtype) if clear else z)
+
+        return chain
+
+    def blas(x: Any, y: Any, z: Any, clear: bool) -> None:
+        if clear:
+            z[...] = np.matmul(x, y)
+        else:
+            z += np.matmul(x, y)
+
+    return blas
+
+
+def _multiply_int(x: Any, y: Any, z: Any, clear: bool) -> None:
+    small = x.dtype.itemsize == 1 and y.dtype.itemsize == 1 and x.shape[1] < 2**30
+    if small:  # sums of products of bytes are exact in float64, and BLAS is fast
+        product = np.matmul(x.astype(np.float64), y.astype(np.float64)).astype(np.int64)
+    else:
+        product = np.matmul(x.astype(np.int64), y.astype(np.int64))
+    wrapped = product.astype(np.int32)
+    z[...] = wrapped if clear else z + wrapped
+
+
+# -- reductions ------------------------------------------------------------------------------------------------
+
+_BITS = {"bitand": np.bitwise_and, "bitor": np.bitwise_or, "bitxor": np.bitwise_xor}
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+def _combiner(op: str, acc: DType, propagate: bool) -> Callable[[Any, Any], Any]:
+    """How an old value joins a reduction."""
+    if op in ("sum", "abssum"):
+        return np.add
+    if op in _BITS:
+        return _BITS[op]
+    largest = op != "min"
+    if not acc.is_float:
+        return np.maximum if largest else np.minimum
+    plain = ops.fmax if largest else ops.fmin
+    if not propagate:
+        return plain
+
+    def propagating(a: Any, b: Any) -> Any:
+        return np.where(np.isnan(a) | np.isnan(b), np.asarray(np.nan, a.dtype), plain(a, b))
+
+    return propagating
+
+
+def reduce_array(op: str, x: Any, axis: int, acc: DType, propagate: bool) -> Any:
+    """The reduction of x (of type acc) along an axis, which disappears (language.md 0.10)."""
+    if op in ("abssum", "absmax"):
+        x = np.abs(x)
+    if op in ("sum", "abssum"):
+        return _ordered_sum(x, axis) if acc.is_float else x.sum(axis, dtype=acc.numpy)
+    if op in _BITS:
+        return _BITS[op].reduce(x, axis=axis)
+    identity = 0 if op == "absmax" else ops.highest(acc) if op == "min" else ops.lowest(acc)
+    if not acc.is_float:
+        return (np.minimum if op == "min" else np.maximum).reduce(x, axis=axis, initial=identity)
+    return _extreme(x, axis, identity, op == "min", propagate)
+
+
+def _ordered_sum(x: Any, axis: int) -> Any:
+    """16 interleaved partials, each ascending, combined 8-4-2-1."""
+    x = np.moveaxis(x, axis, 0)
+    n = x.shape[0]
+    if n == 0:
+        return np.zeros(x.shape[1:], x.dtype)
+    rows, rest = divmod(n, 16)
+    if rows == 0:
+        return ops.combine_lanes(x, np.add)
+    # NumPy adds along an axis that is not the innermost one row after row (its pairwise summation is for
+    # innermost axes); the 16 partials are an axis of smaller stride, so this is the ascending order.
+    partials = np.add.reduce(x[: rows * 16].reshape(rows, 16, *x.shape[1:]), axis=0)
+    if rest:
+        partials[:rest] += x[rows * 16 :]
+    return ops.combine_lanes(partials, np.add)
+
+
+def _extreme(x: Any, axis: int, identity: Any, smallest: bool, propagate: bool) -> Any:
+    function = np.fmin if smallest else np.fmax
+    value = function.reduce(x, axis=axis, initial=identity)
+    zero = value == 0
+    if zero.any():  # of zeros, the sign decides: -0 below +0
+        has = (x == 0) & (np.signbit(x) == smallest)
+        sign = -0.0 if smallest else 0.0
+        found = has.any(axis=axis)
+        if identity == 0:
+            found = np.ones_like(found)  # absmax starts at +0
+        value = np.where(zero, np.where(found, sign, -sign), value).astype(x.dtype)
+    if propagate:
+        value = np.where(np.isnan(x).any(axis=axis), np.asarray(np.nan, x.dtype), value)
+    return value
+
+
+def scan_array(op: str, x: Any, axis: int, acc: DType, reverse: bool) -> Any:
+    """The inclusive scan of x (of type acc), sequential along the axis."""
+    if reverse:
+        x = np.flip(x, axis)
+    if op == "sum":
+        value = np.add.accumulate(x, axis=axis, dtype=acc.numpy)
+    elif acc.is_float:
+        keys = ops.ordered_keys(np.where(np.isnan(x), ops.lowest(acc), x))
+        running = np.maximum.accumulate(keys, axis=axis)
+        value = ops.ordered_keys(running.view(acc.numpy)).view(acc.numpy)
+    else:
+        value = np.maximum.accumulate(x, axis=axis)
+    return np.flip(value, axis) if reverse else value

@@ -1,0 +1,94 @@
+"""Views of storage: aliases (possibly of another dtype), reshapes, and buffers laid out in scratch memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tiledsl.analysis.symbols import row_major
+from tiledsl.dtypes import DType
+from tiledsl.errors import TileIndexError
+from tiledsl.interp.scope import Env, Scope
+from tiledsl.ir.buffer import Buffer
+
+if TYPE_CHECKING:
+    from tiledsl.interp.expr import Expressions
+
+__all__ = ["make_view", "view_of"]
+
+
+class _Memory:
+    """Lets NumPy make an array over another array's memory; keeps that array alive."""
+
+    def __init__(self, owner: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: DType) -> None:
+        self.owner = owner
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": shape,
+            "strides": strides,
+            "typestr": f"|V{dtype.numpy.itemsize}",
+            "data": (owner.ctypes.data + offset, not owner.flags.writeable),
+        }
+
+
+def view_of(
+    data: Any, dtype: DType, shape: tuple[int, ...], strides: tuple[int, ...], offset: int, front: int = 0
+) -> Any:
+    """An array of dtype over data's memory. strides and offset in elements of dtype; the first `front` axes of data
+    (lanes that own a copy each) stay in front."""
+    size = dtype.numpy.itemsize
+    lanes = (dtype.lanes,) if dtype.is_vector else ()
+    step = size * dtype.lanes
+    byte_strides = (*data.strides[:front], *(s * step for s in strides), *((size,) if lanes else ()))
+    memory = _Memory(data, offset * step, (*data.shape[:front], *shape, *lanes), byte_strides, dtype)
+    return np.asarray(memory).view(dtype.numpy)
+
+
+def make_view(scope: Scope, expressions: Expressions, buffer: Buffer) -> Callable[[Env], Any]:
+    """A function of the environment that makes the array of an alias or of a scratch buffer."""
+    if buffer.layout is not None and buffer.root.scope == "global":
+        raise scope.not_yet("a layout on a global buffer")
+    owner = scope.slot(buffer.alias_of) if buffer.alias_of is not None else None
+    extents = [expressions.compile(e) for e in buffer.shape]
+    strides = None if buffer.strides is None else [expressions.compile(e) for e in buffer.strides]
+    offset = None if buffer.offset is None else expressions.compile(buffer.offset)
+    base = None if buffer.base is None else expressions.compile(buffer.base)
+    nest = scope.nest
+    front = nest.rank if nest is not None and scope.is_private(buffer) else 0
+    scratch = scope.scratch_slot
+    report = scope.reporter(TileIndexError)
+    dtype, name = buffer.dtype, buffer.name
+    step = dtype.numpy.itemsize * dtype.lanes
+
+    def make(env: Env) -> Any:
+        data = env[scratch if owner is None else owner]
+        if data is None:
+            return None
+        shape = tuple([f(env, None) for f in extents])
+        steps = row_major(shape) if strides is None else tuple([f(env, None) for f in strides])
+        if base is not None and owner is None:  # scratch: a byte offset
+            start, rest = divmod(base(env, None), step)
+            if rest:
+                raise report(env, f"{name} is not aligned to its elements in scratch memory")
+        else:
+            start = 0 if offset is None else offset(env, None)
+        _check(report, env, name, data, dtype, shape, steps, start, front)
+        return view_of(data, dtype, shape, steps, start, front)
+
+    return make
+
+
+def _check(
+    report: Callable[..., Exception], env: Env, name: str, data: Any, dtype: DType, shape: tuple[int, ...],
+    steps: tuple[int, ...], start: int, front: int,
+) -> None:  # fmt: skip
+    """The view must lie inside the memory it is a view of."""
+    if 0 in shape:
+        return
+    last = start + sum((n - 1) * s for n, s in zip(shape, steps, strict=True))
+    size = dtype.numpy.itemsize * dtype.lanes
+    held = data.itemsize + sum((n - 1) * s for n, s in zip(data.shape[front:], data.strides[front:], strict=True))
+    if start < 0 or (last + 1) * size > held:
+        raise report(env, f"view {name} of shape {shape} at element {start} is larger than the {held} bytes below it")
