@@ -58,12 +58,13 @@ def solve(
     shapes, strides: one entry per tensor parameter, in the order of `function.buffers`; strides in elements, None =
     contiguous; a shape of None = absent argument. known: values of integer scalar parameters, which expressions may
     use too. Shapes bind first, then strides; what is over-determined is checked. Strides of axes of extent 0 or 1
-    are ignored. Raises TileTypeError (rank, shape or stride differs) or TileValueError (undetermined, out of range).
+    are ignored; a symbol that only they mention gets the stride of a contiguous array. Raises TileTypeError (rank, shape or stride differs) or TileValueError (undetermined, out of range).
     """
     env: dict[Var, int] = dict(known or {})
     by_shape: list[_Equation] = []
     by_stride: list[_Equation] = []
     packed: list[tuple[Buffer, Shape, Shape]] = []
+    free: dict[Var, int] = {}  # strides that no element's address depends on: what a contiguous array would have
     for buffer, shape, stride in zip(function.buffers, shapes, strides, strict=True):
         if shape is None:
             continue
@@ -84,13 +85,15 @@ def solve(
             )
         if buffer.strides is None:
             packed.append((buffer, shape, actual))
-        elif 0 not in shape:
-            triples = zip(buffer.strides, actual, shape, strict=True)
-            by_stride += [
-                _Equation(buffer, i, "stride", e, v, shape) for i, (e, v, n) in enumerate(triples) if n > 1
-            ]
+            continue
+        for i, (e, v, n) in enumerate(zip(buffer.strides, actual, shape, strict=True)):
+            if n > 1 and 0 not in shape:
+                by_stride.append(_Equation(buffer, i, "stride", e, v, shape))
+            elif isinstance(e, Var):
+                free.setdefault(e, row_major(shape)[i])
     _bind(by_shape, env)
     _bind(by_stride, env)
+    env = {**free, **env}
     for buffer, shape, actual in packed:
         _check_packed(buffer, shape, actual)
     return {s: _checked(s, env, function, shapes) for s in function.symbols}
