@@ -77,7 +77,12 @@ class Memory:
                 return self._load_run(access, gather)
         if lanes or e.dtype.is_vector or e.dtype.is_float:
             return gather
-        return lambda env, m: gather(env, m).item()
+
+        def uniform(env: Env, m: Any) -> Any:
+            # One element for all lanes: it is read when some lane is on.
+            return gather(env, None).item() if m is None or np.any(m) else 0
+
+        return uniform
 
     def store(self, s: Store) -> Fn:
         """The closure of a Store; returns the mask it was given."""
