@@ -69,6 +69,8 @@ BUDGETS = (
             "bench.py",
             "demo.py",
             "doctor.py",
+            "show.py",
+            "__main__.py",
             "cli",
             "cli.py",
         )
