@@ -60,7 +60,9 @@ class JITFunction:
         if self.lazy:
             return self._factory(args, kwargs)
         run = {k: kwargs.pop(k) for k in ("target", "out", "stream") if k in kwargs and k not in self._names}
-        values = self._bind(args, kwargs)
+        values = self._positional(args) if not kwargs else None
+        if values is None:
+            values = self._bind(args, kwargs)
         assert self._template is not None
         arrays = [values[n] for n in self._template.arguments]
         return self._eager(arrays, values)(*arrays, **run)
@@ -187,6 +189,20 @@ class JITFunction:
             raise TileTypeError(f"{self.pyfunc.__name__}: {e}", help=f"parameters: {', '.join(self._names)}") from None
         bound.apply_defaults()
         return bound if variadic else dict(bound.arguments)
+
+    def _positional(self, args: tuple[Any, ...]) -> dict[str, Any] | None:
+        """What `_bind` gives for positional arguments alone, quickly; None when it has to look closer."""
+        if self._defaults is None or len(args) > len(self._names):
+            return None
+        values = {**self._defaults, **dict(zip(self._names, args, strict=False))}
+        return values if len(values) == len(self._names) else None
+
+    @functools.cached_property
+    def _defaults(self) -> dict[str, Any] | None:
+        parameters = self._signature.parameters.values()
+        if any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
+            return None
+        return {p.name: p.default for p in parameters if p.default is not p.empty}
 
     def _key(self, values: Mapping[Any, Any]) -> tuple[Any, ...]:
         found = []
