@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("frontend", "language"),
     ("backend", "backends"),
     ("runtime",),
-    ("testing", "kernels", "tune", "viz", "compat", "torch", "bench", "demo", "doctor", "show", "cli"),
+    ("testing", "kernels", "tune", "viz", "compat", "torch", "bench", "demo", "doctor", "show", "cli", "__main__"),
 )
 FACADE = "tiledsl"  # tiledsl/__init__.py: above everything; only leaves may import it
 LEAVES = frozenset(FLOORS[6])
