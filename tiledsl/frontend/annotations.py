@@ -8,8 +8,10 @@ from typing import Any
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import Loc, TileNotImplementedError, TileTypeError, TileValueError
 from tiledsl.frontend.location import error, here
+from tiledsl.frontend.promotion import slice_dtype
+from tiledsl.frontend.storage import BufferRef
 from tiledsl.frontend.symbols import symbol
-from tiledsl.frontend.values import BufferRef, Value, index_expr, slice_dtype
+from tiledsl.frontend.values import Value, index_expr
 from tiledsl.ir import Buffer, Const, Expr, Param, Var
 
 __all__ = ["Const_", "TensorSpec", "dynamic", "make_param", "shape_exprs"]
@@ -49,7 +51,9 @@ def dynamic(names: str, dtype: Any = "int32") -> Any:
         raise error("symbol-dtype", TileTypeError, f"T.dynamic: a shape symbol is an int32 or int64, not {kind}")
     made = tuple(Value(symbol(n.strip(), kind)) for n in names.replace(",", " ").split())
     if not made or not all(n.isidentifier() for n in names.replace(",", " ").split()):
-        raise error("symbol-name", TileValueError, f"T.dynamic: {names!r} is not a list of names", help='T.dynamic("m, n")')
+        raise error(
+            "symbol-name", TileValueError, f"T.dynamic: {names!r} is not a list of names", help='T.dynamic("m, n")'
+        )
     return made if len(made) > 1 else made[0]
 
 
@@ -72,10 +76,15 @@ def make_param(name: str, annotation: Any, loc: Loc | None) -> tuple[Param, Any]
         dtype = None
     if dtype is not None:
         if dtype.kind == "handle":
-            raise error("pointer-param", TileNotImplementedError, f"parameter {name}: addresses are not supported yet", loc=loc)
+            raise error(
+                "pointer-param", TileNotImplementedError, f"parameter {name}: addresses are not supported yet", loc=loc
+            )
         var = Var(name, slice_dtype(dtype, f"parameter {name}"), loc=loc)
         return Param(name, var=var, loc=loc), Value(var)
     raise error(
-        "param-annotation", TileTypeError, f"parameter {name} has no tensor or scalar type, but {annotation!r}", loc=loc,
+        "param-annotation",
+        TileTypeError,
+        f"parameter {name} has no tensor or scalar type, but {annotation!r}",
+        loc=loc,
         help=f"annotate it: `{name}: T.Tensor((M, N), T.float16)` or `{name}: T.int32`",
-    )  # fmt: skip
+    )

@@ -67,9 +67,11 @@ def current(what: str) -> Builder:
     """The builder of the kernel being traced; an author's error where there is none."""
     if not _state.builders:
         raise error(
-            "not-tracing", TileSyntaxError, f"{what} is only possible inside a kernel",
+            "not-tracing",
+            TileSyntaxError,
+            f"{what} is only possible inside a kernel",
             help="call it in a function decorated with @T.prim_func, @T.macro or @tiledsl.jit",
-        )  # fmt: skip
+        )
     return _state.builders[-1]
 
 
@@ -143,9 +145,12 @@ class Builder:
         self.pop(block)
         if block.statements:
             raise error(
-                "statement-in-operand", TileSyntaxError, f"{what} cannot run statements",
-                loc=block.statements[0].loc, help="call the macro first and bind its result to a name",
-            )  # fmt: skip
+                "statement-in-operand",
+                TileSyntaxError,
+                f"{what} cannot run statements",
+                loc=block.statements[0].loc,
+                help="call the macro first and bind its result to a name",
+            )
 
     def inside(self, kind: str) -> Block | None:
         """The innermost open block of this kind."""
@@ -169,23 +174,31 @@ class Builder:
         if x not in self.owner:
             if isinstance(x, Var):
                 raise error(
-                    "foreign-value", TileNameError, f"{x.name} belongs to another kernel", loc=loc,
+                    "foreign-value",
+                    TileNameError,
+                    f"{x.name} belongs to another kernel",
+                    loc=loc,
                     help="pass it as a parameter of this kernel",
-                )  # fmt: skip
+                )
             raise error(
-                "foreign-buffer", TileNameError, f"buffer {x.name} belongs to another kernel", loc=loc,
+                "foreign-buffer",
+                TileNameError,
+                f"buffer {x.name} belongs to another kernel",
+                loc=loc,
                 help="pass it as a parameter of this kernel, or allocate it here",
-            )  # fmt: skip
+            )
         block = self.owner[x]
         if block is not None and not block.open:
             what = "buffer" if isinstance(x, Buffer) else "value"
             region = {"kernel": "T.Kernel", "if": "branch", "scratch": "expression"}.get(block.kind, "loop")
             raise error(
-                "outside-region", TileNameError, f"{what} {x.name} is used outside the {region} that defines it",
+                "outside-region",
+                TileNameError,
+                f"{what} {x.name} is used outside the {region} that defines it",
                 loc=loc,
                 notes=(f"the {region} begins at {block.loc}",) if block.loc else (),
                 help=f"define it before the {region}" + ("" if what == "buffer" else ", or keep it in a T.alloc_var"),
-            )  # fmt: skip
+            )
 
     # -- loads and stores -----------------------------------------------------------------------
     def note_load(self, load: Load) -> Load:
@@ -195,10 +208,12 @@ class Builder:
 
     def _stale(self, buffer: Buffer, text: str, loc: Loc | None) -> Exception:
         return error(
-            "stale-load", TileValueError,
-            f"{text} was read before {buffer.name} was written, and is used after it", loc=loc,
+            "stale-load",
+            TileValueError,
+            f"{text} was read before {buffer.name} was written, and is used after it",
+            loc=loc,
             help=f"bind it to a name first: x = {text}",
-        )  # fmt: skip
+        )
 
     def _note_outer_load(self, block: Block, buffer: Buffer, text: str, epoch: int) -> None:
         if block.kind != "kernel" and epoch < block.epoch:
@@ -236,9 +251,12 @@ class Builder:
         """Appends a statement to the innermost open block. checked: its operands were checked before its body."""
         if not self.blocks:
             raise error(
-                "outside-kernel", TileSyntaxError, f"{what} must be inside `with T.Kernel(...)`", loc=s.loc,
+                "outside-kernel",
+                TileSyntaxError,
+                f"{what} must be inside `with T.Kernel(...)`",
+                loc=s.loc,
                 help="move it into the T.Kernel block",
-            )  # fmt: skip
+            )
         block = self.blocks[-1]
         if block.dead:
             return

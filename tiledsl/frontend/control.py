@@ -16,21 +16,11 @@ from typing import Any
 from tiledsl.dtypes import DType
 from tiledsl.errors import Loc, TileError, TileNameError, TileSyntaxError, TileTypeError, TileValueError
 from tiledsl.frontend.builder import Block, Builder, current
-from tiledsl.frontend.loops import LoopSpec, close_loop, open_loop
 from tiledsl.frontend.location import error, here
-from tiledsl.frontend.values import (
-    BufferRef,
-    Cell,
-    RegionRef,
-    Undefined,
-    Value,
-    as_bool,
-    as_number,
-    convert,
-    is_number,
-    to_dtype,
-    common,
-)
+from tiledsl.frontend.loops import LoopSpec, close_loop, open_loop
+from tiledsl.frontend.promotion import as_number, convert, is_number
+from tiledsl.frontend.storage import BufferRef, Cell, RegionRef
+from tiledsl.frontend.values import Undefined, Value, as_bool, as_value, common, to_dtype
 from tiledsl.ir import Binary, Break, Buffer, Const, Continue, Debug, Expr, If, IfThenElse, Return, Unary, Var, While
 from tiledsl.ir.walk import loads_of
 
@@ -52,9 +42,11 @@ class Tracer(Builder):
     def declare(self, name: str, annotation: Any) -> Any:
         """`A: T.Tensor[...]` in a body; only eager kernels have it."""
         raise error(
-            "declaration", TileSyntaxError, f"{name}: a parameter can be declared in the body of an eager kernel only",
+            "declaration",
+            TileSyntaxError,
+            f"{name}: a parameter can be declared in the body of an eager kernel only",
             help="annotate it in the signature of the @T.prim_func",
-        )  # fmt: skip
+        )
 
     def enter_kernel(self) -> None:
         """Called at `with T.Kernel`; the first pass over an eager kernel ends here."""
@@ -145,10 +137,11 @@ class _Branch(_Region):
             current("a condition").check(self.cond)
             if not current("a condition").in_kernel:
                 raise error(
-                    "if-outside-kernel", TileSyntaxError,
+                    "if-outside-kernel",
+                    TileSyntaxError,
                     f"`if {cond!r}` depends on a run-time value but stands outside T.Kernel",
                     help="move it into the T.Kernel block, or use T.if_then_else in an expression",
-                )  # fmt: skip
+                )
         else:
             self.truth = bool(cond)
 
@@ -204,12 +197,14 @@ class _Loop(_Region):
         for name in self.carried:
             if name in self.changed and self.before[name] is not _MISSING:
                 raise error(
-                    "loop-carried", TileValueError,
+                    "loop-carried",
+                    TileValueError,
                     f"{name} is rebound in this loop, and its new value would be read in the next iteration",
-                    loc=self.changed[name] or self.loc, notes=(f"the loop begins at {self.loc}",),
+                    loc=self.changed[name] or self.loc,
+                    notes=(f"the loop begins at {self.loc}",),
                     help=f"a name is an immutable value; make it a variable before the loop: "
                     f"{name} = T.alloc_var(T.int32, init=...)",
-                )  # fmt: skip
+                )
 
     def leave(self) -> tuple[Any, ...]:
         values = dict(zip(self.names, self.after("loop"), strict=True))
@@ -218,7 +213,12 @@ class _Loop(_Region):
 
 class _For(_Loop):
     def __init__(
-        self, iterable: Any, targets: tuple[str, ...], carried: tuple[str, ...], after: tuple[str, ...], frame: FrameType
+        self,
+        iterable: Any,
+        targets: tuple[str, ...],
+        carried: tuple[str, ...],
+        after: tuple[str, ...],
+        frame: FrameType,
     ) -> None:
         super().__init__(carried, after, frame)
         self.iterable, self.targets = iterable, targets
@@ -233,7 +233,7 @@ class _For(_Loop):
             close_loop(builder, loop)
             return
         if isinstance(self.iterable, (Value, BufferRef, RegionRef)):
-            iter(self.iterable)
+            self.iterable.__iter__()
         self.enter(staged=False)
         try:
             yield from self.iterable
@@ -264,10 +264,12 @@ class _While(_Loop):
                     yield None
                     cond = self._evaluate()
                 raise error(
-                    "endless-python-while", TileValueError,
+                    "endless-python-while",
+                    TileValueError,
                     f"this while loop ran {_META_ITERATIONS} times while tracing: its condition is plain Python",
-                    loc=self.loc, help="for a loop at run time compare kernel values, for example a T.alloc_var",
-                )  # fmt: skip
+                    loc=self.loc,
+                    help="for a loop at run time compare kernel values, for example a T.alloc_var",
+                )
             finally:
                 self.exit()
         test = as_bool(cond, "a condition")
@@ -336,15 +338,19 @@ class Control:
         """The parts of a tuple assignment, all evaluated before the first target is bound."""
         if isinstance(value, (Value, BufferRef, RegionRef)) and len(names) != 1:
             raise error(
-                "unpack-scalar", TileTypeError, f"{value!r} cannot be unpacked into {len(names)} names",
+                "unpack-scalar",
+                TileTypeError,
+                f"{value!r} cannot be unpacked into {len(names)} names",
                 help="a buffer or value is one object; index it to get its elements" if len(names) > 1 else None,
-            )  # fmt: skip
+            )
         items = list(value)
         if star >= 0:
             tail = len(names) - star - 1
             items = [*items[:star], items[star : len(items) - tail], *items[len(items) - tail :]]
         if len(items) != len(names):
-            raise error("unpack-count", TileValueError, f"{len(items)} values cannot be unpacked into {len(names)} names")
+            raise error(
+                "unpack-count", TileValueError, f"{len(items)} values cannot be unpacked into {len(names)} names"
+            )
         return [self.freeze(v, n) for v, n in zip(items, names, strict=True)]
 
     def augment(self, name: str, op: str, old: Any, value: Any) -> Any:
@@ -403,17 +409,21 @@ class Control:
         if not loop.staged:
             if len(builder.blocks) > loop.depth:
                 raise error(
-                    "jump-from-python-loop", TileSyntaxError,
+                    "jump-from-python-loop",
+                    TileSyntaxError,
                     f"{what} depends on a run-time condition, but the loop is a Python loop",
-                    notes=(f"the loop at {loop.loc} runs while tracing",), help="loop with T.serial or range",
-                )  # fmt: skip
+                    notes=(f"the loop at {loop.loc} runs while tracing",),
+                    help="loop with T.serial or range",
+                )
             return True
         spec = loop.iterable if isinstance(loop, _For) else None
         if what == "break" and isinstance(spec, LoopSpec) and (spec.kind == "parallel" or len(spec.ranges) > 1):
             raise error(
-                "break-nest", TileSyntaxError, f"break cannot leave {spec.what}",
+                "break-nest",
+                TileSyntaxError,
+                f"break cannot leave {spec.what}",
                 help="use continue to skip an iteration, or nested T.serial loops",
-            )  # fmt: skip
+            )
         builder.emit(Break(loc=here()) if what == "break" else Continue(loc=here()), what)
         return False
 
@@ -423,19 +433,26 @@ class Control:
         kind = builder.activations[-1][0] if builder.activations else "kernel"
         if kind == "kernel" and has_value:
             raise error(
-                "kernel-returns-value", TileSyntaxError, "a kernel returns no value",
+                "kernel-returns-value",
+                TileSyntaxError,
+                "a kernel returns no value",
                 help="store results into a parameter; out_idx makes it the result",
-            )  # fmt: skip
+            )
         if not builder.staged_depth():
             return True
         if kind != "kernel" or has_value:
             raise error(
-                "return-from-region", TileSyntaxError, "return from inside a staged loop or branch",
+                "return-from-region",
+                TileSyntaxError,
+                "return from inside a staged loop or branch",
                 help="assign to a T.alloc_var and return after the loop or branch",
-            )  # fmt: skip
+            )
         if builder.inside("parallel"):
             raise error(
-                "return-in-parallel", TileSyntaxError, "return inside T.Parallel", help="use continue to skip an iteration"
+                "return-in-parallel",
+                TileSyntaxError,
+                "return inside T.Parallel",
+                help="use continue to skip an iteration",
             )
         builder.emit(Return(loc=here()), "return")
         return False
@@ -503,10 +520,11 @@ def if_then_else(cond: Any, t: Any, f: Any) -> Value:
     for side in (t, f):
         if not isinstance(side, Value) and not is_number(side):
             raise error(
-                "choose-objects", TileTypeError,
+                "choose-objects",
+                TileTypeError,
                 f"a run-time condition can only choose between numbers, got {type(side).__name__}",
                 help="use an `if` statement with T.copy or stores in its branches",
-            )  # fmt: skip
+            )
     dtype = choice_dtype("if_then_else", t, f)
     return Value(
         IfThenElse(as_bool(cond, "a condition"), to_dtype(t, dtype), to_dtype(f, dtype), loc=here()),
@@ -517,7 +535,6 @@ def choice_dtype(op: str, t: Any, f: Any) -> DType:
     """Dtype of a choice: two literals promote like numbers."""
     if isinstance(t, Value) or isinstance(f, Value):
         return common(op, t, f)
-    from tiledsl.frontend.values import as_value
 
     return common(op, as_value(as_number(t), op), as_value(as_number(f), op))
 

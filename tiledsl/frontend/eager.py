@@ -20,8 +20,8 @@ from tiledsl.frontend.builder import tracing
 from tiledsl.frontend.control import CONTROL, Tracer
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.rewrite import read_source, rewritten
+from tiledsl.frontend.storage import BufferRef
 from tiledsl.frontend.trace import PrimFunc, _def_loc, finish, located, parameter_annotations
-from tiledsl.frontend.values import BufferRef
 from tiledsl.ir import Buffer, Param, Var
 
 __all__ = ["ArgInfo", "EagerTemplate", "EagerTracer", "is_lazy"]
@@ -48,9 +48,11 @@ class _NotDeclared:
 
     def __getattr__(self, attribute: str) -> Any:
         raise error(
-            "undeclared-argument", TileSyntaxError, f"{self.name} is used before it is declared",
+            "undeclared-argument",
+            TileSyntaxError,
+            f"{self.name} is used before it is declared",
             help=f"first write `{self.name}: T.Tensor[(M, N), T.float32]`",
-        )  # fmt: skip
+        )
 
 
 class EagerTracer(Tracer):
@@ -72,9 +74,11 @@ class EagerTracer(Tracer):
             return self.consts[name]
         if not self.learning:
             raise error(
-                "unbound-const", TileValueError, f"T.const {name} is the extent or stride of no argument",
+                "unbound-const",
+                TileValueError,
+                f"T.const {name} is the extent or stride of no argument",
                 help=f"use it directly in a declaration (A: T.Tensor[({name},), ...]), or pass {name}=... as an option",
-            )  # fmt: skip
+            )
         made = Const_(name)
         assert isinstance(made.expr, Var)
         self.placeholders[made.expr] = name
@@ -84,9 +88,11 @@ class EagerTracer(Tracer):
     def declare(self, name: str, annotation: Any) -> Any:
         if name not in self.arguments:
             raise error(
-                "declare-unknown", TileSyntaxError, f"{name} is declared but is no parameter of {self.name}",
+                "declare-unknown",
+                TileSyntaxError,
+                f"{name} is declared but is no parameter of {self.name}",
                 help=f"parameters: {', '.join(self.arguments)}; T.empty makes an output",
-            )  # fmt: skip
+            )
         if name in self.params:
             raise error("declare-twice", TileSyntaxError, f"{name} is declared twice")
         if isinstance(annotation, TensorSpec):
@@ -117,12 +123,20 @@ class EagerTracer(Tracer):
         buffers = [x.buffer for x in items if isinstance(x, BufferRef) and x.buffer in self.outputs]
         if len(buffers) != len(items):
             raise error(
-                "return-not-empty", TileTypeError, "an eager kernel returns tensors made by T.empty only",
-                loc=self._definition, help="make the result with C = T.empty((M, N), dtype)",
-            )  # fmt: skip
+                "return-not-empty",
+                TileTypeError,
+                "an eager kernel returns tensors made by T.empty only",
+                loc=self._definition,
+                help="make the result with C = T.empty((M, N), dtype)",
+            )
         for b, loc in self.outputs.items():
             if b not in buffers:
-                raise error("empty-not-returned", TileSyntaxError, f"the output {b.name or 'of T.empty'} is not returned", loc=loc)
+                raise error(
+                    "empty-not-returned",
+                    TileSyntaxError,
+                    f"the output {b.name or 'of T.empty'} is not returned",
+                    loc=loc,
+                )
         self.returned = tuple(buffers)
 
     _definition: Loc | None = None
@@ -159,7 +173,9 @@ class EagerTemplate:
         values = {**self.defaults, **options}
         missing = [n for n in self.options if n not in values]
         if missing:
-            raise error("missing-option", TileTypeError, f"{self.name}: option {missing[0]} has no value", loc=self._loc)
+            raise error(
+                "missing-option", TileTypeError, f"{self.name}: option {missing[0]} has no value", loc=self._loc
+            )
         first = EagerTracer(self.name, self.arguments, consts or {}, learning=True)
         try:
             self._run(first, values)
@@ -175,9 +191,11 @@ class EagerTemplate:
                 continue
             if axis >= len(sizes):
                 raise error(
-                    "const-rank", TileTypeError,
-                    f"{self.name}: {argument} has {len(sizes)} dimensions, its declaration more", loc=self._loc,
-                )  # fmt: skip
+                    "const-rank",
+                    TileTypeError,
+                    f"{self.name}: {argument} has {len(sizes)} dimensions, its declaration more",
+                    loc=self._loc,
+                )
             known[name] = int(sizes[axis])
         second = EagerTracer(self.name, self.arguments, known, learning=False)
         second._definition = self._loc
@@ -185,7 +203,12 @@ class EagerTemplate:
         assert second.returned is not None
         undeclared = [n for n in self.arguments if n not in second.params]
         if undeclared:
-            raise error("argument-not-declared", TileSyntaxError, f"{self.name}: {undeclared[0]} is never declared", loc=self._loc)
+            raise error(
+                "argument-not-declared",
+                TileSyntaxError,
+                f"{self.name}: {undeclared[0]} is never declared",
+                loc=self._loc,
+            )
         params = [second.params[n] for n in self.arguments]
         params += [Param(b.name, buffer=b, loc=b.loc) for b in second.returned]
         outputs = tuple(range(len(self.arguments), len(params)))
@@ -216,7 +239,11 @@ def is_lazy(pyfunc: Callable[..., Any]) -> bool:
     launches nothing."""
     tree = read_source(pyfunc).tree
     for n in ast.walk(tree):
-        if n is not tree and isinstance(n, ast.FunctionDef) and any(_last_name(d) == "prim_func" for d in n.decorator_list):
+        if (
+            n is not tree
+            and isinstance(n, ast.FunctionDef)
+            and any(_last_name(d) == "prim_func" for d in n.decorator_list)
+        ):
             return True
     return not any(isinstance(n, ast.Call) and _last_name(n) in _EAGER_CALLS for n in ast.walk(tree))
 
@@ -224,5 +251,3 @@ def is_lazy(pyfunc: Callable[..., Any]) -> bool:
 def _last_name(e: ast.expr) -> str:
     e = e.func if isinstance(e, ast.Call) else e
     return e.attr if isinstance(e, ast.Attribute) else e.id if isinstance(e, ast.Name) else ""
-
-

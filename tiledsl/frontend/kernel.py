@@ -9,7 +9,8 @@ from tiledsl.errors import TileSyntaxError, TileTypeError, TileValueError
 from tiledsl.frontend.builder import Block
 from tiledsl.frontend.control import Tracer, tracer
 from tiledsl.frontend.location import error, here
-from tiledsl.frontend.values import INT32, Value, index_expr
+from tiledsl.frontend.promotion import INT32
+from tiledsl.frontend.values import Value, index_expr
 from tiledsl.ir import Const, Expr, Kernel, Var
 
 __all__ = ["BlockIndex", "KernelLaunch"]
@@ -40,7 +41,9 @@ class KernelLaunch:
         self.threads = tuple(index_expr(t, "T.Kernel: threads") for t in sizes)
         self.total = self._count(self.threads)
         if self.total is not None and not 1 <= self.total <= _MAX_THREADS:
-            raise error("thread-count", TileValueError, f"T.Kernel: a block has 1 to {_MAX_THREADS} threads, not {self.total}")
+            raise error(
+                "thread-count", TileValueError, f"T.Kernel: a block has 1 to {_MAX_THREADS} threads, not {self.total}"
+            )
         self.loc = here()
         self.block: Block | None = None
 
@@ -58,9 +61,12 @@ class KernelLaunch:
         builder.enter_kernel()
         if builder.in_kernel:
             raise error(
-                "nested-kernel", TileSyntaxError, "T.Kernel inside T.Kernel",
-                notes=(f"the outer one begins at {builder.blocks[0].loc}",), help="place one after the other",
-            )  # fmt: skip
+                "nested-kernel",
+                TileSyntaxError,
+                "T.Kernel inside T.Kernel",
+                notes=(f"the outer one begins at {builder.blocks[0].loc}",),
+                help="place one after the other",
+            )
         for e in (*self.grid, *self.threads):
             builder.check(e, self.loc)
         self.block = builder.push("kernel")
@@ -85,7 +91,13 @@ class KernelLaunch:
         body = builder.pop(self.block)
         builder.kernels.append(
             Kernel(
-                builder.name, self.grid, self.threads, self.block_vars, self.thread_vars, body,
-                tuple(builder.kernel_attrs), loc=self.loc,
+                builder.name,
+                self.grid,
+                self.threads,
+                self.block_vars,
+                self.thread_vars,
+                body,
+                tuple(builder.kernel_attrs),
+                loc=self.loc,
             )
-        )  # fmt: skip
+        )

@@ -54,9 +54,12 @@ def assigned_names(*nodes: ast.AST) -> set[str]:
 
 def _uses(*nodes: ast.AST | None) -> _Live:
     return frozenset(
-        n.id for root in nodes if root is not None for n in ast.walk(root)
+        n.id
+        for root in nodes
+        if root is not None
+        for n in ast.walk(root)
         if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
-    )  # fmt: skip
+    )
 
 
 class _Analysis:

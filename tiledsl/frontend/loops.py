@@ -9,7 +9,8 @@ from tiledsl.dtypes import DType, promote
 from tiledsl.errors import TileNotImplementedError, TileSyntaxError, TileTypeError, TileValueError
 from tiledsl.frontend.builder import Block, Builder
 from tiledsl.frontend.location import error, here
-from tiledsl.frontend.values import INT32, Value, convert, index_expr, is_number
+from tiledsl.frontend.promotion import INT32, convert, is_number
+from tiledsl.frontend.values import Value, index_expr
 from tiledsl.ir import Const, Expr, For, Parallel, Var
 from tiledsl.ir.walk import free_vars
 
@@ -55,9 +56,11 @@ class LoopSpec:
 
     def __iter__(self) -> NoReturn:
         raise error(
-            "loop-not-in-for", TileSyntaxError, f"{self.what} can only stand in a `for` statement of a kernel or macro",
+            "loop-not-in-for",
+            TileSyntaxError,
+            f"{self.what} can only stand in a `for` statement of a kernel or macro",
             help="in comprehensions and helpers use Python's range with Python ints",
-        )  # fmt: skip
+        )
 
 
 def _in(e: Expr, dtype: DType) -> Expr:
@@ -84,9 +87,11 @@ def open_loop(builder: Builder, spec: LoopSpec, targets: tuple[str, ...]) -> Ope
     loc = here()
     if not builder.in_kernel:
         raise error(
-            "loop-outside-kernel", TileSyntaxError, f"{spec.what} must be inside `with T.Kernel(...)`",
+            "loop-outside-kernel",
+            TileSyntaxError,
+            f"{spec.what} must be inside `with T.Kernel(...)`",
             help="outside T.Kernel loop over a Python list",
-        )  # fmt: skip
+        )
     names = targets if len(targets) == len(spec.ranges) else tuple(f"i{k}" for k in range(len(spec.ranges)))
     variables = tuple(Var(n, r[0].dtype, loc=loc) for n, r in zip(names, spec.ranges, strict=True))
     for bounds in spec.ranges:
@@ -111,16 +116,20 @@ def _check_nesting(builder: Builder, spec: LoopSpec) -> None:
         return
     if builder.blocks[-1] is not outer or outer.statements:
         raise error(
-            "parallel-nesting", TileSyntaxError, "a T.Parallel inside another one must follow it directly",
-            notes=(f"the outer one begins at {outer.loc}",), help="use one T.Parallel over all axes, or T.serial inside",
-        )  # fmt: skip
+            "parallel-nesting",
+            TileSyntaxError,
+            "a T.Parallel inside another one must follow it directly",
+            notes=(f"the outer one begins at {outer.loc}",),
+            help="use one T.Parallel over all axes, or T.serial inside",
+        )
     bound = {v for v, block in builder.owner.items() if block is outer and isinstance(v, Var)}
     if any(free_vars(r[1]) & bound for r in spec.ranges):
         raise error(
-            "ragged-parallel", TileNotImplementedError,
+            "ragged-parallel",
+            TileNotImplementedError,
             "the extent of a nested T.Parallel depends on the outer one: not supported yet",
             help="use the largest extent and an `if` inside",
-        )  # fmt: skip
+        )
 
 
 def close_loop(builder: Builder, loop: OpenLoop) -> None:
@@ -134,10 +143,13 @@ def close_loop(builder: Builder, loop: OpenLoop) -> None:
         if inner is not None:
             if len(body) > 1:
                 raise error(
-                    "parallel-nesting-after", TileSyntaxError,
-                    "a T.Parallel inside another one must be its only statement", loc=inner.loc,
-                    notes=(f"the outer one begins at {loop.loc}",), help="use one T.Parallel over all axes",
-                )  # fmt: skip
+                    "parallel-nesting-after",
+                    TileSyntaxError,
+                    "a T.Parallel inside another one must be its only statement",
+                    loc=inner.loc,
+                    notes=(f"the outer one begins at {loop.loc}",),
+                    help="use one T.Parallel over all axes",
+                )
             variables, extents, body = variables + inner.vars, extents + inner.extents, inner.body
         made: For | Parallel = Parallel(variables, extents, body, spec.annotations, loc=loop.loc)
         builder.emit(made, spec.what, checked=True)

@@ -27,6 +27,7 @@ import builtins
 import inspect
 import itertools
 import linecache
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import CellType, CodeType, FunctionType
@@ -138,9 +139,12 @@ class _Rewriter(ast.NodeTransformer):
         refused = _REFUSED.get(type(node))
         if refused is not None:
             raise error(
-                "unsupported-construct", TileSyntaxError, f"`{refused[0]}` is not possible inside a kernel",
-                loc=self.source.loc(node), help=refused[1],
-            )  # fmt: skip
+                "unsupported-construct",
+                TileSyntaxError,
+                f"`{refused[0]}` is not possible inside a kernel",
+                loc=self.source.loc(node),
+                help=refused[1],
+            )
         return super().visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
@@ -183,11 +187,14 @@ class _Rewriter(ast.NodeTransformer):
                 return self.unpack(at, elts, value)
             case ast.Attribute():
                 raise error(
-                    "attribute-assignment", TileSyntaxError, "attributes cannot be assigned inside a kernel",
+                    "attribute-assignment",
+                    TileSyntaxError,
+                    "attributes cannot be assigned inside a kernel",
                     loc=self.source.loc(target),
                     help="use a name, a list or dict entry, or T.alloc_var for a mutable scalar",
-                )  # fmt: skip
-        return [_at(ast.Assign([self.generic_visit(target)], value), at)]
+                )
+        self.generic_visit(target)
+        return [_at(ast.Assign([target], value), at)]
 
     def unpack(self, at: ast.AST, elts: list[ast.expr], value: ast.expr) -> list[ast.stmt]:
         temp = self.temp()
@@ -275,9 +282,12 @@ class _Rewriter(ast.NodeTransformer):
     def _no_else(self, node: ast.For | ast.While) -> None:
         if node.orelse:
             raise error(
-                "loop-else", TileSyntaxError, "`else` on a loop is not possible inside a kernel",
-                loc=self.source.loc(node.orelse[0]), help="test a T.alloc_var after the loop",
-            )  # fmt: skip
+                "loop-else",
+                TileSyntaxError,
+                "`else` on a loop is not possible inside a kernel",
+                loc=self.source.loc(node.orelse[0]),
+                help="test a T.alloc_var after the loop",
+            )
 
     def visit_Break(self, node: ast.Break) -> Any:
         return _at(ast.If(self.call(node, "break_"), [node], []), node)
@@ -363,14 +373,17 @@ def _compile(pyfunc: Callable[..., Any]) -> CodeType:
         if a is not None:
             a.annotation = None
     free = ast.arguments(
-        posonlyargs=[], args=[ast.arg(n) for n in (*code.co_freevars, FACADE)], kwonlyargs=[], kw_defaults=[], defaults=[]
+        posonlyargs=[],
+        args=[ast.arg(n) for n in (*code.co_freevars, FACADE)],
+        kwonlyargs=[],
+        kw_defaults=[],
+        defaults=[],
     )
     keep = _at(ast.Expr(ast.Name(FACADE, ast.Load())), function)  # the facade is a free variable even if unused
     docstring = 1 if ast.get_docstring(function, clean=False) is not None else 0
     function.body.insert(docstring, keep)
-    factory = ast.FunctionDef("factory", free, [function], [])
-    if hasattr(ast, "TypeVar"):
-        factory.type_params = []
+    extra: dict[str, Any] = {"type_params": []} if sys.version_info >= (3, 12) else {}
+    factory = ast.FunctionDef("factory", free, [function], [], **extra)
     module = ast.fix_missing_locations(ast.Module([_at(factory, function)], []))
     inner = _inner_code(compile(module, code.co_filename, "exec", dont_inherit=True), function.name)
     return inner.replace(co_qualname=code.co_qualname)

@@ -18,11 +18,22 @@ from tiledsl.frontend.builder import Builder, is_tracing, tracing
 from tiledsl.frontend.control import CONTROL, Tracer, tracer
 from tiledsl.frontend.location import error
 from tiledsl.frontend.rewrite import rewritten
-from tiledsl.frontend.values import Cell, Element, Value
+from tiledsl.frontend.storage import Cell, Element
+from tiledsl.frontend.values import Value
 from tiledsl.ir import Function, Param, Var
 from tiledsl.ir.walk import free_vars
 
-__all__ = ["Macro", "Parameter", "PrimFunc", "Ref", "captures", "finish", "located", "parameter_annotations", "trace_prim_func"]
+__all__ = [
+    "Macro",
+    "Parameter",
+    "PrimFunc",
+    "Ref",
+    "captures",
+    "finish",
+    "located",
+    "parameter_annotations",
+    "trace_prim_func",
+]
 
 
 @dataclass(frozen=True)
@@ -56,9 +67,11 @@ class PrimFunc:
 
     def __call__(self, *args: Any, **kw: Any) -> Any:
         raise error(
-            "call-prim-func", TileTypeError, f"{self.name} is a kernel, not yet a compiled one",
+            "call-prim-func",
+            TileTypeError,
+            f"{self.name} is a kernel, not yet a compiled one",
             help="return it from a @tiledsl.jit factory, or compile it: tiledsl.compile(kernel)(...)",
-        )  # fmt: skip
+        )
 
     def __repr__(self) -> str:
         return f"PrimFunc({self.name})"
@@ -140,14 +153,19 @@ def trace_prim_func(pyfunc: Callable[..., Any], names: Mapping[str, Any] | None 
     for p in inspect.signature(pyfunc).parameters.values():
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or p.default is not p.empty:
             raise error(
-                "param-kind", TileSyntaxError, f"parameter {p.name}: a kernel has plain parameters without defaults",
+                "param-kind",
+                TileSyntaxError,
+                f"parameter {p.name}: a kernel has plain parameters without defaults",
                 loc=_def_loc(pyfunc),
-            )  # fmt: skip
+            )
         if p.name not in annotations:
             raise error(
-                "param-unannotated", TileTypeError, f"parameter {p.name} has no annotation", loc=_def_loc(pyfunc),
+                "param-unannotated",
+                TileTypeError,
+                f"parameter {p.name} has no annotation",
+                loc=_def_loc(pyfunc),
                 help=f"write `{p.name}: T.Tensor((M, N), T.float16)` or `{p.name}: T.int32`",
-            )  # fmt: skip
+            )
         param, argument = make_param(p.name, annotations[p.name], _def_loc(pyfunc))
         _declare(builder, param)
         params.append(param)
@@ -173,9 +191,12 @@ def finish(builder: Tracer, params: list[Param], outputs: tuple[int, ...], loc: 
     """The function of a completed trace."""
     if not builder.kernels:
         raise error(
-            "no-kernel", TileSyntaxError, f"{builder.name} launches nothing", loc=loc,
+            "no-kernel",
+            TileSyntaxError,
+            f"{builder.name} launches nothing",
+            loc=loc,
             help="put the work into `with T.Kernel(grid, threads=128) as bx:`",
-        )  # fmt: skip
+        )
     bound: dict[Var, None] = {}
     for p in params:
         if p.buffer is not None:
@@ -184,15 +205,16 @@ def finish(builder: Tracer, params: list[Param], outputs: tuple[int, ...], loc: 
     for var, place in builder.symbols.items():
         if var not in bound:
             raise error(
-                "unbound-symbol", TileNameError, f"symbol {var.name} appears in no argument's shape or strides",
-                loc=place or loc, help="use it in the annotation of a tensor parameter, or pass a scalar parameter",
-            )  # fmt: skip
+                "unbound-symbol",
+                TileNameError,
+                f"symbol {var.name} appears in no argument's shape or strides",
+                loc=place or loc,
+                help="use it in the annotation of a tensor parameter, or pass a scalar parameter",
+            )
     kernels = tuple(builder.kernels)
     if len(kernels) > 1:
         kernels = tuple(k.replace(name=f"{builder.name}_{i}") for i, k in enumerate(kernels))
-    return Function(
-        builder.name, tuple(params), kernels, tuple(bound), outputs, attrs=tuple(builder.attrs), loc=loc
-    )
+    return Function(builder.name, tuple(params), kernels, tuple(bound), outputs, attrs=tuple(builder.attrs), loc=loc)
 
 
 class Macro:
@@ -213,7 +235,9 @@ class Macro:
             bound = inspect.signature(self.pyfunc).bind(*args, **kw)
         except TypeError as e:
             raise error("macro-arguments", TileTypeError, f"macro {self.pyfunc.__name__}: {e}") from None
-        references = {n for n, a in self.pyfunc.__annotations__.items() if a is Ref or (isinstance(a, str) and "Ref" in a)}
+        references = {
+            n for n, a in self.pyfunc.__annotations__.items() if a is Ref or (isinstance(a, str) and "Ref" in a)
+        }
         for name, value in bound.arguments.items():
             bound.arguments[name] = self._argument(name, value, name in references)
         run = rewritten(self.pyfunc, CONTROL)
@@ -231,9 +255,11 @@ class Macro:
         if isinstance(value, Element):
             return Cell(value.buffer, value.indices, bound=True)
         raise error(
-            "macro-ref", TileTypeError, f"macro {self.pyfunc.__name__}: {name} is a T.Ref and needs a variable or element",
+            "macro-ref",
+            TileTypeError,
+            f"macro {self.pyfunc.__name__}: {name} is a T.Ref and needs a variable or element",
             help="pass a T.alloc_var or A[i, j]",
-        )  # fmt: skip
+        )
 
 
 def captures(pyfunc: Callable[..., Any]) -> dict[str, object]:

@@ -56,9 +56,7 @@ from tiledsl.language.launch import (
     vectorized,
 )
 from tiledsl.language.math import (
-    Cast_ as Cast,
-)
-from tiledsl.language.math import (
+    Cast,
     Select,
     abs,
     bitwise_and,
@@ -126,8 +124,23 @@ float, half, double = float32, float16, float64
 int, uint, long, ulong, short, ushort = int32, uint32, int64, uint64, int16, uint16
 char, uchar = int8, uint8
 
-__all__ = [name for name in dir() if not name.startswith("_") and name not in ("annotations", "Any", "compute", "debug",
-           "launch", "math", "memory", "missing", "operation", "types")]  # fmt: skip
+__all__ = [
+    "Buffer", "Cast", "GemmWarpPolicy", "Kernel", "Parallel", "Pipelined", "Ref", "Select", "Serial",
+    "StridedTensor", "Tensor", "Unroll", "Vectorized", "abs", "alloc_fragment", "alloc_local", "alloc_shared",
+    "alloc_var", "annotate_compile_flags", "annotate_l2_hit_ratio", "annotate_layout", "annotate_pass_configs",
+    "annotate_restrict_buffers", "annotate_safe_value", "assume", "bfloat16", "bitwise_and", "bitwise_not",
+    "bitwise_or", "bitwise_xor", "bool", "boolean", "cast", "ceil", "ceildiv", "char", "clamp", "clear", "const",
+    "copy", "device_assert", "disable_warp_group_reg_alloc", "double", "dtype", "dynamic", "empty", "exp", "exp2",
+    "fill", "float", "float16", "float32", "float4_e2m1fn", "float64", "float8_e4m3", "float8_e4m3fn",
+    "float8_e5m2", "float8_e8m0fnu", "floor", "floordiv", "floormod", "fma", "gemm", "grid", "half",
+    "if_then_else", "infinity", "int", "int16", "int32", "int4", "int64", "int8", "isfinite", "isinf", "isnan",
+    "log", "log2", "long", "macro", "max", "max_value", "min", "min_value", "no_set_max_nreg", "parallel",
+    "prim_func", "print", "reduce_absmax", "reduce_abssum", "reduce_bitand", "reduce_bitor", "reduce_bitxor",
+    "reduce_max", "reduce_min", "reduce_sum", "reinterpret", "reshape", "round", "rsqrt", "serial",
+    "set_max_nreg", "shift_left", "shift_right", "short", "sigmoid", "sqrt", "symbolic", "trunc", "truncdiv",
+    "truncmod", "uchar", "uint", "uint16", "uint32", "uint4", "uint64", "uint8", "ulong", "unroll", "use_swizzle",
+    "ushort", "vectorized", "view",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -146,5 +159,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-

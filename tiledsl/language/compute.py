@@ -59,11 +59,17 @@ def gemm(
         raise error("gemm-alias", TileValueError, f"T.gemm: {cnm} is both the result and an operand")
     builder.emit(
         Gemm(
-            a, b, c, as_bool(clear_accum, "T.gemm: clear_accum"), bool(transpose_A), bool(transpose_B),
-            annotations=hints(policy=policy.name if isinstance(policy, GemmWarpPolicy) else None), loc=here(),
+            a,
+            b,
+            c,
+            as_bool(clear_accum, "T.gemm: clear_accum"),
+            bool(transpose_A),
+            bool(transpose_B),
+            annotations=hints(policy=policy.name if isinstance(policy, GemmWarpPolicy) else None),
+            loc=here(),
         ),
         "T.gemm",
-    )  # fmt: skip
+    )
 
 
 def r_last(r: Region) -> tuple[Expr, Expr]:
@@ -79,20 +85,27 @@ def _matrix(r: Region, transposed: bool) -> tuple[Expr, Expr]:
 def _check_matrix(r: Region) -> None:
     if len(r.extents) < 2 or any(not (isinstance(e, Const) and e.value == 1) for e in r.extents[:-2]):
         raise error(
-            "gemm-rank", TileTypeError, f"T.gemm needs matrices: {operand_text(r)}", notes=place_text(r.buffer),
+            "gemm-rank",
+            TileTypeError,
+            f"T.gemm needs matrices: {operand_text(r)}",
+            notes=place_text(r.buffer),
             help="slice it down to its last two dimensions",
-        )  # fmt: skip
+        )
     for e in r_last(r):
         if not isinstance(e, Const):
             raise error(
-                "gemm-dynamic", TileTypeError, f"T.gemm needs constant sizes: {operand_text(r)}",
+                "gemm-dynamic",
+                TileTypeError,
+                f"T.gemm needs constant sizes: {operand_text(r)}",
                 help="copy a tile of constant size into shared memory first",
-            )  # fmt: skip
+            )
     if r.buffer.scope not in ("shared", "fragment"):
         raise error(
-            "gemm-scope", TileTypeError, f"T.gemm works on shared and fragment buffers: {operand_text(r)}",
+            "gemm-scope",
+            TileTypeError,
+            f"T.gemm works on shared and fragment buffers: {operand_text(r)}",
             help="copy the tile into shared memory (T.alloc_shared, T.copy) first",
-        )  # fmt: skip
+        )
 
 
 _Named = tuple[str, str, Expr, Region]
@@ -127,19 +140,24 @@ def _check_dtypes(a: Region, b: Region, c: Region) -> None:
     notes = place_text(a.buffer) + place_text(b.buffer) + place_text(c.buffer)
     if a.buffer.dtype is not b.buffer.dtype:
         raise error(
-            "gemm-operand-dtypes", TileTypeError,
-            f"gemm: the operands differ in dtype: {operand_text(a)}, {operand_text(b)}", notes=notes,
+            "gemm-operand-dtypes",
+            TileTypeError,
+            f"gemm: the operands differ in dtype: {operand_text(a)}, {operand_text(b)}",
+            notes=notes,
             help="T.copy converts: allocate both tiles with one dtype",
-        )  # fmt: skip
+        )
     allowed = _accumulators(a.buffer.dtype)
     if not allowed:
-        raise error("gemm-dtype", TileTypeError, f"gemm: operands of dtype {a.buffer.dtype} are not multiplied", notes=notes)
+        raise error(
+            "gemm-dtype", TileTypeError, f"gemm: operands of dtype {a.buffer.dtype} are not multiplied", notes=notes
+        )
     if c.buffer.dtype.name not in allowed:
         raise error(
-            "gemm-result-dtype", TileTypeError,
+            "gemm-result-dtype",
+            TileTypeError,
             f"gemm: {a.buffer.dtype} operands accumulate in {' or '.join(allowed)}, not in {operand_text(c)}",
             notes=place_text(c.buffer),
-        )  # fmt: skip
+        )
 
 
 # -- reductions -------------------------------------------------------------------------------------------
@@ -151,23 +169,32 @@ def _reduce(op: str, src: Any, out: Any, dim: Any, clear: Any, nan_propagate: bo
     s, d = as_region(src, f"{what}: buffer"), as_region(out, f"{what}: out")
     rank = len(s.extents)
     if not isinstance(dim, int) or not -rank <= dim < rank:
-        raise error("reduce-dim", TileValueError, f"{what}: dim {dim!r} of {operand_text(s)}", help=f"-{rank} to {rank - 1}")
+        raise error(
+            "reduce-dim", TileValueError, f"{what}: dim {dim!r} of {operand_text(s)}", help=f"-{rank} to {rank - 1}"
+        )
     axis = dim % rank
     for r in (s, d):
         if r.buffer.scope == "global":
             raise error(
-                "reduce-scope", TileTypeError, f"{what} works on block-local buffers: {operand_text(r)}",
+                "reduce-scope",
+                TileTypeError,
+                f"{what} works on block-local buffers: {operand_text(r)}",
                 help="copy the tile into shared memory or a fragment first",
-            )  # fmt: skip
+            )
     kept = s.extents[:axis] + s.extents[axis + 1 :]
     one = (Const(1, s.extents[axis].dtype),)
     wanted = [kept, s.extents[:axis] + one + s.extents[axis + 1 :]] if kept else [one]
-    if not any(len(w) == len(d.extents) and all(difference(x, y) == 0 for x, y in zip(w, d.extents, strict=True)) for w in wanted):
+    if not any(
+        len(w) == len(d.extents) and all(difference(x, y) == 0 for x, y in zip(w, d.extents, strict=True))
+        for w in wanted
+    ):
         raise error(
-            "reduce-shape", TileTypeError, f"{what}: reducing dimension {axis} of {operand_text(s)} "
+            "reduce-shape",
+            TileTypeError,
+            f"{what}: reducing dimension {axis} of {operand_text(s)} "
             f"gives {' or '.join(dims(w) for w in wanted)}, not {operand_text(d)}",
             notes=place_text(d.buffer),
-        )  # fmt: skip
+        )
     if op.startswith("bit") and not (s.buffer.dtype.is_int and d.buffer.dtype.is_int):
         raise error("reduce-bits", TileTypeError, f"{what} takes integers: {operand_text(s)}, {operand_text(d)}")
     if s.buffer.root is d.buffer.root:

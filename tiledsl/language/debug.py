@@ -8,7 +8,8 @@ from tiledsl.errors import TileTypeError
 from tiledsl.frontend.builder import current
 from tiledsl.frontend.control import tracer
 from tiledsl.frontend.location import error, here
-from tiledsl.frontend.values import BufferRef, RegionRef, Value, as_bool, as_value, to_dtype
+from tiledsl.frontend.storage import BufferRef, RegionRef
+from tiledsl.frontend.values import Value, as_bool, as_value, to_dtype
 from tiledsl.ir import Const, Debug
 from tiledsl.language.operation import not_yet, operation, surface
 
@@ -97,7 +98,9 @@ def annotate_restrict_buffers(*buffers: Any) -> None:
 @operation
 def annotate_pass_configs(configs: dict[Any, Any]) -> None:
     """Compiler configuration of this kernel; recorded on the function."""
-    tracer("T.annotate_pass_configs").attrs.append(("pass_configs", tuple((str(k), str(v)) for k, v in configs.items())))
+    tracer("T.annotate_pass_configs").attrs.append(
+        ("pass_configs", tuple((str(k), str(v)) for k, v in configs.items()))
+    )
 
 
 @operation

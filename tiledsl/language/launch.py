@@ -105,4 +105,3 @@ def grid(*extents: Any) -> LoopSpec:
 
 
 Serial, Unroll, Vectorized = serial, unroll, vectorized
-

@@ -13,33 +13,21 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from tiledsl import ir
 from tiledsl.dtypes import DType, as_dtype, promote, set_cast_hook
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.frontend.control import choice_dtype
 from tiledsl.frontend.control import if_then_else as _if_then_else
 from tiledsl.frontend.location import error, here
-from tiledsl.frontend.values import (
-    BOOL,
-    FLOAT32,
-    Value,
-    as_bool,
-    as_number,
-    as_value,
-    binary,
-    convert,
-    is_number,
-    slice_dtype,
-    to_dtype,
-    unary,
-)
-from tiledsl.ir import Call, Cast, Const, Fma, Select as _Select
+from tiledsl.frontend.promotion import BOOL, FLOAT32, as_number, convert, is_number, slice_dtype
+from tiledsl.frontend.values import Value, as_bool, as_value, binary, to_dtype, unary
 from tiledsl.language.operation import not_yet, surface
 
 __all__ = [
-    "Cast_", "Select", "abs", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "cast", "ceil", "ceildiv", "clamp",
-    "exp", "exp2", "floor", "floordiv", "floormod", "fma", "if_then_else", "infinity", "isfinite", "isinf", "isnan", "log",
-    "log2", "max", "max_value", "min", "min_value", "reinterpret", "round", "rsqrt", "shift_left", "shift_right",
-    "sigmoid", "sqrt", "trunc", "truncdiv", "truncmod",
+    "Cast", "Select", "abs", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "cast", "ceil",
+    "ceildiv", "clamp", "exp", "exp2", "floor", "floordiv", "floormod", "fma", "if_then_else", "infinity",
+    "isfinite", "isinf", "isnan", "log", "log2", "max", "max_value", "min", "min_value", "reinterpret", "round",
+    "rsqrt", "shift_left", "shift_right", "sigmoid", "sqrt", "trunc", "truncdiv", "truncmod",
 ]  # fmt: skip
 
 
@@ -170,11 +158,13 @@ def Select(cond: Any, t: Any, f: Any) -> Any:
     left, right = as_value(t, "T.Select: a side"), as_value(f, "T.Select: a side")
     if isinstance(t, Value) and isinstance(f, Value) and t.dtype is not f.dtype:
         raise error(
-            "select-dtypes", TileTypeError, f"T.Select: the sides differ in dtype: {left!r} ({left.dtype}), "
-            f"{right!r} ({right.dtype})", help="cast one side, or use T.if_then_else",
-        )  # fmt: skip
+            "select-dtypes",
+            TileTypeError,
+            f"T.Select: the sides differ in dtype: {left!r} ({left.dtype}), {right!r} ({right.dtype})",
+            help="cast one side, or use T.if_then_else",
+        )
     dtype = choice_dtype("Select", t, f)
-    return Value(_Select(as_bool(cond, "T.Select"), to_dtype(t, dtype), to_dtype(f, dtype), loc=here()))
+    return Value(ir.Select(as_bool(cond, "T.Select"), to_dtype(t, dtype), to_dtype(f, dtype), loc=here()))
 
 
 # -- floats -----------------------------------------------------------------------------------------------
@@ -184,9 +174,11 @@ def _float(name: str, x: Any) -> Value:
     v = as_value(float(x) if is_number(x) else x, f"T.{name}: the argument")
     if not v.dtype.is_float:
         raise error(
-            "math-dtype", TileTypeError, f"T.{name} takes a float, got {v!r} ({v.dtype})",
+            "math-dtype",
+            TileTypeError,
+            f"T.{name} takes a float, got {v!r} ({v.dtype})",
             help=f"convert it: T.{name}(T.float32(x))",
-        )  # fmt: skip
+        )
     return v
 
 
@@ -194,7 +186,7 @@ def _math_call(name: str, x: Any) -> Value:
     """A function that is expanded in float32 or float64; halves go through float32."""
     v = _float(name, x)
     inner = FLOAT32 if v.dtype.bits < 32 else v.dtype
-    return Value(convert(Call(name, (convert(v.expr, inner),), inner, loc=here()), v.dtype, loc=True))
+    return Value(convert(ir.Call(name, (convert(v.expr, inner),), inner, loc=here()), v.dtype, loc=True))
 
 
 @surface
@@ -284,11 +276,11 @@ def fma(a: Any, b: Any, c: Any) -> Any:
     """a * b + c with one rounding. float16 and bfloat16 go through float32."""
     dtype = promote(promote(_float("fma", a).dtype, _float("fma", b).dtype), _float("fma", c).dtype)
     inner = FLOAT32 if dtype.bits < 32 else dtype
-    return Value(convert(Fma(*(to_dtype(x, inner) for x in (a, b, c)), loc=here()), dtype, loc=True))
+    return Value(convert(ir.Fma(*(to_dtype(x, inner) for x in (a, b, c)), loc=here()), dtype, loc=True))
 
 
 def _classify(name: str, x: Any) -> Value:
-    return Value(Call(name, (_float(name, x).expr,), BOOL, loc=here()))
+    return Value(ir.Call(name, (_float(name, x).expr,), BOOL, loc=here()))
 
 
 @surface
@@ -321,7 +313,7 @@ def cast(value: Any, dtype: Any, round: str = "", sat: bool = True, rbits: Any =
 
 
 @surface
-def Cast_(dtype: Any, value: Any) -> Any:
+def Cast(dtype: Any, value: Any) -> Any:
     """`cast` with its arguments exchanged."""
     return _cast("T.Cast", value, dtype)
 
@@ -333,7 +325,7 @@ def _cast(what: str, value: Any, dtype: Any) -> Value:
 
 
 def _cast_expr(v: Value, target: DType) -> Any:
-    return v.expr if v.expr.dtype is target else Cast(v.expr, target, loc=here())
+    return v.expr if v.expr.dtype is target else ir.Cast(v.expr, target, loc=here())
 
 
 def _construct(dtype: DType, args: tuple[Any, ...]) -> Any:
@@ -355,10 +347,11 @@ def reinterpret(value: Any, dtype: Any) -> Any:
     v = as_value(value, "T.reinterpret: the value")
     if v.dtype.bits != target.bits or v.dtype.is_bool or target.is_bool:
         raise error(
-            "reinterpret-width", TileTypeError,
+            "reinterpret-width",
+            TileTypeError,
             f"T.reinterpret: {v!r} ({v.dtype}) and {target} are not of the same width",
-        )  # fmt: skip
-    return v if v.dtype is target else Value(Call("reinterpret", (v.typed,), target, loc=here()))
+        )
+    return v if v.dtype is target else Value(ir.Call("reinterpret", (v.typed,), target, loc=here()))
 
 
 # -- limits -----------------------------------------------------------------------------------------------
@@ -376,7 +369,7 @@ def _limits(what: str, dtype: Any) -> tuple[DType, float, float]:
         return kind, -(1 << kind.bits - 1) if signed else 0, (1 << kind.bits - signed) - 1
     if not kind.is_float or kind.is_vector:
         raise error("limit-kind", TileTypeError, f"{what}: {kind} is no scalar number type")
-    info = ml_dtypes.finfo(kind.numpy)
+    info = ml_dtypes.finfo(kind.numpy)  # type: ignore[no-untyped-call]
     return kind, float(info.min), float(info.max)
 
 
@@ -385,21 +378,21 @@ def infinity(dtype: Any = "float32") -> Any:
     """Positive infinity of a float type that has one."""
     kind, _, _ = _limits("T.infinity", dtype)
     if kind.name not in ("float16", "bfloat16", "float32", "float64", "float8_e5m2"):
-        raise error("no-infinity", TileTypeError, f"T.infinity: {kind} has no infinity", help="use T.max_value or T.min_value")
-    return Value(Const(_math.inf, kind, loc=here()))
+        raise error(
+            "no-infinity", TileTypeError, f"T.infinity: {kind} has no infinity", help="use T.max_value or T.min_value"
+        )
+    return Value(ir.Const(_math.inf, kind, loc=here()))
 
 
 @surface
 def max_value(dtype: Any) -> Any:
     """The largest finite value of a type."""
     kind, _, high = _limits("T.max_value", dtype)
-    return Value(Const(high, kind, loc=here()))
+    return Value(ir.Const(high, kind, loc=here()))
 
 
 @surface
 def min_value(dtype: Any) -> Any:
     """The lowest finite value of a type."""
     kind, low, _ = _limits("T.min_value", dtype)
-    return Value(Const(low, kind, loc=here()))
-
-
+    return Value(ir.Const(low, kind, loc=here()))

@@ -12,23 +12,15 @@ from tiledsl.frontend.control import tracer
 from tiledsl.frontend.describe import dims, expr_text, operand_text, place_text
 from tiledsl.frontend.linear import difference
 from tiledsl.frontend.location import error, here
-from tiledsl.frontend.values import (
-    INT32,
-    BufferRef,
-    Cell,
-    Element,
-    RegionRef,
-    Value,
-    emit_store,
-    is_number,
-    slice_dtype,
-    to_dtype,
-)
+from tiledsl.frontend.promotion import INT32, is_number, slice_dtype
+from tiledsl.frontend.storage import BufferRef, Cell, Element, RegionRef, emit_store
+from tiledsl.frontend.values import Value, to_dtype
 from tiledsl.ir import Alloc, Buffer, Const, Copy, Expr, Fill, Region
 from tiledsl.language.operation import hints, not_inside_parallel, not_yet, operation
 
 __all__ = [
-    "alloc_fragment", "alloc_local", "alloc_shared", "alloc_var", "as_region", "clear", "copy", "fill", "reshape", "view",
+    "alloc_fragment", "alloc_local", "alloc_shared", "alloc_var", "as_region", "clear", "copy", "fill",
+    "reshape", "view",
 ]  # fmt: skip
 
 
@@ -40,9 +32,11 @@ def _alloc(what: str, shape: Any, dtype: Any, scope: str) -> BufferRef:
     for e in extents:
         if not isinstance(e, Const):
             raise error(
-                "dynamic-alloc", TileTypeError, f"{what}: the extent {expr_text(e)} is known only at run time",
+                "dynamic-alloc",
+                TileTypeError,
+                f"{what}: the extent {expr_text(e)} is known only at run time",
                 help="block-local storage has constant shapes: use Python ints (T.const in eager kernels)",
-            )  # fmt: skip
+            )
         if e.value == 0:
             raise error("empty-alloc", TileValueError, f"{what}: shape {dims(extents)} has no elements")
     buffer = Buffer("", slice_dtype(dtype, what), extents, scope, loc=here())
@@ -53,9 +47,11 @@ def _alloc(what: str, shape: Any, dtype: Any, scope: str) -> BufferRef:
 def _no_alloc_in_parallel(what: str) -> None:
     if tracer(what).inside("parallel"):
         raise error(
-            "alloc-in-parallel", TileSyntaxError, f"{what} inside T.Parallel",
+            "alloc-in-parallel",
+            TileSyntaxError,
+            f"{what} inside T.Parallel",
             help="allocate it before the loop, or use T.alloc_local for storage of one iteration",
-        )  # fmt: skip
+        )
 
 
 @operation
@@ -82,7 +78,7 @@ def alloc_local(shape: Any, dtype: Any = "float32", scope: str = "local") -> Any
 def alloc_var(dtype: Any, init: Any = None, scope: str = "local.var") -> Any:
     """A mutable scalar: `v = T.alloc_var(T.int32, 0)`; then `v = e` and `v += e` store into it."""
     if isinstance(init, str):
-        init, scope = None, init  # T.alloc_var(dtype, "local.var")
+        init = None  # T.alloc_var(dtype, "local.var")
     kind = slice_dtype(dtype, "T.alloc_var")
     buffer = Buffer("", kind, (Const(1, INT32),), "var", loc=here())
     value = None if init is None else to_dtype(_scalar(init, "T.alloc_var: init"), kind)
@@ -111,10 +107,11 @@ def _view(what: str, src: Any, shape: Any, dtype: DType) -> BufferRef:
         raise not_yet(f"{what} with a run-time size")
     if old != new:
         raise error(
-            "view-size", TileTypeError,
+            "view-size",
+            TileTypeError,
             f"{what}: {dims(b.shape)} {b.dtype} has {old} bits, {dims(extents)} {dtype} has {new}",
             notes=place_text(b),
-        )  # fmt: skip
+        )
     made = Buffer("", dtype, extents, b.scope, alias_of=b, loc=here())
     current(what).define_view(made)
     return BufferRef(made)
@@ -158,7 +155,12 @@ def as_region(x: Any, what: str) -> Region:
     hint = None
     if isinstance(x, Element):
         hint = f"an element is one scalar; give a slice: {x.buffer.name}[i:i + 64, ...]"
-    raise error("not-a-tile", TileTypeError, f"{what} must be a buffer or a slice of one, got {type(x).__name__} {x!r}", help=hint)
+    raise error(
+        "not-a-tile",
+        TileTypeError,
+        f"{what} must be a buffer or a slice of one, got {type(x).__name__} {x!r}",
+        help=hint,
+    )
 
 
 @operation
@@ -261,10 +263,11 @@ def _inherit(corner: _Side, box: _Side, src: Any, dst: Any) -> _Side:
         extents = [e for e in extents if not _is_one(e)]
     if len(extents) > rank:
         raise error(
-            "copy-rank", TileTypeError,
+            "copy-rank",
+            TileTypeError,
             f"T.copy: {corner.buffer.name} is {rank}-dimensional and cannot hold a box of {dims(box.extents)}",
             notes=place_text(corner.buffer),
-        )  # fmt: skip
+        )
     return corner.with_extents([Const(1, INT32)] * (rank - len(extents)) + extents)
 
 
@@ -282,9 +285,12 @@ def _broadcast(a: _Side, b: _Side) -> tuple[_Side, _Side]:
     a, b = a.with_extents(left), b.with_extents(right)
     if len(a.moving()) != len(b.moving()):
         raise error(
-            "copy-shape", TileTypeError, f"T.copy: the shapes do not match: {a.text} -> {b.text}",
-            notes=place_text(a.buffer) + place_text(b.buffer), help="slice both sides to the same box",
-        )  # fmt: skip
+            "copy-shape",
+            TileTypeError,
+            f"T.copy: the shapes do not match: {a.text} -> {b.text}",
+            notes=place_text(a.buffer) + place_text(b.buffer),
+            help="slice both sides to the same box",
+        )
     return a, b
 
 
@@ -298,16 +304,23 @@ def _paired(a: _Side, b: _Side, given: tuple[tuple[str, Any], ...]) -> Copy:
     for i, j in zip(src_axes, dst_axes, strict=True):
         if difference(left[i], right[j]) not in (0, None):
             raise error(
-                "copy-extent", TileTypeError,
+                "copy-extent",
+                TileTypeError,
                 f"T.copy: extent {expr_text(left[i])} of the source meets {expr_text(right[j])} of the destination: "
                 f"{a.text} -> {b.text}",
-                notes=place_text(a.buffer) + place_text(b.buffer), help="slice both sides to the same box",
-            )  # fmt: skip
+                notes=place_text(a.buffer) + place_text(b.buffer),
+                help="slice both sides to the same box",
+            )
         left[i] = right[j] = right[j] if closer_is_dst else left[i]
         domain.append(left[i])
     if not domain:  # one element each
         domain, src_axes, dst_axes = [Const(1, INT32)], [len(left) - 1], [len(right) - 1]
     return Copy(
-        Region(a.buffer, a.starts, tuple(left), loc=here()), Region(b.buffer, b.starts, tuple(right), loc=here()),
-        tuple(domain), tuple(src_axes), tuple(dst_axes), annotations=given, loc=here(),
-    )  # fmt: skip
+        Region(a.buffer, a.starts, tuple(left), loc=here()),
+        Region(b.buffer, b.starts, tuple(right), loc=here()),
+        tuple(domain),
+        tuple(src_axes),
+        tuple(dst_axes),
+        annotations=given,
+        loc=here(),
+    )

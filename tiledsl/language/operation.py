@@ -9,10 +9,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from tiledsl.errors import TileNotImplementedError, TileSyntaxError, TileTypeError, suggest
 from tiledsl.frontend.builder import current
-from tiledsl.frontend.control import Tracer, tracer
+from tiledsl.frontend.control import CONTROL, Tracer, tracer
 from tiledsl.frontend.location import error
 from tiledsl.frontend.values import Undefined
-from tiledsl.frontend.control import CONTROL
 
 __all__ = ["not_inside_parallel", "not_yet", "operation", "surface"]
 
@@ -31,9 +30,11 @@ def surface(fn: Callable[_P, _R]) -> Callable[_P, _R]:
         for keyword in kw:
             if keyword not in known:
                 raise error(
-                    "unknown-keyword", TileTypeError, f"{name} has no keyword {keyword}",
+                    "unknown-keyword",
+                    TileTypeError,
+                    f"{name} has no keyword {keyword}",
                     help=suggest(keyword, known) or f"keywords: {', '.join(known)}",
-                )  # fmt: skip
+                )
         try:
             signature.bind(*args, **kw)
         except TypeError as e:
@@ -50,7 +51,7 @@ def signature_text(signature: inspect.Signature) -> str:
     """(src, dst, coalesced_width=None): names and defaults only."""
     parts = []
     for p in signature.parameters.values():
-        star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        star = "*" if p.kind is p.VAR_POSITIONAL else ""
         parts.append(star + p.name + ("" if p.default is p.empty else f"={p.default!r}"))
     return f"({', '.join(parts)})"
 
@@ -74,9 +75,12 @@ def not_inside_parallel(what: str) -> Tracer:
     loop = builder.inside("parallel")
     if loop is not None:
         raise error(
-            "tile-op-in-parallel", TileSyntaxError, f"{what} works on the whole block and cannot stand inside T.Parallel",
-            notes=(f"the T.Parallel begins at {loop.loc}",), help="move it before or after the loop",
-        )  # fmt: skip
+            "tile-op-in-parallel",
+            TileSyntaxError,
+            f"{what} works on the whole block and cannot stand inside T.Parallel",
+            notes=(f"the T.Parallel begins at {loop.loc}",),
+            help="move it before or after the loop",
+        )
     return builder
 
 

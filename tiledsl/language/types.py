@@ -39,7 +39,9 @@ class _StridedAnnotation:
 
     def __getitem__(self, key: Any) -> Any:
         if not isinstance(key, tuple) or not 2 <= len(key) <= 3:
-            raise error("strided-arguments", TileTypeError, "T.StridedTensor[shape, strides, dtype] takes 2 or 3 arguments")
+            raise error(
+                "strided-arguments", TileTypeError, "T.StridedTensor[shape, strides, dtype] takes 2 or 3 arguments"
+            )
         return self(*key)
 
 
@@ -87,9 +89,11 @@ def _eager(what: str) -> EagerTracer:
     builder = current(what)
     if not isinstance(builder, EagerTracer):
         raise error(
-            "eager-only", TileSyntaxError, f"{what} belongs into an eager kernel",
+            "eager-only",
+            TileSyntaxError,
+            f"{what} belongs into an eager kernel",
             help="in a @T.prim_func take sizes from the factory's arguments or T.dynamic, and outputs as parameters",
-        )  # fmt: skip
+        )
     return builder
 
 

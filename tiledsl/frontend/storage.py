@@ -1,0 +1,284 @@
+"""Storage as author code sees it: buffers, their elements and slices, mutable scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tiledsl.dtypes import DType
+from tiledsl.errors import TileIndexError, TileNotImplementedError, TileTypeError
+from tiledsl.frontend.builder import current, is_tracing
+from tiledsl.frontend.describe import dims, expr_text
+from tiledsl.frontend.linear import difference
+from tiledsl.frontend.location import error, here
+from tiledsl.frontend.promotion import INT32, is_number
+from tiledsl.frontend.values import Value, binary, describe, index_expr, to_dtype
+from tiledsl.ir import Buffer, Const, Expr, Load, Region, Store
+
+__all__ = ["BufferRef", "Cell", "Element", "RegionRef", "emit_store"]
+
+
+def _augment(op: str) -> Callable[[Any, Any], Any]:
+    """The method of `cell op= other`."""
+
+    def method(self: Cell, other: Any) -> Cell:
+        self.store(binary(op, self, other))
+        return self
+
+    return method
+
+
+class Element(Value):
+    """A[i, j]: a value, and the place it is read from (T.copy takes it as a head address)."""
+
+    def __init__(self, buffer: Buffer, indices: tuple[Expr, ...]) -> None:
+        load = Load(buffer, indices, loc=here())
+        if is_tracing():
+            current("element access").note_load(load)
+        super().__init__(load)
+        self.buffer, self.indices = buffer, indices
+
+
+class Cell(Value):
+    """A mutable scalar: T.alloc_var, or an element bound to a T.Ref parameter. Reading loads it anew.
+
+    bound  it has a name; assigning to that name stores into it
+    """
+
+    def __init__(self, buffer: Buffer, indices: tuple[Expr, ...], bound: bool = False) -> None:
+        self.buffer, self.indices, self.bound = buffer, indices, bound
+
+    @property
+    def expr(self) -> Expr:
+        load = Load(self.buffer, self.indices, loc=here())
+        return current("reading a variable").note_load(load)
+
+    @property
+    def dtype(self) -> DType:
+        return self.buffer.dtype
+
+    def __repr__(self) -> str:
+        return self.buffer.name
+
+    def store(self, value: Any) -> None:
+        """variable = value, converted to its dtype."""
+        emit_store(self.buffer, self.indices, value)
+
+    def __getitem__(self, index: Any) -> Value:
+        self._only_zero(index)
+        return Value(self.expr)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._only_zero(index)
+        self.store(value)
+
+    def _only_zero(self, index: Any) -> None:
+        if index != 0:
+            raise error("var-index", TileIndexError, f"{self.buffer.name} is a single variable; its only index is 0")
+
+    __iadd__, __isub__, __imul__ = _augment("add"), _augment("sub"), _augment("mul")
+    __itruediv__, __ifloordiv__, __imod__ = _augment("div"), _augment("floordiv"), _augment("floormod")
+    __iand__, __ior__, __ixor__ = _augment("bitand"), _augment("bitor"), _augment("bitxor")
+    __ilshift__, __irshift__ = _augment("shl"), _augment("shr")
+
+
+class RegionRef:
+    """A[i, a:b]: a box of a buffer."""
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+
+    @property
+    def buffer(self) -> Buffer:
+        return self.region.buffer
+
+    @property
+    def dtype(self) -> DType:
+        return self.region.buffer.dtype
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        return tuple(_to_python(e) for e in self.region.extents)
+
+    def __iter__(self) -> Any:
+        raise error("slice-iteration", TileTypeError, f"{self!r} is a slice of a buffer and cannot be iterated")
+
+    def __repr__(self) -> str:
+        return f"{self.buffer.name}[...] ({dims(self.region.extents)} {self.dtype})"
+
+
+class BufferRef:
+    """A tensor argument or an allocated tile. `shape` gives Python ints where they are known."""
+
+    def __init__(self, buffer: Buffer) -> None:
+        self.buffer = buffer
+
+    @property
+    def name(self) -> str:
+        return self.buffer.name
+
+    @property
+    def dtype(self) -> DType:
+        return self.buffer.dtype
+
+    @property
+    def scope(self) -> str:
+        return self.buffer.scope
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        return tuple(_to_python(e) for e in self.buffer.shape)
+
+    @property
+    def ndim(self) -> int:
+        return self.buffer.rank
+
+    @property
+    def strides(self) -> tuple[Any, ...]:
+        """Strides in elements."""
+        if self.buffer.strides is not None:
+            return tuple(_to_python(e) for e in self.buffer.strides)
+        found: list[Any] = [1]
+        for extent in reversed(self.shape[1:]):
+            found.append(found[-1] * extent)
+        return tuple(reversed(found))
+
+    def __repr__(self) -> str:
+        return f"{self.name} ({dims(self.buffer.shape)} {self.dtype} {self.scope})"
+
+    def __bool__(self) -> bool:
+        raise error("buffer-as-bool", TileTypeError, f"{self!r} is a buffer; it is neither true nor false")
+
+    def __iter__(self) -> Any:
+        raise error(
+            "buffer-iteration",
+            TileTypeError,
+            f"{self!r} is a buffer and cannot be iterated",
+            help="loop over its indices: `for i in T.serial(n):`",
+        )
+
+    def __getitem__(self, key: Any) -> Any:
+        starts, extents = self._locate(key)
+        if extents is None:
+            return Element(self.buffer, starts)
+        return RegionRef(Region(self.buffer, starts, extents, loc=here()))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        starts, extents = self._locate(key)
+        if extents is not None:
+            raise error(
+                "slice-store",
+                TileTypeError,
+                f"a slice of {self!r} cannot be assigned",
+                help="use T.copy(source, region) or T.fill(region, value)",
+            )
+        emit_store(self.buffer, starts, value)
+
+    def _binary_misuse(self, *_: Any) -> Any:
+        raise error(
+            "buffer-arithmetic",
+            TileTypeError,
+            f"{self!r} is a buffer; operators work on its elements",
+            help="loop over the elements: `for i, j in T.Parallel(m, n): C[i, j] = A[i, j] + B[i, j]`",
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _binary_misuse
+    __lt__ = __le__ = __gt__ = __ge__ = __neg__ = __matmul__ = __mod__ = __floordiv__ = _binary_misuse
+
+    def _locate(self, key: Any) -> tuple[tuple[Expr, ...], tuple[Expr, ...] | None]:
+        """Starts, and extents if some index is a slice."""
+        keys = key if isinstance(key, tuple) else (key,)
+        rank = self.buffer.rank
+        if len(keys) != rank:
+            plural = "" if len(keys) == 1 else "es"
+            raise error(
+                "rank-mismatch",
+                TileIndexError,
+                f"{self!r} is {rank}-dimensional but got {len(keys)} index{plural}",
+                help="give one index or slice per dimension",
+            )
+        starts: list[Expr] = []
+        extents: list[Expr] = []
+        for axis, k in enumerate(keys):
+            size = self.buffer.shape[axis]
+            if not isinstance(k, slice):
+                starts.append(self._index(k, axis, size))
+                extents.append(Const(1, INT32))
+                continue
+            if k.step is not None and k.step != 1:
+                raise error("slice-step", TileNotImplementedError, "slices with a step are not supported yet")
+            start = Const(0, INT32) if k.start is None else self._index(k.start, axis, size, end=True)
+            stop = size if k.stop is None else self._index(k.stop, axis, size, end=True)
+            starts.append(start)
+            extents.append(self._extent(start, stop))
+        return tuple(starts), tuple(extents) if any(isinstance(k, slice) for k in keys) else None
+
+    def _extent(self, start: Expr, stop: Expr) -> Expr:
+        known = difference(stop, start)
+        if known is None:
+            return index_expr(Value(stop) - Value(start))
+        if known <= 0:
+            raise error(
+                "empty-slice", TileIndexError, f"the slice {expr_text(start)}:{expr_text(stop)} of {self!r} is empty"
+            )
+        return Const(known, INT32)
+
+    def _index(self, k: Any, axis: int, size: Expr, end: bool = False) -> Expr:
+        if isinstance(k, (int, np.integer)) and not isinstance(k, bool):
+            k = int(k)
+            if isinstance(size, Const):
+                wrapped = k + size.value if k < 0 else k
+                limit = size.value + 1 if end else size.value
+                if wrapped < 0 or (wrapped >= limit and self.scope != "global"):
+                    raise error(
+                        "constant-index",
+                        TileIndexError,
+                        f"index {k} is out of range for dimension {axis} of {self!r}, which has {size.value} elements",
+                    )
+                return index_expr(wrapped)
+            return index_expr(Value(size) + k) if k < 0 else index_expr(k)
+        return index_expr(k, f"index {axis} of {self!r}")
+
+
+def _to_python(e: Expr) -> Any:
+    return e.value if isinstance(e, Const) else Value(e)
+
+
+def emit_store(buffer: Buffer, indices: tuple[Expr, ...], value: Any) -> None:
+    """buffer[indices] = value, converted to the buffer's dtype."""
+    if not isinstance(value, Value) and not is_number(value):
+        raise error(
+            "store-value",
+            TileTypeError,
+            f"{describe(value)} cannot be stored into an element of {BufferRef(buffer)!r}",
+            help="assign a scalar; tiles move with T.copy",
+        )
+    builder = current("a store")
+    stored = to_dtype(value, buffer.dtype)
+    check_uniform_effect(buffer, indices, stored)
+    builder.emit(Store(buffer, indices, stored, loc=here()), "a store")
+
+
+def check_uniform_effect(buffer: Buffer, indices: tuple[Expr, ...], value: Expr) -> None:
+    """Refuses `s[i] = f(s[i])` on shared or global memory where every thread of the block would do it (0.3)."""
+    builder = current("a store")
+    if buffer.scope not in ("shared", "global") or builder.kernel_threads == 1 or builder.inside("parallel"):
+        return
+    for load in builder.sources(value):
+        if load.buffer.root is not buffer.root:
+            continue
+        same_view = load.buffer is buffer
+        if not same_view or all(difference(a, b) in (0, None) for a, b in zip(load.indices, indices, strict=True)):
+            break
+    else:
+        return
+    where = f"{buffer.name}[{', '.join(expr_text(i) for i in indices)}]"
+    raise error(
+        "non-uniform-effect",
+        TileTypeError,
+        f"every thread of the block would update {where} ({buffer.dtype} {buffer.scope}) from its own old value",
+        help="write `for _ in T.Parallel(1):` around it so that it happens once, use threads=1, or accumulate in a "
+        "T.alloc_var or fragment",
+    )
