@@ -6,23 +6,27 @@ test: machines differ and are shared; `docs/performance.md` keeps measured table
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-__all__ = ["JOBS", "Job", "Row", "run"]
+from tiledsl.errors import TileValueError
+
+__all__ = ["JOBS", "Job", "Row", "arguments", "main", "run"]
 
 Thunk = Callable[[], Any]
+_CHILD = "_TILEDSL_BENCH_CHILD"
 _ROWS = (13, 200, 64, 0, 301, 129, 7, 310)
 
 
@@ -149,18 +153,6 @@ def _jobs() -> dict[str, Job]:
 JOBS = _jobs()
 
 
-@contextmanager
-def _threads(n: int) -> Iterator[None]:
-    """Ask every library in the process for n threads."""
-    from tiledsl.runtime import pool
-
-    torch = _torch()
-    if torch:
-        torch.set_num_threads(n)
-    with pool.limit(n):
-        yield
-
-
 def measure(jobs: dict[str, Thunk], seconds: float = 3.0) -> dict[str, float]:
     """Median seconds of each contestant, interleaved A B C A B C ... after one warm-up round each."""
     first = {}
@@ -179,24 +171,19 @@ def measure(jobs: dict[str, Thunk], seconds: float = 3.0) -> dict[str, float]:
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def run(names: list[str], target: str | None, threads: int, on_row: Callable[[Row], None] | None = None) -> list[Row]:
-    """Measure the named jobs (all when none is named)."""
+def run(names: list[str], target: str | None, on_row: Callable[[Row], None] | None = None) -> list[Row]:
+    """Measure the named jobs (all when none is named) with the threads this process was started with."""
     rows = []
-    with _threads(threads):
-        for name in names or list(JOBS):
-            job = JOBS[name]
-            medians = measure(job.make(target))
-            ours = medians["tiledsl"]
-            peers = [t for who, t in medians.items() if who != "tiledsl"]
-            row = Row(
-                name,
-                {who: t * 1e3 for who, t in medians.items()},
-                job.flops / ours / 1e9,
-                min(peers) / ours if peers else None,
-            )
-            rows.append(row)
-            if on_row:
-                on_row(row)
+    for name in names or list(JOBS):
+        job = JOBS[name]
+        medians = measure(job.make(target))
+        ours = medians["tiledsl"]
+        peers = [t for who, t in medians.items() if who != "tiledsl"]
+        milliseconds = {who: t * 1e3 for who, t in medians.items()}
+        row = Row(name, milliseconds, job.flops / ours / 1e9, min(peers) / ours if peers else None)
+        rows.append(row)
+        if on_row:
+            on_row(row)
     return rows
 
 
@@ -207,16 +194,28 @@ def format_row(row: Row) -> str:
     return f"{row.job:28s} {row.gflops:8.1f} GFLOP/s{ratio}   {times}"
 
 
-def main(names: list[str], target: str | None, threads: int, json_file: str | None) -> int:
-    """The command: prints each row as it is measured; --json keeps the table with the machine's description."""
-    unknown = [n for n in names if n not in JOBS]
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("jobs", nargs="*", metavar="JOB", help=f"which jobs (default: all): {', '.join(JOBS)}")
+    parser.add_argument("--target", help="where our kernels run (default: the CPU target)")
+    parser.add_argument("--threads", type=int, default=1, help="threads for every library (default 1)")
+    parser.add_argument("--json", metavar="FILE", help="also write the table, with the machine and date, as JSON")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Every library reads its number of threads when it is loaded: the measurement runs in a child process."""
+    unknown = [n for n in options.jobs if n not in JOBS]
     if unknown:
-        print(f"unknown job {unknown[0]}; known: {', '.join(JOBS)}", file=sys.stderr)
-        return 2
-    rows = run(names, target, threads, lambda row: print(format_row(row), flush=True))
-    if json_file:
+        raise TileValueError(f"unknown job {unknown[0]!r}", help=f"one of {', '.join(JOBS)}")
+    if os.environ.get(_CHILD) != str(options.threads):
+        n = str(options.threads)
+        names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TILEDSL_NUM_THREADS", _CHILD)
+        return subprocess.call([sys.executable, "-m", "tiledsl", *sys.argv[1:]], env=os.environ | dict.fromkeys(names, n))
+    if torch := _torch():
+        torch.set_num_threads(options.threads)
+    rows = run(options.jobs, options.target, lambda row: print(format_row(row), flush=True))
+    if options.json:
         machine = {"processor": platform.processor(), "machine": platform.machine(), "cores": os.cpu_count()}
-        table = {"machine": machine, "threads": threads, "date": time.strftime("%Y-%m-%d"), "rows": [asdict(r) for r in rows]}
-        with open(json_file, "w", encoding="utf-8") as f:
-            json.dump(table, f, indent=1)
+        table = {"machine": machine, "threads": options.threads, "date": time.strftime("%Y-%m-%d")}
+        with open(options.json, "w", encoding="utf-8") as f:
+            json.dump({**table, "rows": [asdict(r) for r in rows]}, f, indent=1)
     return 0

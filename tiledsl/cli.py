@@ -14,6 +14,7 @@ __all__ = ["COMMANDS", "main"]
 
 # Name -> (module, one line of help). A module has `arguments(parser)` and `main(options) -> exit status`.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "bench": ("tiledsl.bench", "measure the library against NumPy and torch"),
     "demo": ("tiledsl.demo", "run attention and a mixture of experts on a real text, and measure"),
     "doctor": ("tiledsl.doctor", "what works here, what does not and how to get it"),
     "show": ("tiledsl.show", "print a kernel: its tile IR, the loop stage, or the generated source"),
