@@ -54,7 +54,10 @@ def int_binary(op: str, dtype: DType) -> Callable[[Any, Any], Any]:
     if op in COMPARE:
         return COMPARE[op]
     if dtype.is_bool:
-        return {"bitand": operator.and_, "bitor": operator.or_, "bitxor": operator.xor, "min": min, "max": max}[op]
+        on_bools: dict[str, Callable[[Any, Any], Any]] = {
+            "bitand": operator.and_, "bitor": operator.or_, "bitxor": operator.xor, "min": min, "max": max,
+        }  # fmt: skip
+        return on_bools[op]
     wrap, bits = wrapper(dtype), dtype.bits
     plain: dict[str, Callable[[int, int], int]] = {
         "min": min,
@@ -89,8 +92,8 @@ def int_unary(op: str, dtype: DType) -> Callable[[Any], Any]:
         return lambda v: v
     if dtype.is_bool:
         return {"abs": lambda v: v, "bitnot": operator.not_}[op]
-    f: Callable[[int], int] = {"neg": operator.neg, "abs": abs, "bitnot": operator.invert}[op]
-    wrap = wrapper(dtype)
+    functions: dict[str, Callable[[Any], Any]] = {"neg": operator.neg, "abs": abs, "bitnot": operator.invert}
+    f, wrap = functions[op], wrapper(dtype)
     return lambda v: wrap(f(v))
 
 

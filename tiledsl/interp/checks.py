@@ -23,6 +23,8 @@ __all__ = ["Tracker"]
 Array = np.ndarray[Any, Any]
 Fail = Callable[..., Exception]
 _NOBODY, _SEVERAL = -1, -2
+_LANE_RACE = "is read by one lane and written by another"
+_BLOCK_RACE = "is read by one block and written by another"
 
 
 class _Cells:
@@ -112,18 +114,14 @@ class Tracker:
             writer = cells.lane_writer[touched]
             bad = ((writer != _NOBODY) & (writer != owner)).any(-1)
             if bad.any():
-                raise self._error(
-                    fail, env, buffer, cells, flat, bad, lanes, "is read by one lane and written by another"
-                )
+                raise self._error(fail, env, buffer, cells, flat, bad, lanes, _LANE_RACE)
             _note_reader(cells.lane_reader, touched, np.broadcast_to(owner, touched.shape))
         if buffer.root.scope == "global":
             block = env[BLOCK]
             writer = cells.block_writer[touched]
             bad = ((writer != _NOBODY) & (writer != block)).any(-1)
             if bad.any():
-                raise self._error(
-                    fail, env, buffer, cells, flat, bad, lanes, "is read by one block and written by another"
-                )
+                raise self._error(fail, env, buffer, cells, flat, bad, lanes, _BLOCK_RACE)
             _note_reader(cells.block_reader, touched, np.full(touched.shape, block))
 
     def write(
@@ -159,8 +157,7 @@ class Tracker:
                 raise self._error(fail, env, buffer, cells, flat, bad, lanes, what)
             bad = ((reader != _NOBODY) & (reader != owner)).any(-1)
             if bad.any():
-                what = "is read by one lane and written by another"
-                raise self._error(fail, env, buffer, cells, flat, bad, lanes, what)
+                raise self._error(fail, env, buffer, cells, flat, bad, lanes, _LANE_RACE)
             cells.lane_writer[touched] = np.broadcast_to(owner, touched.shape)
         if buffer.root.scope == "global":
             block = env[BLOCK]
@@ -171,8 +168,7 @@ class Tracker:
                 raise self._error(fail, env, buffer, cells, flat, bad, lanes, what)
             bad = ((reader != _NOBODY) & (reader != block)).any(-1)
             if bad.any():
-                what = "is read by one block and written by another"
-                raise self._error(fail, env, buffer, cells, flat, bad, lanes, what)
+                raise self._error(fail, env, buffer, cells, flat, bad, lanes, _BLOCK_RACE)
             cells.block_writer[touched] = block
 
     def atomic(self, buffer: Buffer, env: Env, data: Array, flat: tuple[Any, ...], fail: Fail) -> None:

@@ -144,8 +144,10 @@ def _compile(function: Function, kernel: Kernel, options: Options) -> _Program:
     scope.thread_vars = set(kernel.thread_vars)
     for p in function.params:
         scope.bind(p.var if p.var is not None else _present(p.buffer))
-    for symbol in (*function.symbols, *function.workspaces, *kernel.block_vars):
+    for symbol in (*function.symbols, *kernel.block_vars):
         scope.bind(symbol)
+    for workspace in function.workspaces:
+        scope.bind(workspace)
     statements = Statements(scope, kernel, _views(function, kernel))
     with scope.loop(*kernel.block_vars):
         roots = [*function.buffers, *function.workspaces]

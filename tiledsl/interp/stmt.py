@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from tiledsl.errors import InternalError, TileRuntimeError, TileValueError
+from tiledsl.errors import InternalError, TileValueError
 from tiledsl.interp.atomic import Atomics
+from tiledsl.interp.debug import Debugs
 from tiledsl.interp.expr import Expressions
 from tiledsl.interp.scope import RETURNED, TRACKER, Env, Fn, Nest, Scope
 from tiledsl.interp.tile import Tiles
 from tiledsl.interp.views import make_view
 from tiledsl.ir.buffer import Buffer
-from tiledsl.ir.expr import Const, Expr, Var
+from tiledsl.ir.expr import Const, Var
 from tiledsl.ir.micro import MICRO
 from tiledsl.ir.stmt import (
     Alloc,
@@ -62,6 +63,7 @@ class Statements:
         self.expressions = Expressions(scope)
         self.tiles = Tiles(scope, self.expressions)
         self.atomics = Atomics(scope, self.expressions)
+        self.debugs = Debugs(scope, self.expressions, kernel)
         self.kernel = kernel
         self.aliases = aliases  # views without an Alloc of their own, by what they are a view of
         self.exits: list[int] = []  # slots of the enclosing loops: lanes (or True) that broke out
@@ -240,7 +242,8 @@ class Statements:
         if not _leaves(s.body):
 
             def straight(env: Env, mask: Any) -> Any:
-                for env[slot] in values(env):
+                for value in values(env):
+                    env[slot] = value
                     body(env, mask)
                 return mask
 
@@ -249,7 +252,8 @@ class Statements:
 
             def uniform(env: Env, mask: Any) -> Any:
                 env[exit_slot] = False
-                for env[slot] in values(env):
+                for value in values(env):
+                    env[slot] = value
                     if body(env, None) is False and (env[exit_slot] or env[RETURNED]):
                         break
                 return False if env[RETURNED] else None
@@ -259,7 +263,8 @@ class Statements:
         def lanes(env: Env, mask: Any) -> Any:
             env[exit_slot] = None
             active = mask
-            for env[slot] in values(env):
+            for value in values(env):
+                env[slot] = value
                 body(env, active)
                 active = _without(active, env[exit_slot])
                 if active is not None and not active.any():
@@ -450,68 +455,7 @@ class Statements:
         return lambda env, mask: mask
 
     def _debug(self, s: Debug) -> Fn:
-        if s.kind == "print":
-            return self._print(s)
-        if s.kind == "breakpoint":
-            return self._breakpoint()
-        if s.kind == "assume" and not self.scope.options.tracks:
-            return lambda env, mask: mask
-        cond_expr = s.values[0]
-        assert isinstance(cond_expr, Expr)
-        cond = self.expressions.compile(cond_expr)
-        report = self.scope.reporter(TileRuntimeError)
-        what = "assertion failed" if s.kind == "assert" else "T.assume does not hold"
-        message = f"{what}: {s.message}" if s.message else what
-
-        def check(env: Env, mask: Any) -> Any:
-            c = cond(env, mask)
-            if isinstance(c, np.ndarray):
-                bad = ~c if mask is None else mask & ~c
-                if bad.any():
-                    raise report(env, message, lane=tuple(int(i) for i in np.argwhere(bad)[0]))
-            elif not c:
-                raise report(env, message)
-            return mask
-
-        return check
-
-    def _print(self, s: Debug) -> Fn:
-        parts: list[tuple[str, Fn, bool]] = []
-        for v in s.values:
-            if isinstance(v, Buffer):
-                slot = self.scope.slot(v)
-                parts.append((f"{v.name} = ", lambda env, mask, slot=slot: env[slot], self.scope.is_private(v)))
-            else:
-                name = f"{v.name} = " if isinstance(v, Var) else ""
-                parts.append((name, self.expressions.compile(v), self.scope.varies(v)))
-        block = [(v.name, self.scope.slot(v)) for v in self.kernel.block_vars]
-        nest = self.scope.nest
-
-        def show(env: Env, mask: Any) -> Any:
-            values = [(name, f(env, mask), lanes) for name, f, lanes in parts]
-            place = "[" + " ".join(f"{name}={env[slot]}" for name, slot in block) + "]"
-            if nest is None or not any(lanes for _, _, lanes in values):
-                print(place, s.message, *(f"{name}{v}" for name, v, _ in values))
-                return mask
-            shape = env[nest.shape_slot]
-            on = np.broadcast_to(True if mask is None else mask, shape)
-            for lane in zip(*np.nonzero(on), strict=True):
-                shown = [f"{name}{_of_lane(v, lane) if lanes else v}" for name, v, lanes in values]
-                print(place, s.message, f"lane {tuple(map(int, lane))}", *shown)
-            return mask
-
-        return show
-
-    def _breakpoint(self) -> Fn:
-        names = [(key.name, slot) for key, slot in self.scope.slots.items()]
-
-        def stop(env: Env, mask: Any) -> Any:
-            values = {name: env[slot] for name, slot in names}  # what the author sees: buffers and variables
-            breakpoint()  # noqa: T100 - the author asked for it
-            del values
-            return mask
-
-        return stop
+        return self.debugs.compile(s)
 
     def _micro(self, s: MicroCall) -> Fn:
         meaning = MICRO.get(s.name)
@@ -528,6 +472,21 @@ class Statements:
             return mask
 
         return call
+
+    def _copy(self, s: Copy) -> Fn:
+        return self.tiles.copy(s)
+
+    def _fill(self, s: Fill) -> Fn:
+        return self.tiles.fill(s)
+
+    def _gemm(self, s: Gemm) -> Fn:
+        return self.tiles.gemm(s)
+
+    def _reduce(self, s: Reduce) -> Fn:
+        return self.tiles.reduce(s)
+
+    def _scan(self, s: Scan) -> Fn:
+        return self.tiles.scan(s)
 
     def _atomic(self, s: Atomic) -> Fn:
         return self.atomics.compile(s)
@@ -557,10 +516,6 @@ def _without(active: Any, gone: Any) -> Any:
     return ~gone if active is None else active & ~gone
 
 
-def _of_lane(v: Any, lane: tuple[Any, ...]) -> Any:
-    return v[tuple(0 if n == 1 else i for i, n in zip(lane, v.shape, strict=False))]
-
-
 _COMPILERS: dict[type[Stmt], Callable[[Statements, Any], Fn]] = {
     Alloc: Statements._alloc,
     Let: Statements._let,
@@ -572,11 +527,11 @@ _COMPILERS: dict[type[Stmt], Callable[[Statements, Any], Fn]] = {
     Continue: Statements._continue,
     Return: Statements._return,
     Parallel: Statements._parallel,
-    Copy: lambda c, s: c.tiles.copy(s),
-    Fill: lambda c, s: c.tiles.fill(s),
-    Gemm: lambda c, s: c.tiles.gemm(s),
-    Reduce: lambda c, s: c.tiles.reduce(s),
-    Scan: lambda c, s: c.tiles.scan(s),
+    Copy: Statements._copy,
+    Fill: Statements._fill,
+    Gemm: Statements._gemm,
+    Reduce: Statements._reduce,
+    Scan: Statements._scan,
     Sync: Statements._sync,
     Debug: Statements._debug,
     MicroCall: Statements._micro,

@@ -151,9 +151,9 @@ class Tiles:
             from_key, from_low, from_high = src_box(env, source.shape, domain)
             to_key, to_low, to_high = dst_box(env, target.shape, domain)
             if noisy:
-                _report_tail(
-                    env, report, options.oob_allowed, (src, from_low, from_high), (dst, to_low, to_high), domain
-                )
+                for buffer, low, high in ((src, from_low, from_high), (dst, to_low, to_high)):
+                    if low is not None and buffer.root.scope == "global" and buffer.name not in options.oob_allowed:
+                        raise report(env, _tail(buffer, low, high, domain))
             if from_key is not None and to_key is not None and from_low is None and to_low is None:
                 data = source[from_key]
                 place = target[to_key]
@@ -165,7 +165,8 @@ class Tiles:
                 assign(env, data, place)
                 return mask
             # Clipped to what lies in both buffers; a global source pads what it does not cover.
-            low, high = to_low or [0] * rank, domain if to_high is None else to_high
+            low = to_low or [0] * rank
+            high = domain if to_high is None else to_high
             both_low = low if from_low is None else [max(a, b) for a, b in zip(low, from_low, strict=True)]
             both_high = high if from_high is None else [min(a, b) for a, b in zip(high, from_high, strict=True)]
             if pads and (both_low != low or both_high != high) and _nonempty(low, high):
@@ -382,11 +383,8 @@ def _last(data: Any, place: Any) -> Any:
     return data[key]
 
 
-def _report_tail(env: Env, report: Any, allowed: frozenset[str], *sides: Any) -> None:
-    *boxes, domain = sides
-    for buffer, low, high in boxes:
-        if low is not None and buffer.root.scope == "global" and buffer.name not in allowed:
-            raise report(env, f"copy: {describe(buffer)} is left: of the domain {domain}, {low} to {high} is in range")
+def _tail(buffer: Buffer, low: list[int], high: list[int] | None, domain: list[int]) -> str:
+    return f"copy: {describe(buffer)} holds only {low} to {high} of the {domain} elements"
 
 
 # -- gemm ------------------------------------------------------------------------------------------------------

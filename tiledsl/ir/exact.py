@@ -105,7 +105,8 @@ def _halves(x: Array) -> tuple[Array, Array]:
 
 def _product_error(a: Array, b: Array, product: Array) -> Array:
     (ah, al), (bh, bl) = _halves(a), _halves(b)
-    return ((ah * bh - product) + ah * bl + al * bh) + al * bl
+    error: Array = ((ah * bh - product) + ah * bl + al * bh) + al * bl
+    return error
 
 
 def _fraction_fma(a: float, b: float, c: float) -> float:
@@ -128,9 +129,10 @@ def gemm_chain(a: Array, b: Array, c: Array) -> Array:
     a [M, K], b [K, N], c [M, N], all float32 or all float64; returns a new [M, N]. K NumPy-level steps.
     """
     if c.dtype == np.float64:
+        chain = c.copy()
         for k in range(a.shape[1]):
-            c = fma64(a[:, k : k + 1], b[k], c)
-        return c
+            chain[...] = fma64(a[:, k : k + 1], b[k], chain)
+        return chain
     total, product = np.empty(c.shape), np.empty(c.shape)
     bits, scratch = total.view(np.int64), product.view(np.int64)
     out, left, right = c.copy(), a.astype(np.float64), b.astype(np.float64)

@@ -1,0 +1,100 @@
+"""Compiles T.print, T.device_assert, T.assume and breakpoint()."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tiledsl.errors import TileRuntimeError
+from tiledsl.interp.scope import Env, Fn, Scope
+from tiledsl.ir.buffer import Buffer
+from tiledsl.ir.expr import Expr, Var
+from tiledsl.ir.stmt import Debug, Kernel
+
+if TYPE_CHECKING:
+    from tiledsl.interp.expr import Expressions
+
+__all__ = ["Debugs"]
+
+
+class Debugs:
+    """The compiler of debug statements of one kernel."""
+
+    def __init__(self, scope: Scope, expressions: Expressions, kernel: Kernel) -> None:
+        self.scope = scope
+        self.expressions = expressions
+        self.kernel = kernel
+
+    def compile(self, s: Debug) -> Fn:
+        """The closure of a Debug statement."""
+        if s.kind == "print":
+            return self._print(s)
+        if s.kind == "breakpoint":
+            return self._breakpoint()
+        if s.kind == "assume" and not self.scope.options.tracks:
+            return lambda env, mask: mask
+        cond_expr = s.values[0]
+        assert isinstance(cond_expr, Expr)
+        cond = self.expressions.compile(cond_expr)
+        report = self.scope.reporter(TileRuntimeError)
+        what = "assertion failed" if s.kind == "assert" else "T.assume does not hold"
+        message = f"{what}: {s.message}" if s.message else what
+
+        def check(env: Env, mask: Any) -> Any:
+            c = cond(env, mask)
+            if isinstance(c, np.ndarray):
+                bad = ~c if mask is None else mask & ~c
+                if bad.any():
+                    raise report(env, message, lane=tuple(int(i) for i in np.argwhere(bad)[0]))
+            elif not c:
+                raise report(env, message)
+            return mask
+
+        return check
+
+    def _print(self, s: Debug) -> Fn:
+        parts: list[tuple[str, Fn, bool]] = []
+        for v in s.values:
+            if isinstance(v, Buffer):
+                slot = self.scope.slot(v)
+                parts.append((f"{v.name} = ", _slot(slot), self.scope.is_private(v)))
+            else:
+                name = f"{v.name} = " if isinstance(v, Var) else ""
+                parts.append((name, self.expressions.compile(v), self.scope.varies(v)))
+        block = [(v.name, self.scope.slot(v)) for v in self.kernel.block_vars]
+        nest = self.scope.nest
+
+        def show(env: Env, mask: Any) -> Any:
+            values = [(name, f(env, mask), lanes) for name, f, lanes in parts]
+            place = "[" + " ".join(f"{name}={env[slot]}" for name, slot in block) + "]"
+            if nest is None or not any(lanes for _, _, lanes in values):
+                print(place, s.message, *(f"{name}{v}" for name, v, _ in values))
+                return mask
+            shape = env[nest.shape_slot]
+            on = np.broadcast_to(True if mask is None else mask, shape)
+            for lane in zip(*np.nonzero(on), strict=True):
+                shown = [f"{name}{_of_lane(v, lane) if lanes else v}" for name, v, lanes in values]
+                print(place, s.message, f"lane {tuple(map(int, lane))}", *shown)
+            return mask
+
+        return show
+
+    def _breakpoint(self) -> Fn:
+        names = [(key.name, slot) for key, slot in self.scope.slots.items()]
+
+        def stop(env: Env, mask: Any) -> Any:
+            values = {name: env[slot] for name, slot in names}  # what the author sees: buffers and variables
+            breakpoint()  # noqa: T100 - the author asked for it
+            del values
+            return mask
+
+        return stop
+
+
+def _slot(slot: int) -> Fn:
+    return lambda env, mask: env[slot]
+
+
+def _of_lane(v: Any, lane: tuple[Any, ...]) -> Any:
+    return v[tuple(0 if n == 1 else i for i, n in zip(lane, v.shape, strict=False))]
