@@ -84,7 +84,7 @@ def optimized(modules: Sequence[Any], cpu: Cpu) -> Any:
         else:
             parsed.link_in(one)
     tuning = llvm.create_pipeline_tuning_options(speed_level=2)
-    tuning.loop_unrolling = False  # the lowering unrolls where it pays
+    tuning.loop_unrolling = UNROLL
     tuning.slp_vectorization = False
     builder = llvm.create_pass_builder(machine, tuning)
     builder.getModulePassManager().run(parsed, builder)
@@ -102,6 +102,7 @@ class Loaded:
         self.addresses = {s: int(self._tracker[s]) for s in symbols}
 
 
+UNROLL = True
 _serial = itertools.count()
 
 

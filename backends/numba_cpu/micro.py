@@ -18,23 +18,23 @@ __all__ = ["micro", "micro_names"]
 def micro_names(name: str, d: DType, attrs: Mapping[str, Any]) -> tuple[str, str]:
     """The name that the text gives a variant of a micro-kernel, and the line that defines it."""
     if name == "gemm":
-        panel, trans = int(attrs["NR"]), bool(attrs.get("a_trans", False))
-        text = f"gemm_{d.name}_{panel}{'_at' if trans else ''}"
-        return text, f'{text} = micro("gemm", "{d.name}", panel={panel}, a_trans={trans})'
+        panel = int(attrs["NR"])
+        text = f"gemm_{d.name}_{panel}"
+        return text, f'{text} = micro("gemm", "{d.name}", panel={panel})'
     if name == "transpose" and d.bits in (32, 64):
         text = f"transpose_{d.bits}"
         return text, f'{text} = micro("transpose", "{d.name}")'
     raise InternalError(f"no micro-kernel {name} for {d}")
 
 
-def micro(name: str, dtype: str, *, panel: int = 0, a_trans: bool = False) -> Op:
+def micro(name: str, dtype: str, *, panel: int = 0) -> Op:
     """The function of the dialect that calls a micro-kernel; arguments as in its emitter."""
     d = as_dtype(dtype)
 
     def emit(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) -> None:
         width = register_bytes(b)
         if name == "gemm":
-            f = emit_gemm(b.module, d, panel, a_trans, blocking(d, panel, width))
+            f = emit_gemm(b.module, d, panel, blocking(d, panel, width))
         else:
             f = emit_transpose(b.module, d.bits, min(16, max(4, width * 8 // d.bits)))
         b.call(f, list(args))

@@ -48,20 +48,19 @@ def blocking(d: DType, panel: int, register_bytes: int) -> Blocking:
     return Blocking(lanes, nv, min(mr, 14))
 
 
-def emit_gemm(module: Any, d: DType, panel: int, a_trans: bool, shape: Blocking) -> Any:
+def emit_gemm(module: Any, d: DType, panel: int, shape: Blocking) -> Any:
     """The function `void (C, ldc, A, a_row, a_k, B, panel_stride, m, n, k)`; strides in elements, all int64.
 
-    C row-major; A[i, k] at i * a_row + k * a_k, and whichever of a_row (a_trans) or a_k is promised to be 1 may be
-    anything (1 is tested for, and is fast); B[p, k, j] at p * panel_stride + k * panel + j, zero or anything beyond n.
-    Memory of C beyond column n is neither read nor written.
+    C row-major; A[i, k] at i * a_row + k * a_k; B[p, k, j] at p * panel_stride + k * panel + j, zero or anything beyond
+    n. Memory of C beyond column n is neither read nor written.
     """
-    name = f"gemm_{d.name}_{panel}_{'t' if a_trans else 'n'}_{shape.lanes}x{shape.nv}x{shape.mr}"
+    name = f"gemm_{d.name}_{panel}_{shape.lanes}x{shape.nv}x{shape.mr}"
     if name in module.globals:
         return module.globals[name]
     f = ir.Function(module, ir.FunctionType(VOID, [PTR, I64, PTR, I64, I64, PTR, I64, I64, I64, I64]), name)
     f.linkage = "internal"
     f.attributes.add("noinline")
-    blocks = {mr: _emit_block(module, d, panel, a_trans, shape, mr) for mr in _heights(shape.mr)}
+    blocks = {mr: _emit_block(module, d, panel, shape, mr) for mr in _heights(shape.mr)}
     c, ldc, a, a_row, a_k, bp, panel_stride, m, n, k = f.args
     b = ir.IRBuilder(f.append_basic_block())
     size = d.bits // 8
@@ -123,9 +122,9 @@ def _loop(b: Any, start: Value, stop: Value, step: int, body: Callable[[Value], 
     b.position_at_end(after)
 
 
-def _emit_block(module: Any, d: DType, panel: int, a_trans: bool, shape: Blocking, mr: int) -> Any:
+def _emit_block(module: Any, d: DType, panel: int, shape: Blocking, mr: int) -> Any:
     """`void (C, ldc, A, a_row, a_k, B, columns left, k)` for one block of mr rows; strides in bytes."""
-    name = f"gemm_block_{d.name}_{panel}_{'t' if a_trans else 'n'}_{shape.lanes}x{shape.nv}x{mr}"
+    name = f"gemm_block_{d.name}_{panel}_{shape.lanes}x{shape.nv}x{mr}"
     f = ir.Function(module, ir.FunctionType(VOID, [PTR, I64, PTR, I64, I64, PTR, I64, I64]), name)
     f.linkage = "internal"
     f.attributes.add("noinline")
@@ -156,25 +155,7 @@ def _emit_block(module: Any, d: DType, panel: int, a_trans: bool, shape: Blockin
         phi.add_incoming(q, masked_end)
         start.append(phi)
 
-    unit = b.icmp_signed("==", a_row if a_trans else a_k, _i64(size))
-    fast, slow, out = (b.append_basic_block() for _ in range(3))
-    b.cbranch(unit, fast, slow)
-    results = []
-    for block, stride_row, stride_k, unroll in (
-        (fast, _i64(size) if a_trans else a_row, a_k if a_trans else _i64(size), 4 if mr == shape.mr else 2),
-        (slow, a_row, a_k, 1),
-    ):
-        b.position_at_end(block)
-        acc = _k_loops(b, d, vector, panel, shape, mr, a, stride_row, stride_k, bp, k, start, unroll)
-        results.append((acc, b.block))
-        b.branch(out)
-    b.position_at_end(out)
-    final = []
-    for n in range(len(places)):
-        phi = b.phi(vector)
-        for acc, end in results:
-            phi.add_incoming(acc[n], end)
-        final.append(phi)
+    final = _k_loop(b, d, panel, shape, mr, (a, a_row, a_k), bp, k, start)
 
     with b.if_else(whole) as (then, otherwise):
         with then:
@@ -188,66 +169,47 @@ def _emit_block(module: Any, d: DType, panel: int, a_trans: bool, shape: Blockin
     return f
 
 
-def _k_loops(
-    b: Any, d: DType, vector: Any, panel: int, shape: Blocking, mr: int, a: Value, stride_row: Value, stride_k: Value,
-    bp: Value, k: Value, start: list[Value], unroll: int,
+def _k_loop(
+    b: Any, d: DType, panel: int, shape: Blocking, mr: int, left: tuple[Value, Value, Value], bp: Value, k: Value,
+    start: list[Value],
 ) -> list[Value]:  # fmt: skip
-    """The accumulators after all k: an unrolled loop and one for the rest."""
-    register = shape.lanes * d.bits // 8
-    row_bytes = panel * d.bits // 8
-    offsets = [b.mul(stride_row, _i64(i)) for i in range(mr)]
+    """The accumulators after all k. left: address, row stride and k stride of A, in bytes.
 
-    def step(a_at: Value, b_at: Value, u: int, acc: list[Value]) -> list[Value]:
-        columns = [b.load(_at(b, b_at, _i64(u * row_bytes + j * register)), align=d.bits // 8, typ=vector)
-                   for j in range(shape.nv)]  # fmt: skip
-        if unroll > 1:
-            for j in range(0, shape.nv * register, 64):
-                _prefetch(b, _at(b, b_at, _i64(u * row_bytes + j + _PREFETCH_B)))
-        a_now = _at(b, a_at, b.mul(stride_k, _i64(u)))
-        new = list(acc)
-        for i in range(mr):
-            scalar = b.load(_at(b, a_now, offsets[i]), align=d.bits // 8, typ=value_type(d))
-            spread = splat(b, scalar, shape.lanes)
-            for j in range(shape.nv):
-                n = i * shape.nv + j
-                new[n] = _multiply_add(b, d, spread, columns[j], acc[n])
-        return new
-
-    State = tuple[Any, Any, list[Any]]  # where A and B are read next, and the accumulators
-
-    def loop(trips: Value, per_trip: int, state: State) -> State:
-        a_at, b_at, acc = state
-        before = b.block
-        head, inside, after = (b.append_basic_block() for _ in range(3))
-        b.branch(head)
-        b.position_at_end(head)
-        carried = []
-        for v in (_i64(0), a_at, b_at, *acc):
-            phi = b.phi(v.type)
-            phi.add_incoming(v, before)
-            carried.append(phi)
-        i, a_now, b_now, now = carried[0], carried[1], carried[2], carried[3:]
-        b.cbranch(b.icmp_signed("<", i, trips), inside, after)
-        b.position_at_end(inside)
-        new = now
-        for u in range(per_trip):
-            new = step(a_now, b_now, u, new)
-        following = [
-            b.add(i, _i64(1), flags=("nsw",)),
-            _at(b, a_now, b.mul(stride_k, _i64(per_trip))),
-            _at(b, b_now, _i64(row_bytes * per_trip)),
-            *new,
-        ]
-        for phi, v in zip(carried, following, strict=True):
-            phi.add_incoming(v, b.block)
-        b.branch(head)
-        b.position_at_end(after)
-        return a_now, b_now, now
-
-    if unroll == 1:
-        return loop(k, 1, (a, bp, start))[2]
-    state = loop(b.sdiv(k, _i64(unroll)), unroll, (a, bp, start))
-    return loop(b.srem(k, _i64(unroll)), 1, state)[2]
+    Not unrolled: the multiply-adds of one k hide the loop, and any strides of A run at full speed.
+    """
+    size, register = d.bits // 8, shape.lanes * d.bits // 8
+    a, a_row, a_k = left
+    offsets = [b.mul(a_row, _i64(i)) for i in range(mr)]
+    before = b.block
+    head, inside, after = (b.append_basic_block() for _ in range(3))
+    b.branch(head)
+    b.position_at_end(head)
+    carried = []
+    for v in (_i64(0), a, bp, *start):
+        phi = b.phi(v.type)
+        phi.add_incoming(v, before)
+        carried.append(phi)
+    i, a_now, b_now, acc = carried[0], carried[1], carried[2], carried[3:]
+    b.cbranch(b.icmp_signed("<", i, k), inside, after)
+    b.position_at_end(inside)
+    vector = start[0].type
+    columns = [b.load(_at(b, b_now, _i64(j * register)), align=size, typ=vector) for j in range(shape.nv)]
+    for ahead in range(0, shape.nv * register, 64):
+        _prefetch(b, _at(b, b_now, _i64(ahead + _PREFETCH_B)))
+    following = [
+        b.add(i, _i64(1), flags=("nsw",)),
+        _at(b, a_now, a_k),
+        _at(b, b_now, _i64(panel * size)),
+    ]
+    for row in range(mr):
+        scalar = b.load(_at(b, a_now, offsets[row]), align=size, typ=value_type(d))
+        spread = splat(b, scalar, shape.lanes)
+        following += [_multiply_add(b, d, spread, columns[j], acc[row * shape.nv + j]) for j in range(shape.nv)]
+    for phi, v in zip(carried, following, strict=True):
+        phi.add_incoming(v, inside)
+    b.branch(head)
+    b.position_at_end(after)
+    return list(acc)
 
 
 def _multiply_add(b: Any, d: DType, x: Value, y: Value, z: Value) -> Value:

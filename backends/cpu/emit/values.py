@@ -84,8 +84,16 @@ def constant(d: DType, x: Any) -> Value:
     return c if d.lanes == 1 else splat_constant(c, d.lanes)
 
 
+class _SplatConstant(ir.Constant):  # type: ignore[misc]
+    """A vector constant with equal lanes, written shortly: the text of a module is mostly such constants."""
+
+    def _get_reference(self) -> str:
+        lane = self.constant[0]
+        return f"splat ({lane.type} {lane.get_reference()})"
+
+
 def splat_constant(c: Value, lanes: int) -> Value:
-    return ir.Constant(ir.VectorType(c.type, lanes), [c] * lanes)
+    return _SplatConstant(ir.VectorType(c.type, lanes), [c] * lanes)
 
 
 def splat(b: Any, x: Value, lanes: int = LANES) -> Value:
