@@ -153,30 +153,37 @@ def _jobs() -> dict[str, Job]:
 JOBS = _jobs()
 
 
-def measure(jobs: dict[str, Thunk], seconds: float = 3.0) -> dict[str, float]:
-    """Median seconds of each contestant, interleaved A B C A B C ... after one warm-up round each."""
+def measure(jobs: dict[str, Thunk], threads: int, seconds: float = 3.0) -> dict[str, float]:
+    """Median seconds of each contestant, interleaved A B C A B C ... after one warm-up round each.
+
+    With one thread everybody runs on the calling thread: its CPU time is taken, which other work on a shared
+    machine does not lengthen. With more, wall time.
+    """
+    clock = time.thread_time if threads == 1 else time.perf_counter
     first = {}
     for name, f in jobs.items():
         f()
-        start = time.perf_counter()
+        start = clock()
         f()
-        first[name] = time.perf_counter() - start
+        first[name] = clock() - start
     rounds = int(min(101, max(5, seconds / max(1e-6, sum(first.values())))))
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds):
         for name, f in jobs.items():
-            start = time.perf_counter()
+            start = clock()
             f()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def run(names: list[str], target: str | None, on_row: Callable[[Row], None] | None = None) -> list[Row]:
+def run(
+    names: list[str], target: str | None, threads: int, on_row: Callable[[Row], None] | None = None
+) -> list[Row]:
     """Measure the named jobs (all when none is named) with the threads this process was started with."""
     rows = []
     for name in names or list(JOBS):
         job = JOBS[name]
-        medians = measure(job.make(target))
+        medians = measure(job.make(target), threads)
         ours = medians["tiledsl"]
         peers = [t for who, t in medians.items() if who != "tiledsl"]
         milliseconds = {who: t * 1e3 for who, t in medians.items()}
@@ -212,7 +219,7 @@ def main(options: argparse.Namespace) -> int:
         return subprocess.call([sys.executable, "-m", "tiledsl", *sys.argv[1:]], env=os.environ | dict.fromkeys(names, n))
     if torch := _torch():
         torch.set_num_threads(options.threads)
-    rows = run(options.jobs, options.target, lambda row: print(format_row(row), flush=True))
+    rows = run(options.jobs, options.target, options.threads, lambda row: print(format_row(row), flush=True))
     if options.json:
         machine = {"processor": platform.processor(), "machine": platform.machine(), "cores": os.cpu_count()}
         table = {"machine": machine, "threads": options.threads, "date": time.strftime("%Y-%m-%d")}
