@@ -1,0 +1,68 @@
+"""Every elementwise operation x dtype x odd size: interpreter against the table's arithmetic, targets against it."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+
+import tiledsl
+from properties import support
+from properties.support import DTYPES, SIZES, Array
+from tiledsl.dtypes import as_dtype
+from tiledsl.ir.operations import Operation, elementwise
+
+
+@functools.cache
+def kernel(dtype: str, loop: str) -> tuple[tiledsl.JITKernel, list[Operation], list[Operation]]:
+    rows = elementwise(as_dtype(dtype))
+    return (support.elementwise_kernel(rows, dtype, loop), *support.split(rows))
+
+
+def outputs(dtype: str, n: int) -> tuple[Array, Array]:
+    _, numbers, flags = kernel(dtype, "Parallel")
+    return np.zeros((len(numbers), n), as_dtype(dtype).numpy), np.zeros((len(flags), n), bool)
+
+
+@functools.cache
+def interpreted(dtype: str, loop: str) -> tuple[Array, Array]:
+    x, y, z, s = support.operands(dtype)
+    out, flag = outputs(dtype, len(x))
+    support.run_reference(kernel(dtype, loop)[0], x, y, z, s, out, flag)
+    return out, flag
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_interpreter_means_what_the_table_says(dtype: str) -> None:
+    """Special values in all pairs, and random bit patterns: exact, or within the row's ulps."""
+    _, numbers, flags = kernel(dtype, "Parallel")
+    x, y, z, s = support.operands(dtype)
+    for rows, got in zip((numbers, flags), interpreted(dtype, "Parallel"), strict=True):
+        for row, values in zip(rows, got, strict=True):
+            inputs = (x, s if "count" in row.draws else y, z)
+            wanted = support.expected(row, as_dtype(dtype), inputs)
+            if row.ulps is None:
+                support.assert_same(values, wanted, f"{row.spelling} {dtype}", inputs[: row.arity])
+            else:
+                support.assert_within_ulps(values, wanted, as_dtype(dtype), row, inputs[: row.arity])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scalar_and_lane_code_of_the_interpreter_agree(dtype: str) -> None:
+    """A loop of T.serial computes with Python numbers what T.Parallel computes with arrays."""
+    for a, b in zip(interpreted(dtype, "serial"), interpreted(dtype, "Parallel"), strict=True):
+        support.assert_same(a, b, f"serial against parallel, {dtype}")
+
+
+@pytest.mark.parametrize("loop", ["Parallel", "serial"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_targets_agree_at_every_size(dtype: str, loop: str) -> None:
+    """One compiled kernel serves all sizes, bit for bit."""
+    made, numbers, flags = kernel(dtype, loop)
+    inputs = support.operands(dtype)
+    wanted = interpreted(dtype, "Parallel")
+    for n in (len(inputs[0]), *SIZES):
+        args = [*(a[-n:].copy() for a in inputs), *outputs(dtype, n)]
+        tail = [np.ascontiguousarray(w[:, -n:]) for w in wanted]
+        support.check_targets(made, args, [*args[:4], *tail], f"n={n}")
