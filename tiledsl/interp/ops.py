@@ -28,7 +28,9 @@ _F32 = as_dtype("float32")
 
 
 def fmax(a: Any, b: Any) -> Any:
-    larger = np.fmax(a, b)
+    larger = np.maximum(a, b)
+    if np.any(larger != larger):  # np.fmax gives NaN for a signalling one
+        larger = np.where(a != a, b, np.where(b != b, a, larger))[()]
     if np.any(larger == 0):
         both = (a == 0) & (b == 0)
         larger = np.where(both, a + b, larger)[()]
@@ -36,7 +38,9 @@ def fmax(a: Any, b: Any) -> Any:
 
 
 def fmin(a: Any, b: Any) -> Any:
-    smaller = np.fmin(a, b)
+    smaller = np.minimum(a, b)
+    if np.any(smaller != smaller):
+        smaller = np.where(a != a, b, np.where(b != b, a, smaller))[()]
     if np.any(smaller == 0):
         both = (a == 0) & (b == 0)
         smaller = np.where(both, -(-a + -b), smaller)[()]

@@ -75,7 +75,7 @@ def fma64(a: Any, b: Any, c: Any) -> Any:
     top, bottom = _two_sum(c, low)
     value, rest = _two_sum(high, top)
     result = value + _to_odd(bottom, rest, bottom + rest)
-    plain = high + c
+    plain = np.where(np.isfinite(a) & np.isfinite(b) & ~np.isfinite(c), c, high + c)  # high may have overflowed
     special = ~np.isfinite(high) | ~np.isfinite(c) | (a == 0) | (b == 0)
     result = np.where(special, plain, result)
     size = np.abs(high)
