@@ -191,13 +191,14 @@ class Builder:
         if block is not None and not block.open:
             what = "buffer" if isinstance(x, Buffer) else "value"
             region = {"kernel": "T.Kernel", "if": "branch", "scratch": "expression"}.get(block.kind, "loop")
+            help = f"define it before the {region}" + ("" if what == "buffer" else ", or keep it in a T.alloc_var")
             raise error(
                 "outside-region",
                 TileNameError,
                 f"{what} {x.name} is used outside the {region} that defines it",
                 loc=loc,
                 notes=(f"the {region} begins at {block.loc}",) if block.loc else (),
-                help=f"define it before the {region}" + ("" if what == "buffer" else ", or keep it in a T.alloc_var"),
+                help="a launch hands data on through tensors only" if block.kind == "kernel" else help,
             )
 
     # -- loads and stores -----------------------------------------------------------------------

@@ -97,18 +97,21 @@ class _Region:
     def tuple_of(self, values: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(self._undefined(n) if values[n] is _MISSING else values[n] for n in self.names)
 
-    def _undefined(self, name: str, what: str = "") -> Undefined:
+    def _undefined(self, name: str, what: str = "", value: Any = None) -> Undefined:
+        """What a name becomes that has no value here; `what`: the region that took it."""
         if not what:
             return Undefined(name, f"{name} is read before it has a value", (), "assign it first")
         where = f"this {what}" if self.loc is None else f"the {what} at line {self.loc.line}"
         place = self.changed.get(name)
         notes = (f"it was assigned at {place}",) if place else ()
-        if self.before[name] is _MISSING:
-            text = f"{name} is used outside {where}, which defines it"
-            help = f"a value lives in the region that makes it; keep it in a variable: {name} = T.alloc_var(T.float32)"
-        else:
+        scalar = isinstance(value, Value) or is_number(value)
+        text = f"{name} is used outside {where}, which defines it"
+        help = f"define it before the {what}"
+        if self.before[name] is not _MISSING:
             text = f"{name} was rebound inside {where} and is read after it"
-            help = f"a name is an immutable value; make it a variable before the {what}: {name} = T.alloc_var(T.int32)"
+            help = f"give the new value a name of its own, and use it inside the {what}"
+        if scalar:
+            help = f"make it a variable before the {what}: {name} = T.alloc_var(T.{as_value(value, name).dtype})"
         return Undefined(name, text, notes, help)
 
     def after(self, what: str) -> tuple[Any, ...]:
@@ -116,7 +119,7 @@ class _Region:
         now = self.snapshot()
         if not self.staged:
             return self.tuple_of(now)
-        undefined = {n: self._undefined(n, what) for n in self.changed}
+        undefined = {n: self._undefined(n, what, now[n]) for n in self.changed}
         return tuple(
             undefined[n] if n in undefined else value
             for n, value in zip(self.names, self.tuple_of(self.before), strict=True)

@@ -53,6 +53,8 @@ def dims(shape: Iterable[Expr]) -> str:
 
 def operand_text(x: Buffer | Region) -> str:
     """A_s 64x32 float16 shared."""
+    if isinstance(x, Region) and x.extents == x.buffer.shape:
+        x = x.buffer
     if isinstance(x, Buffer):
         return f"{x.name} {dims(x.shape)} {x.dtype} {x.scope}"
     return f"{x.buffer.name}[...] {dims(x.extents)} {x.buffer.dtype} {x.buffer.scope}"

@@ -19,9 +19,9 @@ from tiledsl.frontend.annotations import Const_, TensorSpec, make_param
 from tiledsl.frontend.builder import tracing
 from tiledsl.frontend.control import CONTROL, Tracer
 from tiledsl.frontend.location import error, here
-from tiledsl.frontend.rewrite import read_source, rewritten
+from tiledsl.frontend.rewrite import compiled, read_source, rewritten
 from tiledsl.frontend.storage import BufferRef
-from tiledsl.frontend.trace import PrimFunc, _def_loc, finish, located, parameter_annotations
+from tiledsl.frontend.trace import PrimFunc, finish, located, parameter_annotations
 from tiledsl.ir import Buffer, Param, Var
 
 __all__ = ["ArgInfo", "EagerTemplate", "EagerTracer", "is_lazy"]
@@ -46,13 +46,15 @@ class _NotDeclared:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __getattr__(self, attribute: str) -> Any:
+    def _use(self, *args: Any) -> Any:
         raise error(
             "undeclared-argument",
             TileSyntaxError,
             f"{self.name} is used before it is declared",
             help=f"first write `{self.name}: T.Tensor[(M, N), T.float32]`",
         )
+
+    __getattr__ = __getitem__ = __setitem__ = _use
 
 
 class EagerTracer(Tracer):
@@ -151,7 +153,7 @@ class EagerTemplate:
         self.signature = inspect.signature(pyfunc)
         self._annotations = parameter_annotations(pyfunc, {})
         declared = {
-            s.target.id for s in read_source(pyfunc).tree.body
+            s.target.id for s in ast.walk(read_source(pyfunc).tree)
             if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name) and s.value is None
         }  # fmt: skip
         typed = {n for n, a in self._annotations.items() if isinstance(a, (TensorSpec, DType))}
@@ -176,13 +178,14 @@ class EagerTemplate:
             raise error(
                 "missing-option", TileTypeError, f"{self.name}: option {missing[0]} has no value", loc=self._loc
             )
+        failed: TileError | None = None
         first = EagerTracer(self.name, self.arguments, consts or {}, learning=True)
         try:
             self._run(first, values)
         except _Learned:
             pass
-        except TileError:
-            pass  # a T.const in Python arithmetic; the second pass repeats any other error
+        except TileError as e:  # perhaps a T.const in Python arithmetic: the second pass will tell
+            failed = e
         known = dict(consts or {})
         for name, (argument, kind, axis) in first.named.items():
             info = arguments.get(argument)
@@ -193,13 +196,18 @@ class EagerTemplate:
                 raise error(
                     "const-rank",
                     TileTypeError,
-                    f"{self.name}: {argument} has {len(sizes)} dimensions, its declaration more",
+                    f"{self.name}: argument {argument} has rank {len(sizes)}, and {name} names its axis {axis}",
                     loc=self._loc,
                 )
             known[name] = int(sizes[axis])
         second = EagerTracer(self.name, self.arguments, known, learning=False)
         second._definition = self._loc
-        self._run(second, values)
+        try:
+            self._run(second, values)
+        except TileError as e:
+            if failed is not None and getattr(e, "ident", "") == "unbound-const":
+                raise failed from None
+            raise
         assert second.returned is not None
         undeclared = [n for n in self.arguments if n not in second.params]
         if undeclared:
@@ -217,7 +225,7 @@ class EagerTemplate:
 
     @property
     def _loc(self) -> Loc:
-        return _def_loc(self.pyfunc)
+        return compiled(self.pyfunc).loc
 
     def _run(self, builder: EagerTracer, options: Mapping[str, object]) -> None:
         run = rewritten(self.pyfunc, CONTROL)

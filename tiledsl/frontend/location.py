@@ -23,7 +23,8 @@ _INTERNAL = tuple(
 _STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 
 _author_files: dict[str, bool] = {}
-_positions: dict[CodeType, list[tuple[int | None, int | None, int | None, int | None]]] = {}
+_Positions = list[tuple[int | None, int | None, int | None, int | None]]
+_positions: dict[int, tuple[CodeType, _Positions]] = {}  # by identity: equal code may come from different files
 
 
 class _Roots(threading.local):
@@ -71,10 +72,9 @@ def author_frame() -> FrameType | None:
 
 def position(code: CodeType, instruction: int) -> tuple[int, int, int]:
     """(line, column, end column), 1-based, the end exclusive and on the same line, of one instruction."""
-    table = _positions.get(code)
-    if table is None:
-        table = _positions[code] = list(code.co_positions())
-    line, end_line, col, end_col = table[instruction // 2]
+    if id(code) not in _positions:
+        _positions[id(code)] = code, list(code.co_positions())
+    line, end_line, col, end_col = _positions[id(code)][1][instruction // 2]
     line = line or code.co_firstlineno
     if col is None or end_col is None:
         return line, 1, 0

@@ -23,7 +23,6 @@ Every new node gets the position of what it replaces, so locations and traceback
 from __future__ import annotations
 
 import ast
-import builtins
 import inspect
 import itertools
 import linecache
@@ -34,10 +33,10 @@ from types import CellType, CodeType, FunctionType
 from typing import Any, TypeVar
 
 from tiledsl.errors import Loc, TileSyntaxError
-from tiledsl.frontend.liveness import Liveness, analyse, assigned_names
+from tiledsl.frontend.liveness import Liveness, analyse
 from tiledsl.frontend.location import error
 
-__all__ = ["Source", "read_source", "rewritten"]
+__all__ = ["Compiled", "Source", "compiled", "read_source", "rewritten"]
 
 FACADE = "__tile__"  # the free variable of rewritten functions that holds `control`
 
@@ -351,16 +350,32 @@ def _names(names: tuple[str, ...]) -> ast.Tuple:
     return ast.Tuple([ast.Constant(n) for n in names], ast.Load())
 
 
-def _inner_code(module: CodeType, name: str) -> CodeType:
-    """The code of the function `name` inside the factory of a compiled module."""
+def _inner_code(module: CodeType, name: str, qualname: str) -> CodeType:
+    """The code of the function `name` inside the factory of a compiled module, under its original name."""
     factory = next(c for c in module.co_consts if isinstance(c, CodeType))
-    return next(c for c in factory.co_consts if isinstance(c, CodeType) and c.co_name == name)
+    found = next(c for c in factory.co_consts if isinstance(c, CodeType) and c.co_name == name)
+    return _renamed(found, found.co_qualname, qualname)
 
 
-_compiled: dict[CodeType, CodeType] = {}
+def _renamed(code: CodeType, old: str, new: str) -> CodeType:
+    consts = tuple(_renamed(c, old, new) if isinstance(c, CodeType) else c for c in code.co_consts)
+    return code.replace(co_qualname=new + code.co_qualname.removeprefix(old), co_consts=consts)
 
 
-def _compile(pyfunc: Callable[..., Any]) -> CodeType:
+@dataclass(frozen=True)
+class Compiled:
+    """A rewritten function: its code, and where it and its parameters are defined."""
+
+    code: CodeType
+    loc: Loc
+    parameters: dict[str, Loc]
+
+
+# By identity: equal code objects may come from different files, or from a notebook cell whose annotations changed.
+_compiled: dict[int, tuple[CodeType, Compiled]] = {}
+
+
+def _compile(pyfunc: Callable[..., Any]) -> Compiled:
     source = read_source(pyfunc)
     function, code = source.tree, pyfunc.__code__
     liveness = analyse(function)
@@ -369,7 +384,10 @@ def _compile(pyfunc: Callable[..., Any]) -> CodeType:
     function.decorator_list, function.returns = [], None
     arguments = function.args
     arguments.defaults, arguments.kw_defaults = [], [None] * len(arguments.kwonlyargs)
-    for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg):
+    everyone = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg)
+    places = {a.arg: source.loc(a) for a in everyone if a is not None}
+    definition = source.loc(function)
+    for a in everyone:
         if a is not None:
             a.annotation = None
     free = ast.arguments(
@@ -385,16 +403,21 @@ def _compile(pyfunc: Callable[..., Any]) -> CodeType:
     extra: dict[str, Any] = {"type_params": []} if sys.version_info >= (3, 12) else {}
     factory = ast.FunctionDef("factory", free, [function], [], **extra)
     module = ast.fix_missing_locations(ast.Module([_at(factory, function)], []))
-    inner = _inner_code(compile(module, code.co_filename, "exec", dont_inherit=True), function.name)
-    return inner.replace(co_qualname=code.co_qualname)
+    compiled = compile(module, code.co_filename, "exec", dont_inherit=True)
+    return Compiled(_inner_code(compiled, function.name, code.co_qualname), definition, places)
+
+
+def compiled(pyfunc: Callable[..., Any]) -> Compiled:
+    """The rewritten code of a function; compiled once."""
+    code = pyfunc.__code__
+    if id(code) not in _compiled:
+        _compiled[id(code)] = code, _compile(pyfunc)
+    return _compiled[id(code)][1]
 
 
 def rewritten(pyfunc: Callable[..., Any], facade: object) -> FunctionType:
     """pyfunc with staged control flow; shares its globals and closure cells."""
-    code = pyfunc.__code__
-    new = _compiled.get(code)
-    if new is None:
-        new = _compiled[code] = _compile(pyfunc)
+    code, new = pyfunc.__code__, compiled(pyfunc).code
     cells = dict(zip(code.co_freevars, pyfunc.__closure__ or (), strict=True))
     cells[FACADE] = CellType(facade)
     closure = tuple(cells[name] for name in new.co_freevars)
@@ -402,11 +425,3 @@ def rewritten(pyfunc: Callable[..., Any], facade: object) -> FunctionType:
     made.__kwdefaults__ = pyfunc.__kwdefaults__
     made.__qualname__ = pyfunc.__qualname__
     return made
-
-
-def is_builtin_range(x: object) -> bool:
-    """The name `range` means Python's range here."""
-    return x is builtins.range
-
-
-__all__ += ["FACADE", "assigned_names", "is_builtin_range"]

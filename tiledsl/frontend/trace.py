@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from tiledsl.frontend.annotations import make_param
 from tiledsl.frontend.builder import Builder, is_tracing, tracing
 from tiledsl.frontend.control import CONTROL, Tracer, tracer
 from tiledsl.frontend.location import error
-from tiledsl.frontend.rewrite import rewritten
+from tiledsl.frontend.rewrite import compiled, rewritten
 from tiledsl.frontend.storage import Cell, Element
 from tiledsl.frontend.values import Value
 from tiledsl.ir import Function, Param, Var
@@ -81,11 +82,6 @@ class Ref:
     """Annotation of a macro parameter that is a place: `x: T.Ref` may be assigned, and the caller sees it."""
 
 
-def _def_loc(pyfunc: Callable[..., Any]) -> Loc:
-    code = pyfunc.__code__
-    return Loc(code.co_filename, code.co_firstlineno, 1, 0, code.co_qualname.replace("<locals>.", ""))
-
-
 def parameter_annotations(pyfunc: Callable[..., Any], names: Mapping[str, Any]) -> dict[str, Any]:
     """Annotations by parameter; strings (postponed evaluation) see globals, closure cells and `names`."""
     found = dict(pyfunc.__annotations__)
@@ -100,7 +96,9 @@ def parameter_annotations(pyfunc: Callable[..., Any], names: Mapping[str, Any]) 
             try:
                 found[name] = eval(value, pyfunc.__globals__, scope)  # noqa: S307 - the author's own annotation
             except NameError as e:
-                raise error("annotation-name", TileNameError, f"parameter {name}: {e}", loc=_def_loc(pyfunc)) from None
+                raise error(
+                    "annotation-name", TileNameError, f"parameter {name}: {e}", loc=compiled(pyfunc).parameters[name]
+                ) from None
     return found
 
 
@@ -115,16 +113,22 @@ def located() -> Iterator[None]:
         frame, instruction = _raising_frame(e.__traceback__)
         if frame is None:
             raise
-        name = e.name or ""
+        quoted = re.search(r"'(\w+)'", str(e))
+        name = quoted[1] if quoted else e.name or ""
         line, col, end = location.position(frame.f_code, instruction)
         loc = Loc(frame.f_code.co_filename, line, col, end, frame.f_code.co_qualname.replace("<locals>.", ""))
-        known = {*frame.f_locals, *frame.f_globals, *dir(builtins)} - {name}
+        code = frame.f_code
+        known = {*code.co_varnames, *code.co_cellvars, *code.co_freevars, *frame.f_globals, *dir(builtins)} - {name}
         if isinstance(e, UnboundLocalError):
             raise error(
                 "unbound-local", TileNameError, f"{name} is read before it has a value", loc=loc, help="assign it first"
             ) from None
         raise error(
-            "undefined-name", TileNameError, f"{name} is not defined", loc=loc, help=suggest(name, known)
+            "undefined-name",
+            TileNameError,
+            f"{name} is not defined",
+            loc=loc,
+            help=suggest(name, [n for n in known if not n.startswith("__")]),
         ) from None
 
 
@@ -145,35 +149,36 @@ def trace_prim_func(pyfunc: Callable[..., Any], names: Mapping[str, Any] | None 
     _check_function(pyfunc, "T.prim_func")
     if is_tracing():
         raise error("nested-prim-func", TileSyntaxError, "a @T.prim_func cannot be defined inside a kernel")
-    run = rewritten(pyfunc, CONTROL)
+    run, places = rewritten(pyfunc, CONTROL), compiled(pyfunc)
     annotations = parameter_annotations(pyfunc, names or {})
     builder = Tracer(pyfunc.__name__)
     params: list[Param] = []
     arguments: list[Any] = []
     for p in inspect.signature(pyfunc).parameters.values():
+        place = places.parameters[p.name]
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or p.default is not p.empty:
             raise error(
                 "param-kind",
                 TileSyntaxError,
                 f"parameter {p.name}: a kernel has plain parameters without defaults",
-                loc=_def_loc(pyfunc),
+                loc=place,
             )
         if p.name not in annotations:
             raise error(
                 "param-unannotated",
                 TileTypeError,
                 f"parameter {p.name} has no annotation",
-                loc=_def_loc(pyfunc),
+                loc=place,
                 help=f"write `{p.name}: T.Tensor((M, N), T.float16)` or `{p.name}: T.int32`",
             )
-        param, argument = make_param(p.name, annotations[p.name], _def_loc(pyfunc))
+        param, argument = make_param(p.name, annotations[p.name], place)
         _declare(builder, param)
         params.append(param)
         arguments.append(argument)
     with tracing(builder), location.tracing_root(run.__code__), located():
         builder.activations.append(("kernel", 0))
         run(*arguments)
-    return PrimFunc(finish(builder, params, (), _def_loc(pyfunc)), pyfunc)
+    return PrimFunc(finish(builder, params, (), places.loc), pyfunc)
 
 
 def _declare(builder: Builder, param: Param) -> None:

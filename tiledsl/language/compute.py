@@ -170,7 +170,10 @@ def _reduce(op: str, src: Any, out: Any, dim: Any, clear: Any, nan_propagate: bo
     rank = len(s.extents)
     if not isinstance(dim, int) or not -rank <= dim < rank:
         raise error(
-            "reduce-dim", TileValueError, f"{what}: dim {dim!r} of {operand_text(s)}", help=f"-{rank} to {rank - 1}"
+            "reduce-dim",
+            TileValueError,
+            f"{what}: dim {dim!r} of {operand_text(s)}",
+            help=f"dim is -{rank} to {rank - 1}",
         )
     axis = dim % rank
     for r in (s, d):

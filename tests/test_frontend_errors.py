@@ -1,0 +1,309 @@
+"""Every diagnostic of the frontend and the language: its rendered text is a golden, and no diagnostic lacks one."""
+
+# ruff: noqa: E501  (one snippet, one line)
+
+from __future__ import annotations
+
+import ast
+import linecache
+import pickle
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiledsl.frontend
+import tiledsl.language as T
+from tiledsl.dtypes import as_dtype
+from tiledsl.errors import MAX_LINES, TileError
+from tiledsl.frontend import ArgInfo, EagerTemplate
+
+BODY = """\
+import tiledsl.language as T
+
+
+@T.prim_func
+def kernel(A: T.Tensor((128, 64), T.float32), n: T.int32):
+    with T.Kernel(4, threads=128) as bx:
+        s = T.alloc_shared((64, 32), T.float16)
+        f = T.alloc_fragment((64, 64), T.float32)
+        r = T.alloc_fragment((64,), T.float32)
+        v = T.alloc_var(T.int32, 0)
+"""
+
+# ident -> statements inside the kernel of BODY. "ident:variant" for a second text of one diagnostic.
+IN_KERNEL = {
+    "stale-load": "def twice(x):\n    f[0, 0] = 7.0\n    return x + x\nr[0] = twice(f[0, 0])",
+    "stale-load:loop": "def add(x):\n    r[0] += 1.0\n    f[0, 0] = x\npair = {}\npair['x'] = r[0]\nfor i in range(4):\n    add(pair['x'])",
+    "statement-in-operand": "@T.macro\ndef fetch(i):\n    T.clear(r)\n    return r[i]\nv = 1 if fetch(0) > 0 and fetch(1) > 0 else 2",
+    "outside-region": "kept = []\nfor i in T.serial(4):\n    kept.append(i)\nr[kept[0]] = 1.0",
+    "outside-region:buffer": "kept = []\nif n > 0:\n    kept.append(T.alloc_local((4,), T.float32))\nkept[0][0] = 1.0",
+    "declaration": "B: T.Tensor[(4,), T.float32]",
+    "unpack-scalar": "a, b = n",
+    "unpack-count": "a, b, c = n, 2",
+    "undefined-after-region": "for i in T.serial(4):\n    x = r[i]\nr[0] = x",
+    "undefined-after-region:branch": "x = 1.0\nif n > 3:\n    x = 2.0\nr[0] = x",
+    "undefined-after-region:loop-variable": "for i in range(4):\n    r[i] = 0.0\nv = i",
+    "range-arguments": "for i in range(1, 2, 3, 4):\n    v += i",
+    "break-nest": "for i, j in T.Parallel(4, 4):\n    break",
+    "kernel-returns-value": "return v",
+    "return-from-region": "@T.macro\ndef find():\n    for i in range(4):\n        if r[i] > 0:\n            return i\n    return 0\nv = find()",
+    "return-in-parallel": "for i in T.Parallel(64):\n    if r[i] > 0:\n        return",
+    "choose-objects": "T.clear(s if n > 0 else f)",
+    "loop-carried": "k = 0\nfor i in T.serial(n):\n    k = k + 1\n    r[k] = 0.0",
+    "loop-carried:augmented": "total = n * 2\nwhile v < 8:\n    total += v\n    v += 1",
+    "endless-python-while": "running = [1]\nwhile running:\n    pass",
+    "jump-from-python-loop": "for size in [1, 2]:\n    if n > size:\n        break",
+    "nested-kernel": "with T.Kernel(2) as by:\n    pass",
+    "loop-not-in-for": "values = [r[i] for i in T.serial(4)]",
+    "parallel-nesting": "for i in T.Parallel(64):\n    r[i] = 0.0\n    for j in T.Parallel(64):\n        f[i, j] = 0.0",
+    "parallel-nesting-after": "for i in T.Parallel(64):\n    for j in T.Parallel(64):\n        f[i, j] = 0.0\n    r[i] = 0.0",
+    "ragged-parallel": "for i in T.Parallel(64):\n    for j in T.Parallel(i + 1):\n        f[i, j] = 0.0",
+    "zero-step": "for i in T.serial(0, 8, 0):\n    v += i",
+    "no-extents": "for i in T.Parallel():\n    pass",
+    "literal-range": "v = n + 2**70",
+    "dtype-not-yet": "w = T.alloc_shared((4, 4), T.float8_e4m3fn)",
+    "unknown-dtype": 'w = T.alloc_shared((4, 4), "float31")',
+    "unsupported-construct": "try:\n    v += 1\nfinally:\n    v += 2",
+    "unsupported-construct:walrus": "v = (k := 3) + k",
+    "loop-else": "for i in range(4):\n    v += i\nelse:\n    v = 0",
+    "attribute-assignment": "f.name = 'other'",
+    "non-uniform-effect": "s[0, 0] += T.float16(1)",
+    "non-uniform-effect:through-a-name": "old = A[bx, 0]\nA[bx, 0] = old + 1.0",
+    "slice-iteration": "for x in s[0, 0:4]:\n    pass",
+    "buffer-as-bool": "if s:\n    v += 1",
+    "buffer-iteration": "for x in r:\n    v += 1",
+    "buffer-arithmetic": "T.copy(f + f, f)",
+    "store-value": "r[0] = s",
+    "var-index": "v[1] = 3",
+    "slice-store": "f[0, 0:4] = 0.0",
+    "rank-mismatch": "f[0] = 1.0",
+    "empty-slice": "T.clear(f[4:4, 0:8])",
+    "slice-step": "T.clear(f[0:8:2, 0:8])",
+    "constant-index": "r[64] = 0.0",
+    "constant-index:negative": "r[-65] = 0.0",
+    "nested-prim-func": "@T.prim_func\ndef inner(B: T.Tensor((4,), T.float32)):\n    pass",
+    "macro-ref": "@T.macro\ndef bump(x: T.Ref):\n    x += 1\nbump(3)",
+    "macro-arguments": "@T.macro\ndef bump(x, by):\n    x += by\nbump(v)",
+    "undefined-name": "T.copy(sharde, f)\nshared = s",
+    "undefined-name:suggestion": "T.clear(ff)\nfff = s",
+    "unbound-local": "r[0] = y\ny = 1.0",
+    "not-a-value": "v = T.max(s, 1)",
+    "power": "r[0] = r[1] ** 2",
+    "python-value-needed": "def pick(x):\n    return 1 if x > 0 else 2\nv = pick(n)",
+    "python-value-needed:index": "tiles = [s, f]\nT.clear(tiles[n])",
+    "python-value-needed:hash": "seen = {n: 1}",
+    "python-value-needed:float": "r[0] = float(n)",
+    "not-iterable": "for x in n:\n    v += 1",
+    "index-dtype": "r[r[0]] = 1.0",
+    "integer-division": "v = n / 2",
+    "float-floordiv": "r[0] = r[1] // 2",
+    "bitwise-float": "v = r[0] & 1",
+    "bitwise-float-not": "v = ~r[0]",
+    "unknown-name": "T.alloc_sharde((4,), T.float32)",
+    "gemm-inner": "B_s = T.alloc_shared((64, 128), T.float16)\nC_l = T.alloc_fragment((64, 128), T.float32)\nT.gemm(s, B_s, C_l)",
+    "gemm-inner:transposed": "B_s = T.alloc_shared((64, 32), T.float16)\nT.gemm(s, B_s, f)",
+    "gemm-inner:transposed-twice": "B_s = T.alloc_shared((32, 64), T.float16)\nT.gemm(s, B_s, f, transpose_B=True)",
+    "gemm-rows": "B_s = T.alloc_shared((32, 64), T.float16)\nC_l = T.alloc_fragment((32, 64), T.float32)\nT.gemm(s, B_s, C_l)",
+    "gemm-columns": "B_s = T.alloc_shared((32, 16), T.float16)\nT.gemm(s, B_s, f)",
+    "gemm-alias": "w = T.alloc_fragment((64, 64), T.float32)\nT.gemm(w, f, f)",
+    "gemm-rank": "T.gemm(r, s, f)",
+    "gemm-scope": "T.gemm(A[0:64, 0:32], s, f)",
+    "gemm-dynamic": "T.gemm(s[0:n, 0:32], s, f)",
+    "gemm-operand-dtypes": "B_s = T.alloc_shared((32, 64), T.float32)\nT.gemm(s, B_s, f)",
+    "gemm-dtype": "a = T.alloc_shared((64, 64), T.int32)\nb = T.alloc_shared((64, 64), T.int32)\nc = T.alloc_fragment((64, 64), T.int32)\nT.gemm(a, b, c)",
+    "gemm-result-dtype": "B_s = T.alloc_shared((32, 64), T.float16)\nC_l = T.alloc_fragment((64, 64), T.int32)\nT.gemm(s, B_s, C_l)",
+    "reduce-dim": "T.reduce_sum(f, r, dim=2)",
+    "reduce-shape": "T.reduce_max(f, s)",
+    "reduce-bits": "T.reduce_bitand(f, r)",
+    "reduce-alias": "T.reduce_sum(f, f[:, 0:1])",
+    "reduce-scope": "T.reduce_sum(A, r)",
+    "layout-key": "T.annotate_layout({3: None})",
+    "safe-value-key": "T.annotate_safe_value({s: 1.0})",
+    "safe-value": "T.annotate_safe_value({A: r[0]})",
+    "kernel-prelude": 'with T.Kernel(2, prelude="#include <x>") as by:\n    pass',
+    "select-dtypes": "r[0] = T.Select(n > 0, r[1], n)",
+    "math-dtype": "r[0] = T.exp2(n)",
+    "dtype-call": "r[0] = T.float32(1, 2)",
+    "reinterpret-width": "v = T.reinterpret(s[0, 0], T.int32)",
+    "python-division": "w = T.alloc_shared((T.ceildiv(64, 0),), T.float32)",
+    "not-a-scalar": "T.fill(f, s)",
+    "not-a-tile": "T.clear(f[0, 0])",
+    "alloc-in-parallel": "for i in T.Parallel(4):\n    w = T.alloc_shared((4,), T.float32)",
+    "view-operand": "w = T.reshape(f[0, 0:4], (2, 2))",
+    "view-size": "w = T.view(f, (64, 64), T.float16)",
+    "copy-rank": "T.copy(f, r[0])",
+    "copy-shape": "T.copy(f, r)",
+    "copy-extent": "T.copy(A[0:64, 0:32], f)",
+    "dynamic-alloc": "w = T.alloc_shared((n, 4), T.float32)",
+    "empty-alloc": "w = T.alloc_shared((0, 4), T.float32)",
+    "not-yet": "T.atomic_add(A[0, 0], 1.0)",
+    "not-yet:keyword": "T.gemm(s, s, f, mbar=3)",
+    "tile-op-in-parallel": "for i in T.Parallel(4):\n    T.clear(f)",
+    "unknown-keyword": "for k in T.Pipelined(4, num_stage=2):\n    pass",
+    "argument-count": "T.copy(f)",
+    "eager-only": 'M = T.const("M")',
+    "limit-kind": "v = T.max_value(T.float32x4)",
+    "limit-of": 'v = T.max_value("float31")',
+    "no-infinity": "v = T.infinity(T.int32)",
+    "dtype-of": 'd = T.dtype("float31")',
+}
+
+PRIM = "import tiledsl.language as T\n\n\n@T.prim_func\ndef kernel({parameters}):\n{body}"
+LAUNCH = "with T.Kernel(4) as bx:\n    A[bx] = 0.0"
+
+
+def prim(parameters: str, body: str = LAUNCH) -> str:
+    return PRIM.format(parameters=parameters, body=textwrap.indent(body, "    "))
+
+
+VECTOR = "A: T.Tensor((64,), T.float32)"
+
+# ident -> a whole module.
+MODULES = {
+    "param-annotation": prim("A: 3"),
+    "symbol-dtype": 'import tiledsl.language as T\n\nm = T.dynamic("m", "float32")',
+    "symbol-name": 'import tiledsl.language as T\n\nm = T.dynamic("2m")',
+    "negative-extent": prim("A: T.Tensor((-4,), T.float32)"),
+    "stride-count": prim("A: T.StridedTensor((4, 4), (1,), T.float32)"),
+    "pointer-param": prim('A: T.dtype("handle")'),
+    "not-tracing": "import tiledsl.language as T\n\nT.clear(None)",
+    "foreign-buffer": prim(VECTOR, "with T.Kernel(1) as bx:\n    kept.append(A)").replace(
+        "@T.prim", "kept = []\n\n\n@T.prim", 1
+    )
+    + "\n\n\n@T.prim_func\ndef second(B: T.Tensor((64,), T.float32)):\n    with T.Kernel(1) as bx:\n        T.copy(kept[0], B)",
+    "foreign-value": prim(VECTOR, "with T.Kernel(1) as bx:\n    kept.append(bx)").replace(
+        "@T.prim", "kept = []\n\n\n@T.prim", 1
+    )
+    + "\n\n\n@T.prim_func\ndef second(B: T.Tensor((64,), T.float32)):\n    with T.Kernel(1) as bx:\n        B[kept[0]] = 1.0",
+    "outside-kernel": prim(VECTOR, "T.clear(A)"),
+    "outside-kernel:between": prim(VECTOR, f"{LAUNCH}\nx = A[0]\n{LAUNCH}"),
+    "outside-region:kernel": prim(VECTOR, f"{LAUNCH}\nwith T.Kernel(2):\n    A[bx] = 1.0"),
+    "if-outside-kernel": prim(f"{VECTOR}, n: T.int32", f"if n > 3:\n    pass\n{LAUNCH}"),
+    "loop-outside-kernel": prim(f"{VECTOR}, n: T.int32", f"for i in range(n):\n    pass\n{LAUNCH}"),
+    "grid-rank": prim(VECTOR, "with T.Kernel(1, 2, 3, 4) as bx:\n    pass"),
+    "grid-negative": prim(VECTOR, "with T.Kernel(-1) as bx:\n    pass"),
+    "thread-rank": prim(VECTOR, "with T.Kernel(1, threads=(1, 2, 3, 4)) as bx:\n    pass"),
+    "thread-count": prim(VECTOR, "with T.Kernel(1, threads=2048) as bx:\n    pass"),
+    "no-source": 'import tiledsl.language as T\n\nexec("def kernel(): pass")\nT.prim_func(kernel)',
+    "not-a-function": "import tiledsl.language as T\n\nT.prim_func(lambda: 0)",
+    "call-prim-func": prim(VECTOR) + "\n\n\nkernel(None)",
+    "decorates-function": "import tiledsl.language as T\n\n\n@T.prim_func\nclass kernel:\n    pass",
+    "no-kernel": prim(VECTOR, "pass"),
+    "param-kind": prim("A: T.Tensor((64,), T.float32) = None"),
+    "param-unannotated": prim("A"),
+    "unbound-symbol": prim(VECTOR, 'm = T.dynamic("m")\nwith T.Kernel(m) as bx:\n    A[bx] = 0.0'),
+    "annotation-name": "from __future__ import annotations\n\n" + prim("A: T.Tensor((rows,), T.float32)"),
+    "promotion": prim(f"{VECTOR}, x: T.float32", "with T.Kernel(1) as bx:\n    A[0] = x + pointer").replace(
+        "\n\n\n@T",
+        "\nfrom tiledsl import ir\nfrom tiledsl.frontend.values import Value\n\n"
+        'pointer = Value(ir.Var("p", T.dtype("handle")))\n\n\n@T',
+        1,
+    ),
+    "view-strided": prim(
+        "A: T.StridedTensor((64,), (2,), T.float32)", "with T.Kernel(1) as bx:\n    w = T.reshape(A, (8, 8))"
+    ),
+    "not-yet:layout": prim(VECTOR, "with T.Kernel(1) as bx:\n    T.annotate_layout({A: None})"),
+    "strided-arguments": prim("A: T.StridedTensor[4]"),
+}
+
+EAGER = """\
+import tiledsl.language as T
+
+
+def kernel(A, B, block=64, *, scale):
+    M = T.const("M")
+    A: T.Tensor[(M,), T.float32]
+    B: T.Tensor[(M,), T.float32]
+    C = T.empty((M,), T.float32)
+    with T.Kernel(T.ceildiv(M, block)) as bx:
+        for i in T.Parallel(block):
+            C[bx * block + i] = A[bx * block + i] + B[bx * block + i] * scale
+    return C
+"""
+
+# ident -> (text to replace in EAGER, its replacement)
+EAGERS = {
+    "undeclared-argument": ("    A: T.Tensor", "    n = A.shape[0]\n    A: T.Tensor"),
+    "unbound-const": ('M = T.const("M")', 'M, K = T.const("M, K")'),
+    "declare-unknown": ("    C = T.empty", "    D: T.Tensor[(M,), T.float32]\n    C = T.empty"),
+    "declare-twice": ("    C = T.empty", "    A: T.Tensor[(M,), T.float32]\n    C = T.empty"),
+    "return-not-empty": ("return C", "return C, A"),
+    "empty-not-returned": ("return C", "return"),
+    "missing-option": ("", ""),
+    "argument-not-declared": ("scale):\n", "scale, D):\n    if block < 0:\n        D: T.Tensor[(4,), T.float32]\n"),
+    "const-rank": ("A: T.Tensor[(M,)", "A: T.Tensor[(1, M)"),
+}
+
+
+def load(source: str, file: str) -> dict[str, Any]:
+    """Runs a module whose source is known to linecache only, as in a notebook."""
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    names: dict[str, Any] = {"__name__": "kernels"}
+    exec(compile(source, file, "exec", dont_inherit=True), names)
+    return names
+
+
+def indented(statements: str) -> str:
+    return BODY + textwrap.indent(statements, "        ") + "\n"
+
+
+def raised(run: Callable[[], Any]) -> TileError:
+    with pytest.raises(TileError) as info:
+        run()
+    return info.value
+
+
+def check(case: str, error: TileError, golden: Callable[[str, str], None]) -> None:
+    text = str(error)
+    assert error.ident == case.split(":")[0]  # type: ignore[attr-defined]
+    assert len(text.splitlines()) <= MAX_LINES
+    assert error.loc is not None and error.loc.file.endswith("kernels.py"), "names the author's file"
+    assert str(pickle.loads(pickle.dumps(error))) == text
+    golden(f"errors/{case.replace(':', '-')}", f"{type(error).__name__}: {text}")
+
+
+@pytest.mark.parametrize("case", IN_KERNEL)
+def test_in_kernel(case: str, golden: Callable[[str, str], None]) -> None:
+    check(case, raised(lambda: load(indented(IN_KERNEL[case]), "kernels.py")), golden)
+
+
+@pytest.mark.parametrize("case", MODULES)
+def test_module(case: str, golden: Callable[[str, str], None]) -> None:
+    check(case, raised(lambda: load(MODULES[case] + "\n", "kernels.py")), golden)
+
+
+@pytest.mark.parametrize("case", EAGERS)
+def test_eager(case: str, golden: Callable[[str, str], None]) -> None:
+    old, new = EAGERS[case]
+    assert old in EAGER
+    kernel = load(EAGER.replace(old, new), "kernels.py")["kernel"]
+    array = ArgInfo((100,), as_dtype("float32"))
+    options = {} if case == "missing-option" else {"scale": 2.0}
+    check(case, raised(lambda: EagerTemplate(kernel).bind({"A": array, "B": array}, options)), golden)
+
+
+def test_every_diagnostic_has_a_golden() -> None:
+    rooms = [Path(tiledsl.frontend.__file__).parent, Path(T.__file__).parent]
+    idents = set()
+    for path in [p for room in rooms for p in room.glob("*.py") if p.name != "reader.py"]:
+        for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.args:
+                first = n.args[0]
+                if n.func.id in ("error", "_error", "_check_equal") and isinstance(first, ast.Constant):
+                    idents.add(first.value)
+    assert len(idents) > 100
+    assert idents - {case.split(":")[0] for case in [*IN_KERNEL, *MODULES, *EAGERS]} == set()
+
+
+def test_no_other_raise() -> None:
+    """The two rooms raise diagnostics through `error` only (else the count above would miss them)."""
+    allowed = {"error", "_error", "not_yet", "AssertionError", "AttributeError", "_Learned", "self._stale", "failed"}
+    rooms = [Path(tiledsl.frontend.__file__).parent, Path(T.__file__).parent]
+    for path in [p for room in rooms for p in room.glob("*.py") if p.name != "reader.py"]:
+        for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(n, ast.Raise) and n.exc is not None:
+                what = n.exc.func if isinstance(n.exc, ast.Call) else n.exc
+                assert ast.unparse(what) in allowed, f"{path.name}:{n.lineno}"
