@@ -54,6 +54,7 @@ class Facts(System):
         super().__init__(parent)
         self._lets: dict[Var, Linear] = dict(parent._lets) if parent else {}
         self._conds: dict[Var, Expr] = dict(parent._conds) if parent else {}
+        self._free: dict[Var, frozenset[Var]] = dict(parent._free) if parent else {}  # what a variable depends on
         self._memo: dict[int, tuple[Expr, Linear]] = {}
         self._wrapped = False
 
@@ -70,6 +71,7 @@ class Facts(System):
 
     def bind(self, v: Var, start: Expr, stop: Expr, step: Expr | None = None) -> None:
         """v is the variable of a loop start, start + step ... below stop (above, for a negative literal step)."""
+        self._free[v] = self._vars_of(start)
         low, high = self.linear(start), self.linear(stop)
         by = 1 if step is None else step.value if isinstance(step, Const) else 0
         if by == 0:
@@ -78,7 +80,7 @@ class Facts(System):
             form = Linear({self._var(v): 1})
         else:  # v = start + by * t with t = 0, 1, ...
             limit = int_range(v.type)[1]
-            t = self._atoms.intern(("trip", v), Atom("var", 0, limit, vars=frozenset([v])))
+            t = self._atoms.intern(("trip", v), Atom("var", 0, limit, vars=self._vars_of(v)))
             form = low.plus(Linear({t: by}))
             self._lets[v] = form
         if by < 0:
@@ -88,6 +90,7 @@ class Facts(System):
 
     def let(self, v: Var, value: Expr) -> None:
         """v equals value from here on, whatever happens to the memory that value reads."""
+        self._free[v] = self._vars_of(value)
         if v.type.is_bool and not v.type.is_vector:
             if not _reads_memory(value):
                 self._conds[v] = value
@@ -111,6 +114,8 @@ class Facts(System):
                 self.assume(cond.a, holds)
         elif isinstance(cond, Binary) and cond.op in COMPARISONS and _is_integer(cond.a) and not _reads_memory(cond):
             op = cond.op if holds else _NEGATE[cond.op]
+            if op == "eq" and self._divides(cond.a, cond.b):
+                return
             a, b = self.linear(cond.a), self.linear(cond.b)
             if op in _SWAP:
                 op, a, b = _SWAP[op], b, a
@@ -123,6 +128,42 @@ class Facts(System):
                 self._assume(b.plus(a, -1).shift(-1 if op == "lt" else 0))
             if op == "eq":
                 self._assume(a.plus(b, -1))
+
+    def _divides(self, a: Expr, b: Expr) -> bool:
+        """Makes `x % n == 0` about a variable known by writing x as n * t everywhere."""
+        if not (isinstance(a, Binary) and a.op in ("floormod", "truncmod") and isinstance(b, Const) and b.value == 0):
+            return False
+        x, n = a.a, a.b
+        if not (isinstance(x, Var) and isinstance(n, Const) and n.value > 1) or x in self._lets:
+            return False
+        number = self._var(x)
+        low, high = self._atom_range(number)
+        whole = Atom("var", -(-low // n.value), high // n.value, vars=self._vars_of(x))
+        self._lets[x] = form = Linear({self._atoms.fresh(whole): n.value})
+        known, self._known = self._known, []
+        for old in known:
+            self._assume(self._with(old, number, form))
+        for atom, (low, high) in list(self._bounds.items()):  # what is known of quotients of x, say
+            new = self._with(Linear({atom: 1}), number, form)
+            if atom != number and atom not in new.terms:
+                self._assume(new.shift(-low))
+                self._assume(new.scale(-1).shift(high))
+        self._learnt()
+        return True
+
+    def _with(self, form: Linear, number: int, value: Linear) -> Linear:
+        """form with an atom replaced, also inside quotients."""
+        result = Linear(const=form.const)
+        for a, c in form.terms.items():
+            atom, new = self._atoms[a], Linear({a: 1})
+            if a == number:
+                new = value
+            elif atom.kind == "div":
+                inner, divisor = atom.parts
+                rest = self._with(inner, number, value)
+                new = new if rest.key == inner.key else self._floordiv(rest, divisor)
+            result = result.plus(new, c)
+        return result
 
     def _learnt(self) -> None:
         self._memo.clear()
@@ -222,13 +263,19 @@ class Facts(System):
         return form
 
     def _var(self, v: Var) -> int:
-        return self._atoms.var(v, *(int_range(v.type) if _is_integer(v) else (0, 0)))
+        low, high = int_range(v.type) if _is_integer(v) else (0, 0)
+        return self._atoms.intern(v, Atom("var", low, high, vars=self._vars_of(v)))
+
+    def _vars_of(self, e: Expr) -> frozenset[Var]:
+        """The variables that e depends on, also through lets and the starts of loops."""
+        own = frozenset(free_vars(e))
+        return own.union(*(self._free.get(v, frozenset()) for v in own))
 
     def _opaque(self, e: Expr, low: int | None = None, high: int | None = None) -> Linear:
         type_low, type_high = int_range(e.dtype) if _is_integer(e) else (0, 0)
         pure = not _reads_memory(e) and low is None and high is None
         low, high = type_low if low is None else max(low, type_low), type_high if high is None else min(high, type_high)
-        return Linear({self._atoms.opaque(e, low, high, frozenset(free_vars(e)), pure): 1})
+        return Linear({self._atoms.opaque(e, low, high, self._vars_of(e), pure): 1})
 
     def _checked(self, form: Linear, e: Expr) -> Linear:
         """form, when the value that it states is one of e's type."""
@@ -339,7 +386,7 @@ class Facts(System):
         if self.prove(e.cond):
             return t
         low, high = int_range(e.dtype)
-        atom = Atom("select", low, high, (e.cond, t, f), frozenset(free_vars(e)))
+        atom = Atom("select", low, high, (e.cond, t, f), self._vars_of(e))
         return Linear({self._atoms.fresh(atom): 1})
 
 

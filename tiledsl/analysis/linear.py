@@ -97,9 +97,6 @@ class Atoms:
     def vars_of(self, form: Linear) -> frozenset[Var]:
         return frozenset[Var]().union(*(self.table[a].vars for a in form.terms))
 
-    def var(self, v: Var, low: int, high: int) -> int:
-        return self.intern(v, Atom("var", low, high, vars=frozenset([v])))
-
     def opaque(self, e: Expr, low: int, high: int, free: frozenset[Var], pure: bool) -> int:
         atom = Atom("opaque", low, high, vars=free)
         return self.intern(e, atom) if pure else self.fresh(atom)

@@ -189,8 +189,6 @@ class ExprChecker:
             ok = dtype.is_int or dtype.is_bool
         elif e.op in _INT_OPS:
             ok = dtype.is_int
-        elif e.op == "div":
-            ok = dtype.is_float
         else:
             ok = dtype.is_int or dtype.is_float or e.op in E.COMPARISONS
         self.require(ok, f"{e.op} of {dtype}")
