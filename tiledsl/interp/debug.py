@@ -9,7 +9,7 @@ import numpy as np
 from tiledsl.errors import TileRuntimeError
 from tiledsl.interp.scope import Env, Fn, Scope
 from tiledsl.ir.buffer import Buffer
-from tiledsl.ir.expr import Expr, Var
+from tiledsl.ir.expr import Expr
 from tiledsl.ir.stmt import Debug, Kernel
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Debugs:
         assert isinstance(cond_expr, Expr)
         cond = self.expressions.compile(cond_expr)
         report = self.scope.reporter(TileRuntimeError)
-        what = "assertion failed" if s.kind == "assert" else "T.assume does not hold"
+        what = "device_assert failed" if s.kind == "assert" else "T.assume does not hold"
         message = f"{what}: {s.message}" if s.message else what
 
         def check(env: Env, mask: Any) -> Any:
@@ -54,28 +54,25 @@ class Debugs:
         return check
 
     def _print(self, s: Debug) -> Fn:
-        parts: list[tuple[str, Fn, bool]] = []
+        """One line per call; one per lane that is on, in row-major order, where a value differs between lanes."""
+        parts: list[tuple[Fn, bool]] = []
         for v in s.values:
             if isinstance(v, Buffer):
-                slot = self.scope.slot(v)
-                parts.append((f"{v.name} = ", _slot(slot), self.scope.is_private(v)))
+                parts.append((_slot(self.scope.slot(v)), self.scope.is_private(v)))
             else:
-                name = f"{v.name} = " if isinstance(v, Var) else ""
-                parts.append((name, self.expressions.compile(v), self.scope.varies(v)))
-        block = [(v.name, self.scope.slot(v)) for v in self.kernel.block_vars]
+                parts.append((self.expressions.compile(v), self.scope.varies(v)))
         nest = self.scope.nest
+        head = [s.message] if s.message else []
 
         def show(env: Env, mask: Any) -> Any:
-            values = [(name, f(env, mask), lanes) for name, f, lanes in parts]
-            place = "[" + " ".join(f"{name}={env[slot]}" for name, slot in block) + "]"
-            if nest is None or not any(lanes for _, _, lanes in values):
-                print(place, s.message, *(f"{name}{v}" for name, v, _ in values))
+            values = [(f(env, mask), lanes) for f, lanes in parts]
+            if nest is None or not any(lanes for _, lanes in values):
+                print(*head, *(v for v, _ in values))
                 return mask
             shape = env[nest.shape_slot]
             on = np.broadcast_to(True if mask is None else mask, shape)
             for lane in zip(*np.nonzero(on), strict=True):
-                shown = [f"{name}{_of_lane(v, lane) if lanes else v}" for name, v, lanes in values]
-                print(place, s.message, f"lane {tuple(map(int, lane))}", *shown)
+                print(*head, *(_of_lane(v, lane) if lanes else v for v, lanes in values))
             return mask
 
         return show

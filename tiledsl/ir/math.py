@@ -192,8 +192,11 @@ def _exp(b: _Builder, x: Var) -> Expr:
     r_hi = b.let("r_hi", Fma(minus, b.const(b.fmt.ln2_hi), clamped))
     r = b.let("r", Fma(minus, b.const(b.fmt.ln2_lo), r_hi))
     square = b.let("square", Binary("mul", r, r))
-    tail = b.let("tail", Fma(square, b.poly(r, b.fmt.exp_poly), r))
-    return b.scale(b.let("p", Binary("add", tail, b.const(1.0))), k)
+    # 1 + r without losing r's low bits: head + rest, exactly, so that only the last addition rounds
+    head = b.let("head", Binary("add", r, b.const(1.0)))
+    rest = b.let("rest_of_r", Binary("sub", r, Binary("sub", head, b.const(1.0))))
+    tail = b.let("tail", Fma(square, b.poly(r, b.fmt.exp_poly), rest))
+    return b.scale(b.let("p", Binary("add", head, tail)), k)
 
 
 def _split(b: _Builder, x: Var) -> tuple[Expr, Expr]:
