@@ -21,7 +21,7 @@ from tiledsl.backends.numba_cpu.dialect import TYPE_NAMES
 from tiledsl.backends.numba_cpu.micro import micro_names
 from tiledsl.backends.numba_cpu.names import NAMES
 from tiledsl.dtypes import DType, as_dtype
-from tiledsl.errors import InternalError, Loc
+from tiledsl.errors import InternalError, Loc, TileNotImplementedError
 from tiledsl.ir.intrinsics import INTRINSICS
 from tiledsl.ir.walk import free_vars, walk
 
@@ -385,41 +385,49 @@ class _KernelPrinter:
     def do_Debug(self, s: ir.Debug) -> None:
         if s.kind not in ("print", "assert"):
             return  # assume and breakpoint do nothing in compiled code
-        values = [v for v in s.values if isinstance(v, ir.Expr)]
-        buffers = [v for v in s.values if isinstance(v, ir.Buffer)]
+        values = s.values
         if s.kind == "assert":
+            assert isinstance(values[0], ir.Expr)
             self.line(f"if not ({self.expr(values[0])}):")
             self.depth += 1
             values = values[1:]
         site = len(self.sites)
-        elements = [b.dtype.scalar for b in buffers for _ in range(_count(b))]
-        dtypes = (*(v.dtype for v in values), *elements)
-        self.sites.append(Site(s.kind, s.message, dtypes, s.loc))
-        kind = 0 if s.kind == "print" else 1
-        if buffers:
-            record = self.name(("record", site), "record")
-            total = len(values) + sum(_count(b) for b in buffers)
-            self.line(f"{record} = {self.use('ring_record')}(context, {kind}, {site}, {total})")
-            self.line(f"if {record} != 0:")
-            self.depth += 1
-            slots = self.name(("slots", site), "slots")
-            self.line(f"{slots} = {self.use('i64_pointer')}({record})")
-            at = 0
-            for v in values:
-                self.line(f"{slots}[{at}] = {self.use('bits')}({self.expr(v)})")
-                at += 1
-            for b in buffers:
-                i = self.name(("element", site, b), "element")
-                self.line(f"for {i} in range({_count(b)}):")
-                self.line(f"    {slots}[{at} + {i}] = {self.use('bits')}({self.pointer(b)}[{i}])")
-                at += _count(b)
-            self.depth -= 1
+        shapes = tuple(_printable(v, s) if isinstance(v, ir.Buffer) else () for v in values)
+        dtypes = [v.dtype.scalar for v, shape in zip(values, shapes, strict=True) for _ in range(math.prod(shape))]
+        self.sites.append(Site(s.kind, s.message, tuple(dtypes), s.loc, shapes))
+        head = f"context, {0 if s.kind == 'print' else 1}, {site}"
+        if any(isinstance(v, ir.Buffer) for v in values):
+            self.record(head, len(dtypes), values)
         else:
-            texts = "".join(f", {self.expr(v)}" for v in values)
-            self.line(f"{self.use('ring_write')}(context, {kind}, {site}{texts})")
+            texts = "".join(f", {self.expr(v)}" for v in values if isinstance(v, ir.Expr))
+            self.line(f"{self.use('ring_write')}({head}{texts})")
         if s.kind == "assert":
             self.line("return 2")
             self.depth -= 1
+
+    def record(self, head: str, count: int, values: tuple[ir.Expr | ir.Buffer, ...]) -> None:
+        """A debug record with whole buffers in it, filled word by word."""
+        record, slots, element = (self.name(("debug", n), n) for n in ("record", "slots", "element"))
+        bits = self.use("bits")
+        self.line(f"{record} = {self.use('ring_record')}({head}, {count})")
+        self.line(f"if {record} != 0:")
+        self.depth += 1
+        self.line(f"{slots} = {self.use('i64_pointer')}({record})")
+        at = 0
+        for v in values:
+            if isinstance(v, ir.Expr):
+                self.line(f"{slots}[{at}] = {bits}({self.expr(v)})")
+                at += 1
+                continue
+            n = _count(v)
+            if v.scope == "var":
+                for i in range(n):
+                    self.line(f"{slots}[{at + i}] = {bits}({self.var_name(v, i)})")
+            else:
+                self.line(f"for {element} in range({n}):")
+                self.line(f"    {slots}[{at} + {element}] = {bits}({self.pointer(v)}[{element}])")
+            at += n
+        self.depth -= 1
 
     # -- places ----------------------------------------------------------------------------------------------
 
@@ -605,6 +613,17 @@ def _count(b: ir.Buffer) -> int:
     if shape is None:
         raise InternalError(f"{b.name} has no constant shape")
     return math.prod(shape)
+
+
+def _printable(b: ir.Buffer, s: ir.Debug) -> tuple[int, ...]:
+    """The shape of a buffer that is printed whole."""
+    if b.const_shape is None or b.strides is not None:
+        raise TileNotImplementedError(
+            f"printing {b.name} whole is not possible yet: its shape or strides are known only at run time",
+            s.loc,
+            help="print single elements",
+        )
+    return b.const_shape
 
 
 def _constant_index(indices: tuple[ir.Expr, ...]) -> int:

@@ -76,9 +76,10 @@ def atomic(b: Any, op: str, d: DType, base: Value, index: Value, value: Value | 
     Integers use the hardware's operation; floats, halves (rounded per operation) and bool compare and swap.
     """
     t = memory_type(d)
-    address = b.gep(base, [index], inbounds=True, source_etype=t)
-    align = d.bits // 8
     word = ir.IntType(d.bits)
+    place = b.gep(base, [index], inbounds=True, source_etype=t)
+    address = b.inttoptr(b.ptrtoint(place, I64), word.as_pointer())  # llvmlite wants to see the element's type
+    align = d.bits // 8
 
     def as_word(v: Value) -> Value:
         return b.zext(v, word) if d.is_bool else v if v.type == word else b.bitcast(v, word)

@@ -1,0 +1,125 @@
+"""The emitted micro-kernels against their NumPy meanings, bit for bit, for every register width."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from llvmlite import ir as ll
+
+from tiledsl.backends.cpu.emit.gemm import Blocking, blocking, emit_gemm
+from tiledsl.backends.cpu.emit.transpose import emit_transpose
+from tiledsl.backends.cpu.native import Cpu, Loaded, compile_module, host_cpu, load_object, x86_level
+from tiledsl.dtypes import as_dtype
+from tiledsl.ir.micro import MICRO
+
+Array = np.ndarray[Any, Any]
+GUARD = 77  # what surrounds every output
+
+
+def cpus() -> dict[str, Cpu]:
+    found = {"host": host_cpu()}
+    if host_cpu().register_bytes == 64:
+        found["x86-64-v3"] = x86_level("x86-64-v3")
+    return found
+
+
+@cache
+def gemm(cpu: str, dtype: str, panel: int, shape: Blocking | None = None) -> tuple[Any, Loaded]:
+    d, target, module = as_dtype(dtype), cpus()[cpu], ll.Module()
+    f = emit_gemm(module, d, panel, shape or blocking(d, panel, target.register_bytes))
+    return entry(module, f, target, [1, 0, 1, 0, 0, 1, 0, 0, 0, 0])
+
+
+@cache
+def transpose(bits: int, side: int) -> tuple[Any, Loaded]:
+    module = ll.Module()
+    return entry(module, emit_transpose(module, bits, side), host_cpu(), [1, 0, 1, 0, 0, 0])
+
+
+def entry(module: Any, f: Any, cpu: Cpu, pointers: list[int]) -> tuple[Any, Loaded]:
+    f.linkage = "external"
+    loaded = load_object(compile_module([module], cpu), [f.name])
+    types = [ctypes.c_void_p if p else ctypes.c_int64 for p in pointers]
+    return ctypes.CFUNCTYPE(None, *types)(loaded.addresses[f.name]), loaded
+
+
+def random(shape: tuple[int, ...], dtype: str, seed: int) -> Array:
+    rng = np.random.default_rng(seed)
+    if dtype == "int32":
+        return rng.integers(-(2**31), 2**31, shape).astype(np.int32)
+    return (rng.standard_normal(shape) * np.exp2(rng.integers(-20, 20, shape))).astype(dtype)
+
+
+def check_gemm(run: Any, dtype: str, panel: int, m: int, n: int, k: int, a_trans: bool, step: int = 1) -> None:
+    """One product inside larger arrays with unequal strides; what lies around must stay as it is."""
+    a_all = random((k + 2, (m + 3) * step) if a_trans else (m + 2, (k + 3) * step), dtype, 1)
+    a = a_all[:k, : m * step : step] if a_trans else a_all[:m, : k * step : step]
+    count = -(-n // panel)
+    panels = random((count, k + 1, panel), dtype, 2)
+    c_all = np.full((m + 2, n + 19), GUARD, dtype)
+    c_all[:m, :n] = random((m, n), dtype, 3)
+    wanted = c_all.copy()
+    MICRO["gemm"]([wanted[:m, :n]], [a, panels], [m, n, k], {"NR": panel, "a_trans": a_trans}, True)
+    size = a.itemsize
+    rows, inner = (a.strides[1], a.strides[0]) if a_trans else a.strides
+    run(
+        c_all.ctypes.data, c_all.shape[1], a.ctypes.data, rows // size, inner // size, panels.ctypes.data,
+        panels.strides[0] // size, m, n, k,
+    )  # fmt: skip
+    assert c_all.tobytes() == wanted.tobytes(), (dtype, panel, m, n, k, a_trans)
+
+
+SIZES = [(1, 1, 1), (2, 15, 3), (5, 16, 7), (6, 64, 16), (7, 65, 17), (13, 100, 33), (31, 47, 5), (29, 128, 40),
+         (0, 5, 3), (5, 0, 3), (4, 20, 0)]  # fmt: skip
+
+
+@pytest.mark.parametrize("panel", [16, 32, 48, 64])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+@pytest.mark.parametrize("cpu", cpus())
+def test_gemm(cpu: str, dtype: str, panel: int) -> None:
+    run, _ = gemm(cpu, dtype, panel)
+    for m, n, k in SIZES:
+        for a_trans in (False, True):
+            check_gemm(run, dtype, panel, m, n, k, a_trans)
+    check_gemm(run, dtype, panel, 9, 70, 11, False, step=3)
+
+
+def test_every_row_count_of_a_block() -> None:
+    run, _ = gemm("host", "float32", 32)
+    for m in range(1, 30):
+        check_gemm(run, "float32", 32, m, 33, 3, False)
+
+
+@pytest.mark.parametrize("shape", [Blocking(4, 2, 3), Blocking(16, 1, 1), Blocking(8, 3, 4), Blocking(16, 3, 9)])
+def test_blocking_never_changes_a_bit(shape: Blocking) -> None:
+    run, _ = gemm("host", "float32", 48, shape)
+    for m, n, k in SIZES:
+        check_gemm(run, "float32", 48, m, n, k, False)
+
+
+@pytest.mark.parametrize("register_bytes", [16, 32, 64])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+def test_blocks_fit_the_register_file(dtype: str, register_bytes: int) -> None:
+    for panel in (16, 32, 48, 64):
+        b = blocking(as_dtype(dtype), panel, register_bytes)
+        registers = 32 if register_bytes == 64 else 16
+        assert b.mr * b.nv + b.nv + 1 <= registers
+        assert panel % (b.lanes * b.nv) == 0
+        assert b.lanes * as_dtype(dtype).bits == register_bytes * 8
+
+
+@pytest.mark.parametrize("bits, side", [(32, 16), (32, 8), (64, 8), (64, 4)])
+def test_transpose(bits: int, side: int) -> None:
+    run, _ = transpose(bits, side)
+    dtype = f"uint{bits}"
+    for rows, cols in [(1, 1), (side, side), (side - 1, 2 * side), (3 * side + 5, side + 1), (0, 7), (7, 0), (40, 70)]:
+        src = np.arange((rows + 1) * (cols + 3)).astype(dtype).reshape(rows + 1, cols + 3)
+        dst = np.full((cols + 1, rows + 5), GUARD, dtype)
+        wanted = dst.copy()
+        MICRO["transpose"]([wanted], [src], [rows, cols], {}, True)
+        run(dst.ctypes.data, dst.shape[1], src.ctypes.data, src.shape[1], rows, cols)
+        assert (dst == wanted).all(), (rows, cols)
