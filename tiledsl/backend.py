@@ -91,12 +91,19 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Site:
-    """A T.print or T.device_assert of compiled code: what the records in the debug ring mean."""
+    """A T.print or T.device_assert of compiled code: what the records in the debug ring mean.
+
+    kind     "print" | "assert"
+    message  template with one {} per value shown (see `tiledsl.passes.explain_debug`)
+    dtypes   of the words of a record
+    shapes   of the values shown, in order; () is a scalar, which takes one word. Missing: all scalars.
+    """
 
     kind: str
     message: str
     dtypes: tuple[DType, ...] = ()
     loc: Loc | None = None
+    shapes: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from tiledsl import ir
 from tiledsl.passes.expand_moves import ExpandMoves
+from tiledsl.passes.explain_debug import ExplainDebug
 from tiledsl.passes.fold import Fold
 from tiledsl.passes.guard_bounds import GuardBounds
 
@@ -32,7 +33,7 @@ class _ExpandUnpacked:
 def cpu_pipeline() -> tuple[Pass, ...]:
     """The passes.
 
-    Constants fold first, so that extents and guards are as simple as they can be. Copies become nests. Then every
+    Prints and asserts learn where they are while loops are still the author's. Constants fold first, so that extents and guards are as simple as they can be. Copies become nests. Then every
     access is proved or guarded, and the statements are lowered one by one.
     """
-    return (Fold(), _ExpandUnpacked(), GuardBounds(), Fold(), Lower())
+    return (ExplainDebug(), Fold(), _ExpandUnpacked(), GuardBounds(), Fold(), Lower())

@@ -33,7 +33,7 @@ def to_json(artifact: Artifact) -> dict[str, Any]:
         "vars": [[v.name, v.dtype.name] for v in artifact.host_vars],
         "entries": [[e.symbol, [expr(x) for x in e.grid], e.scratch_bytes] for e in artifact.entries],
         "workspaces": [[w.dtype.name, [expr(x) for x in w.shape]] for w in artifact.workspaces],
-        "sites": [[s.kind, s.message, [d.name for d in s.dtypes], _loc(s.loc)] for s in artifact.sites],
+        "sites": [[s.kind, s.message, [d.name for d in s.dtypes], _loc(s.loc), s.shapes] for s in artifact.sites],
         "meta": dict(artifact.meta),
     }
 
@@ -59,8 +59,8 @@ def from_json(data: dict[str, Any], code: bytes) -> Artifact:
         entries=tuple(Entry(symbol, exprs(grid), scratch) for symbol, grid, scratch in data["entries"]),
         workspaces=tuple(Workspace(as_dtype(d), exprs(shape)) for d, shape in data["workspaces"]),
         sites=tuple(
-            Site(kind, message, tuple(as_dtype(d) for d in dtypes), Loc(*loc) if loc else None)
-            for kind, message, dtypes, loc in data["sites"]
+            Site(kind, message, tuple(map(as_dtype, dtypes)), Loc(*loc) if loc else None, tuple(map(tuple, shapes)))
+            for kind, message, dtypes, loc, shapes in data["sites"]
         ),
         meta=data["meta"],
     )

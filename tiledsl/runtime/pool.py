@@ -25,6 +25,7 @@ DONE, CANCELLED, FAILED, SUSPENDED = range(4)
 CHUNKS_PER_WORKER = 8  # the last chunk of a grid then costs at most 1/8 of a worker's share
 SHORTEST_CHUNK_NS = 20_000  # below this the call through ctypes (0.5 us) and the wake-up would show
 LONGEST_CHUNK_NS = 50_000_000  # an interrupt waits for at most this
+PROBE_ABOVE = 8  # a smaller grid of unknown pace is shared at once, for its blocks may be long
 WORTH_WAKING_NS = 100_000  # another thread is awake after 20 to 40 us, and the caller waits as long for its end
 
 BlockFunction = Callable[[int, int, bytes, int], int]
@@ -47,7 +48,7 @@ class Pace:
         even = -(-blocks // (CHUNKS_PER_WORKER * workers)) if workers > 1 else blocks
         ns = self.ns_per_block
         if not ns:
-            return min(even, -(-blocks // CHUNKS_PER_WORKER))
+            return 1
         return max(1, min(max(even, int(SHORTEST_CHUNK_NS / ns)), int(LONGEST_CHUNK_NS / ns)))
 
 
@@ -64,19 +65,29 @@ class _Job:
         "function",
         "ring",
         "scratch",
-        "tickets",
+        "spent",
+        "starts",
         "workers",
     )
 
     def __init__(
-        self, function: BlockFunction, blocks: int, args: bytes, scratch: int, ring: int, chunk: int, workers: int
+        self,
+        function: BlockFunction,
+        first: int,
+        blocks: int,
+        args: bytes,
+        scratch: int,
+        ring: int,
+        chunk: int,
+        workers: int,
     ) -> None:
         self.function, self.blocks, self.args = function, blocks, args
         self.scratch, self.ring, self.chunk, self.workers = scratch, ring, chunk, workers
         self.cancel = ctypes.c_int64(0)
         self.code = DONE
-        self.tickets = itertools.count()  # next() is one step under the GIL
+        self.starts = itertools.count(first, chunk)  # next() is one step under the GIL
         self.active: set[int] = set()  # workers that may be inside compiled code
+        self.spent: list[int] = []  # ns of each worker between its first and its last chunk
 
     def drain(self, lane: Lane, worker: int) -> None:
         """Run chunks until none is left, or until one fails or the job is cancelled."""
@@ -85,14 +96,16 @@ class _Job:
         try:
             lane.prepare(self.scratch, ctypes.addressof(self.cancel), self.ring, worker, self.workers)
             function, blocks, chunk, args, context = self.function, self.blocks, self.chunk, self.args, lane.address
+            start = time.perf_counter_ns()
             while not self.cancel.value:
-                first = next(self.tickets) * chunk
+                first = next(self.starts)
                 if first >= blocks:
                     break
                 code = function(first, min(first + chunk, blocks), args, context)
                 if code:
                     self.code = max(self.code, code)
                     self.cancel.value = 1
+            self.spent.append(time.perf_counter_ns() - start)
         finally:
             lane.busy = False
             self.active.discard(worker)
@@ -237,25 +250,33 @@ def run_grid(
     """
     if blocks <= 0:
         return DONE
-    estimate = pace.ns_per_block * blocks
-    workers = 1
-    if blocks > 1 and (not estimate or estimate > WORTH_WAKING_NS):
-        workers = min(threads or thread_count(), blocks)
-    pool = _claim(threads or thread_count()) if workers > 1 else None
+    first, wanted = 0, threads
+    if not pace.ns_per_block and blocks > PROBE_ABOVE:  # one block alone tells how long the others take
+        start = time.perf_counter_ns()
+        code = _run_inline(function, 1, args, scratch_bytes, ring, 1)
+        if code:
+            return code
+        pace.learn(1, time.perf_counter_ns() - start)
+        first = 1
+    left = blocks - first
+    workers, pool = 1, None
+    if left > 1 and (not pace.ns_per_block or pace.ns_per_block * left > WORTH_WAKING_NS):
+        wanted = wanted or thread_count()
+        pool = _claim(wanted) if wanted > 1 else None
+        workers = min(wanted, left) if pool is not None else 1
+    chunk = pace.chunk(left, workers)
     if pool is None:
-        workers = 1
-    chunk = pace.chunk(blocks, workers)
-    start = time.perf_counter_ns()
-    if pool is None:
-        code = _run_inline(function, blocks, args, scratch_bytes, ring, chunk)
+        start = time.perf_counter_ns()
+        code = _run_inline(function, blocks, args, scratch_bytes, ring, chunk, first)
+        pace.learn(left, time.perf_counter_ns() - start)
     else:
-        job = _Job(function, blocks, args, scratch_bytes, ring, chunk, workers)
+        job = _Job(function, first, blocks, args, scratch_bytes, ring, chunk, workers)
         try:
             pool.run(job)
         finally:
             pool.busy.release()
         code = job.code
-    pace.learn(blocks, (time.perf_counter_ns() - start) * workers)
+        pace.learn(left, sum(job.spent))
     return code
 
 

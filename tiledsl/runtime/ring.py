@@ -8,6 +8,7 @@ advances the offset, so that the reader sees how much is missing.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,9 +19,8 @@ from tiledsl.backend import Site
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileRuntimeError
 
-__all__ = ["PRINT", "ASSERT", "Ring"]
+__all__ = ["Ring"]
 
-PRINT, ASSERT = 0, 1
 _FIRST = 2
 
 
@@ -50,7 +50,7 @@ class Ring:
                 return  # a record cut off by a full ring
             found = self.sites[site]
             bits = self.words[at + 3 : at + 3 + count]
-            yield found, [decode(b, d) for b, d in zip(bits, found.dtypes, strict=False)]
+            yield found, shown(found, bits)
             at += 3 + count
 
     def flush(self) -> None:
@@ -59,11 +59,11 @@ class Ring:
         records = list(self.records())
         self.reset()
         for site, values in records:
+            text, _, note = site.message.format(*values).partition("\n")
             if site.kind == "print":
-                print(print_line(site.message, values))
-        for site, values in records:
-            if site.kind == "assert":
-                raise TileRuntimeError(assert_message(site.message, values), site.loc)
+                print(text)
+            else:
+                raise TileRuntimeError(text, site.loc, (note,) if note else ())
         if lost:
             print(f"... {lost} words of print output did not fit; set {config.PRINT_BUFFER.env} higher")
 
@@ -75,12 +75,19 @@ def decode(word: int, dtype: DType) -> Any:
     return bool(value) if dtype.is_bool else int(value) if dtype.is_int else value
 
 
-def print_line(message: str, values: Sequence[Any]) -> str:
-    """A line of T.print output."""
-    return " ".join([message, *map(str, values)] if message else map(str, values))
-
-
-def assert_message(message: str, values: Sequence[Any]) -> str:
-    """The text of a failed device_assert."""
-    shown = f" (values: {', '.join(map(str, values))})" if values else ""
-    return f"device_assert failed: {message}{shown}" if message else f"device_assert failed{shown}"
+def shown(site: Site, words: Sequence[int]) -> list[Any]:
+    """The values of a record: Python ints and bools, NumPy floats, and arrays of printed buffers."""
+    values = [decode(w, d) for w, d in zip(words, site.dtypes, strict=True)]
+    if not any(site.shapes):
+        return values
+    found: list[Any] = []
+    at = 0
+    for shape in site.shapes:
+        if shape:
+            end = at + math.prod(shape)
+            found.append(np.array(values[at:end], site.dtypes[at].numpy).reshape(shape))
+            at = end
+        else:
+            found.append(values[at])
+            at += 1
+    return found
