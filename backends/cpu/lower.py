@@ -11,12 +11,13 @@ from tiledsl.ir.walk import map_kernels
 
 from .boundary import inline_integer_lets, split_boundary
 from .context import SYMBOL_LIMIT, Context, Lane, get, put
-from .gemm import fill_panels, lower_gemm, pack_copy
+from .gemm import lower_gemm
 from .nest import lower_parallel
+from .pack import fill_panels, pack_copy
 from .plan import plan_scratch
 from .ranges import interval
 from .reduce import lower_reduce
-from .storage import place_buffers
+from .storage import Place, place_buffers, place_workspaces
 from .values import address, bool_mask, lazily, scalar, store_value, value, vector
 from .wide import F32, I64, narrow, widen
 
@@ -30,12 +31,13 @@ class Lower:
     name: str = "lower_cpu"
 
     def __call__(self, function: ir.Function) -> ir.Function:
-        lowered: ir.Function = map_kernels(lambda k: _kernel(function, k), function)
-        return lowered.replace(stage="loop")
+        places = place_workspaces(function)
+        lowered: ir.Function = map_kernels(lambda k: _kernel(function, k, places), function)
+        return lowered.replace(stage="loop", workspaces=tuple(places[w].buffer for w in function.workspaces))
 
 
-def _kernel(function: ir.Function, kernel: ir.Kernel) -> ir.Kernel:
-    cx = Context(place_buffers(function, kernel))
+def _kernel(function: ir.Function, kernel: ir.Kernel, workspaces: dict[ir.Buffer, Place]) -> ir.Kernel:
+    cx = Context(place_buffers(function, kernel, workspaces))
     for s in function.symbols:
         cx.env[s] = Lane(widen(s))
         cx.ranges[s] = (0, SYMBOL_LIMIT)

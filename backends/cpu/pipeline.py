@@ -12,6 +12,7 @@ from tiledsl.passes.explain_debug import ExplainDebug
 from tiledsl.passes.fold import Fold
 from tiledsl.passes.guard_bounds import GuardBounds
 
+from .hoist import HoistPacks
 from .lower import Lower
 from .storage import packed_buffers
 

@@ -16,16 +16,37 @@ from tiledsl.ir.walk import walk
 
 from .wide import F32, I64, i64
 
-__all__ = ["Panels", "Place", "accumulator_type", "packed_buffers", "panel_width", "place_buffers"]
+__all__ = [
+    "GemmTile",
+    "Panels",
+    "Place",
+    "accumulator_type",
+    "can_pack",
+    "gemm_operands",
+    "packed_buffers",
+    "panel_width",
+    "place_buffers",
+    "place_workspaces",
+]
 
 
 @dataclass(frozen=True)
 class Panels:
-    """Packed right operand of a gemm, [ceil(n / width), k, width], zero beyond n; the author's tile is [k, n]."""
+    """Packed right operand of a gemm, [..., ceil(n / width), k, width], zero beyond n; the author's tile is [k, n],
+    or [n, k] when transposed."""
 
     n: int
     k: int
     width: int
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class GemmTile:
+    """A tile that only T.gemm reads, always as its right operand in the same form."""
+
+    transposed: bool
+    type: DType  # what gemm multiplies in
 
 
 @dataclass(frozen=True)
@@ -44,22 +65,69 @@ def panel_width(n: int) -> int:
     return min((64, 48, 32, 16), key=lambda w: (-(-n // w) * w - n > 15, -(-n // w) * w - n, -w))
 
 
-def place_buffers(function: ir.Function, kernel: ir.Kernel) -> dict[ir.Buffer, Place]:
+def place_buffers(
+    function: ir.Function, kernel: ir.Kernel, workspaces: dict[ir.Buffer, Place]
+) -> dict[ir.Buffer, Place]:
     """A place for every buffer of the kernel; scratch offsets are assigned later (`plan.py`)."""
-    places: dict[ir.Buffer, Place] = {}
-    for b in (*function.buffers, *function.workspaces):
-        places[b] = Place("global", b, b.dtype)
+    places = {b: Place("global", b, b.dtype) for b in function.buffers} | workspaces
     uses = _uses(kernel)
+    tiles = gemm_operands(kernel)
+    aliased = {b.root for b in uses if b.alias_of is not None}
     for b in _local_buffers(kernel):
-        places[b] = _place(b, uses.get(b, []), places, {r.root for r in uses if r.alias_of is not None})
+        places[b] = _place(b, uses.get(b, []), places, tiles, aliased)
+    return places
+
+
+def place_workspaces(function: ir.Function) -> dict[ir.Buffer, Place]:
+    """Workspaces that kernels fill tile by tile and only T.gemm reads are kept in panels."""
+    places = {w: Place("global", w, w.dtype) for w in function.workspaces}
+    uses: dict[ir.Buffer, list[tuple[str, ir.Node]]] = {}
+    for k in function.kernels:
+        for b, found in _uses(k).items():
+            uses.setdefault(b, []).extend(found)
+    for w in function.workspaces:
+        form = _gemm_tile(uses.get(w, []))
+        copies = [n for how, n in uses.get(w, []) if how == "copy_in" and isinstance(n, ir.Copy)]
+        if form is not None and copies and all(can_pack(c) for c in copies):
+            places[w] = _panels(w, form, "global")
     return places
 
 
 def packed_buffers(function: ir.Function) -> frozenset[ir.Buffer]:
-    """The author's tiles that are kept in panels."""
+    """The author's tiles, and workspaces, that are kept in panels."""
+    workspaces = place_workspaces(function)
     return frozenset(
-        b for k in function.kernels for b, place in place_buffers(function, k).items() if place.kind == "panels"
+        b for k in function.kernels for b, p in place_buffers(function, k, workspaces).items() if p.kind == "panels"
     )
+
+
+def gemm_operands(kernel: ir.Kernel) -> dict[ir.Buffer, GemmTile]:
+    """The shared tiles that are filled whole and read by T.gemm alone, as its right operand."""
+    uses = _uses(kernel)
+    aliased = {b.root for b in uses if b.alias_of is not None}
+    found: dict[ir.Buffer, GemmTile] = {}
+    for b, how in uses.items():
+        if b.scope == "shared" and b.rank == 2 and b not in aliased and b.const_shape is not None:
+            form = _gemm_tile(how)
+            if form is not None:
+                found[b] = form
+    return found
+
+
+def _gemm_tile(uses: list[tuple[str, ir.Node]]) -> GemmTile | None:
+    kinds = {how for how, _ in uses}
+    if "gemm_b" not in kinds or not kinds <= {"copy_in", "fill", "gemm_b"}:
+        return None
+    forms = {GemmTile(n.transpose_b, accumulator_type(n)) for how, n in uses if isinstance(n, ir.Gemm)}
+    return forms.pop() if len(forms) == 1 else None
+
+
+def _panels(b: ir.Buffer, form: GemmTile, scope: str) -> Place:
+    rows, cols = (int(e.value) for e in b.shape[-2:] if isinstance(e, ir.Const))
+    n, k = (rows, cols) if form.transposed else (cols, rows)
+    width = panel_width(n)
+    shape = (*b.shape[:-2], i64(-(-n // width)), i64(k), i64(width))
+    return Place("panels", ir.Buffer(b.name, form.type, shape, scope), b.dtype, Panels(n, k, width, form.transposed))
 
 
 def _local_buffers(kernel: ir.Kernel) -> list[ir.Buffer]:
@@ -107,15 +175,22 @@ def _uses(kernel: ir.Kernel) -> dict[ir.Buffer, list[tuple[str, ir.Node]]]:
 
 
 def _whole(r: ir.Region) -> bool:
-    zero = all(isinstance(s, ir.Const) and s.value == 0 for s in r.starts)
-    return zero and len(r.extents) == r.buffer.rank and all(
-        isinstance(e, ir.Const) and isinstance(n, ir.Const) and e.value == n.value
-        for e, n in zip(r.extents, r.buffer.shape, strict=True)
-    )
+    """The region is one whole tile: the last two dimensions in full, single steps in those before."""
+    b = r.buffer
+    if len(r.extents) != b.rank or b.rank < 2:
+        return False
+    lead = all(isinstance(e, ir.Const) and e.value == 1 for e in r.extents[:-2])
+    zero = all(isinstance(s, ir.Const) and s.value == 0 for s in r.starts[-2:])
+    ends = zip(r.extents[-2:], b.shape[-2:], strict=True)
+    return lead and zero and all(isinstance(e, ir.Const) and isinstance(n, ir.Const) and e.value == n.value for e, n in ends)
 
 
 def _place(
-    b: ir.Buffer, uses: list[tuple[str, ir.Node]], places: dict[ir.Buffer, Place], aliased: set[ir.Buffer]
+    b: ir.Buffer,
+    uses: list[tuple[str, ir.Node]],
+    places: dict[ir.Buffer, Place],
+    tiles: dict[ir.Buffer, GemmTile],
+    aliased: set[ir.Buffer],
 ) -> Place:
     if b.alias_of is not None:
         root = places[b.root]
@@ -126,25 +201,18 @@ def _place(
     shape = _const_shape(b)
     if b.scope == "var":
         return Place("var", ir.Buffer(b.name, _held(b.dtype), (i64(1),), "var"), b.dtype)
-    kinds = {how for how, _ in uses}
-    if b.scope == "shared" and b.rank == 2 and b not in aliased and "gemm_b" in kinds and kinds <= {"copy_in", "fill", "gemm_b"}:
-        gemms = [n for how, n in uses if how == "gemm_b" and isinstance(n, ir.Gemm)]
-        accumulators = {accumulator_type(g) for g in gemms}
-        copies = [n for how, n in uses if how == "copy_in" and isinstance(n, ir.Copy)]
-        plain = not any(g.transpose_b for g in gemms) and len(accumulators) == 1
-        if plain and all(_can_pack(c) for c in copies):
-            k, n = (int(e.value) for e in shape)
-            width = panel_width(n)
-            packed = ir.Buffer(b.name, accumulators.pop(), (i64(-(-n // width)), i64(k), i64(width)), "scratch")
-            return Place("panels", packed, b.dtype, Panels(n, k, width))
+    copies = [n for how, n in uses if how == "copy_in" and isinstance(n, ir.Copy)]
+    if b in tiles and all(can_pack(c) for c in copies):
+        return _panels(b, tiles[b], "scratch")
     dtype = b.dtype if b in aliased else _held(b.dtype)
     return Place("scratch", ir.Buffer(b.name, dtype, shape, "scratch"), b.dtype)
 
 
-def _can_pack(s: ir.Copy) -> bool:
+def can_pack(s: ir.Copy) -> bool:
     """Whether this copy can write panels directly: a plain 2-D tile whose source rows are contiguous."""
     src = s.src.buffer
-    if s.dst_axes != (0, 1) or len(s.src_axes) != 2 or -1 in s.src_axes or src.safe is not None:
+    rank = s.dst.buffer.rank
+    if s.dst_axes != (rank - 2, rank - 1) or len(s.src_axes) != 2 or -1 in s.src_axes or src.safe is not None:
         return False
     if s.src_axes[1] != src.rank - 1 or s.src_axes[0] == s.src_axes[1]:
         return False
