@@ -18,8 +18,8 @@ from numba.core.datamodel import models
 from numba.core.datamodel.registry import register_default
 from numba.core.funcdesc import PythonFunctionDescriptor
 from numba.core.lowering import Lower
-from numba.core.typed_passes import NopythonTypeInference, PreLowerStripPhis
-from numba.core.untyped_passes import FixupArgs, IRProcessing, TranslateByteCode
+from numba.core.typed_passes import NopythonTypeInference
+from numba.core.untyped_passes import FixupArgs, TranslateByteCode
 
 from tiledsl.backends.cpu.emit import values
 from tiledsl.backends.numba_cpu.dialect import OPERATORS, VOID, Kind, Literal, LoopOver, Op, Pointer, next_of_range
@@ -221,8 +221,7 @@ class _Pipeline(compiler.CompilerBase):  # type: ignore[misc]
 
     def define_pipelines(self) -> list[Any]:
         pm = PassManager("tiledsl")
-        untyped = (TranslateByteCode, FixupArgs, IRProcessing)
-        for step in (*untyped, NopythonTypeInference, PreLowerStripPhis, _LowerToLlvm):
+        for step in (TranslateByteCode, FixupArgs, NopythonTypeInference, _LowerToLlvm):
             pm.add_pass(step, step.__name__)
         pm.finalize()
         return [pm]
