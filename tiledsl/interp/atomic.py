@@ -45,8 +45,8 @@ class Atomics:
 
         def atomic(env: Env, mask: Any) -> Any:
             data = env[access.slot]
-            at, on = memory._index_arrays(access, env, mask, None)
-            at, good = memory._resolve(access, env, at, on, data.shape)
+            at, on = memory.index_arrays(access, env, mask, None)
+            at, good = memory.resolve(access, env, at, on, data.shape)
             shape: tuple[int, ...] = () if nest is None else env[nest.shape_slot]
             on_all = np.broadcast_to(True if good is None else good, shape)
             flat = tuple(np.broadcast_to(i, shape)[on_all] for i in at)

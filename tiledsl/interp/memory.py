@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tiledsl.errors import InternalError, TileIndexError
-from tiledsl.interp.scope import TRACKER, Env, Fn, Scope
+from tiledsl.interp.scope import TRACKER, Env, Fn, Nest, Scope
 from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.expr import Binary, Cast, Const, Expr, Load, Var
 from tiledsl.ir.stmt import Store
@@ -45,6 +45,8 @@ class Access:
     vector: bool  # several elements: the indices have a trailing axis of vector lanes
     contiguous: int  # lanes that lie along the last dimension (Load.lanes), 1 = none
     element_vector: bool  # the buffer's elements are vectors themselves
+    nest: Nest | None
+    private: bool  # every lane has a copy: the array has the lane axes in front
 
     @property
     def scalar(self) -> bool:
@@ -132,6 +134,8 @@ class Memory:
             contiguous > 1 or vector_index,
             contiguous,
             element_vector,
+            self.scope.nest,
+            self.scope.is_private(buffer),
         )
 
     # -- one element, uniform ----------------------------------------------------------------------------
@@ -306,12 +310,13 @@ class Memory:
 
     # -- gathers and scatters ----------------------------------------------------------------------------
 
-    def _index_arrays(self, access: Access, env: Env, mask: Any, vmask: Fn | None) -> tuple[tuple[Any, ...], Any]:
+    @staticmethod
+    def index_arrays(access: Access, env: Env, mask: Any, vmask: Fn | None) -> tuple[tuple[Any, ...], Any]:
         """(indices, mask) of all touched elements, broadcastable to one shape (lane axes, vector axis).
 
         A private buffer's indices start with the lanes themselves.
         """
-        nest = self.scope.nest
+        nest = access.nest
         indices = [f(env, mask) for f in access.indices]
         rank = nest.rank if nest else 0
         if access.vector:
@@ -324,13 +329,14 @@ class Memory:
             if access.vector:
                 own = _with_vector_axis(own, rank) if not isinstance(own, np.ndarray) or own.ndim == rank else own
             mask = own if mask is None else mask & own
-        if nest and self.scope.is_private(access.buffer):
+        if nest is not None and access.private:
             lanes = np.ogrid[tuple(slice(n) for n in env[nest.shape_slot])]
             indices = [*(a[..., None] if access.vector else a for a in lanes), *indices]
         return tuple(indices), mask
 
-    def _resolve(
-        self, access: Access, env: Env, at: tuple[Any, ...], mask: Any, extents: tuple[int, ...]
+    @staticmethod
+    def resolve(
+        access: Access, env: Env, at: tuple[Any, ...], mask: Any, extents: tuple[int, ...]
     ) -> tuple[tuple[Any, ...], Any]:
         """Indices that are safe to use, and which of them count (None = all)."""
         skip = len(at) - access.buffer.rank  # the lanes of a private buffer are in range
@@ -352,8 +358,8 @@ class Memory:
 
         def gather(env: Env, mask: Any) -> Any:
             data = env[slot]
-            at, on = self._index_arrays(access, env, mask, vmask)
-            at, good = self._resolve(access, env, at, on, data.shape)
+            at, on = self.index_arrays(access, env, mask, vmask)
+            at, good = self.resolve(access, env, at, on, data.shape)
             if tracks:
                 env[TRACKER].read(access.buffer, env, data, at, good, access.fail)
             if good is None:
@@ -368,13 +374,13 @@ class Memory:
 
     def _scatter(self, access: Access, vmask: Fn | None, value: Fn) -> Fn:
         slot, tracks = access.slot, self.scope.options.tracks
-        nest = self.scope.nest
+        nest = access.nest
 
         def scatter(env: Env, mask: Any) -> Any:
             v = value(env, mask)
             data = env[slot]
-            at, on = self._index_arrays(access, env, mask, vmask)
-            at, good = self._resolve(access, env, at, on, data.shape)
+            at, on = self.index_arrays(access, env, mask, vmask)
+            at, good = self.resolve(access, env, at, on, data.shape)
             if data.size == 0:
                 return mask
             shape: tuple[int, ...] = () if nest is None else env[nest.shape_slot]
