@@ -405,7 +405,7 @@ class Statements:
                 threads(env, shape)
             outer = [env[slot] for slot in copies]
             for slot, data in zip(copies, outer, strict=True):
-                env[slot] = np.array(np.broadcast_to(data, shape + data.shape))
+                env[slot] = np.array(np.broadcast_to(data, shape + data.shape), order="C")
             for views in inner_views:
                 views(env)
             if tracks:
