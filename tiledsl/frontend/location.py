@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import linecache
 import os
 import sys
@@ -23,8 +24,10 @@ _INTERNAL = tuple(
 _STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 
 _author_files: dict[str, bool] = {}
-_Positions = list[tuple[int | None, int | None, int | None, int | None]]
-_positions: dict[int, tuple[CodeType, _Positions]] = {}  # by identity: equal code may come from different files
+_Position = tuple[int, int, int]
+_positions: dict[
+    tuple[int, int], tuple[CodeType, _Position]
+] = {}  # by identity of the code: equal code may differ in file
 
 
 class _Roots(threading.local):
@@ -70,11 +73,16 @@ def author_frame() -> FrameType | None:
     return frame
 
 
-def position(code: CodeType, instruction: int) -> tuple[int, int, int]:
+def position(code: CodeType, instruction: int) -> _Position:
     """(line, column, end column), 1-based, the end exclusive and on the same line, of one instruction."""
-    if id(code) not in _positions:
-        _positions[id(code)] = code, list(code.co_positions())
-    line, end_line, col, end_col = _positions[id(code)][1][instruction // 2]
+    known = _positions.get((id(code), instruction))
+    if known is None:
+        known = _positions[id(code), instruction] = code, _position(code, instruction)
+    return known[1]
+
+
+def _position(code: CodeType, instruction: int) -> _Position:
+    line, end_line, col, end_col = next(itertools.islice(code.co_positions(), instruction // 2, None))
     line = line or code.co_firstlineno
     if col is None or end_col is None:
         return line, 1, 0

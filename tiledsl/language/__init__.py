@@ -144,14 +144,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("__"):
+    if name.startswith("__") and name.endswith("__"):
         raise AttributeError(name)
+    if name in _MISSING:
+        return _Missing(name)
     try:
         return _dtypes.as_dtype(name)  # vector types: T.float32x4
     except TypeError:
         pass
-    if name in _MISSING:
-        return _Missing(name)
     raise _error(
         "unknown-name", _TileAttributeError, f"the language has no T.{name}", help=_suggest(name, [*__all__, *_MISSING])
     )
