@@ -46,7 +46,7 @@ def pack_copy(cx: Context, s: ir.Copy, place: Place) -> None:
     """T.copy into a tile kept in panels. Outside the source: zeros."""
     assert place.panels is not None
     form, packed = place.panels, place.buffer
-    lead = tuple(index(cx, x).expr for x in s.dst.starts[:-2])
+    lead = tuple(cx.let("at", index(cx, x).expr) for x in s.dst.starts[:-2])
     source = _Source(cx, s)
     if not form.transposed:
 

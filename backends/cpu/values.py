@@ -20,6 +20,7 @@ from .wide import BOOL, F32, I64, LANES, ZERO, add, and_, i64, mul, narrow, sub,
 __all__ = ["address", "bool_mask", "held", "index", "lazily", "round_to", "scalar", "store_value", "value", "vector"]
 
 _WIDE_OPS = {"add": add, "sub": sub, "mul": mul}
+_MAY_WRAP = frozenset(["add", "sub", "mul", "truncdiv", "floordiv"])
 _ROUNDED = frozenset(["add", "sub", "mul", "div", "sqrt"])
 _U64 = as_dtype("uint64")
 
@@ -197,7 +198,7 @@ def _binary(cx: Context, e: ir.Binary) -> Lane:
         if t.is_int and t is not _U64 and e.op in ("shl", "shr"):
             return Lane(widen(ir.Binary(e.op, narrow(a.expr, t), narrow(b.expr, t))))
         out: ir.Expr = ir.Binary(e.op, a.expr, b.expr)
-        if t.is_int and t is not _U64 and e.op in ("add", "sub", "mul", "truncdiv", "floordiv"):
+        if t.is_int and t is not _U64 and e.op in _MAY_WRAP and not _fits(cx, e):
             return Lane(widen(ir.Cast(out, t)))
     else:
         out = ir.Binary(e.op, vector(cx, a, t), vector(cx, b, t))
@@ -206,13 +207,17 @@ def _binary(cx: Context, e: ir.Binary) -> Lane:
     return Lane(out, 0 if a.coef == 0 and b.coef == 0 else None)
 
 
+def _fits(cx: Context, e: ir.Expr) -> bool:
+    """Whether the mathematical value of an integer expression certainly lies in its type."""
+    (lo, hi), (tmin, tmax) = interval(e, cx.ranges), limits(e.dtype)
+    return tmin <= lo and hi <= tmax
+
+
 def _wide_int(cx: Context, e: ir.Binary, a: Lane, b: Lane) -> Lane | None:
     """add, sub, mul that stay affine and inside the author's type are plain 64-bit arithmetic."""
     if e.op not in _WIDE_OPS or a.coef is None or b.coef is None:
         return None
-    lo, hi = interval(e, cx.ranges)
-    tmin, tmax = limits(e.a.dtype)
-    if lo < tmin or hi > tmax:
+    if not _fits(cx, e):
         return None
     if e.op == "mul":
         if a.coef and b.coef:
