@@ -209,6 +209,8 @@ def _binary(cx: Context, e: ir.Binary) -> Lane:
 
 def _fits(cx: Context, e: ir.Expr) -> bool:
     """Whether the mathematical value of an integer expression certainly lies in its type."""
+    if isinstance(e, ir.Binary) and e.op in ("floordiv", "truncdiv") and interval(e.b, cx.ranges)[0] < 0:
+        return False  # the smallest value divided by -1
     (lo, hi), (tmin, tmax) = interval(e, cx.ranges), limits(e.dtype)
     return tmin <= lo and hi <= tmax
 
