@@ -32,23 +32,24 @@ def fma(a: Any, b: Any, c: Any) -> Any:
 
 def fma32(a: Any, b: Any, c: Any) -> Any:
     """a * b + c in float32, rounded once; operands broadcast."""
-    product = np.multiply(a, b, dtype=np.float64)
-    total = product + c
+    product = _wide(a) * _wide(b)
+    wide_c = _wide(c)
+    total = product + wide_c
     rounded = total.astype(np.float32)
-    hard = _hard(total)
+    hard = (total.view(np.int64) & _LOW_BITS) == _TIE
+    small = np.abs(total) < _SMALLEST_NORMAL32
+    if small.any():
+        hard = hard | (small & (total != 0))
     if hard.any():
         if rounded.ndim == 0:
-            return _to_odd(product, np.float64(c), total).astype(np.float32)
-        shape = rounded.shape
-        p, t = np.broadcast_to(product, shape)[hard], total[hard]
-        rounded[hard] = _to_odd(p, np.broadcast_to(c, shape)[hard].astype(np.float64), t).astype(np.float32)
+            return _to_odd(product, wide_c, total).astype(np.float32)
+        p, d = (np.broadcast_to(x, rounded.shape)[hard] for x in (product, wide_c))
+        rounded[hard] = _to_odd(p, d, total[hard]).astype(np.float32)
     return rounded
 
 
-def _hard(total: Any) -> Any:
-    """Where rounding `total` (float64) to float32 may be a double rounding."""
-    tie = (total.view(np.int64) & _LOW_BITS) == _TIE
-    return tie | ((np.abs(total) < _SMALLEST_NORMAL32) & (total != 0))
+def _wide(x: Any) -> Any:
+    return np.float64(x) if np.ndim(x) == 0 else x.astype(np.float64)
 
 
 def _to_odd(x: Any, y: Any, total: Any) -> Any:
@@ -128,23 +129,31 @@ def gemm_chain(a: Array, b: Array, c: Array) -> Array:
 
     a [M, K], b [K, N], c [M, N], all float32 or all float64; returns a new [M, N]. K NumPy-level steps.
     """
+    out = c.copy()
     if c.dtype == np.float64:
-        chain = c.copy()
         for k in range(a.shape[1]):
-            chain[...] = fma64(a[:, k : k + 1], b[k], chain)
-        return chain
-    total, product = np.empty(c.shape), np.empty(c.shape)
-    bits, scratch = total.view(np.int64), product.view(np.int64)
-    out, left, right = c.copy(), a.astype(np.float64), b.astype(np.float64)
+            out[...] = fma64(a[:, k : k + 1], b[k], out)
+        return out
+    left, right = np.ascontiguousarray(a.T, np.float64)[:, :, None], b.astype(np.float64)
+    wide, product, total = out.astype(np.float64), np.empty(c.shape), np.empty(c.shape)
+    bits, low = total.view(np.int64), product.view(np.int64)
+    flags = np.empty(c.shape, np.bool_)
+    # Products are multiples of a power of two: where that is a multiple of float32's smallest number, a small sum is
+    # exact, and only ties can be rounded twice.
+    subnormal = _smallest(left) * _smallest(right) < 2.0**-100
     for k in range(a.shape[1]):
-        np.multiply(left[:, k : k + 1], right[k], out=product)
-        np.add(product, out, out=total)
-        np.bitwise_and(bits, _LOW_BITS, out=scratch)  # the product is not needed any more, unless there is a tie
-        hard = scratch == _TIE
-        np.abs(total, out=product)
-        hard |= (product < _SMALLEST_NORMAL32) & (total != 0)
-        if hard.any():
-            out = fma32(a[:, k : k + 1], b[k], out)
+        np.multiply(left[k], right[k], out=product)
+        np.add(product, wide, out=total)
+        np.bitwise_and(bits, _LOW_BITS, out=low)  # over the product, which only a tie needs again
+        if np.equal(low, _TIE, out=flags).any() or (subnormal and (np.abs(total) < _SMALLEST_NORMAL32).any()):
+            out[...] = fma32(a[:, k : k + 1], b[k], wide.astype(np.float32))
         else:
-            np.copyto(out, total, casting="same_kind")
+            out[...] = total
+        wide[...] = out
     return out
+
+
+def _smallest(x: Array) -> float:
+    """Smallest magnitude that is not zero."""
+    size = np.abs(x)
+    return float(size.min(where=size > 0, initial=np.inf))
