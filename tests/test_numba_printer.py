@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import operator
 import struct
 import subprocess
@@ -14,9 +15,9 @@ import pytest
 
 from tiledsl import interp, ir
 from tiledsl.backend import Target
-from tiledsl.backends.cpu.native import assembly, host_cpu
+from tiledsl.backends.cpu.native import LEVELS, Cpu, assembly, compile_module, host_cpu, load_object
 from tiledsl.backends.numba_cpu import backend, compile_function, run_loop_function
-from tiledsl.backends.numba_cpu.compile import llvm_modules
+from tiledsl.backends.numba_cpu.compile import llvm_modules, object_code
 from tiledsl.backends.numba_cpu.printer import print_function
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import InternalError, Loc
@@ -405,6 +406,66 @@ def test_no_contraction_and_full_registers() -> None:
         assert "vfmadd" in fused
         if host_cpu().register_bytes == 64:
             assert "%zmm" in separate and "%ymm" not in separate
+
+
+def mxcsr_functions() -> tuple[Any, Any]:
+    """(read, write) of the floating-point control register of the calling thread."""
+    from llvmlite import ir as ll
+
+    module = ll.Module()
+    pointer = ll.PointerType()
+    for name in ("stmxcsr", "ldmxcsr"):
+        wanted = ll.Function(module, ll.FunctionType(ll.VoidType(), [pointer]), f"llvm.x86.sse.{name}")
+        f = ll.Function(module, ll.FunctionType(ll.VoidType(), [pointer]), name)
+        b = ll.IRBuilder(f.append_basic_block())
+        b.call(wanted, f.args)
+        b.ret_void()
+    loaded = load_object(compile_module([module], host_cpu()), ["stmxcsr", "ldmxcsr"])
+    word, kind = ctypes.c_uint32(), ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    store_, load_ = (kind(loaded.addresses[n]) for n in ("stmxcsr", "ldmxcsr"))
+
+    def read() -> int:
+        store_(ctypes.addressof(word))
+        return word.value
+
+    def write(value: int) -> None:
+        word.value = value
+        load_(ctypes.addressof(word))
+
+    read.keep = loaded  # type: ignore[attr-defined]
+    return read, write
+
+
+@pytest.mark.skipif(not host_cpu().triple.startswith("x86_64"), reason="the control register is x86's")
+def test_the_callers_floating_point_environment_does_not_matter() -> None:
+    """Flush-to-zero and rounding towards zero in the caller's thread change no bit, and are there again afterwards."""
+    x, y = tensor("x", (2,)), tensor("y", (4,))
+    body = (
+        store(y, (0,), op("mul", load(x, 0), c(0.5, F32))),
+        store(y, (1,), op("add", load(x, 1), c(1.0, F32))),
+    )
+    compiled = compile_function(function(body, [x, y]))
+    a, out = np.array([2e-39, 3e-8 * 2.5], np.float32), np.zeros(4, np.float32)
+    read, write = mxcsr_functions()
+    before = read()
+    odd = 0x1F80 | 0x8040 | 0x6000  # flush to zero, denormals are zero, towards zero
+    write(odd)
+    code = compiled.run([a.ctypes.data, out.ctypes.data], [1])
+    after = read()
+    write(before)
+    assert code == 0 and after & ~0x3F == odd & ~0x3F
+    assert out[0] == np.float32(1e-39) != 0
+    assert out[1] == a[1] + np.float32(1.0) != 1
+
+
+def test_objects_for_other_machines() -> None:
+    """Code is emitted for a CPU by name, whatever this machine is."""
+    printed = print_function(gemm_like())
+    arm = Cpu("aarch64-unknown-linux-gnu", "neoverse-n1", "")
+    machines = {183: arm, 62: Cpu("x86_64-unknown-linux-gnu", "x86-64-v4", LEVELS["x86-64-v4"])}
+    for machine, cpu in machines.items():
+        code = object_code(printed, cpu)
+        assert code[:4] == b"\x7fELF" and struct.unpack_from("<H", code, 18)[0] == machine
 
 
 def test_an_artifact_loads_without_numba() -> None:

@@ -73,18 +73,18 @@ def assembly(modules: Sequence[Any], cpu: Cpu) -> str:
 def optimized(modules: Sequence[Any], cpu: Cpu) -> Any:
     """The parsed and linked modules after LLVM's middle end."""
     machine = _machine(cpu)
-    parsed = None
+    parsed, context = None, llvm.create_context()  # an own context: others may compile in other threads
     for module in modules:
         module.triple = cpu.triple
         module.data_layout = str(machine.target_data)
-        one = llvm.parse_assembly(str(module))
+        one = llvm.parse_assembly(str(module), context)
         one.verify()
         if parsed is None:
             parsed = one
         else:
             parsed.link_in(one)
     tuning = llvm.create_pipeline_tuning_options(speed_level=2)
-    tuning.loop_unrolling = UNROLL
+    tuning.loop_unrolling = False  # measured: costs compile time and brings nothing here
     tuning.slp_vectorization = False
     builder = llvm.create_pass_builder(machine, tuning)
     builder.getModulePassManager().run(parsed, builder)
@@ -102,7 +102,6 @@ class Loaded:
         self.addresses = {s: int(self._tracker[s]) for s in symbols}
 
 
-UNROLL = True
 _serial = itertools.count()
 
 

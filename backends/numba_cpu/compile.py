@@ -32,7 +32,7 @@ def llvm_modules(printed: Printed, cpu: Cpu) -> list[Any]:
     namespace: dict[str, Any] = {"__name__": "tiledsl_printed"}
     exec(compile(printed.text, file, "exec"), namespace)
     try:
-        return [to_llvm(namespace[s], s, cpu.register_bytes) for s in printed.symbols]
+        return [to_llvm(namespace[s], s, cpu) for s in printed.symbols]
     except NumbaError as e:
         raise InternalError(f"Numba refuses the printed text of {', '.join(printed.symbols)}: {e}") from e
 

@@ -7,6 +7,7 @@ Numba's own registries, rewrites, runtime or code generation is loaded, compilat
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from numba.core.typed_passes import NopythonTypeInference
 from numba.core.untyped_passes import FixupArgs, TranslateByteCode
 
 from tiledsl.backends.cpu.emit import values
+from tiledsl.backends.cpu.emit.entry import emit_entry
+from tiledsl.backends.cpu.native import Cpu
 from tiledsl.backends.numba_cpu.dialect import OPERATORS, VOID, Kind, Literal, LoopOver, Op, Pointer, next_of_range
 from tiledsl.dtypes import DType, as_dtype
 
@@ -227,6 +230,7 @@ class _Pipeline(compiler.CompilerBase):  # type: ignore[misc]
         return [pm]
 
 
+_LOCK = threading.Lock()  # the contexts are shared
 _contexts: tuple[Any, Any] | None = None
 
 
@@ -238,42 +242,27 @@ def _targets() -> tuple[Any, Any]:
     return _contexts
 
 
-def to_llvm(function: Callable[..., Any], symbol: str, register_bytes: int) -> Any:
+def to_llvm(function: Callable[..., Any], symbol: str, cpu: Cpu) -> Any:
     """The llvmlite module of a printed kernel `f(first, last, args, context)` with the C entry `symbol`.
 
-    register_bytes: width of the CPU's vector registers, for the blocking of micro-kernels.
+    cpu: what the code will run on; decides the blocking of micro-kernels and the shape of some instructions.
 
     Raises numba.core.errors.NumbaError when the text is not in the dialect (a bug of the printer).
     """
-    typing_context, target_context = _targets()
-    target_context.register_bytes = register_bytes
     flags = compiler.Flags()
     flags.no_cpython_wrapper = flags.no_cfunc_wrapper = flags.no_compile = True
     flags.error_model = "numpy"
     flags.enable_ssa = False
     words = _numba_type(Pointer(as_dtype("int64")))
     args = (types.int64, types.int64, words, words)
-    module, fndesc = compiler.compile_extra(
-        typing_context, target_context, function, args, types.int64, flags, {}, pipeline_class=_Pipeline
-    )
-    _add_entry(module, fndesc.llvm_func_name, symbol)
-    return module
-
-
-def _add_entry(module: Any, numba_name: str, symbol: str) -> None:
-    """The C function of the CPU ABI around Numba's calling convention (which cannot fail here)."""
-    inner = module.globals[numba_name]
-    inner.linkage = "internal"
-    inner.attributes.add("alwaysinline")
+    with _LOCK:
+        typing_context, target_context = _targets()
+        target_context.register_bytes = cpu.register_bytes
+        module, fndesc = compiler.compile_extra(
+            typing_context, target_context, function, args, types.int64, flags, {}, pipeline_class=_Pipeline
+        )
     for g in module.globals.values():
-        if isinstance(g, ll.GlobalVariable):
-            g.linkage = "internal"
-            if g.initializer is None:
-                g.initializer = ll.Constant(g.value_type, None)
-    i64 = values.I64
-    entry = ll.Function(module, ll.FunctionType(i64, [i64, i64, values.PTR, values.PTR]), symbol)
-    b = ll.IRBuilder(entry.append_basic_block())
-    result = b.alloca(i64)
-    hidden = [result, *(ll.Constant(t, None) for t in inner.function_type.args[1:-4])]
-    b.call(inner, [*hidden, *entry.args])
-    b.ret(b.load(result, typ=i64))
+        if isinstance(g, ll.GlobalVariable):  # Numba's environment, which nothing here uses
+            g.linkage, g.initializer = "internal", ll.Constant(g.value_type, None)
+    emit_entry(module, module.globals[fndesc.llvm_func_name], symbol, cpu.triple)
+    return module
