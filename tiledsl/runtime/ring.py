@@ -59,7 +59,7 @@ class Ring:
         records = list(self.records())
         self.reset()
         for site, values in records:
-            text, _, note = site.message.format(*values).partition("\n")
+            text, _, note = site.message.format(*map(str, values)).partition("\n")
             if site.kind == "print":
                 print(text)
             else:
