@@ -156,8 +156,10 @@ class _Hoist:
         inside: ir.Expr = pack.worth
         named: list[ir.Expr] = []
         for i, count in zip(index, pack.counts, strict=True):
-            v = ir.Var("tile", i.dtype)
-            lets.append(ir.Let(v, i, loc=s.loc))
+            v: ir.Expr = i
+            if not isinstance(i, (ir.Const, ir.Var)):
+                v = ir.Var("tile", i.dtype)
+                lets.append(ir.Let(v, i, loc=s.loc))
             named.append(v)
             for test in (build.ge(v, 0), build.lt(v, count)):
                 inside = build.and_(inside, test)
