@@ -322,19 +322,21 @@ def test_names_and_text_of_authors_stay_text() -> None:
 
     file = "<evil>"
     linecache.cache[file] = (0, None, ['x = """; import os\n'], file)
-    x = tensor('x"""\nimport os', (4,))
-    names = ["f32", "class", "é", "1a", "a b", "range", "scratch", "block_index"]
+    x = tensor('x"""\nimport os', (1, 4))
+    names = ["f32", "class", "é", "1a", "a b", "range", "scratch", "block_index", "transpose_32"]
     lets = [ir.Let(v(n, F32), c(float(k), F32), loc=Loc(file, 1)) for k, n in enumerate(names)]
     total: ir.Expr = lets[0].var
     for one in lets[1:]:
         total = op("add", total, one.var)
-    f = function((*lets, ir.Debug("print", (total,), '"""\n{}'), store(x, (0,), total)), [x])
+    whole = ir.Region(x, (c(0), c(0)), x.shape)
+    moved = ir.MicroCall("transpose", (whole,), (whole,), (c(0), c(0)))
+    f = function((*lets, ir.Debug("print", (total,), '"""\n{}'), moved, store(x, (0, 0), total)), [x])
     text = print_function(f).text
     assert not any(line.strip().startswith("import") for line in text.splitlines())
     assert "# <evil>:1  x = '''; import os" in text
-    out = np.zeros(4, np.float32)
+    out = np.zeros((1, 4), np.float32)
     assert run_loop_function(f, [out]) == 0
-    assert out[0] == sum(range(len(names)))
+    assert out[0, 0] == sum(range(len(names)))
 
 
 def test_unknown_statements_are_internal_errors() -> None:

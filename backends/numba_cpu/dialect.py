@@ -318,7 +318,7 @@ def dialect_names() -> dict[str, Op]:
         _binary_function("truncmod", "truncmod"),
         _binary_function("floordiv", "floordiv"),
         *(_classify(name) for name in ("isnan", "isinf", "isfinite")),
-        *(_hreduce(op) for op in ("add", "max", "min")),
+        *(_hreduce(op) for op in ("add", "max", "min", "bitand", "bitor", "bitxor")),
         _any_all("any_lane", "any"),
         _any_all("all_lanes", "all"),
     ]
