@@ -53,8 +53,6 @@ def _debug(s: Debug, loops: tuple[Var, ...]) -> Debug:
     if s.kind == "print":
         changed = s.replace(message=" ".join([message] * bool(message) + ["{}"] * len(s.values)))
     elif s.kind == "assert":
-        text = f"device_assert failed: {message}" if message else "device_assert failed"
-        if loops:
-            text += "\nwhere " + ", ".join(f"{v.name} = {{}}" for v in loops)
-        changed = s.replace(values=(*s.values[:1], *loops), message=text)
+        where = "\nwhere " + ", ".join(f"{v.name} = {{}}" for v in loops) if loops else ""
+        changed = s.replace(values=(*s.values[:1], *loops), message=message + where)
     return changed

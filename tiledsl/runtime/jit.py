@@ -186,7 +186,10 @@ class JITFunction:
         try:
             bound = (self._signature.bind_partial if partial else self._signature.bind)(*args, **kwargs)
         except TypeError as e:
-            raise TileTypeError(f"{self.pyfunc.__name__}: {e}", help=f"parameters: {', '.join(self._names)}") from None
+            raise TileTypeError(
+                f"{self.pyfunc.__name__} cannot be called like this: {e}",
+                help=f"parameters: {', '.join(self._names)}",
+            ) from None
         bound.apply_defaults()
         return bound if variadic else dict(bound.arguments)
 

@@ -63,7 +63,8 @@ class Ring:
             if site.kind == "print":
                 print(text)
             else:
-                raise TileRuntimeError(text, site.loc, (note,) if note else ())
+                notes = (note,) if note else ()
+                raise TileRuntimeError(f"device_assert failed{': ' if text else ''}{text}", site.loc, notes)
         if lost:
             print(f"... {lost} words of print output did not fit; set {config.PRINT_BUFFER.env} higher")
 
