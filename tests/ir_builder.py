@@ -95,13 +95,13 @@ def function(
     blocks = tuple(var(f"b{k}") for k in range(len(grid))) if blocks is None else blocks
     thread_vars = (var("tx"),) if thread_vars is None else thread_vars
     kernel = ir.Kernel("main", tuple(map(i, grid)), (i(threads),), blocks, thread_vars, tuple(body), attrs)
-    made = tuple(
-        ir.Param(p.name, buffer=p) if isinstance(p, ir.Buffer) else ir.Param(p.name, var=p) for p in params
-    )
+    made = tuple(ir.Param(p.name, buffer=p) if isinstance(p, ir.Buffer) else ir.Param(p.name, var=p) for p in params)
     return ir.Function("test", made, (kernel,), **kw)
 
 
-def matmul(m: int, n: int, k: int, bm: int, bn: int, bk: int, dtype: str = "float32", out: str = "float32") -> ir.Function:
+def matmul(
+    m: int, n: int, k: int, bm: int, bn: int, bk: int, dtype: str = "float32", out: str = "float32"
+) -> ir.Function:
     """The canonical tiled matrix product (K loop over tiles, accumulator in a fragment)."""
     A, B, C = buf("A", (m, k), dtype), buf("B", (k, n), dtype), buf("C", (m, n), out)
     A_s, B_s = buf("A_s", (bm, bk), dtype, "shared"), buf("B_s", (bk, bn), dtype, "shared")

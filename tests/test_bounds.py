@@ -81,7 +81,7 @@ def _cond(draw: Any, variables: list[ir.Var], depth: int) -> ir.Expr:
     return ir.Binary(op, draw(_expr(variables, depth)), draw(_expr(variables, depth)))
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(st.data())
 def test_what_is_proved_holds_for_every_value(data: Any) -> None:
     dtype = data.draw(st.sampled_from([I8, U8, I32]))
@@ -114,10 +114,11 @@ def test_what_is_proved_holds_for_every_value(data: Any) -> None:
         assert interval[0] <= got <= interval[1]
         if fits:
             assert _unbounded(e, env) == got
-        after = {**env, variables[0]: values[0] + 1}
-        after[let] = evaluate(value, after)
-        if step is not None and values[0] + 1 in ranges[0] and all(evaluate(k, after) for k in known):
-            assert evaluate(e, after) - got == step
+        if step is not None and values[0] + 1 in ranges[0]:
+            after = {**env, variables[0]: values[0] + 1}
+            after[let] = evaluate(value, after)
+            if all(evaluate(k, after) for k in known):
+                assert evaluate(e, after) - got == step
 
 
 def _unbounded(e: ir.Expr, env: dict[ir.Var, int]) -> int:

@@ -173,3 +173,10 @@ def test_skips_are_counted_by_reason(pytester: pytest.Pytester) -> None:
         "import pytest\n@pytest.mark.parametrize('i', [1, 2])\ndef test(i):\n    pytest.skip('no torch')"
     )
     pytester.runpytest().stdout.fnmatch_lines(["*skipped: 2*", "*2 no torch", "*2 skipped*"])
+
+
+@pytest.mark.parametrize(("count", "size"), [(0, 0), (1, 1), (6, 6), (7, 6), (1000, 6)])
+def test_sample_is_spread(count: int, size: int) -> None:
+    chosen = tool("sample").chosen(count)
+    assert len(chosen) == size and chosen <= set(range(count))
+    assert not count or {0, count - 1} <= chosen

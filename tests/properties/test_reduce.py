@@ -11,6 +11,7 @@ import pytest
 import tiledsl
 from properties import bounds, support
 from properties.support import DTYPES, Array
+from tiledsl.conversions import convert
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.ir.operations import OPERATIONS, Operation
 
@@ -29,9 +30,9 @@ def variants(row: Operation) -> list[str]:
     return found
 
 
-def plan(dtype: str) -> list[tuple[Operation, str, int]]:
-    """(operation, keywords, axis) of every reduction in the kernel, in the order of its outputs."""
-    rows = [r for r in ROWS if r.accepts(as_dtype(dtype))]
+def plan(*dtypes: str) -> list[tuple[Operation, str, int]]:
+    """(operation, keywords, axis) of every reduction between these dtypes, in the order of the kernel's outputs."""
+    rows = [r for r in ROWS if all(r.accepts(as_dtype(d)) for d in dtypes)]
     return [(r, v, axis) for r in rows for v in variants(r) for axis in (0, 1)]
 
 
@@ -39,7 +40,7 @@ def plan(dtype: str) -> list[tuple[Operation, str, int]]:
 def kernel(dtype: str, tile: tuple[int, int], out: str) -> tiledsl.JITKernel:
     """X (m, n) -> one output per line of `plan`, each (blocks of the other axis' extent): all tiles are reduced."""
     rows, columns = tile
-    made = plan(dtype)
+    made = plan(dtype, out)
     params = ", ".join(f'O{k}: T.Tensor((b, {tile[1 - axis]}), "{out}")' for k, (_, _, axis) in enumerate(made))
     lines = []
     for k, (row, keywords, axis) in enumerate(made):
@@ -76,7 +77,7 @@ def arguments(dtype: str, tile: tuple[int, int], out: str, blocks: int) -> list[
         for block in (0, 2):
             at = rng.integers(0, x[block].size, x[block].size // 5)
             x[block].flat[at] = rng.choice(values, len(at))
-    outs = [support.random_values(o, blocks * tile[1 - axis], rng).reshape(blocks, -1) for _, _, axis in plan(dtype)]
+    outs = [support.random_values(o, blocks * tile[1 - axis], rng).reshape(blocks, -1) for _, _, axis in plan(dtype, out)]
     return [x, *outs]
 
 
@@ -99,10 +100,8 @@ def test_elements_are_converted_to_the_output_first(dtype: str, out: str) -> Non
     args = arguments(dtype, tile, out, 3)
     got = support.agree(kernel(dtype, tile, out), *args)
     with np.errstate(all="ignore"):
-        from tiledsl.conversions import convert
-
         x = convert(args[0], as_dtype(dtype), as_dtype(out))
-        for k, (row, keywords, axis) in enumerate(plan(dtype)):
+        for k, (row, keywords, axis) in enumerate(plan(dtype, out)):
             old = args[1 + k] if "clear=False" in keywords else None
             wanted = reduced(row, as_dtype(out), np.moveaxis(x, 1 + axis, -1), old, "nan" in keywords)
             support.assert_same(got[1 + k], wanted, f"{row.name}(dim={axis}{keywords}) {dtype} -> {out}")

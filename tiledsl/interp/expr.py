@@ -145,9 +145,13 @@ class Expressions:
         a, b = self.compile(e.a), self.compile(e.b)
         conjunction = e.op == "and"
         if not self.is_array(e.a):
+            decided: Any = not conjunction
+            if self.is_array(e):  # lanes meet lanes: what the left decides alone is an array too
+                assert self.scope.nest is not None
+                decided = np.full((1,) * self.scope.nest.rank, decided)
             if conjunction:
-                return lambda env, mask: b(env, mask) if a(env, mask) else False
-            return lambda env, mask: True if a(env, mask) else b(env, mask)
+                return lambda env, mask: b(env, mask) if a(env, mask) else decided
+            return lambda env, mask: decided if a(env, mask) else b(env, mask)
         if e.dtype.is_vector or _harmless(e.b):
             return _call2(np.logical_and if conjunction else np.logical_or, a, b)
 
