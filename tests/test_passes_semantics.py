@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +19,17 @@ from tiledsl.ir.verifier import verify
 from tiledsl.passes import ExpandMoves, Fold, GuardBounds
 from tiledsl.passes.instruments import CheckSemantics, Verify
 from tiledsl.passes.pipeline import run
+
+pytestmark = pytest.mark.usefixtures("repro_folder")
+
+
+@pytest.fixture(scope="module")
+def repro_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where failures save what reproduces them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("repro")))
+        yield
+
 
 PIPELINE = (Fold(), ExpandMoves(), GuardBounds(), Fold())
 

@@ -55,6 +55,8 @@ class Facts(System):
         self._lets: dict[Var, Linear] = dict(parent._lets) if parent else {}
         self._conds: dict[Var, Expr] = dict(parent._conds) if parent else {}
         self._free: dict[Var, frozenset[Var]] = dict(parent._free) if parent else {}  # what a variable depends on
+        # Atoms whose definition holds from this scope on only: one per expression, so that facts meet questions.
+        self._scoped: dict[Expr, int] = dict(parent._scoped) if parent else {}
         self._memo: dict[int, tuple[Expr, Linear]] = {}
         self._wrapped = False
 
@@ -272,10 +274,19 @@ class Facts(System):
         return own.union(*(self._free.get(v, frozenset()) for v in own))
 
     def _opaque(self, e: Expr, low: int | None = None, high: int | None = None) -> Linear:
+        """e as an atom; low and high, when given, hold in this scope."""
         type_low, type_high = int_range(e.dtype) if _is_integer(e) else (0, 0)
-        pure = not _reads_memory(e) and low is None and high is None
-        low, high = type_low if low is None else max(low, type_low), type_high if high is None else min(high, type_high)
-        return Linear({self._atoms.opaque(e, low, high, self._vars_of(e), pure): 1})
+        if low is None or high is None:
+            atom = Atom("opaque", type_low, type_high, vars=self._vars_of(e))
+            return Linear({self._atoms.fresh(atom) if _reads_memory(e) else self._atoms.intern(e, atom): 1})
+        return self._here(e, Atom("opaque", max(low, type_low), min(high, type_high), vars=self._vars_of(e)))
+
+    def _here(self, e: Expr, atom: Atom) -> Linear:
+        """An atom whose definition holds in this scope; the same one for the same expression."""
+        number = None if _reads_memory(e) else self._scoped.get(e)
+        if number is None:
+            number = self._scoped[e] = self._atoms.fresh(atom)
+        return Linear({number: 1})
 
     def _checked(self, form: Linear, e: Expr) -> Linear:
         """form, when the value that it states is one of e's type."""
@@ -386,8 +397,7 @@ class Facts(System):
         if self.prove(e.cond):
             return t
         low, high = int_range(e.dtype)
-        atom = Atom("select", low, high, (e.cond, t, f), self._vars_of(e))
-        return Linear({self._atoms.fresh(atom): 1})
+        return self._here(e, Atom("select", low, high, (e.cond, t, f), self._vars_of(e)))
 
 
 def _is_integer(e: Expr) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tiledsl.ir.expr import Expr, Var
+from tiledsl.ir.expr import Var
 
 __all__ = ["Atom", "Atoms", "Linear", "System"]
 
@@ -96,10 +96,6 @@ class Atoms:
 
     def vars_of(self, form: Linear) -> frozenset[Var]:
         return frozenset[Var]().union(*(self.table[a].vars for a in form.terms))
-
-    def opaque(self, e: Expr, low: int, high: int, free: frozenset[Var], pure: bool) -> int:
-        atom = Atom("opaque", low, high, vars=free)
-        return self.intern(e, atom) if pure else self.fresh(atom)
 
 
 class System:

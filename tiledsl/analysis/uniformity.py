@@ -1,0 +1,114 @@
+"""Which values differ between threads or lanes: dependence on seed variables through data, storage and control."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tiledsl.ir.buffer import Buffer
+from tiledsl.ir.expr import Expr, Load, Var
+from tiledsl.ir.stmt import (
+    Alloc,
+    Atomic,
+    Break,
+    Continue,
+    For,
+    If,
+    Let,
+    Parallel,
+    Return,
+    Stmt,
+    Store,
+    While,
+)
+from tiledsl.ir.walk import walk
+
+__all__ = ["Varying", "varying"]
+
+_PRIVATE = ("local", "var")
+
+
+class Varying:
+    """vars, buffers: what may hold different values in different lanes (buffers: private ones of each lane).
+
+    Shared, fragment and global storage is one for all lanes, so what is loaded there is uniform where the index is.
+    """
+
+    def __init__(self, seeds: Iterable[Var]) -> None:
+        self.vars: set[Var] = set(seeds)
+        self.buffers: set[Buffer] = set()
+
+    def expr(self, e: Expr) -> bool:
+        """True when the value of e may differ between lanes."""
+        return any(
+            n in self.vars if isinstance(n, Var) else isinstance(n, Load) and n.buffer.root in self.buffers
+            for n in walk(e)
+        )
+
+    def _mark(self, n: Var | Buffer) -> bool:
+        if isinstance(n, Var):
+            new = n not in self.vars
+            self.vars.add(n)
+        else:
+            new = n.root not in self.buffers
+            self.buffers.add(n.root)
+        return new
+
+    def _block(self, body: tuple[Stmt, ...], divergent: bool) -> bool:
+        """One pass over a block; divergent: not all lanes need be here. True when something new was marked."""
+        changed = False
+        for s in body:
+            changed |= self._stmt(s, divergent)
+            divergent = divergent or self._leaves((s,), divergent)
+        return changed
+
+    def _stmt(self, s: Stmt, divergent: bool) -> bool:
+        if isinstance(s, Let):
+            return self.expr(s.value) and self._mark(s.var)
+        if isinstance(s, (Store, Atomic)):
+            parts = [*s.indices, *((s.value,) if s.value is not None else ())]
+            changed = False
+            if s.buffer.root.scope in _PRIVATE and (divergent or any(map(self.expr, parts))):
+                changed = self._mark(s.buffer)
+            if isinstance(s, Atomic) and s.result is not None:
+                changed |= self._mark(s.result)  # every lane draws its own
+            return changed
+        if isinstance(s, Alloc):
+            return s.init is not None and self.expr(s.init) and self._mark(s.buffer)
+        if isinstance(s, If):
+            inner = divergent or self.expr(s.cond)
+            return self._block(s.then, inner) | self._block(s.orelse, inner)
+        if isinstance(s, (For, While)):
+            bounds = (s.start, s.stop, s.step) if isinstance(s, For) else (s.cond,)
+            uneven = any(map(self.expr, bounds))
+            changed = isinstance(s, For) and uneven and self._mark(s.var)
+            return changed | self._block(s.body, divergent or uneven or self._leaves(s.body, divergent))
+        if isinstance(s, Parallel):
+            return self._block(s.body, divergent)
+        return False
+
+    def _leaves(self, body: tuple[Stmt, ...], divergent: bool) -> bool:
+        """Some lanes, but not all, may leave inside the block."""
+        for s in body:
+            if isinstance(s, (Break, Continue, Return)):
+                if divergent:
+                    return True
+            elif isinstance(s, If):
+                inner = divergent or self.expr(s.cond)
+                if self._leaves(s.then, inner) or self._leaves(s.orelse, inner):
+                    return True
+            elif isinstance(s, (For, While)):
+                uneven = divergent or any(map(self.expr, (s.start, s.stop) if isinstance(s, For) else (s.cond,)))
+                if self._leaves(s.body, uneven):
+                    return True
+            elif isinstance(s, Parallel) and self._leaves(s.body, divergent):
+                return True
+        return False
+
+
+def varying(body: tuple[Stmt, ...], seeds: Iterable[Var]) -> Varying:
+    """What depends on the seeds (thread variables, or the variables of a T.Parallel) in a block; exact up to the
+    values that conditions take: a fixed point over storage and control."""
+    found = Varying(seeds)
+    while found._block(body, False):
+        pass
+    return found
