@@ -482,3 +482,18 @@ def test_host_variables_of_an_artifact():
     n, f, m = ir.Var("n", as_dtype("int32")), ir.Var("f", as_dtype("float32")), ir.Var("m", as_dtype("int64"))
     function = ir.Function("g", (ir.Param("n", None, n), ir.Param("f", None, f)), (), symbols=(m,))
     assert backend.host_vars(function) == (n, m)
+
+
+def test_threads_that_meet_at_the_first_call_compile_once(monkeypatch):
+    needs_numba()
+    compiled = []
+    real = program.compile_function
+    monkeypatch.setattr(program, "compile_function", lambda *a: (compiled.append(1), real(*a))[1])
+    kernel = tiledsl.compile(double_in_place)
+    arrays = [np.ones(40, np.float32) for _ in range(4)]
+    workers = [threading.Thread(target=kernel, args=(x,), kwargs={"target": "numba"}) for x in arrays]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join(60)
+    assert len(compiled) == 1 and all((x == 2).all() for x in arrays)

@@ -11,9 +11,9 @@ from tiledsl import config, ir
 from tiledsl.backend import Target, load_backend, resolve
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.ir.walk import walk
+from tiledsl.runtime import program
 from tiledsl.runtime.arguments import Signature
 from tiledsl.runtime.launch import Launch, Plan
-from tiledsl.runtime.program import Program, compile_function, lower
 from tiledsl.runtime.views import device_of, is_torch
 
 __all__ = ["JITKernel", "call_key", "compile", "with_outputs"]
@@ -38,7 +38,7 @@ class JITKernel:
         self._single = len(function.outputs) == 1 if single is None else single
         self._keyed = _deciding_scalars(self._signature)
         self._plans: dict[Any, Plan] = {}
-        self._programs: dict[Any, Program] = {}
+        self._programs: dict[Any, program.Program] = {}
 
     @property
     def params(self) -> tuple[ir.Param, ...]:
@@ -92,12 +92,13 @@ class JITKernel:
 
     # -- compiling ------------------------------------------------------------------------------------------------
 
-    def _program(self, target: Target, facts: Mapping[str, Any]) -> Program:
+    def _program(self, target: Target, facts: Mapping[str, Any]) -> program.Program:
         key = (target, tuple(sorted(facts.items())))
-        program = self._programs.get(key)
-        if program is None:
-            program = self._programs[key] = compile_function(self.function, target, facts)
-        return program
+        if key not in self._programs:
+            with program.COMPILING:
+                if key not in self._programs:
+                    self._programs[key] = program.compile_function(self.function, target, facts)
+        return self._programs[key]
 
     def compile(self, target: str | Target | None = None) -> JITKernel:
         """Compile now, without facts about arguments, instead of at the first call."""
@@ -107,9 +108,9 @@ class JITKernel:
     def get_kernel_source(self, target: str | Target | None = None, kernel_only: bool = True) -> str:
         """The text that the target's backend made: Python for "numba", tile IR for "numpy"."""
         wanted = resolve(target or self.target)
-        for (made_for, _), program in self._programs.items():
+        for (made_for, _), found in self._programs.items():
             if made_for == wanted:
-                return program.artifact.source
+                return found.artifact.source
         return self._program(wanted, {}).artifact.source
 
     def text(self, stage: str = "tile", target: str | Target | None = None) -> str:
@@ -119,7 +120,7 @@ class JITKernel:
         if stage == "tile":
             return to_text(self.function)
         wanted = resolve(target or self.target)
-        lowered = lower(self.function, wanted)
+        lowered = program.lower(self.function, wanted)
         if lowered.stage != stage:
             raise TileValueError(f"target {wanted} has no {stage} stage", help="use numba for the loop stage")
         return to_text(lowered)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,6 +18,19 @@ from tiledsl.passes.pipeline import Pass, run, save_repro
 from tiledsl.runtime import artifacts, cache
 
 __all__ = ["Program", "compile_function", "lower"]
+
+# One compilation at a time: threads that meet at a kernel's first call would all compile it.
+COMPILING = threading.RLock()
+
+
+def _unlock() -> None:
+    """After fork: the thread that held the lock does not exist in the child."""
+    global COMPILING
+    COMPILING = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
 
 ABI_VERSION = 1  # of the argument words, the context and the artifact's JSON
 
