@@ -175,7 +175,7 @@ def test_skips_are_counted_by_reason(pytester: pytest.Pytester) -> None:
     pytester.runpytest().stdout.fnmatch_lines(["*skipped: 2*", "*2 no torch", "*2 skipped*"])
 
 
-@pytest.mark.parametrize(("count", "size"), [(0, 0), (1, 1), (6, 6), (7, 6), (1000, 6)])
+@pytest.mark.parametrize(("count", "size"), [(0, 0), (1, 1), (3, 3), (4, 3), (1000, 3)])
 def test_sample_is_spread(count: int, size: int) -> None:
     chosen = tool("sample").chosen(count)
     assert len(chosen) == size and chosen <= set(range(count))
