@@ -79,15 +79,12 @@ class _Reduction:
         """max and min begin at their identity (so NaN is ignored), sums at their first element."""
         return self.op in ("max", "min")
 
-    def enter(self, cx: Context, x: ir.Expr, logical: DType) -> ir.Expr:
-        """An element: cast to the result's type, absolute value, in the accumulator's type."""
+    def enter(self, x: ir.Expr) -> ir.Expr:
+        """An element: converted to the accumulator's type, absolute value."""
         lanes = x.dtype.lanes
-        out_type = self.s.dst.buffer.dtype
         want = self.t.with_lanes(lanes)
         if x.dtype.scalar.is_half:
             x = ir.Cast(x, F32.with_lanes(lanes))
-        if out_type.is_half and logical != out_type:
-            x = ir.Cast(ir.Cast(x, out_type.with_lanes(lanes)), F32.with_lanes(lanes))
         if x.dtype != want:
             x = ir.Cast(x, want)
         return ir.Unary("abs", x) if self.absolute else x
@@ -113,7 +110,7 @@ def _element(
         x: ir.Expr = get(place.buffer)
     else:
         x = vload(place.buffer, *idx, mask=mask) if lanes else ir.Load(place.buffer, idx, None, 1, True)
-    return red.enter(cx, x, place.logical)
+    return red.enter(x)
 
 
 def _along(cx: Context, red: _Reduction, s: ir.Reduce, extents: list[int], at: dict[int, ir.Expr]) -> ir.Expr:
@@ -144,9 +141,7 @@ def _along(cx: Context, red: _Reduction, s: ir.Reduce, extents: list[int], at: d
 
 
 def _horizontal(cx: Context, red: _Reduction, x: ir.Expr) -> ir.Expr:
-    name = {"add": "hreduce_add", "max": "hreduce_max", "min": "hreduce_min"}.get(red.op)
-    if name is None:
-        name = f"hreduce_{red.op}"
+    name = f"hreduce_{red.op}"
     r: ir.Expr = ir.Call(name, (x,), red.t)
     if red.s.nan_propagate and red.t.is_float:
         v = cx.let("v", x)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import InternalError, TileRuntimeError, TileTypeError
-from tiledsl.interp import ops
+from tiledsl.interp import ops, shadow
 from tiledsl.interp.memory import Memory
-from tiledsl.interp.scope import Env, Fn, Scope
+from tiledsl.interp.scope import STEPS, Env, Fn, Nest, Scope
 from tiledsl.ir.exact import fma32, fma64
 from tiledsl.ir.expr import (
     Binary,
@@ -167,6 +168,12 @@ class Expressions:
 
         return lanes
 
+    def cast(self, src: DType, dst: DType, array: bool) -> Callable[[Any], Any]:
+        """The conversion of values; with the shadow, floats are arrays of 0 or more axes."""
+        if self.scope.options.shadow and (src.is_float or dst.is_float):
+            return shadow.casting(src.scalar, dst.scalar)
+        return ops.cast(src, dst, array)
+
     def _unary(self, e: Unary) -> Fn:
         function = ops.unary(e.op, e.x.dtype, self.is_array(e.x))
         if function is None:
@@ -177,13 +184,15 @@ class Expressions:
     def _fma(self, e: Fma) -> Fn:
         a, b, c = self.compile(e.a), self.compile(e.b), self.compile(e.c)
         function = fma32 if e.dtype.scalar is _F32 else fma64
+        if self.scope.options.shadow:
+            function = shadow.fused(function)
         return lambda env, mask: function(a(env, mask), b(env, mask), c(env, mask))
 
     def _cast(self, e: Cast) -> Fn:
         x = self.compile(e.x)
         if e.x.dtype.scalar is e.type.scalar:
             return x
-        function = ops.cast(e.x.dtype, e.type, self.is_array(e.x))
+        function = self.cast(e.x.dtype, e.type, self.is_array(e.x))
         return lambda env, mask: function(x(env, mask))
 
     # -- choices -----------------------------------------------------------------------------------------
@@ -202,15 +211,16 @@ class Expressions:
             t, f = self._alike(e)
             return lambda env, mask: t(env, mask) if cond(env, mask) else f(env, mask)
         t, f = self.typed(e.t), self.typed(e.f)
+        keeps_both = self.scope.options.shadow  # a doubtful condition's bound covers both sides
         if _harmless(e.t) and _harmless(e.f):
             return lambda env, mask: np.where(cond(env, mask), t(env, mask), f(env, mask))
 
         def lanes(env: Env, mask: Any) -> Any:
             c = cond(env, mask)
             yes, no = (c, ~c) if mask is None else (c & mask, mask & ~c)
-            if not no.any():
+            if not keeps_both and not no.any():
                 return self._as_lanes(t(env, yes), c)
-            if not yes.any():
+            if not keeps_both and not yes.any():
                 return self._as_lanes(f(env, no), c)
             return np.where(c, t(env, yes), f(env, no))
 
@@ -219,7 +229,7 @@ class Expressions:
     @staticmethod
     def _as_lanes(value: Any, like: Any) -> Any:
         """A uniform value as an array of as many axes as `like`."""
-        return value if isinstance(value, np.ndarray) and value.ndim else np.full((1,) * like.ndim, value)
+        return value if isinstance(value, np.ndarray) and value.ndim else np.broadcast_to(value, (1,) * like.ndim)
 
     def _alike(self, e: Select | IfThenElse) -> tuple[Fn, Fn]:
         """Both sides as scalars, or, where one of them is an array, both as arrays."""
@@ -231,7 +241,7 @@ class Expressions:
         storage = e.dtype.numpy
 
         def lift(g: Fn) -> Fn:
-            return lambda env, mask: np.full(shape, g(env, mask), storage)
+            return lambda env, mask: np.broadcast_to(np.asanyarray(g(env, mask), storage), shape)
 
         return (t, lift(f)) if self.is_array(e.t) else (lift(t), f)
 
@@ -259,7 +269,7 @@ class Expressions:
     def _horizontal(self, e: Call, x: Fn) -> Fn:
         """Functions of all lanes of one vector."""
         lanes = self.scope.varies(e.args[0])
-        combine = {"hreduce_add": "add", "hreduce_max": "max", "hreduce_min": "min"}.get(e.name)
+        combine = e.name.removeprefix("hreduce_") if e.name.startswith("hreduce_") else None
         if combine is None and e.name not in ("any", "all"):
             raise self.scope.not_yet(f"the function {e.name}")
         function = ops.binary(combine, e.type, True) if combine else None
@@ -284,19 +294,17 @@ class Expressions:
         if dtype.bits >= 32:
             return self._expand(expansion(e.name, dtype), x, self.is_array(arg))
         array = self.is_array(arg)
-        widen, narrow = ops.cast(dtype, _F32, array), ops.cast(_F32, dtype, array)
+        widen, narrow = self.cast(dtype, _F32, array), self.cast(_F32, dtype, array)
         wide = self._expand(expansion(e.name, _F32), lambda env, mask: widen(x(env, mask)), array)
         return lambda env, mask: narrow(wide(env, mask))
 
     def _expand(self, function: MathFunction, x: Fn, array: bool) -> Fn:
         """The lets of an expansion, run on values of any shape: arrays as if they were one lane axis."""
-        scope = Scope(self.scope.options)
+        scope = Scope(replace(self.scope.options, shadow=False))
         inner = type(self)(scope)
         (param,) = function.params
         start = scope.bind(param)
         if array:
-            from tiledsl.interp.scope import Nest
-
             scope.nest = Nest((param,), scope.new_slot())
             scope.varying.add(param)
         steps: list[tuple[int, Fn]] = []
@@ -308,14 +316,21 @@ class Expressions:
         result = inner.compile(function.result)
         size = scope.size
 
-        def run(env: Env, mask: Any) -> Any:
-            inside: Env = [None] * size
-            inside[1] = 0
-            inside[start] = x(env, mask)
+        def expand(inside: Env, value: Any) -> Any:
+            inside[start] = value
             for slot, f in steps:
                 inside[slot] = f(inside, None)
-            value = result(inside, None)
-            env[1] += inside[1]
+            return result(inside, None)
+
+        if self.scope.options.shadow:
+            exact = shadow.math(function.name, lambda v: expand([None] * size, v))
+            return lambda env, mask: exact(x(env, mask))
+
+        def run(env: Env, mask: Any) -> Any:
+            inside: Env = [None] * size
+            inside[STEPS] = 0
+            value = expand(inside, x(env, mask))
+            env[STEPS] += inside[STEPS]
             return value
 
         return run

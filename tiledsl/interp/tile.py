@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tiledsl.conversions import converter
+from tiledsl.conversions import Converter, converter
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileIndexError, TileTypeError
 from tiledsl.interp import ops
 from tiledsl.interp.memory import describe
+from tiledsl.interp.options import Options
 from tiledsl.interp.scope import TRACKER, Env, Fn, Scope
+from tiledsl.interp.shadow import Shadowed, casting, chain
 from tiledsl.ir.buffer import Buffer, Region
 from tiledsl.ir.exact import gemm_chain
 from tiledsl.ir.expr import Const
@@ -38,6 +40,14 @@ class Tiles:
     def __init__(self, scope: Scope, expressions: Expressions) -> None:
         self.scope = scope
         self.expressions = expressions
+
+    def converter(self, src: DType, dst: DType) -> Converter:
+        """The conversion of arrays, shadowed ones included."""
+        return casting(src, dst) if self.scope.options.shadow else converter(src, dst)
+
+    def widening(self, dtype: DType, acc: DType) -> Converter | None:
+        """How a gemm's operand becomes the accumulator's type; integers are widened by the product itself."""
+        return None if acc is _I32 or dtype is acc else self.converter(dtype, acc)
 
     # -- regions -----------------------------------------------------------------------------------------
 
@@ -124,7 +134,7 @@ class Tiles:
         options = self.scope.options
         pads = src.root.scope == "global"
         safe = src.dtype.numpy.type(0 if src.safe is None else src.safe.value)
-        cast = None if src.dtype is dst.dtype else converter(src.dtype, dst.dtype)
+        cast = None if src.dtype is dst.dtype else self.converter(src.dtype, dst.dtype)
         pad = np.asarray(safe) if cast is None else cast(np.asarray(safe))
         noisy = options.global_oob == "report"
         report = self.scope.reporter(TileIndexError, "name the buffer in oob_allowed if the tail is meant")
@@ -232,10 +242,10 @@ class Tiles:
         ta, tb = s.transpose_a, s.transpose_b
         describe_all = [describe(x) for x in buffers]
         report = self.scope.reporter(TileTypeError)
-        widen_a, widen_b = (_widening(x.dtype, acc) for x in buffers[:2])
-        multiply = _multiply(acc, self.scope.options.exact)
-        widen_c = None if out is acc else converter(out, acc)
-        narrow_c = None if out is acc else converter(acc, out)
+        widen_a, widen_b = (self.widening(x.dtype, acc) for x in buffers[:2])
+        multiply = _multiply(acc, self.scope.options)
+        widen_c = None if out is acc else self.converter(out, acc)
+        narrow_c = None if out is acc else self.converter(acc, out)
 
         def gemm(env: Env) -> None:
             x, y, z = a(env), b(env), c(env)
@@ -269,9 +279,9 @@ class Tiles:
         src, dst = s.src.buffer, s.dst.buffer
         x, y = self.view(s.src, "reduce"), self.view(s.dst, "reduce")
         acc = accumulator(dst.dtype)
-        to_acc = None if src.dtype is acc else converter(src.dtype, acc)
-        widen = None if dst.dtype is acc else converter(dst.dtype, acc)
-        narrow = None if dst.dtype is acc else converter(acc, dst.dtype)
+        to_acc = None if src.dtype is acc else self.converter(src.dtype, acc)
+        widen = None if dst.dtype is acc else self.converter(dst.dtype, acc)
+        narrow = None if dst.dtype is acc else self.converter(acc, dst.dtype)
         clear = self.expressions.compile(s.clear)
         op, axis, propagate = s.op, s.axis, s.nan_propagate
         combine = _combiner(op, acc, propagate)
@@ -297,7 +307,7 @@ class Tiles:
         src, dst = s.src.buffer, s.dst.buffer
         x, y = self.view(s.src, "scan"), self.view(s.dst, "scan")
         acc = accumulator(dst.dtype)
-        to_acc, narrow = converter(src.dtype, acc), converter(acc, dst.dtype)
+        to_acc, narrow = self.converter(src.dtype, acc), self.converter(acc, dst.dtype)
         op, axis, reverse = s.op, s.axis, s.reverse
         if op not in ("sum", "max"):
             raise self.scope.not_yet(f"the scan {op}")
@@ -390,22 +400,17 @@ def _tail(buffer: Buffer, low: list[int], high: list[int] | None, domain: list[i
 # -- gemm ------------------------------------------------------------------------------------------------------
 
 
-def _widening(dtype: DType, acc: DType) -> Any:
-    if acc is _I32:
-        return None
-    return None if dtype is acc else converter(dtype, acc)
-
-
-def _multiply(acc: DType, exact: bool) -> Callable[[Any, Any, Any, bool], None]:
+def _multiply(acc: DType, options: Options) -> Callable[[Any, Any, Any, bool], None]:
     """z (+)= x @ y in place; z of the accumulator's type."""
     if acc is _I32:
         return _multiply_int
-    if exact:
+    if options.exact:
+        product = chain(gemm_chain) if options.shadow else gemm_chain
 
-        def chain(x: Any, y: Any, z: Any, clear: bool) -> None:
-            z[...] = gemm_chain(x, y, np.zeros(z.shape, z.dtype) if clear else z)
+        def ascending(x: Any, y: Any, z: Any, clear: bool) -> None:
+            z[...] = product(x, y, np.zeros(z.shape, z.dtype) if clear else z)
 
-        return chain
+        return ascending
 
     def blas(x: Any, y: Any, z: Any, clear: bool) -> None:
         if clear:
@@ -452,7 +457,7 @@ def _combiner(op: str, acc: DType, propagate: bool) -> Callable[[Any, Any], Any]
         return plain
 
     def propagating(a: Any, b: Any) -> Any:
-        return np.where(np.isnan(a) | np.isnan(b), np.asarray(np.nan, a.dtype), plain(a, b))
+        return np.where((a != a) | (b != b), np.asarray(np.nan, a.dtype), plain(a, b))
 
     return propagating
 
@@ -489,8 +494,10 @@ def _ordered_sum(x: Any, axis: int) -> Any:
 
 
 def _extreme(x: Any, axis: int, identity: Any, smallest: bool, propagate: bool) -> Any:
-    function = np.fmin if smallest else np.fmax
+    function = np.minimum if smallest else np.maximum
     value = function.reduce(x, axis=axis, initial=identity)
+    if np.isnan(value).any():  # np.fmax would give NaN for a signalling one
+        value = function.reduce(np.where(np.isnan(x), identity, x), axis=axis, initial=identity)
     zero = value == 0
     if zero.any():  # of zeros, the sign decides: -0 below +0
         has = (x == 0) & (np.signbit(x) == smallest)
@@ -500,7 +507,7 @@ def _extreme(x: Any, axis: int, identity: Any, smallest: bool, propagate: bool) 
             found = np.ones_like(found)  # absmax starts at +0
         value = np.where(zero, np.where(found, sign, -sign), value).astype(x.dtype)
     if propagate:
-        value = np.where(np.isnan(x).any(axis=axis), np.asarray(np.nan, x.dtype), value)
+        value = np.where((x != x).any(axis=axis), np.asarray(np.nan, x.dtype), value)
     return value
 
 
@@ -510,6 +517,8 @@ def scan_array(op: str, x: Any, axis: int, acc: DType, reverse: bool) -> Any:
         x = np.flip(x, axis)
     if op == "sum":
         value = np.add.accumulate(x, axis=axis, dtype=acc.numpy)
+    elif isinstance(x, Shadowed):
+        value = np.fmax.accumulate(x, axis=axis)
     elif acc.is_float:
         keys = ops.ordered_keys(np.where(np.isnan(x), ops.lowest(acc), x))
         running = np.maximum.accumulate(keys, axis=axis)

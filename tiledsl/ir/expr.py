@@ -109,7 +109,7 @@ class Load(Expr):
     @property
     def dtype(self) -> DType:
         lanes = max([self.lanes, *(i.dtype.lanes for i in self.indices)])
-        return self.buffer.dtype.with_lanes(lanes)
+        return self.buffer.dtype.with_lanes(lanes) if lanes > 1 else self.buffer.dtype  # elements may be vectors
 
 
 @node

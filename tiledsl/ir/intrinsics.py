@@ -35,6 +35,9 @@ _ALL = [
     Intrinsic("hreduce_add", 1, "vector", "prim", "16 lanes combined 8-4-2-1 by +; scalar"),
     Intrinsic("hreduce_max", 1, "vector", "prim", "16 lanes combined 8-4-2-1 by max, NaN ignored; scalar"),
     Intrinsic("hreduce_min", 1, "vector", "prim", "16 lanes combined 8-4-2-1 by min, NaN ignored; scalar"),
+    Intrinsic("hreduce_bitand", 1, "vector", "prim", "16 lanes combined by bitwise and; integer scalar"),
+    Intrinsic("hreduce_bitor", 1, "vector", "prim", "16 lanes combined by bitwise or; integer scalar"),
+    Intrinsic("hreduce_bitxor", 1, "vector", "prim", "16 lanes combined by bitwise exclusive or; integer scalar"),
     Intrinsic("any", 1, "vector", "prim", "true if some lane of a bool vector is; scalar bool"),
     Intrinsic("all", 1, "vector", "prim", "true if every lane of a bool vector is; scalar bool"),
 ]

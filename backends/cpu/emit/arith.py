@@ -165,7 +165,8 @@ def classify(b: Any, name: str, d: DType, x: Value) -> Value:
 
 
 def hreduce(b: Any, op: str, d: DType, v: Value) -> Value:
-    """The lanes of v combined 8-4-2-1: lane i with lane i + 8, then i + 4, i + 2, i + 1. op: add, max, min."""
+    """The lanes of v combined 8-4-2-1: lane i with lane i + 8, then i + 4, i + 2, i + 1. op: add, max, min,
+    bitand, bitor, bitxor."""
     n = lanes_of(v)
     while n > 1:
         n //= 2
