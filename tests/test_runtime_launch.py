@@ -497,3 +497,23 @@ def test_threads_that_meet_at_the_first_call_compile_once(monkeypatch):
     for w in workers:
         w.join(60)
     assert len(compiled) == 1 and all((x == 2).all() for x in arrays)
+
+
+def test_a_repeated_call_is_not_bound_again(target, monkeypatch):
+    """Everything that follows from types and shapes is looked up, not worked out again."""
+    from tiledsl.runtime.arguments import Signature
+
+    bound = []
+    real = Signature.bind
+    monkeypatch.setattr(Signature, "bind", lambda self, *a, **k: (bound.append(1), real(self, *a, **k))[1])
+    kernel = tiledsl.compile(softplus_rows, out_idx=[2])
+    for value in (1.0, 2.0, 3):
+        for rows in (4, 5):
+            for _ in range(3):
+                kernel(np.zeros((rows, 8), np.float32), value, target=target)
+    assert len(bound) == 4  # two shapes, two types of scalar
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        for _ in range(3):
+            kernel(torch.zeros(4, 8), 1.0, target=target)
+        assert len(bound) == 5
