@@ -194,7 +194,7 @@ def flash_attention_varlen(
         tiles = tiles_for(target)
         longest = int(np.diff(q_ends).max())
         kernel = flash_attention_varlen_kernel(
-            fit(tiles.attention, longest),
+            fit(tiles.attention, -(-total_q // (len(q_ends) - 1))),
             kv_tile(head_dim, dtype.bytes),
             head_dim,
             bool(causal),
