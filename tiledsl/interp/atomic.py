@@ -50,12 +50,14 @@ class Atomics:
             shape: tuple[int, ...] = () if nest is None else env[nest.shape_slot]
             on_all = np.broadcast_to(True if good is None else good, shape)
             flat = tuple(np.broadcast_to(i, shape)[on_all] for i in at)
-            operand = None if value is None else np.broadcast_to(np.asarray(value(env, mask), storage), shape)[on_all]
+            operand = (
+                None if value is None else np.broadcast_to(np.asanyarray(value(env, mask), storage), shape)[on_all]
+            )
             if tracks:
                 env[TRACKER].atomic(s.buffer, env, data, flat, access.fail)
             old = _apply(data, flat, operand, combine, additive, result is not None)
             if result is not None:
-                before = np.zeros(shape, storage)
+                before = np.zeros_like(data, shape=shape)
                 before[on_all] = old
                 env[result] = before if shape else before.item() if item else before[()]
             return mask
@@ -101,7 +103,7 @@ def _apply(
     turn_sorted = np.arange(len(place)) - np.repeat(starts, np.diff(np.r_[starts, len(place)]))
     turn = np.empty_like(turn_sorted)
     turn[order] = turn_sorted
-    old = np.empty(len(where), data.dtype)
+    old = np.empty_like(data, shape=(len(where),))
     for n in range(int(turn.max()) + 1):
         now = turn == n
         spot = tuple(i[now] for i in flat)

@@ -273,7 +273,7 @@ class Memory:
             if not guarded:
                 _check_lanes(access, env, mask, box.indices(env), data.shape)
             clipped, part, shape = box.clip(env, data.shape)
-            value = np.full(shape, safe, data.dtype)
+            value = np.full_like(data, safe, shape=shape)
             if clipped is not None:
                 value[part] = data[clipped].transpose(perm)[expand]
             return value

@@ -66,7 +66,7 @@ class ShadowReport:
 
     value, bound      arrays of the output's shape: float64 value, and how far the output may be from it
     max_error         largest |output - value|
-    max_bound         largest bound (inf: a comparison that rounding may flip chose between different values)
+    max_bound         largest bound
     """
 
     value: np.ndarray[Any, Any]
@@ -81,9 +81,11 @@ class Result:
 
     blocks   blocks that ran, over all kernels
     steps    Python-level steps (closures called) over all blocks, or None when they were not counted
+    doubtful with the shadow: branches and loops that rounding errors may have decided
     shadow   per written float argument (by parameter name), when `Options.shadow` was set
     """
 
     blocks: int
     steps: int | None = None
+    doubtful: int = 0
     shadow: Mapping[str, ShadowReport] = field(default_factory=dict)

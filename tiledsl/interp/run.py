@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,8 +14,9 @@ from tiledsl.analysis.symbols import solve
 from tiledsl.errors import InternalError, TileError, TileTypeError, TileValueError
 from tiledsl.interp.blas import one_thread
 from tiledsl.interp.checks import Tracker
-from tiledsl.interp.options import Options, Result
+from tiledsl.interp.options import Options, Result, ShadowReport
 from tiledsl.interp.scope import BLOCK, RETURNED, STEPS, TRACKER, Env, Fn, Scope
+from tiledsl.interp.shadow import DOUBTS, Shadowed, lift
 from tiledsl.interp.stmt import Statements
 from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.expr import Var
@@ -55,13 +56,34 @@ def run(function: Function, args: Sequence[Any], options: Options = _DEFAULT) ->
         for buffer in function.workspaces:
             extents = tuple(evaluate(e, symbols) for e in buffer.shape)
             values[buffer] = np.zeros(extents, buffer.dtype.numpy)
+        if options.shadow:
+            values = {b: a if a is None or not b.dtype.is_float else lift(a) for b, a in values.items()}
+            doubts = DOUBTS.set([0])
         tracker = _tracker(function, values, options) if options.tracks else None
         blocks = steps = 0
         with one_thread():
             for program in programs:
                 more = _launch(program, values, symbols, tracker, options)
                 blocks, steps = blocks + more[0], steps + more[1]
-    return Result(blocks, steps if options.count_steps else None)
+        result = Result(blocks, steps if options.count_steps else None)
+        if options.shadow:
+            result = replace(result, shadow=_shadows(function, values), doubtful=DOUBTS.get()[0])
+            DOUBTS.reset(doubts)
+    return result
+
+
+def _shadows(function: Function, values: dict[Any, Any]) -> dict[str, ShadowReport]:
+    """Reports of the written float arguments."""
+    written = _written(function)
+    reports = {}
+    for b in function.buffers:
+        data = values[b]
+        if b in written and isinstance(data, Shadowed):
+            error = np.abs(data.plain.astype(np.float64) - data.value)
+            error[(data.plain == data.value) | ((data.plain != data.plain) & (data.value != data.value))] = 0.0
+            largest = [float(x.max(initial=0.0)) for x in (error, data.bound)]
+            reports[b.name] = ShadowReport(data.value, data.bound, *largest)
+    return reports
 
 
 # -- arguments ---------------------------------------------------------------------------------------------
@@ -73,7 +95,7 @@ def _bind(function: Function, args: Sequence[Any]) -> tuple[dict[Any, Any], dict
         names = ", ".join(p.name for p in function.params)
         raise TileTypeError(f"{function.name} takes {len(function.params)} arguments ({names}), got {len(args)}")
     used = _used_buffers(function)
-    written = {b.root for k in function.kernels for s in walk(k.body) if isinstance(s, Stmt) for b in writes(s)}
+    written = _written(function)
     values: dict[Any, Any] = {}
     scalars: dict[Var, Any] = {}
     for p, arg in zip(function.params, args, strict=True):
@@ -90,6 +112,10 @@ def _bind(function: Function, args: Sequence[Any]) -> tuple[dict[Any, Any], dict
     known = {v: x for v, x in scalars.items() if not v.dtype.is_float}
     scalars.update(solve(function, shapes, strides, known))
     return values, scalars
+
+
+def _written(function: Function) -> set[Buffer]:
+    return {b.root for k in function.kernels for s in walk(k.body) if isinstance(s, Stmt) for b in writes(s)}
 
 
 def _used_buffers(function: Function) -> set[Buffer]:

@@ -16,6 +16,7 @@ from tiledsl.interp.atomic import Atomics
 from tiledsl.interp.debug import Debugs
 from tiledsl.interp.expr import Expressions
 from tiledsl.interp.scope import RETURNED, TRACKER, Env, Fn, Nest, Scope
+from tiledsl.interp.shadow import lift, micro
 from tiledsl.interp.tile import Tiles
 from tiledsl.interp.views import make_view
 from tiledsl.ir.buffer import Buffer
@@ -143,6 +144,7 @@ class Statements:
         fixed = None if const is None or nest is not None else (*const, *lanes)
         shape_slot = None if nest is None else nest.shape_slot
         poison = scope.options.tracks
+        shadowed = scope.options.shadow and buffer.dtype.is_float
         loc = s.loc or buffer.loc
 
         def alloc(env: Env, mask: Any) -> Any:
@@ -151,7 +153,8 @@ class Statements:
             else:
                 front = () if shape_slot is None else env[shape_slot]
                 shape = (*front, *(f(env, None) for f in extents), *lanes)
-            env[slot] = data = np.zeros(shape, storage)
+            data: Any = np.zeros(shape, storage)
+            env[slot] = data = lift(data) if shadowed else data
             if init is not None:
                 first = init(env, mask)
                 data[...] = first if shape_slot is None or not isinstance(first, np.ndarray) else first[..., None]
@@ -405,7 +408,7 @@ class Statements:
                 threads(env, shape)
             outer = [env[slot] for slot in copies]
             for slot, data in zip(copies, outer, strict=True):
-                env[slot] = np.array(np.broadcast_to(data, shape + data.shape), order="C")
+                env[slot] = np.broadcast_to(data, shape + data.shape).copy()
             for views in inner_views:
                 views(env)
             if tracks:
@@ -465,6 +468,8 @@ class Statements:
         read = [self.tiles.view(r, s.name) for r in s.reads]
         scalars = [self.expressions.compile(e) for e in s.scalars]
         attrs, exact = dict(s.attrs), self.scope.options.exact
+        if self.scope.options.shadow:
+            meaning = micro(meaning)
 
         def call(env: Env, mask: Any) -> Any:
             values = [f(env, None) for f in scalars]

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tiledsl.analysis.symbols import row_major
-from tiledsl.dtypes import DType
+from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileIndexError
 from tiledsl.interp.scope import Env, Scope
+from tiledsl.interp.shadow import Shadowed, shadowed
 from tiledsl.ir.buffer import Buffer
 
 if TYPE_CHECKING:
@@ -75,6 +76,12 @@ def make_view(scope: Scope, expressions: Expressions, buffer: Buffer) -> Callabl
         else:
             start = 0 if offset is None else offset(env, None)
         _check(report, env, name, data, dtype, shape, steps, start, front)
+        if isinstance(data, Shadowed):
+            if data.dtype != dtype.numpy or not data.flags.c_contiguous:
+                raise report(env, f"the float64 shadow cannot see through {name}, a view of {data.dtype} storage")
+            wide = as_dtype("float64").with_lanes(dtype.lanes)
+            parts = ((data.plain, dtype), (data.value, wide), (data.bound, wide))
+            return shadowed(*(view_of(part, kind, shape, steps, start, front) for part, kind in parts))
         return view_of(data, dtype, shape, steps, start, front)
 
     return make
