@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from tiledsl.dtypes import DType, promote
 from tiledsl.errors import TileNotImplementedError, TileSyntaxError, TileTypeError, TileValueError
@@ -54,7 +55,7 @@ class LoopSpec:
         ranges = tuple(cls.serial(what, e).ranges[0] for e in extents)
         return cls(what, kind, ranges, annotations)
 
-    def __iter__(self) -> NoReturn:
+    def __iter__(self) -> Iterator[Any]:  # the type that loop variables have for type checkers
         raise error(
             "loop-not-in-for",
             TileSyntaxError,
