@@ -33,7 +33,10 @@ def variants(row: Operation) -> list[str]:
 def plan(*dtypes: str) -> list[tuple[Operation, str, int]]:
     """(operation, keywords, axis) of every reduction between these dtypes, in the order of the kernel's outputs."""
     rows = [r for r in ROWS if all(r.accepts(as_dtype(d)) for d in dtypes)]
-    return [(r, v, axis) for r in rows for v in variants(r) for axis in (0, 1)]
+    every = [(r, v, axis) for r in rows for v in variants(r) for axis in (0, 1)]
+    if dtypes[0] == "float32" or dtypes == ("int32", "int32"):
+        return every
+    return [p for k, p in enumerate(every) if (k // 2 + k) % 2 == 0]  # each keyword along one axis: half the code
 
 
 @functools.cache
@@ -86,7 +89,7 @@ def test_reductions(dtype: str, tile: tuple[int, int]) -> None:
     """Targets agree bit for bit; integers, maxima and minima are exact; sums are those of the one order."""
     args = arguments(dtype, tile, dtype, 5)
     got = support.agree(kernel(dtype, tile, dtype), *args)
-    for k, (row, keywords, axis) in enumerate(plan(dtype)):
+    for k, (row, keywords, axis) in enumerate(plan(dtype, dtype)):
         old = args[1 + k] if "clear=False" in keywords else None
         with np.errstate(all="ignore"):
             wanted = reduced(row, as_dtype(dtype), np.moveaxis(args[0], 1 + axis, -1), old, "nan" in keywords)
@@ -95,12 +98,14 @@ def test_reductions(dtype: str, tile: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(("dtype", "out"), [("float16", "float32"), ("float32", "float16"), ("int8", "int32"),
                                             ("int32", "float32"), ("float32", "float64")])  # fmt: skip
-def test_elements_are_converted_to_the_output_first(dtype: str, out: str) -> None:
+def test_elements_are_converted_to_the_accumulator_first(dtype: str, out: str) -> None:
+    """The output's dtype, at least float32; what is narrower is rounded once, at the end."""
     tile = (13, 37)
+    accumulator = "float32" if out == "float16" else out
     args = arguments(dtype, tile, out, 3)
     got = support.agree(kernel(dtype, tile, out), *args)
     with np.errstate(all="ignore"):
-        x = convert(args[0], as_dtype(dtype), as_dtype(out))
+        x = convert(args[0], as_dtype(dtype), as_dtype(accumulator))
         for k, (row, keywords, axis) in enumerate(plan(dtype, out)):
             old = args[1 + k] if "clear=False" in keywords else None
             wanted = reduced(row, as_dtype(out), np.moveaxis(x, 1 + axis, -1), old, "nan" in keywords)
@@ -116,17 +121,17 @@ def reduced(row: Operation, dtype: DType, x: Array, old: Array | None, nan_propa
     for at in np.ndindex(out.shape):
         values = list(x[at])
         last = [] if old is None else [old[at]]
-        out[at] = integers(row, dtype, values + last) if not dtype.is_float else floats(row, dtype, values, last, nan_propagate)
+        one = floats(row, dtype, values, last, nan_propagate) if dtype.is_float else integers(row, dtype, values, last)
+        out[at] = one
     return out
 
 
-def integers(row: Operation, dtype: DType, values: list[int]) -> int:
-    """The old value takes part like an element (of sums of absolute values too, where there is none)."""
+def integers(row: Operation, dtype: DType, values: list[int], last: list[int]) -> int:
+    """The old value takes part like an element, but its absolute value is not taken."""
     assert row.whole is not None
-    kept = np.array([int(v) for v in values], object)
     if row.name == "reduce_absmax":  # the absolute value of the lowest integer is itself
-        kept = np.array([support.wrap(abs(v), dtype) for v in kept], object)
-        return support.wrap(max(0, *kept) if len(kept) else 0, dtype)
+        return max(0, *(support.wrap(abs(int(v)), dtype) for v in values), *(int(v) for v in last))
+    kept = np.array([int(v) for v in values + last], object)
     if row.name.startswith("reduce_bit"):
         start = {"and": -1, "or": 0, "xor": 0}[row.name.removeprefix("reduce_bit")]
         combine: dict[str, Callable[[int, int], int]] = {"and": int.__and__, "or": int.__or__, "xor": int.__xor__}
