@@ -67,7 +67,8 @@ def const(value: Any, dtype: DType) -> Const:
         return Const(wrap(int(value), dtype), dtype)
     if dtype.name == "float64":
         return Const(float(value), dtype)
-    return Const(float(np.float64(value).astype(dtype.numpy)), dtype)
+    with np.errstate(all="ignore"):
+        return Const(float(np.float64(value).astype(dtype.numpy)), dtype)
 
 
 def zero(dtype: DType) -> Const:
@@ -227,7 +228,8 @@ def fold_cast(x: Const, dtype: DType) -> Const | None:
         return const(int(x.value), dtype)
     from tiledsl.conversions import convert
 
-    value = convert(np.array([x.value], src.numpy), src, dtype)[0]
+    with np.errstate(all="ignore"):
+        value = convert(np.array([x.value], src.numpy), src, dtype)[0]
     return const(bool(value) if dtype.is_bool else int(value) if dtype.is_int else float(value), dtype)
 
 

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from tiledsl import config
-from tiledsl.errors import InternalError
+from tiledsl.errors import InternalError, TileError
 from tiledsl.ir.stmt import Function
 from tiledsl.passes.pipeline import Instrument, Pass, pass_text
 
@@ -26,8 +26,12 @@ class Verify(Instrument):
     def after(self, p: Pass, index: int, before: Function, result: Function, seconds: float) -> None:
         from tiledsl.ir.verifier import verify
 
-        if result is not before:
+        if result is before:
+            return
+        try:
             verify(result)
+        except TileError as e:  # no longer the author's mistake, whatever the rule
+            raise InternalError(f"after pass {pass_text(p)}: {e.message}", e.loc or before.loc, e.notes) from e
 
 
 @dataclass
