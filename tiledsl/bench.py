@@ -145,7 +145,9 @@ def _jobs() -> dict[str, Job]:
         for name, dtype in (("f32", np.float32), ("bf16", bf16)):
             for causal in (False, True):
                 flops = 4.0 * 8 * 2048 * 2048 * d * (0.5 if causal else 1.0)
-                found.append(Job(f"attention-{name}-d{d}{'-causal' if causal else ''}", flops, _attention(d, dtype, causal)))
+                found.append(
+                    Job(f"attention-{name}-d{d}{'-causal' if causal else ''}", flops, _attention(d, dtype, causal))
+                )
     found.append(Job("grouped-f32", 2.0 * sum(_ROWS) * 512 * 512, _grouped))
     return {j.name: j for j in found}
 
@@ -176,9 +178,7 @@ def measure(jobs: dict[str, Thunk], threads: int, seconds: float = 3.0) -> dict[
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def run(
-    names: list[str], target: str | None, threads: int, on_row: Callable[[Row], None] | None = None
-) -> list[Row]:
+def run(names: list[str], target: str | None, threads: int, on_row: Callable[[Row], None] | None = None) -> list[Row]:
     """Measure the named jobs (all when none is named) with the threads this process was started with."""
     rows = []
     for name in names or list(JOBS):
@@ -216,7 +216,9 @@ def main(options: argparse.Namespace) -> int:
     if os.environ.get(_CHILD) != str(options.threads):
         n = str(options.threads)
         names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TILEDSL_NUM_THREADS", _CHILD)
-        return subprocess.call([sys.executable, "-m", "tiledsl", *sys.argv[1:]], env=os.environ | dict.fromkeys(names, n))
+        return subprocess.call(
+            [sys.executable, "-m", "tiledsl", *sys.argv[1:]], env=os.environ | dict.fromkeys(names, n)
+        )
     if torch := _torch():
         torch.set_num_threads(options.threads)
     rows = run(options.jobs, options.target, options.threads, lambda row: print(format_row(row), flush=True))

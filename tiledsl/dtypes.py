@@ -139,7 +139,7 @@ _SCALARS: dict[str, tuple[str, int, Any]] = {
     "float4_e2m1fn": ("float", 4, ml_dtypes.float4_e2m1fn),
     "handle": ("handle", 64, np.uint64),
 }
-_NUMPY = {name: np.dtype(storage) for name, (_, _, storage) in _SCALARS.items()}
+_NUMPY: dict[str, np.dtype[Any]] = {name: np.dtype(storage) for name, (_, _, storage) in _SCALARS.items()}
 _TABLE = {name: DType(name, kind, bits) for name, (kind, bits, _) in _SCALARS.items()}
 _ALIASES = {
     "float": "float32",

@@ -25,7 +25,8 @@ _FLIP = {"lt": False, "le": False, "gt": True, "ge": True}
 
 def inline_integer_lets(p: ir.Parallel) -> ir.Parallel:
     """The nest with its load-free integer lets substituted, so that index arithmetic shows how lanes move."""
-    return p.replace(body=_InlineLets().visit_block(p.body))
+    inlined: ir.Parallel = p.replace(body=_InlineLets().visit_block(p.body))
+    return inlined
 
 
 class _InlineLets(Rewriter):

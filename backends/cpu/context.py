@@ -13,11 +13,7 @@ from tiledsl.errors import Loc
 from .storage import Place
 from .wide import I64, LANES, ZERO, i64
 
-__all__ = ["Context", "Lane", "LaneLoop", "SYMBOL_LIMIT"]
-
-# Compiled code assumes symbols below this bound, so that index arithmetic provably stays inside int32;
-# the runtime refuses larger values for int32 symbols when it binds arguments.
-SYMBOL_LIMIT = 1 << 30
+__all__ = ["Context", "Lane", "LaneLoop"]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,9 @@ def _extents(cx: Context, r: ir.Region, s: ir.Gemm) -> tuple[int, int]:
     for e in r.extents[-2:]:
         n = scalar(cx, e)
         if not isinstance(n, ir.Const):
-            raise TileNotImplementedError("gemm: an extent that is not a compile-time constant is not yet supported", s.loc)
+            raise TileNotImplementedError(
+                "gemm: an extent that is not a compile-time constant is not yet supported", s.loc
+            )
         out.append(int(n.value))
     return out[0], out[1]
 

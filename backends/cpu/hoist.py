@@ -136,7 +136,9 @@ class _Hoist:
 
     # -- rewriting ------------------------------------------------------------------------------------------
 
-    def _rewrite(self, body: tuple[ir.Stmt, ...], seen: dict[ir.Buffer, tuple[ir.Var, ir.Region]]) -> tuple[ir.Stmt, ...]:
+    def _rewrite(
+        self, body: tuple[ir.Stmt, ...], seen: dict[ir.Buffer, tuple[ir.Var, ir.Region]]
+    ) -> tuple[ir.Stmt, ...]:
         out: list[ir.Stmt] = []
         for s in body:
             if isinstance(s, ir.Copy) and s.dst.buffer in self.good - self.bad:
@@ -255,5 +257,3 @@ def _index(s: ir.Copy, d: int) -> ir.Expr:
     """Which tile along source dimension d the copy takes."""
     start = s.src.starts[d]
     return build.floordiv(start, _tile(s)[s.src_axes.index(d)]) if d in s.src_axes else start
-
-

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from tiledsl import ir
+from tiledsl.analysis.bounds import SYMBOL_MAX
 from tiledsl.errors import InternalError, TileNotImplementedError
 from tiledsl.ir.walk import map_kernels
 
 from .boundary import inline_integer_lets, split_boundary
-from .context import SYMBOL_LIMIT, Context, Lane, get, put
+from .context import Context, Lane, get, put
 from .gemm import lower_gemm
 from .nest import lower_parallel
 from .pack import fill_panels, pack_copy
@@ -19,7 +21,7 @@ from .ranges import interval
 from .reduce import lower_reduce
 from .storage import Place, place_buffers, place_workspaces
 from .values import address, bool_mask, lazily, scalar, store_value, value, vector
-from .wide import F32, I64, narrow, widen
+from .wide import F32, FALSE, I64, TRUE, narrow, widen
 
 __all__ = ["Lower"]
 
@@ -28,19 +30,21 @@ __all__ = ["Lower"]
 class Lower:
     """The lowering as a pass. Needs moves expanded (except copies into packed tiles) and accesses guarded."""
 
-    name: str = "lower_cpu"
+    name: ClassVar[str] = "lower_cpu"
 
     def __call__(self, function: ir.Function) -> ir.Function:
         places = place_workspaces(function)
         lowered: ir.Function = map_kernels(lambda k: _kernel(function, k, places), function)
-        return lowered.replace(stage="loop", workspaces=tuple(places[w].buffer for w in function.workspaces))
+        workspaces = tuple(places[w].buffer for w in function.workspaces)
+        loops: ir.Function = lowered.replace(stage="loop", workspaces=workspaces)
+        return loops
 
 
 def _kernel(function: ir.Function, kernel: ir.Kernel, workspaces: dict[ir.Buffer, Place]) -> ir.Kernel:
     cx = Context(place_buffers(function, kernel, workspaces))
     for s in function.symbols:
         cx.env[s] = Lane(widen(s))
-        cx.ranges[s] = (0, SYMBOL_LIMIT)
+        cx.ranges[s] = (0, SYMBOL_MAX[s.type.bits])
     for p in function.params:
         if p.var is not None:
             cx.env[p.var] = Lane(_parameter(p.var))
@@ -160,8 +164,11 @@ def _while(cx: Context, s: ir.While) -> None:
 def _parallel(cx: Context, s: ir.Parallel) -> None:
     s = inline_integer_lets(s)
     split = split_boundary(cx, s)
-    if split is None or isinstance(split[0], ir.Const):
-        lower_parallel(cx, s if split is None or not split[0].value else split[1], lower_block)  # type: ignore[attr-defined]
+    if split is None or split[0] == FALSE:
+        lower_parallel(cx, s, lower_block)
+        return
+    if split[0] == TRUE:
+        lower_parallel(cx, split[1], lower_block)
         return
     with cx.block() as then:
         lower_parallel(cx, split[1], lower_block)
@@ -218,7 +225,7 @@ def _nothing(cx: Context, s: ir.Stmt) -> None:
     """Statements that mean nothing when one worker runs a block from start to end."""
 
 
-_HANDLERS: dict[type, Callable[[Context, ir.Stmt], None]] = {
+_HANDLERS: dict[type, Callable[[Context, Any], None]] = {
     ir.Alloc: _alloc,
     ir.Let: _let,
     ir.Store: _store,
@@ -236,5 +243,4 @@ _HANDLERS: dict[type, Callable[[Context, ir.Stmt], None]] = {
     ir.Continue: _same,
     ir.Return: _same,
     ir.Sync: _nothing,
-}  # type: ignore[dict-item]
-
+}

@@ -42,7 +42,9 @@ def _view(b: ir.Buffer, placed: Mapping[ir.Buffer, ir.Buffer]) -> ir.Buffer:
     if shift is not None and not isinstance(shift, ir.Const):
         raise InternalError(f"{b.name}: a view at a run-time offset reached the scratch planner", b.loc)
     assert isinstance(root.base, ir.Const)
-    return b.replace(alias_of=None, offset=None, base=i64(root.base.value + (shift.value if shift else 0) * b.dtype.bytes))
+    return b.replace(
+        alias_of=None, offset=None, base=i64(root.base.value + (shift.value if shift else 0) * b.dtype.bytes)
+    )
 
 
 class _Place(Rewriter):

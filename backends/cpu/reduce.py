@@ -97,7 +97,9 @@ def _accumulator(t: DType) -> DType:
 def _const(cx: Context, e: ir.Expr, s: ir.Reduce) -> int:
     n = scalar(cx, e)
     if not isinstance(n, ir.Const):
-        raise TileNotImplementedError("reduce: an extent that is not a compile-time constant is not yet supported", s.loc)
+        raise TileNotImplementedError(
+            "reduce: an extent that is not a compile-time constant is not yet supported", s.loc
+        )
     return int(n.value)
 
 
@@ -264,4 +266,3 @@ def _finish(
         result = widen(result)
     v = Lane(result, None if lanes else 0)
     cx.emit(ir.Store(place.buffer, idx, store_value(cx, v, place), mask, True))
-

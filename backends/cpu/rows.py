@@ -45,7 +45,9 @@ def round_rows(cx: Context, c: ir.Region, m: int, n: int, t: DType) -> None:
     """Round a float32 tile to a half type, in place."""
     for i, j, mask in rows(cx, m, n):
         x = ir.Load(c.buffer, element(c, i, j), mask, LANES, True)
-        cx.emit(vstore(c.buffer, element(c, i, j), ir.Cast(ir.Cast(x, t.with_lanes(LANES)), F32.with_lanes(LANES)), mask))
+        cx.emit(
+            vstore(c.buffer, element(c, i, j), ir.Cast(ir.Cast(x, t.with_lanes(LANES)), F32.with_lanes(LANES)), mask)
+        )
 
 
 def convert(x: ir.Expr, t: DType) -> ir.Expr:

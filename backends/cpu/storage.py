@@ -182,7 +182,11 @@ def _whole(r: ir.Region) -> bool:
     lead = all(isinstance(e, ir.Const) and e.value == 1 for e in r.extents[:-2])
     zero = all(isinstance(s, ir.Const) and s.value == 0 for s in r.starts[-2:])
     ends = zip(r.extents[-2:], b.shape[-2:], strict=True)
-    return lead and zero and all(isinstance(e, ir.Const) and isinstance(n, ir.Const) and e.value == n.value for e, n in ends)
+    return (
+        lead
+        and zero
+        and all(isinstance(e, ir.Const) and isinstance(n, ir.Const) and e.value == n.value for e, n in ends)
+    )
 
 
 def _place(
@@ -217,7 +221,9 @@ def can_pack(s: ir.Copy) -> bool:
     if s.src_axes[1] != src.rank - 1 or s.src_axes[0] == s.src_axes[1]:
         return False
     unit = src.strides is None or (isinstance(src.strides[-1], ir.Const) and src.strides[-1].value == 1)
-    same = src.dtype == s.dst.buffer.dtype or (src.dtype.is_float and s.dst.buffer.dtype in (F32,) and src.dtype.is_half)
+    same = src.dtype == s.dst.buffer.dtype or (
+        src.dtype.is_float and s.dst.buffer.dtype in (F32,) and src.dtype.is_half
+    )
     return unit and same and not src.dtype.is_bool and src.scope != "var"
 
 

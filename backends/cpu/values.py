@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from tiledsl import ir
 from tiledsl.dtypes import DType, as_dtype
-from tiledsl.errors import InternalError, TileNotImplementedError
+from tiledsl.errors import InternalError
 from tiledsl.ir.walk import free_vars, loads_of
 
 from .context import Context, Lane, LaneLoop
 from .ranges import interval, limits
 from .storage import Place
-from .wide import BOOL, F32, I64, LANES, ZERO, add, and_, i64, mul, narrow, sub, widen
+from .wide import BOOL, F32, I64, LANES, add, and_, mul, narrow, sub, widen
 
 __all__ = ["address", "bool_mask", "held", "index", "lazily", "round_to", "scalar", "store_value", "value", "vector"]
 
@@ -208,9 +208,11 @@ def _binary(cx: Context, e: ir.Binary) -> Lane:
 
 
 def _fits(cx: Context, e: ir.Expr) -> bool:
-    """Whether the mathematical value of an integer expression certainly lies in its type."""
+    """Whether 64-bit arithmetic gives an integer expression the value that its own type would."""
     if isinstance(e, ir.Binary) and e.op in ("floordiv", "truncdiv") and interval(e.b, cx.ranges)[0] < 0:
         return False  # the smallest value divided by -1
+    if e.dtype.bits == 64:
+        return True  # 64-bit arithmetic wraps by itself
     (lo, hi), (tmin, tmax) = interval(e, cx.ranges), limits(e.dtype)
     return tmin <= lo and hi <= tmax
 
@@ -335,9 +337,7 @@ def _cast(cx: Context, e: ir.Cast) -> Lane:
 # -- memory -----------------------------------------------------------------------------------------------------
 
 
-def address(
-    cx: Context, b: ir.Buffer, indices: tuple[ir.Expr, ...]
-) -> tuple[Place, tuple[ir.Expr, ...], int | None]:
+def address(cx: Context, b: ir.Buffer, indices: tuple[ir.Expr, ...]) -> tuple[Place, tuple[ir.Expr, ...], int | None]:
     """Place, loop-stage indices, and how lanes lie: 0 uniform, 1 contiguous, None gather."""
     place = cx.places[b]
     if place.kind == "panels":

@@ -11,10 +11,26 @@ F32 = as_dtype("float32")
 BOOL = ir.BOOL
 LANES = 16
 ZERO = ir.Const(0, I64)
-ONE = ir.Const(1, I64)
 TRUE = ir.Const(True, BOOL)
+FALSE = ir.Const(False, BOOL)
 
-__all__ = ["BOOL", "F32", "I64", "LANES", "ONE", "TRUE", "ZERO", "add", "and_", "i64", "lt", "mul", "narrow", "sub", "widen"]
+__all__ = [
+    "BOOL",
+    "F32",
+    "I64",
+    "LANES",
+    "ONE",
+    "TRUE",
+    "ZERO",
+    "add",
+    "and_",
+    "i64",
+    "lt",
+    "mul",
+    "narrow",
+    "sub",
+    "widen",
+]
 
 
 def i64(x: int) -> ir.Const:

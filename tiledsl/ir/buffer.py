@@ -26,6 +26,10 @@ def _attr(**kw: Any) -> Any:
     return field(metadata={"role": "attribute"}, **kw)
 
 
+def _operand(**kw: Any) -> Any:
+    return field(metadata={"role": "operand"}, **kw)
+
+
 @dataclass(frozen=True, eq=False)
 class Buffer(Node):
     """A typed array. Compared by identity.
@@ -40,12 +44,12 @@ class Buffer(Node):
 
     name: str = _attr()
     dtype: DType = _attr()
-    shape: tuple[Expr, ...] = field(metadata={"role": "operand"})
+    shape: tuple[Expr, ...] = _operand()
     scope: str = _attr()
-    strides: tuple[Expr, ...] | None = field(default=None, metadata={"role": "operand"})
-    alias_of: Buffer | None = field(default=None, metadata={"role": "operand"})
-    offset: Expr | None = field(default=None, metadata={"role": "operand"})
-    base: Expr | None = field(default=None, metadata={"role": "operand"})
+    strides: tuple[Expr, ...] | None = _operand(default=None)
+    alias_of: Buffer | None = _operand(default=None)
+    offset: Expr | None = _operand(default=None)
+    base: Expr | None = _operand(default=None)
     layout: Any = _attr(default=None)
     safe: Const | None = _attr(default=None)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, Self, TypeVar, dataclass_transform
 
 from tiledsl.errors import Loc
 
@@ -61,7 +61,7 @@ class Node:
 
     loc: Loc | None = field(default=None, compare=False, kw_only=True, repr=False, metadata={"role": "loc"})
 
-    def replace(self, **changes: Any) -> Any:
+    def replace(self, **changes: Any) -> Self:
         """A copy of this node with some fields changed."""
         return dataclasses.replace(self, **changes)
 
