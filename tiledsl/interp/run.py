@@ -177,7 +177,7 @@ def _compile(function: Function, kernel: Kernel, options: Options) -> _Program:
     statements = Statements(scope, kernel, _views(function, kernel))
     with scope.loop(*kernel.block_vars):
         roots = [*function.buffers, *function.workspaces]
-        makers = [statements.bind_views(b) for b in roots]
+        makers = [statements.bind_views(b) for b in roots] + [statements.bind_scratch(b) for b in _scratch(kernel)]
         body = statements.block(kernel.body)
 
     def views(env: Env) -> None:
@@ -190,6 +190,13 @@ def _compile(function: Function, kernel: Kernel, options: Options) -> _Program:
 def _present(buffer: Buffer | None) -> Buffer:
     assert buffer is not None
     return buffer
+
+
+def _scratch(kernel: Kernel) -> list[Buffer]:
+    """Buffers of the loop stage at their place in scratch memory, where no Alloc says so."""
+    allocated = {s.buffer for s in walk(kernel.body) if isinstance(s, Alloc)}
+    roots = {n.root: None for n in walk(kernel.body) if isinstance(n, Buffer) and n.root.scope == "scratch"}
+    return [b for b in roots if b not in allocated]
 
 
 def _views(function: Function, kernel: Kernel) -> dict[Buffer, list[Buffer]]:

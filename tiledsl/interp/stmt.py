@@ -165,6 +165,17 @@ class Statements:
 
         return alloc
 
+    def bind_scratch(self, buffer: Buffer) -> Callable[[Env], None]:
+        """A function that makes a buffer of scratch memory, and its views."""
+        slot = self.scope.bind(buffer)
+        make, views = make_view(self.scope, self.expressions, buffer), self.bind_views(buffer)
+
+        def bind(env: Env) -> None:
+            env[slot] = make(env)
+            views(env)
+
+        return bind
+
     def bind_views(self, root: Buffer) -> Callable[[Env], None]:
         """A function that makes the views of a buffer that have no Alloc of their own, and the views of those."""
         made: list[tuple[int, Callable[[Env], Any]]] = []

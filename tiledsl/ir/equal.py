@@ -34,6 +34,7 @@ class _Writer:
     def __init__(self, hints: bool) -> None:
         self.hints = hints
         self.out: list[str] = []
+        self.bound = 0  # two kernels may bind one variable: each binding counts
         self.vars: dict[Var, str] = {}
         self.buffers: dict[Buffer, str] = {}
 
@@ -63,10 +64,12 @@ class _Writer:
     def bind(self, x: Any) -> None:
         """A number for a variable or buffer, and what it is."""
         if isinstance(x, Var):
-            self.vars[x] = f"%{len(self.vars)}"
+            self.vars[x] = f"%{self.bound}"
+            self.bound += 1
             self.out += (self.vars[x], ":", x.type.name)
         elif isinstance(x, Buffer):
-            self.buffers[x] = f"@{len(self.buffers)}"
+            self.buffers[x] = f"@{self.bound}"
+            self.bound += 1
             self.out += (self.buffers[x], ":")
             for f in fields_of(Buffer)[1:]:  # all but the name
                 self.put(getattr(x, f.name))

@@ -10,7 +10,8 @@ from tiledsl.frontend.control import tracer
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.storage import BufferRef, RegionRef
 from tiledsl.frontend.values import Value, as_bool, as_value, to_dtype
-from tiledsl.ir import Const, Debug
+from tiledsl.ir import Const, Debug, Unary
+from tiledsl.ir.build import unary
 from tiledsl.language.operation import not_yet, operation, surface
 
 __all__ = [
@@ -77,8 +78,10 @@ def annotate_safe_value(values: dict[Any, Any]) -> None:
     for key, value in values.items():
         if not isinstance(key, BufferRef) or key.scope != "global":
             raise error("safe-value-key", TileTypeError, f"T.annotate_safe_value: {key!r} is no global tensor")
-        constant = to_dtype(value, key.dtype) if not isinstance(value, Value) else value.typed
-        if not isinstance(constant, Const) or constant.dtype is not key.dtype:
+        constant = to_dtype(value, key.dtype)
+        if isinstance(constant, Unary) and isinstance(constant.x, Const):  # -T.infinity(...)
+            constant = unary(constant.op, constant.x)
+        if not isinstance(constant, Const):
             raise error(
                 "safe-value", TileTypeError, f"T.annotate_safe_value: {value!r} is not a constant of dtype {key.dtype}"
             )

@@ -137,7 +137,7 @@ def view(src: Any, shape: Any = None, dtype: Any = None) -> Any:
     """The same storage with another shape and dtype (equal number of bits)."""
     known = isinstance(src, BufferRef)
     kind = slice_dtype(dtype, "T.view") if dtype is not None else src.dtype if known else INT32
-    return _view("T.view", src, shape if shape is not None else src.buffer.shape if known else (), kind)
+    return _view("T.view", src, shape if shape is not None else src.shape if known else (), kind)
 
 
 # -- regions ----------------------------------------------------------------------------------------------
