@@ -298,6 +298,9 @@ def test_one_variable_bound_twice_equals_two_variables() -> None:
     once = with_body(loop(k, 3, store(A, (k,), k)), loop(k, 4, store(A, (k,), k)), params=[A])
     twice = with_body(loop(k1, 3, store(A, (k1,), k1)), loop(k2, 4, store(A, (k2,), k2)), params=[A])
     assert equal(once, twice)
+    again = with_body(loop(k, 3), loop(k, 4, loop(k1, 2, store(A, (k1,), k))), params=[A])
+    other = with_body(loop(k, 3), loop(k, 4, loop(k1, 2, store(A, (k1,), k1))), params=[A])
+    assert not equal(again, other)  # a variable bound again and the next one are two
     mixed = with_body(loop(k1, 3, store(A, (k1,), k1)), loop(k2, 4, store(A, (k1,), k2)), params=[A])
     assert not equal(once, mixed)
 

@@ -222,8 +222,7 @@ INTERNAL: dict[str, tuple[str, Callable[[], ir.Function]]] = {
     "broadcast": ("broadcast of float32x16", lambda: loop_let(ir.Broadcast(x16, 16))),
     "ramp": ("ramp from float32", lambda: loop_let(ir.Ramp(zero, 1, 16))),
     "ramp width": ("a vector of 4 lanes", lambda: loop_let(ir.Ramp(i(0), 1, 4))),
-    "lazy vector": ("a lazy operator", lambda: loop_let(op("and", ir.Broadcast(true, 16), ir.Broadcast(true, 16)))),
-    "lazy choice": ("a lazy operator", lambda: loop_let(ir.IfThenElse(ir.Broadcast(true, 16), x16, x16))),
+    "lazy choice": ("a lazy choice", lambda: loop_let(ir.IfThenElse(ir.Broadcast(true, 16), x16, x16))),
     "half arithmetic": ("arithmetic in float16", lambda: loop_let(op("add", m, m))),
     "var by a variable": (
         "is no constant",

@@ -37,6 +37,7 @@ class _Writer:
         self.bound = 0  # two kernels may bind one variable: each binding counts
         self.vars: dict[Var, str] = {}
         self.buffers: dict[Buffer, str] = {}
+        self.count = 0
 
     def put(self, x: Any) -> None:
         if isinstance(x, Var):

@@ -183,8 +183,7 @@ class ExprChecker:
         self.require(e.op in E.BINARY_OPS, f"unknown operator {e.op!r}")
         self.require(dtype is e.b.dtype, f"{e.op} of {dtype} and {e.b.dtype}")
         if e.op in ("and", "or"):
-            ok = dtype.is_bool
-            self.lazy(dtype)
+            ok = dtype.is_bool  # of vectors: both sides are evaluated
         elif e.op in ("bitand", "bitor", "bitxor"):
             ok = dtype.is_int or dtype.is_bool
         elif e.op in _INT_OPS:
@@ -192,9 +191,6 @@ class ExprChecker:
         else:
             ok = dtype.is_int or dtype.is_float or e.op in E.COMPARISONS
         self.require(ok, f"{e.op} of {dtype}")
-
-    def lazy(self, dtype: DType) -> None:
-        self.require(not dtype.is_vector, f"a lazy operator on {dtype}: vectors take masks and Select")
 
     def on_fma(self, e: E.Fma) -> None:
         ok = e.a.dtype is e.b.dtype is e.c.dtype and e.a.dtype.scalar.name in ("float32", "float64")
@@ -206,7 +202,7 @@ class ExprChecker:
         self.require(fits, f"choice of {e.t.dtype} by {e.cond.dtype}")
 
     def on_ifthenelse(self, e: E.IfThenElse) -> None:
-        self.lazy(e.cond.dtype)
+        self.require(not e.cond.dtype.is_vector, f"a lazy choice by {e.cond.dtype}: vectors take masks and Select")
         self.require(e.cond.dtype.is_bool, f"choice by {e.cond.dtype}")
         self.require(e.t.dtype is e.f.dtype, f"choice between {e.t.dtype} and {e.f.dtype}")
 
