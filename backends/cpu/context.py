@@ -30,11 +30,15 @@ class Lane:
 
 @dataclass
 class LaneLoop:
-    """The vector loop being emitted: its lane mask, what it writes, where invariant values are hoisted to."""
+    """The vector loop being emitted: its lane mask, what it writes, where invariant values are hoisted to.
+
+    mask may be narrower than `tail`, the mask of the loop itself, which has at least one lane.
+    """
 
     mask: ir.Expr | None
     written: frozenset[ir.Buffer]
     pre: list[ir.Stmt]
+    tail: ir.Expr | None = None
     inner: set[ir.Var] = field(default_factory=set)  # author's variables bound inside the loop
     guarded: int = 0  # > 0: inside a conditional or lazy operand, where loads must not be hoisted
     hoisted: dict[ir.Expr, Lane] = field(default_factory=dict)

@@ -41,7 +41,7 @@ def lower_parallel(cx: Context, p: ir.Parallel, body: Body) -> None:
 def _vector_loop(cx: Context, p: ir.Parallel, var: ir.Var, n: ir.Expr, body: Body) -> None:
     written = frozenset(b.root for s in walk(p.body) if isinstance(s, ir.Stmt) for b in writes(s))
     inner = {var} | {v for s in walk(p.body) for v in bound_vars(s)}
-    lane = LaneLoop(None, written, [], inner)
+    lane = LaneLoop(None, written, [], inner=inner)
     with cx.when(None if isinstance(n, ir.Const) else lt(ZERO, n)):
         full: ir.Expr = i64(n.value // LANES * LANES) if isinstance(n, ir.Const) else _round_down(cx, n)
         with cx.block() as loops:
@@ -63,7 +63,7 @@ def _round_down(cx: Context, n: ir.Expr) -> ir.Expr:
 def _one_vector(
     cx: Context, lane: LaneLoop, var: ir.Var, base: ir.Expr, mask: ir.Expr | None, p: ir.Parallel, body: Body
 ) -> None:
-    cx.lane, lane.mask = lane, mask
+    cx.lane, lane.mask, lane.tail = lane, mask, mask
     cx.env[var] = Lane(base, 1)
     try:
         body(cx, p.body)

@@ -240,7 +240,8 @@ def _wide_int(cx: Context, e: ir.Binary, a: Lane, b: Lane) -> Lane | None:
 def _logical(cx: Context, e: ir.Binary) -> Lane:
     a = value(cx, e.a)
     if a.coef == 0:
-        with lazily(cx, None):
+        decided = a.expr if e.op == "and" else ir.Unary("not", a.expr)
+        with lazily(cx, None if cx.lane is None else ir.Broadcast(decided, LANES)):
             b = value(cx, e.b)
         if b.coef == 0:
             return Lane(ir.Binary(e.op, a.expr, b.expr))
@@ -360,10 +361,17 @@ def _load(cx: Context, e: ir.Load) -> Lane:
     b = place.buffer
     if place.kind == "var":
         return Lane(_as_held(ir.Load(b, idx, proved=True), place.logical), None if b.dtype.lanes > 1 else 0)
-    if lie == 0:
-        return Lane(_as_held(ir.Load(b, idx, proved=True), place.logical))
     mask = cx.lane.mask if cx.lane is not None else None
+    if lie == 0:
+        x = _as_held(ir.Load(b, idx, proved=True), place.logical)
+        if cx.lane is not None and mask is not None and mask is not cx.lane.tail:  # perhaps no lane may read it
+            x = ir.IfThenElse(ir.Call("any", (mask,), BOOL), x, _zero(x.dtype))
+        return Lane(x)
     return Lane(_as_held(ir.Load(b, idx, mask, LANES if lie == 1 else 1, True), place.logical), None)
+
+
+def _zero(t: DType) -> ir.Const:
+    return ir.Const(False if t.is_bool else 0.0 if t.is_float else 0, t)
 
 
 def _as_held(x: ir.Expr, logical: DType) -> ir.Expr:
