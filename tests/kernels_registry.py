@@ -330,7 +330,7 @@ def guards(s: int) -> Any:
     return main
 
 
-@entry(lambda s, r: [r.integers(1, 60, 77 * s).astype(np.int32), np.zeros(77 * s, np.int32)])
+@entry(lambda s, r: [np.repeat(r.integers(1, 60, 77).astype(np.int32), s), np.zeros(77 * s, np.int32)])
 def while_collatz(s: int) -> Any:
     """A while loop per lane with variables, break and continue: lanes leave at different times."""
     n = T.dynamic("n")
@@ -559,7 +559,7 @@ def narrow_and_bool(s: int) -> Any:
 # -- reductions, float64, several outputs ------------------------------------------------------------------------------------
 
 
-@entry(lambda s, r: [normal(r, 19, 33 * s, dtype=np.float64), np.zeros(33 * s, np.float64), np.zeros(19, np.float64),
+@entry(lambda s, r: [np.tile(normal(r, 19, 33, dtype=np.float64), s), np.zeros(33 * s, np.float64), np.zeros(19, np.float64),
                      np.zeros(19, np.int32)])  # fmt: skip
 def reductions(s: int) -> Any:
     """Both axes, absolute values, clear=False across blocks of columns, an argmax through a serial loop."""
