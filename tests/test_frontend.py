@@ -14,7 +14,11 @@ import tiledsl.language as T
 from tiledsl import ir
 from tiledsl.errors import TileError
 from tiledsl.frontend import PrimFunc, captures, is_lazy, trace_prim_func
+from tiledsl.frontend.reader import from_text
 from tiledsl.interp import run
+from tiledsl.ir.equal import equal
+from tiledsl.ir.printer import to_text
+from tiledsl.ir.verifier import verify
 from tiledsl.ir.walk import walk
 
 # mypy: disable-error-code="no-untyped-def,valid-type,misc"
@@ -22,6 +26,8 @@ from tiledsl.ir.walk import walk
 
 def execute(kernel: PrimFunc, *args: Any) -> Any:
     """Runs the kernel; gives its last argument."""
+    verify(kernel.function)
+    assert equal(from_text(to_text(kernel.function)), kernel.function)
     run(kernel.function, args)
     return args[-1]
 
@@ -451,8 +457,6 @@ def test_hints_do_not_take_part_in_equality():
                     A[k] = k
 
         return main
-
-    from tiledsl.ir.equal import equal
 
     assert equal(kernel(1).function, kernel(3).function)
 

@@ -19,7 +19,7 @@ from tiledsl.ir.verifier import verify
 
 NAMES = ["a", "b", "c"]  # plain names: values
 VARIABLES = ["u", "v"]  # T.alloc_var in the kernel
-HEAD = "def program(A, u, v):\n    a = A[0]\n    b = A[1] * 2\n    c = 3\n"
+HEAD = "def program(A, u, v, w):\n    a = A[0]\n    b = A[1] * 2\n    c = 3\n"
 TAIL = "    A[4] = u\n    A[5] = v\n"
 
 # A program is a list of lines without indentation and nested lists (bodies), which render() indents.
@@ -53,10 +53,10 @@ def compound(inner: st.SearchStrategy[list[Any]]) -> st.SearchStrategy[list[Any]
         st.tuples(st.integers(1, 4), conditions, leave, body).map(
             lambda t: [f"for i in range({t[0]}):", [*([f"if {t[1]}:", t[2]] if t[2] else []), *t[3]]]
         ),
-        st.tuples(st.integers(2, 5), body).map(
-            lambda t: ["u = 0", f"while u < {t[0]}:", [*t[1], "u = (u if u > 0 else 0) + 1"]]
+        st.tuples(conditions, body).map(lambda t: [f"while w > 0 and ({t[0]}):", ["w -= 1", *t[1]]]),
+        st.tuples(st.sampled_from(["[1, 2]", "(A[0], b)"]), body).map(
+            lambda t: [f"for x in {t[0]}:", [*t[1], "v += x"]]
         ),
-        st.tuples(st.sampled_from(["[1, 2]", "(A[0], b)"]), body).map(lambda t: [f"for x in {t[0]}:", [*t[1], "v += x"]]),
     )
 
 
@@ -70,7 +70,7 @@ def render(lines: list[Any], depth: int = 1) -> str:
 def python(source: str, data: list[int]) -> list[int]:
     names: dict[str, Any] = {}
     exec(source, names)
-    names["program"](data, 0, 0)
+    names["program"](data, 0, 0, 9)
     return data
 
 
@@ -80,6 +80,7 @@ def kernel(source: str, data: list[int]) -> list[int]:
     text = (
         "import tiledsl.language as T\n\n\n@T.prim_func\ndef program(A: T.Tensor((6,), T.int64)):\n"
         "    with T.Kernel(1, threads=1):\n        u = T.alloc_var(T.int64, 0)\n        v = T.alloc_var(T.int64, 0)\n"
+        "        w = T.alloc_var(T.int64, 9)\n"  # bounds all iterations of while loops
         + "".join(f"    {line}\n" for line in lines)
     )
     linecache.cache["program.py"] = (len(text), None, text.splitlines(keepends=True), "program.py")
@@ -120,5 +121,3 @@ def test_most_programs_ran() -> None:
     """The property above is about programs that run: not nearly all of them may be refused."""
     if sum(outcomes.values()) >= 100:
         assert outcomes["ran"] > 0.3 * sum(outcomes.values())
-
-

@@ -15,8 +15,12 @@ from tiledsl import ir
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileAttributeError, TileError, TileNotImplementedError
 from tiledsl.frontend import ArgInfo, EagerTemplate, PrimFunc
+from tiledsl.frontend.reader import from_text
 from tiledsl.frontend.values import Value
 from tiledsl.interp import run
+from tiledsl.ir.equal import equal
+from tiledsl.ir.printer import to_text
+from tiledsl.ir.verifier import verify
 from tiledsl.ir.walk import walk
 from tiledsl.language.missing import MISSING
 
@@ -28,6 +32,8 @@ def value(dtype: Any) -> Value:
 
 
 def execute(kernel: PrimFunc, *args: Any) -> Any:
+    verify(kernel.function)
+    assert equal(from_text(to_text(kernel.function)), kernel.function)
     run(kernel.function, args)
     return args[-1]
 

@@ -237,9 +237,10 @@ class _For(_Loop):
             return
         if isinstance(self.iterable, (Value, BufferRef, RegionRef)):
             self.iterable.__iter__()
+        values = CONTROL.freeze(self.iterable, self.targets[0] if self.targets else "")
         self.enter(staged=False)
         try:
-            yield from self.iterable
+            yield from values
         finally:
             self.exit()
 
