@@ -355,17 +355,48 @@ def test_rows_do_not_depend_on_each_other(function: str, dtype: str, target: str
 
 
 def test_targets_agree_bit_for_bit(dtype: str) -> None:
+    """Compiled targets and the reference in exact mode, each with its own tiles along M and N."""
     rng = np.random.default_rng(10)
-    t = kernels.matmul_kernel(16, 64, 128, dtype, dtype)
     a, b = normal(rng, (33, 129), dtype), normal(rng, (129, 70), dtype)
-    assert_targets_agree(t, a, b, np.zeros((33, 70), DTYPES[dtype][0]))
-    sizes = np.array([3, 0, 29], np.int32)
-    w = normal(rng, (3, 129, 70), dtype)
-    t = kernels.grouped_gemm_kernel(16, 64, 128, dtype, "float32", "int32")
-    assert_targets_agree(t, a, w, sizes, np.zeros((33, 70), np.float32))
+    assert_targets_agree(kernels.matmul, a, b)
+    sizes, w = np.array([3, 0, 30], np.int32), normal(rng, (3, 129, 70), dtype)
+    assert_targets_agree(kernels.grouped_gemm, a, w, sizes, out_dtype="float32")
     x, weight = normal(rng, (5, 600), dtype), normal(rng, (600,), dtype)
-    assert_targets_agree(kernels.softmax_kernel(4, ROW_TILE, dtype), x, np.zeros_like(x))
-    assert_targets_agree(kernels.rms_norm_kernel(4, ROW_TILE, dtype, dtype), x, weight, 1e-6, np.zeros_like(x))
+    assert_targets_agree(kernels.softmax, x)
+    assert_targets_agree(kernels.rms_norm, x, weight)
+
+
+def test_checked_mode_finds_nothing() -> None:
+    """No races, nothing uninitialised, no overflow; rows beyond the groups are written by nobody."""
+    rng = np.random.default_rng(12)
+    a, b = normal(rng, (33, 129), "bfloat16"), normal(rng, (129, 70), "bfloat16")
+    checked = "numpy:checked"
+    assert same_bits(kernels.matmul(a, b, target=checked), kernels.matmul(a, b, target="numpy:exact"))
+    sizes, w = np.array([3, 0, 25], np.int64), normal(rng, (3, 129, 70), "bfloat16")
+    kernels.grouped_gemm(a, w, sizes, target=checked)
+    x = normal(rng, (5, 600), "float16")
+    kernels.softmax(x, target=checked)
+    kernels.rms_norm(x, x[0], target=checked)
+
+
+def test_one_compile_serves_all_shapes(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = load_backend(target)
+    emitted = []
+    emit = type(backend).emit
+
+    def counting(self: Any, function: Any, at: Any) -> Any:
+        emitted.append(function.name)
+        return emit(self, function, at)
+
+    monkeypatch.setattr(type(backend), "emit", counting)
+    monkeypatch.setenv("TILEDSL_DISABLE_CACHE", "1")
+    kernel = kernels.matmul_kernel(32, 32, 24, "float32", "float32")  # tiles that no other test uses
+    rng = np.random.default_rng(13)
+    for m, k, n in [(1, 1, 1), (33, 24, 31), (64, 96, 32), (127, 229, 48)]:
+        a, b, c = normal(rng, (m, k), "float32"), normal(rng, (k, n), "float32"), np.empty((m, n), np.float32)
+        kernel(a, b, c, target=target)
+        assert worst(c, *product_bound(a, b, "float32", True)) <= 1
+    assert emitted == ["matmul"]
 
 
 # -- torch and arguments --------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiledsl import kernels
 from tiledsl.backend import load_backend
 from tiledsl.errors import TileTypeError, TileValueError
-from tiledsl.kernels.tiles import kv_tile
+from tiledsl.kernels.tiles import KV_TILE
 from tiledsl.testing import assert_targets_agree
 
 Array = np.ndarray[Any, Any]
@@ -84,7 +84,7 @@ def reference(
     size = np.abs(q) @ np.abs(k).swapaxes(2, 3) * abs(scale)
     finite_s, finite_d = np.where(mask, np.abs(s), 0), np.where(mask, np.abs(from_peak), 0)
     r = (min(d, 6 * d**0.5) * size + 3 * finite_s + finite_d + 2) * U
-    sums = (2 * n + 4 * -(-n // kv_tile(d, DTYPES[dtype][0].itemsize)) + 6) * U
+    sums = (2 * n + 4 * -(-n // KV_TILE) + 6) * U
     half = 0.0 if dtype == "float32" else u
     each = r + (p * r).sum(axis=-1, keepdims=True) + sums + half
     o_slack = (p * each * (1 + each)) @ np.abs(v) + n * tiny * np.abs(v).max(initial=0)
@@ -246,15 +246,24 @@ def test_varlen_is_attention_of_each_sequence(target: str, dtype: str, causal: b
             assert same_bits(o[rows], one[0]) and same_bits(np.ascontiguousarray(lse[:, rows]), one_lse[0])
 
 
-def test_targets_agree_bit_for_bit(dtype: str) -> None:
+@pytest.mark.parametrize("causal", [False, True])
+def test_targets_agree_bit_for_bit(dtype: str, causal: bool) -> None:
+    """Compiled targets and the reference in exact mode, each with its own tile of queries."""
     rng = np.random.default_rng(6)
-    q = normal(rng, (1, 2, 40, 32), dtype)
-    k, v = (normal(rng, (1, 1, 150, 32), dtype) for _ in "kv")
-    lse = np.zeros((1, 2, 40), np.float32)
-    kernel = kernels.flash_attention_kernel(16, kv_tile(32, q.itemsize), 32, True, dtype)
-    assert_targets_agree(kernel, q, k, v, 0.25, np.zeros_like(q), lse)
-    kernel = kernels.flash_attention_varlen_kernel(16, kv_tile(32, q.itemsize), 32, True, dtype)
-    assert_targets_agree(kernel, q, k, v, ends([3, 37]), ends([100, 50]), 37, 0.25, np.zeros_like(q), lse)
+    q = normal(rng, (1, 40, 2, 32), dtype)
+    k, v = (normal(rng, (1, 150, 1, 32), dtype) for _ in "kv")
+    assert_targets_agree(kernels.flash_attention, q, k, v, causal=causal, return_lse=True)
+    bounds = ends([3, 37]), ends([100, 50])
+    assert_targets_agree(kernels.flash_attention_varlen, q[0], k[0], v[0], *bounds, causal=causal, return_lse=True)
+
+
+def test_checked_mode_finds_nothing() -> None:
+    """No races, nothing uninitialised, no overflow in indices."""
+    rng = np.random.default_rng(8)
+    q, k, v = (normal(rng, (2, n, 2, 16), "bfloat16") for n in (33, 70, 70))
+    o = kernels.flash_attention(q, k, v, causal=True, target="numpy:checked")
+    assert same_bits(o, kernels.flash_attention(q, k, v, causal=True, target="numpy:exact"))
+    kernels.flash_attention_varlen(q[0], k[0], v[0], ends([3, 0, 30]), ends([60, 5, 5]), target="numpy:checked")
 
 
 def test_torch_in_torch_out(target: str) -> None:

@@ -50,7 +50,8 @@ def cases(batch: Batch, dtype_name: str, torch: Any) -> list[Case]:
     rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> Array:
-        return (rng.standard_normal(shape, np.float32) * shape[-2] ** -0.5).astype(dtype)
+        x: Array = rng.standard_normal(shape, np.float32) * shape[-2] ** -0.5
+        return x.astype(dtype)
 
     x = rng.standard_normal((VOCABULARY, WIDTH), np.float32).astype(dtype)[batch.tokens]
     w_qkv = normal(WIDTH, (HEADS + 2 * KV_HEADS) * HEAD_DIM)
@@ -108,7 +109,7 @@ def _attention(dtype: str, q: Array, k: Array, v: Array, ends: Array, torch: Any
         dtype,
         4.0 * pairs * HEADS * HEAD_DIM,
         lambda target: kernels.flash_attention_varlen(q, k, v, ends, causal=True, target=target),
-        _attention_numpy(*(x.astype(np.float64) for x in (q, k, v)), spans),
+        _attention_numpy(q.astype(np.float64), k.astype(np.float64), v.astype(np.float64), spans),
         rivals,
     )
 

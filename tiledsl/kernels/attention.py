@@ -16,7 +16,7 @@ from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.attention_block import LOG2_E, attend
-from tiledsl.kernels.tiles import fit, kv_tile, tiles_for
+from tiledsl.kernels.tiles import KV_TILE, fit, tiles_for
 from tiledsl.runtime import allocate
 
 __all__ = ["flash_attention", "flash_attention_kernel", "flash_attention_varlen", "flash_attention_varlen_kernel"]
@@ -139,7 +139,7 @@ def flash_attention(
     if batch and heads and seq_q:
         tiles = tiles_for(target)
         kernel = flash_attention_kernel(
-            fit(tiles.attention, seq_q), kv_tile(head_dim, dtype.bytes), head_dim, bool(causal), dtype, tiles.threads
+            fit(tiles.attention, seq_q), KV_TILE, head_dim, bool(causal), dtype, tiles.threads
         )
         Q, K, V = (arrays.unit_last(x) for x in (Q, K, V))
         kernel(Q, K, V, scale * LOG2_E, O, lse, target=target)
@@ -195,7 +195,7 @@ def flash_attention_varlen(
         longest = int(np.diff(q_ends).max())
         kernel = flash_attention_varlen_kernel(
             fit(tiles.attention, -(-total_q // (len(q_ends) - 1))),
-            kv_tile(head_dim, dtype.bytes),
+            KV_TILE,
             head_dim,
             bool(causal),
             dtype,
