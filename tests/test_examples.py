@@ -16,6 +16,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 def test_the_examples_are_there() -> None:
+    if not (ROOT / "examples").is_dir():
+        pytest.skip("not in a checkout")
     assert [p.name[:2] for p in EXAMPLES] == ["01", "02", "03", "04"]
 
 

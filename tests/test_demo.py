@@ -1,0 +1,69 @@
+"""The demo: its text, its batch, and a small run of the command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tiledsl import cli
+from tiledsl.backend import load_backend
+from tiledsl.demo import run, text, work
+
+
+def test_text_is_sentences() -> None:
+    parts = text.sentences()
+    assert len(parts) > 100
+    assert parts[0].startswith("Alice was beginning to get very tired")
+    assert not any("\n" in p or "CHAPTER" in p or p.startswith("#") for p in parts)
+    assert "(Dinah was the cat.)" in parts
+
+
+def test_packing_takes_whole_sentences() -> None:
+    batch = text.pack(["One two three.", "Four, five!", "Six seven eight nine ten."], 9)
+    assert batch.cu_seqlens.tolist() == [0, 4, 8]
+    assert len(batch.tokens) == 8 and batch.tokens.max() < text.VOCABULARY
+    one, four = text.pack(["Down, down, DOWN."], 99).tokens, batch.tokens
+    assert one[0] == one[2] == one[4] and one[1] == four[5]  # words whatever their case; commas
+    whole = text.pack(text.sentences(), 10**6)
+    assert whole.lengths.min() >= 1 and whole.cu_seqlens[-1] == len(whole.tokens)
+
+
+def test_cases_agree_with_float64_and_with_the_other_libraries() -> None:
+    batch = text.pack(text.sentences(), 150)
+    for case in work.cases(batch, "float32", None):
+        got = case.run("numpy")
+        assert np.abs(got - case.exact).max() < 1e-4
+        assert np.abs(case.rivals["NumPy"]() - case.exact).max() < 1e-4
+        assert not np.array_equal(got, np.zeros_like(got))
+
+
+@pytest.mark.parametrize("missing", [(), ("rich", "matplotlib", "torch")], ids=["all", "bare"])
+def test_command(
+    missing: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [m for m in sys.modules if m.split(".")[0] in missing]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(run, "SECONDS", 0.0)
+    picture = tmp_path / "demo.png"
+    assert cli.main(["demo", "--tokens", "150", "--png", str(picture)]) == 0
+    shown = capsys.readouterr().out
+    for word in ["GEMM (q, k, v projection)", "causal GQA attention", "grouped GEMM", "float32", "bfloat16", "numpy"]:
+        assert word in shown
+    if load_backend("numba").probe().ok:
+        assert "Largest difference between numpy and the other targets" in shown
+    drawn = "matplotlib" not in missing and _importable("matplotlib")
+    assert picture.exists() is drawn
+    assert drawn or "matplotlib is not installed (pip install matplotlib)" in shown
+
+
+def _importable(name: str) -> bool:
+    try:
+        __import__(name)
+    except ImportError:
+        return False
+    return True
