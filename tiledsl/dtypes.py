@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -166,7 +166,7 @@ _BY_PYTHON: dict[Any, str] = {bool: "bool", int: "int32", float: "float32"}
 _VECTOR = re.compile(r"(?P<base>.+[a-z0-9])x(?P<lanes>2|4|8|16|32|64)\Z")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _named(name: str) -> DType | None:
     name = _ALIASES.get(name, name)
     if name in _TABLE:

@@ -19,7 +19,6 @@ __all__ = [
     "F32",
     "I64",
     "LANES",
-    "ONE",
     "TRUE",
     "ZERO",
     "add",
