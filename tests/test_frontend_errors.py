@@ -234,6 +234,8 @@ EAGERS = {
     "empty-not-returned": ("return C", "return"),
     "missing-option": ("", ""),
     "argument-not-declared": ("scale):\n", "scale, D):\n    if block < 0:\n        D: T.Tensor[(4,), T.float32]\n"),
+    "scalar-in-shape": ('block=64, *, scale):\n    M = T.const("M")\n', "M: T.int32, block=64, *, scale):\n"),
+    "unbound-symbol:output": ("C = T.empty((M,)", 'C = T.empty((T.dynamic("rows"),)'),
     "const-rank": ("A: T.Tensor[(M,)", "A: T.Tensor[(1, M)"),
 }
 

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from tiledsl.dtypes import DType
-from tiledsl.errors import Loc, TileError, TileNameError, TileSyntaxError, TileTypeError, TileValueError
+from tiledsl.errors import Loc, TileNameError, TileSyntaxError, TileTypeError, TileValueError
 from tiledsl.frontend.builder import Block, Builder, current
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.loops import LoopSpec, close_loop, open_loop
@@ -24,7 +24,7 @@ from tiledsl.frontend.values import Undefined, Value, as_bool, as_value, common,
 from tiledsl.ir import Binary, Break, Buffer, Const, Continue, Debug, Expr, If, IfThenElse, Return, Unary, Var, While
 from tiledsl.ir.walk import loads_of
 
-__all__ = ["CONTROL", "Control", "Tracer", "rename", "tracer"]
+__all__ = ["CONTROL", "Control", "Tracer", "choice_dtype", "if_then_else", "tracer"]
 
 _MISSING = object()
 _META_ITERATIONS = 100_000  # a Python `while` that runs this long while tracing will not end
@@ -530,16 +530,13 @@ def if_then_else(cond: Any, t: Any, f: Any) -> Value:
                 help="use an `if` statement with T.copy or stores in its branches",
             )
     dtype = choice_dtype("if_then_else", t, f)
-    return Value(
-        IfThenElse(as_bool(cond, "a condition"), to_dtype(t, dtype), to_dtype(f, dtype), loc=here()),
-    )
+    return Value(IfThenElse(as_bool(cond, "a condition"), to_dtype(t, dtype), to_dtype(f, dtype), loc=here()))
 
 
 def choice_dtype(op: str, t: Any, f: Any) -> DType:
     """Dtype of a choice: two literals promote like numbers."""
     if isinstance(t, Value) or isinstance(f, Value):
         return common(op, t, f)
-
     return common(op, as_value(as_number(t), op), as_value(as_number(f), op))
 
 
@@ -553,5 +550,3 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 
 CONTROL = Control()
-
-__all__ += ["choice_dtype", "if_then_else", "TileError"]

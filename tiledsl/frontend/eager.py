@@ -60,9 +60,10 @@ class _NotDeclared:
 class EagerTracer(Tracer):
     """One pass over an eager kernel."""
 
-    def __init__(self, name: str, arguments: tuple[str, ...], consts: Mapping[str, int], learning: bool) -> None:
-        super().__init__(name)
-        self.arguments, self.consts, self.learning = arguments, dict(consts), learning
+    def __init__(self, template: EagerTemplate, consts: Mapping[str, int], learning: bool) -> None:
+        super().__init__(template.name)
+        self.arguments, self.loc = template.arguments, compiled(template.pyfunc).loc
+        self.consts, self.learning = dict(consts), learning
         self.params: dict[str, Param] = {}
         self.outputs: dict[Buffer, Loc | None] = {}
         self.named: dict[str, tuple[str, str, int]] = {}  # const -> (argument, "extent" | "stride", axis)
@@ -128,7 +129,7 @@ class EagerTracer(Tracer):
                 "return-not-empty",
                 TileTypeError,
                 "an eager kernel returns tensors made by T.empty only",
-                loc=self._definition,
+                loc=self.loc,
                 help="make the result with C = T.empty((M, N), dtype)",
             )
         for b, loc in self.outputs.items():
@@ -140,8 +141,6 @@ class EagerTracer(Tracer):
                     loc=loc,
                 )
         self.returned = tuple(buffers)
-
-    _definition: Loc | None = None
 
 
 class EagerTemplate:
@@ -179,7 +178,7 @@ class EagerTemplate:
                 "missing-option", TileTypeError, f"{self.name}: option {missing[0]} has no value", loc=self._loc
             )
         failed: TileError | None = None
-        first = EagerTracer(self.name, self.arguments, consts or {}, learning=True)
+        first = EagerTracer(self, consts or {}, learning=True)
         try:
             self._run(first, values)
         except _Learned:
@@ -200,8 +199,7 @@ class EagerTemplate:
                     loc=self._loc,
                 )
             known[name] = int(sizes[axis])
-        second = EagerTracer(self.name, self.arguments, known, learning=False)
-        second._definition = self._loc
+        second = EagerTracer(self, known, learning=False)
         try:
             self._run(second, values)
         except TileError as e:
@@ -221,7 +219,7 @@ class EagerTemplate:
         params += [Param(b.name, buffer=b, loc=b.loc) for b in second.returned]
         outputs = tuple(range(len(self.arguments), len(params)))
         function = finish(second, params, outputs, self._loc)
-        return PrimFunc(function, self.pyfunc, second.single, {n: v for n, v in known.items()})
+        return PrimFunc(function, self.pyfunc, second.single, known)
 
     @property
     def _loc(self) -> Loc:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import CodeType, FrameType, TracebackType
+from types import CodeType, FrameType, ModuleType, TracebackType
 from typing import Any
 
 from tiledsl.errors import Loc, TileError, TileNameError, TileSyntaxError, TileTypeError, suggest
@@ -20,8 +20,9 @@ from tiledsl.frontend.control import CONTROL, Tracer, tracer
 from tiledsl.frontend.location import error
 from tiledsl.frontend.rewrite import compiled, rewritten
 from tiledsl.frontend.storage import Cell, Element
+from tiledsl.frontend.symbols import is_symbol
 from tiledsl.frontend.values import Value
-from tiledsl.ir import Function, Param, Var
+from tiledsl.ir import Buffer, Function, Param, Var
 from tiledsl.ir.walk import free_vars
 
 __all__ = [
@@ -202,13 +203,13 @@ def finish(builder: Tracer, params: list[Param], outputs: tuple[int, ...], loc: 
             loc=loc,
             help="put the work into `with T.Kernel(grid, threads=128) as bx:`",
         )
-    bound: dict[Var, None] = {}
-    for p in params:
-        if p.buffer is not None:
-            for e in (*p.buffer.shape, *(p.buffer.strides or ())):
-                bound.update(dict.fromkeys(sorted(free_vars(e), key=lambda v: v.name)))
-    for var, place in builder.symbols.items():
-        if var not in bound:
+    buffers = {i: p.buffer for i, p in enumerate(params) if p.buffer is not None}
+    symbols = {v: None for i, b in buffers.items() if i not in outputs for v in _shape_vars(b)}
+    used = dict(builder.symbols)
+    for i in outputs:
+        used.update({v: params[i].loc for v in _shape_vars(buffers[i])})
+    for var, place in used.items():
+        if var not in symbols:
             raise error(
                 "unbound-symbol",
                 TileNameError,
@@ -219,7 +220,24 @@ def finish(builder: Tracer, params: list[Param], outputs: tuple[int, ...], loc: 
     kernels = tuple(builder.kernels)
     if len(kernels) > 1:
         kernels = tuple(k.replace(name=f"{builder.name}_{i}") for i, k in enumerate(kernels))
-    return Function(builder.name, tuple(params), kernels, tuple(bound), outputs, attrs=tuple(builder.attrs), loc=loc)
+    return Function(builder.name, tuple(params), kernels, tuple(symbols), outputs, attrs=tuple(builder.attrs), loc=loc)
+
+
+def _shape_vars(b: Buffer) -> list[Var]:
+    """The symbols of a parameter's extents and strides, in order."""
+    found: list[Var] = []
+    for e in (*b.shape, *(b.strides or ())):
+        for v in sorted(free_vars(e), key=lambda v: v.name):
+            if not is_symbol(v):
+                raise error(
+                    "scalar-in-shape",
+                    TileTypeError,
+                    f"the shape of {b.name} depends on the scalar parameter {v.name}",
+                    loc=b.loc,
+                    help=f"make {v.name} a symbol: {v.name} = T.dynamic({v.name!r})",
+                )
+            found.append(v)
+    return found
 
 
 class Macro:
@@ -285,9 +303,11 @@ def captures(pyfunc: Callable[..., Any]) -> dict[str, object]:
                 values[name] = cell.cell_contents
             except ValueError:
                 continue
-        for name in _global_names(code):
-            if name in fn.__globals__:
-                values[name] = fn.__globals__[name]
+        names = _global_names(code)
+        values.update({n: fn.__globals__[n] for n in names if n in fn.__globals__})
+        for name, value in list(values.items()):
+            if isinstance(value, ModuleType) and location.is_author_file(getattr(value, "__file__", None) or "<frozen"):
+                values.update({f"{name}.{n}": vars(value)[n] for n in names if n in vars(value)})
         for name, value in values.items():
             found[f"{prefix}.{name}"] = value
             if callable(value):

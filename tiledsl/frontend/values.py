@@ -300,7 +300,12 @@ def unary(op: str, x: Value) -> Value:
         if x.dtype.is_bool:
             return Value(Unary("not", x.typed, loc=here()))
         if x.dtype.is_float:
-            raise error("bitwise-float-not", TileTypeError, f"~ takes integers, got {_text(x)}")
+            raise error(
+                "bitwise-float-not",
+                TileTypeError,
+                f"~ takes integers, got {_text(x)}",
+                help="for the bits of a float use T.reinterpret(x, T.uint32)",
+            )
     seen = INT32 if x.dtype.is_bool else x.dtype
     if op == "abs" and seen.kind == "uint":
         return x
