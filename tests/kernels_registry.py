@@ -1,7 +1,7 @@
 """Small kernels that cover the language: each is run on every target, through every pass, printed and read back.
 
 An entry is a factory `make(s)` of a `T.prim_func` whose tile sizes are multiplied by s, and of arguments whose
-sizes are multiplied by s as well: loops then make the same number of trips, so the interpreter the same number of steps.
+sizes are multiplied by s as well: loops then make as many trips, and the interpreter as many steps.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def half(name: str) -> Any:
     return T.dtype(name).numpy
 
 
-# -- GEMM ----------------------------------------------------------------------------------------------------------
+# -- GEMM ----------------------------------------------------------------------------------------------------
 
 
 @entry(lambda s, r: [normal(r, 45 * s, 70 * s), normal(r, 70 * s, 37 * s), np.zeros((45 * s, 37 * s), np.float32)])
@@ -132,7 +132,9 @@ def gemm_int8_dequant(s: int) -> Any:
     return main
 
 
-@entry(lambda s, r: [normal(r, 3, 19 * s, 16 * s), normal(r, 3, 16 * s, 21 * s), np.zeros((3, 19 * s, 21 * s), np.float32)])
+@entry(
+    lambda s, r: [normal(r, 3, 19 * s, 16 * s), normal(r, 3, 16 * s, 21 * s), np.zeros((3, 19 * s, 21 * s), np.float32)]
+)
 def gemm_batched_split_k(s: int) -> Any:
     """A batch axis of the grid, regions of one shared buffer as operands, two accumulators added at the end."""
     m, n = T.dynamic("m, n")
@@ -155,7 +157,7 @@ def gemm_batched_split_k(s: int) -> Any:
     return main
 
 
-# -- attention and softmax --------------------------------------------------------------------------------------------
+# -- attention and softmax -----------------------------------------------------------------------------------
 
 
 def attention_arguments(s: int, r: np.random.Generator) -> list[Any]:
@@ -269,10 +271,12 @@ def rms_norm(s: int) -> Any:
     return main
 
 
-# -- elementwise, gathers, guards ---------------------------------------------------------------------------------------
+# -- elementwise, gathers, guards ----------------------------------------------------------------------------
 
 
-@entry(lambda s, r: [normal(r, 200 * s), r.integers(-30, 230 * s, 150 * s).astype(np.int32), np.zeros(150 * s, np.float32)])
+@entry(
+    lambda s, r: [normal(r, 200 * s), r.integers(-30, 230 * s, 150 * s).astype(np.int32), np.zeros(150 * s, np.float32)]
+)
 def gather(s: int) -> Any:
     """Indices from memory, negative and too large ones included: those read 0."""
     n, k = T.dynamic("n, k")
@@ -287,7 +291,13 @@ def gather(s: int) -> Any:
     return main
 
 
-@entry(lambda s, r: [normal(r, 90 * s), r.permutation(120 * s)[: 90 * s].astype(np.int64) - 10, np.zeros(100 * s, np.float32)])
+@entry(
+    lambda s, r: [
+        normal(r, 90 * s),
+        r.permutation(120 * s)[: 90 * s].astype(np.int64) - 10,
+        np.zeros(100 * s, np.float32),
+    ]
+)
 def scatter(s: int) -> Any:
     """Stores to distinct run-time positions, skipped where out of range; 64-bit indices."""
     n, k = T.dynamic("n, k")
@@ -391,7 +401,7 @@ def vars_and_loops(s: int) -> Any:
     return main
 
 
-# -- storage ------------------------------------------------------------------------------------------------------------
+# -- storage -------------------------------------------------------------------------------------------------
 
 
 @entry(lambda s, r: [normal(r, 24 * s, 32), np.zeros((24 * s, 32), np.float32), np.zeros((24 * s, 32), np.uint32)])
@@ -439,7 +449,14 @@ def strided_transpose(s: int) -> Any:
     return main
 
 
-@entry(lambda s, r: [normal(r, 5, 30 * s), normal(r, 30 * s), np.zeros((5, 34 * s), np.float16), np.zeros((3, 30 * s), np.float32)])
+@entry(
+    lambda s, r: [
+        normal(r, 5, 30 * s),
+        normal(r, 30 * s),
+        np.zeros((5, 34 * s), np.float16),
+        np.zeros((3, 30 * s), np.float32),
+    ]
+)
 def copies(s: int) -> Any:
     """Boxes that hang over all edges, negative starts, broadcasts, conversions, partial writes."""
     n = T.dynamic("n")
@@ -474,7 +491,7 @@ def macros(s: int) -> Any:
     @T.macro
     def horner(x, y: T.Ref):
         y = powers[0]
-        for c in T.unroll(2):
+        for _ in T.unroll(2):
             y = y * x + 0.5
 
     @T.macro
@@ -498,10 +515,12 @@ def macros(s: int) -> Any:
     return main
 
 
-# -- integers and bits ----------------------------------------------------------------------------------------------------
+# -- integers and bits ---------------------------------------------------------------------------------------
 
 
-@entry(lambda s, r: [r.integers(0, 256, (12, 20 * s)).astype(np.uint8), normal(r, 12), np.zeros((12, 40 * s), np.float16)])
+@entry(
+    lambda s, r: [r.integers(0, 256, (12, 20 * s)).astype(np.uint8), normal(r, 12), np.zeros((12, 40 * s), np.float16)]
+)
 def dequant_int4(s: int) -> Any:
     """Two nibbles per byte, low first, sign by subtraction, scaled per row."""
     m, n = T.dynamic("m, n")
@@ -533,12 +552,15 @@ def hash_bits(s: int) -> Any:
                 x2 = (x1 ^ (x1 >> 13)) * T.uint32(0xC2B2AE35)
                 Y[b * B + i] = x2 ^ (x2 >> 16)
                 wide = T.cast(x, "int64") * 3 - 5
-                Z[b * B + i] = T.reinterpret((x2 >> 9) | T.uint32(0x3F800000), "float32") - 1.0 + T.cast(wide % 7, "float32")
+                Z[b * B + i] = (
+                    T.reinterpret((x2 >> 9) | T.uint32(0x3F800000), "float32") - 1.0 + T.cast(wide % 7, "float32")
+                )
 
     return main
 
 
-@entry(lambda s, r: [r.integers(0, 50, 64 * s).astype(np.int16), r.integers(0, 2, 64 * s).astype(bool), np.zeros(64 * s, np.int8),
+@entry(lambda s, r: [r.integers(0, 50, 64 * s).astype(np.int16), r.integers(0, 2, 64 * s).astype(bool),
+                     np.zeros(64 * s, np.int8),
                      np.zeros(64 * s, bool)])  # fmt: skip
 def narrow_and_bool(s: int) -> Any:
     """int16 and int8 with C-like widening, bools as values, stores that wrap."""
@@ -546,7 +568,9 @@ def narrow_and_bool(s: int) -> Any:
     B = 48 * s
 
     @T.prim_func
-    def main(X: T.Tensor((n,), "int16"), F: T.Tensor((n,), "bool"), Y: T.Tensor((n,), "int8"), G: T.Tensor((n,), "bool")):
+    def main(
+        X: T.Tensor((n,), "int16"), F: T.Tensor((n,), "bool"), Y: T.Tensor((n,), "int8"), G: T.Tensor((n,), "bool")
+    ):
         with T.Kernel(T.ceildiv(n, B)) as b:
             for i in T.Parallel(B):
                 p = b * B + i
@@ -556,11 +580,11 @@ def narrow_and_bool(s: int) -> Any:
     return main
 
 
-# -- reductions, float64, several outputs ------------------------------------------------------------------------------------
+# -- reductions, float64, several outputs --------------------------------------------------------------------
 
 
-@entry(lambda s, r: [np.tile(normal(r, 19, 33, dtype=np.float64), s), np.zeros(33 * s, np.float64), np.zeros(19, np.float64),
-                     np.zeros(19, np.int32)])  # fmt: skip
+@entry(lambda s, r: [np.tile(normal(r, 19, 33, dtype=np.float64), s), np.zeros(33 * s, np.float64),
+                     np.zeros(19, np.float64), np.zeros(19, np.int32)])  # fmt: skip
 def reductions(s: int) -> Any:
     """Both axes, absolute values, clear=False across blocks of columns, an argmax through a serial loop."""
     n = T.dynamic("n")
@@ -569,7 +593,7 @@ def reductions(s: int) -> Any:
     @T.prim_func
     def main(X: T.Tensor((19, n), "float64"), C: T.Tensor((n,), "float64"), R: T.Tensor((19,), "float64"),
              A: T.Tensor((19,), "int32")):  # fmt: skip
-        with T.Kernel(1) as b:
+        with T.Kernel(1):
             x = T.alloc_fragment((19, B), "float64")
             columns = T.alloc_fragment((B,), "float64")
             rows = T.alloc_fragment((19,), "float64")
@@ -620,8 +644,8 @@ def eager_style(s: int) -> Any:
     @tiledsl.jit
     def add_row(A, V, block=8 * s):
         M, N = T.const("M, N")
-        A: T.Tensor[(M, N), "float32"]
-        V: T.Tensor[(N,), "float32"]
+        A: T.Tensor[(M, N), T.float32]
+        V: T.Tensor[(N,), T.float32]
         C = T.empty((M, N), "float32")
         with T.Kernel(T.ceildiv(M, block)) as b:
             for i, j in T.Parallel(block, N):
@@ -649,7 +673,13 @@ def scalars_and_grid(s: int) -> Any:
     return main
 
 
-@entry(lambda s, r: [normal(r, 26 * s, dtype=np.float16), normal(r, 26 * s, dtype=np.float16), np.zeros(26 * s, np.float16)])
+@entry(
+    lambda s, r: [
+        normal(r, 26 * s, dtype=np.float16),
+        normal(r, 26 * s, dtype=np.float16),
+        np.zeros(26 * s, np.float16),
+    ]
+)
 def half_chain(s: int) -> Any:
     """Every operator on float16 rounds; sigmoid and exp in halves; a literal float makes float32."""
     n = T.dynamic("n")

@@ -1,4 +1,4 @@
-"""Every kernel of the registry: targets agree, passes keep the meaning, text reads back, steps do not grow with tiles."""
+"""Every kernel of the registry: targets agree, passes keep the meaning, text reads back, steps ignore tile sizes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from kernels_registry import KERNELS, Entry
 from properties import support
+
 from tiledsl import ir
 from tiledsl.backends.cpu.pipeline import cpu_pipeline
 from tiledsl.frontend.reader import from_text

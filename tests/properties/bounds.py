@@ -82,5 +82,7 @@ def assert_within(got: Array, exact: Array, bound: Array, what: str) -> None:
     bad = np.argwhere(~(error <= bound))
     if len(bad):
         at = tuple(int(i) for i in bad[0])
-        raise AssertionError(f"{what}: {len(bad)} of {got.size} outside the bound, first at {at}: {got[at]!r}, exact "
-                             f"{exact[at]!r}, bound {bound[at]!r}")  # fmt: skip
+        raise AssertionError(
+            f"{what}: {len(bad)} of {got.size} outside the bound, first at {at}: {got[at]!r}, exact "
+            f"{exact[at]!r}, bound {bound[at]!r}"
+        )

@@ -131,8 +131,9 @@ def assert_same(got: Array, wanted: Array, what: str, inputs: Sequence[Array] = 
     if len(bad):
         at = tuple(int(i) for i in bad[0])
         given = [a[at[-a.ndim :]] for a in inputs if a.ndim]
-        raise AssertionError(f"{what}: {len(bad)} of {got.size} differ, first at {at}: {got[at]!r}, not {wanted[at]!r}; "
-                             f"inputs {given!r}")  # fmt: skip
+        raise AssertionError(
+            f"{what}: {len(bad)} of {got.size} differ, first at {at}: {got[at]!r}, not {wanted[at]!r}; inputs {given!r}"
+        )
 
 
 def float_format(dtype: DType) -> tuple[int, int, Fraction]:
@@ -164,8 +165,10 @@ def assert_within_ulps(got: Array, exact: Array, dtype: DType, row: Operation, i
     bad = np.flatnonzero(~fine)
     if len(bad):
         i = bad[0]
-        raise AssertionError(f"{row.name} {dtype}: {len(bad)} of {got.size} are off by more than {row.ulps} ulp, first "
-                             f"{got[i]!r}, exact {exact[i]!r}, inputs {[a[i] for a in inputs]!r}")  # fmt: skip
+        raise AssertionError(
+            f"{row.name} {dtype}: {len(bad)} of {got.size} are off by more than {row.ulps} ulp, first "
+            f"{got[i]!r}, exact {exact[i]!r}, inputs {[a[i] for a in inputs]!r}"
+        )
 
 
 # -- inputs -----------------------------------------------------------------------------------------------------------
@@ -178,10 +181,43 @@ def specials(dtype: DType) -> Array:
     if dtype.is_float:
         info = ml_dtypes.finfo(dtype.numpy)
         eps, tiny, least, most = (float(v) for v in (info.eps, info.tiny, info.smallest_subnormal, info.max))
-        positive = [0.0, 1.0, 0.5, 1.5, 2.5, 1 + eps, 1 - eps / 2, tiny, least, tiny - least, most, np.inf, 3.0, 1 / eps + 1]
+        positive = [
+            0.0,
+            1.0,
+            0.5,
+            1.5,
+            2.5,
+            1 + eps,
+            1 - eps / 2,
+            tiny,
+            least,
+            tiny - least,
+            most,
+            np.inf,
+            3.0,
+            1 / eps + 1,
+        ]
         return np.array([*positive, *(-v for v in positive), np.nan], np.float64).astype(dtype.numpy)
     low, high = int_range(dtype)
-    values = [0, 1, 2, 3, 7, dtype.bits - 1, dtype.bits, dtype.bits + 1, high, high - 1, high // 2 + 1, low, low + 1, -1, -2, -3, -7]
+    values = [
+        0,
+        1,
+        2,
+        3,
+        7,
+        dtype.bits - 1,
+        dtype.bits,
+        dtype.bits + 1,
+        high,
+        high - 1,
+        high // 2 + 1,
+        low,
+        low + 1,
+        -1,
+        -2,
+        -3,
+        -7,
+    ]
     return np.array(sorted({v for v in values if low <= v <= high}), dtype.numpy)
 
 

@@ -6,10 +6,10 @@ import functools
 
 import numpy as np
 import pytest
-
-import tiledsl
 from properties import support
 from properties.support import DTYPES, SIZES, Array
+
+import tiledsl
 from tiledsl.dtypes import as_dtype
 from tiledsl.ir.operations import Operation, elementwise
 

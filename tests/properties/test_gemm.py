@@ -8,10 +8,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-
-import tiledsl
 from properties import bounds, support
 from properties.support import Array
+
+import tiledsl
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.interp import Options
 

@@ -8,10 +8,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-
-import tiledsl
 from properties import support
 from properties.support import DTYPES, Array
+
+import tiledsl
 from tiledsl.conversions import convert
 from tiledsl.dtypes import DType, as_dtype, promote
 from tiledsl.ir.operations import OPERATIONS

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-
-import tiledsl
 from properties import bounds, support
 from properties.support import DTYPES, Array
+
+import tiledsl
 from tiledsl.conversions import convert
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.ir.operations import OPERATIONS, Operation
@@ -80,7 +80,9 @@ def arguments(dtype: str, tile: tuple[int, int], out: str, blocks: int) -> list[
         for block in (0, 2):
             at = rng.integers(0, x[block].size, x[block].size // 5)
             x[block].flat[at] = rng.choice(values, len(at))
-    outs = [support.random_values(o, blocks * tile[1 - axis], rng).reshape(blocks, -1) for _, _, axis in plan(dtype, out)]
+    outs = [
+        support.random_values(o, blocks * tile[1 - axis], rng).reshape(blocks, -1) for _, _, axis in plan(dtype, out)
+    ]
     return [x, *outs]
 
 
@@ -96,8 +98,10 @@ def test_reductions(dtype: str, tile: tuple[int, int]) -> None:
         support.assert_same(got[1 + k], wanted, f"{row.name}(dim={axis}{keywords}) of {dtype} {tile}")
 
 
-@pytest.mark.parametrize(("dtype", "out"), [("float16", "float32"), ("float32", "float16"), ("int8", "int32"),
-                                            ("int32", "float32"), ("float32", "float64")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "out"),
+    [("float16", "float32"), ("float32", "float16"), ("int8", "int32"), ("int32", "float32"), ("float32", "float64")],
+)
 def test_elements_are_converted_to_the_accumulator_first(dtype: str, out: str) -> None:
     """The output's dtype, at least float32; what is narrower is rounded once, at the end."""
     tile = (13, 37)

@@ -1,6 +1,7 @@
 """The operation table: one row per operation of the language, for the reference docs and the property tests.
 
-A row says how an author writes the operation, what it takes and gives, what it means in arithmetic that is independent
+A row says how an author writes the operation, what it takes and gives,
+     what it means in arithmetic that is independent
 of the interpreter, how exact it is, and which inputs are worth trying. The IR's operator sets (`expr`), the
 intrinsics and the surface are compared with these rows by the tests; a new operation adds its row here.
 """
@@ -8,7 +9,7 @@ intrinsics and the surface are compared with these rows by the tests; a new oper
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class Operation:
     family    the section of the reference
     doc       one line
     takes     kinds of dtypes of the operands; () where the operation is no elementwise one
-    gives     "promoted" (the operands' common dtype), "bool", or words
+    gives     "promoted" (the operands' common dtype: the default of elementwise operations), "bool", or words
     real      meaning on floats: a function of float64 arrays (or of `Fraction`s where `rational`); the result is
               rounded to the dtype (float16, bfloat16: to float32 first). With `ulps` it gets longdouble arrays.
     whole     meaning on integers and bools: a function of Python ints; the result wraps at the dtype
@@ -49,7 +50,7 @@ class Operation:
     family: str
     doc: str
     takes: tuple[str, ...] = ()
-    gives: str = "promoted"
+    gives: str = ""
     real: Meaning | None = None
     whole: Meaning | None = None
     rational: bool = False
@@ -100,9 +101,11 @@ _ROWS: list[Operation] = []
 
 
 def _row(*args: Any, **kw: Any) -> None:
-    _ROWS.append(Operation(*args, **kw))
+    row = Operation(*args, **kw)
+    _ROWS.append(replace(row, gives="promoted") if row.takes and not row.gives and row.family != "Tiles" else row)
 
 
+# fmt: off
 # -- operators of Python -----------------------------------------------------------------------------------------
 _A = "Arithmetic"
 _row("x + y", "x + y", (), _A, "sum", NUMBER, real=lambda x, y: x + y, whole=lambda x, y: x + y, rational=True)
@@ -110,20 +113,21 @@ _row("x - y", "x - y", (), _A, "difference", NUMBER, real=lambda x, y: x - y, wh
 _row("x * y", "x * y", (), _A, "product", NUMBER, real=lambda x, y: x * y, whole=lambda x, y: x * y, rational=True)
 _row("x / y", "x / y", (), _A, "quotient; unsigned integers truncate, signed ones are an error", (FLOAT, UNSIGNED),
      real=lambda x, y: x / y, whole=_truncdiv, rational=True, draws=("any", "divisor"),
-     checked="integer division by zero")  # fmt: skip
+     checked="integer division by zero")
 _row("x // y", "x // y", (), _A, "quotient rounded down; by zero 0", INTEGER,
-     whole=lambda x, y: 0 if y == 0 else x // y, draws=("any", "divisor"), checked="division by zero")  # fmt: skip
+     whole=lambda x, y: 0 if y == 0 else x // y, draws=("any", "divisor"), checked="division by zero")
 _row("x % y", "x % y", (), _A, "remainder with the sign of y; by zero 0", INTEGER,
-     whole=lambda x, y: 0 if y == 0 else x % y, draws=("any", "divisor"), checked="division by zero")  # fmt: skip
+     whole=lambda x, y: 0 if y == 0 else x % y, draws=("any", "divisor"), checked="division by zero")
 _row("-x", "-x", (), _A, "negation", NUMBER, real=lambda x: -x, whole=lambda x: -x)
 _row("x & y", "x & y", (), "Bits", "bitwise and; of bools, both", (*INTEGER, BOOL), whole=lambda x, y: x & y)
 _row("x | y", "x | y", (), "Bits", "bitwise or; of bools, either", (*INTEGER, BOOL), whole=lambda x, y: x | y)
 _row("x ^ y", "x ^ y", (), "Bits", "bitwise exclusive or", (*INTEGER, BOOL), whole=lambda x, y: x ^ y)
 _row("~x", "~x", (), "Bits", "bitwise complement", INTEGER, whole=lambda x: ~x)
 _row("x << y", "x << y", (), "Bits", "left shift; 0 when y is negative or at least the width", INTEGER, whole=_shl,
-     draws=("any", "count"))  # fmt: skip
-_row("x >> y", "x >> y", (), "Bits", "right shift, arithmetic for signed x; 0 or the sign when y is out of range", INTEGER,
-     whole=_shr, draws=("any", "count"))  # fmt: skip
+     draws=("any", "count"))
+_row("x >> y", "x >> y", (), "Bits", "right shift, arithmetic for signed x; 0 or the sign when y is out of range",
+     INTEGER,
+     whole=_shr, draws=("any", "count"))
 for _sign, _same in (
     ("==", lambda x, y: x == y),
     ("!=", lambda x, y: x != y),
@@ -132,36 +136,39 @@ for _sign, _same in (
     (">", lambda x, y: x > y),
     (">=", lambda x, y: x >= y),
 ):
-    _row(f"x {_sign} y", f"x {_sign} y", (), "Comparison", "false for NaN" if _sign != "!=" else "true for NaN", ANY, "bool",
-         real=_same, whole=_same)  # fmt: skip
-_row("x and y", "x and y", (), "Logic", "y is evaluated only where x holds", (BOOL,), "bool", whole=lambda x, y: x and y)
-_row("x or y", "x or y", (), "Logic", "y is evaluated only where x does not hold", (BOOL,), "bool", whole=lambda x, y: x or y)
+    _row(f"x {_sign} y", f"x {_sign} y", (), "Comparison", "false for NaN" if _sign != "!=" else "true for NaN", ANY,
+     "bool",
+         real=_same, whole=_same)
+_row("x and y", "x and y", (), "Logic", "y is evaluated only where x holds", (BOOL,), "bool", whole=lambda x,
+     y: x and y)
+_row("x or y", "x or y", (), "Logic", "y is evaluated only where x does not hold", (BOOL,), "bool", whole=lambda x,
+     y: x or y)
 _row("not x", "not x", (), "Logic", "negation", (BOOL,), "bool", whole=lambda x: not x)
 _row("y if x < z else z", "y if x < z else z", (), "Choice", "lazy choice: only the chosen side is evaluated", NUMBER,
-     real=lambda x, y, z: np.where(x < z, y, z), whole=lambda x, y, z: y if x < z else z)  # fmt: skip
+     real=lambda x, y, z: np.where(x < z, y, z), whole=lambda x, y, z: y if x < z else z)
 
 # -- scalar functions ---------------------------------------------------------------------------------------------
 _AB = ("a", "b")
 _row("max", "T.max(x, y)", _AB, _A, "the larger; a number beats NaN, -0 is below +0", NUMBER, real=_max,
-     whole=lambda x, y: max(x, y))  # fmt: skip
+     whole=lambda x, y: max(x, y))
 _row("min", "T.min(x, y)", _AB, _A, "the smaller; a number beats NaN, -0 is below +0", NUMBER, real=_min,
-     whole=lambda x, y: min(x, y))  # fmt: skip
+     whole=lambda x, y: min(x, y))
 _row("clamp", "T.clamp(x, y, z)", ("x", "low", "high"), _A, "min(max(x, low), high)", NUMBER,
-     real=lambda x, y, z: _min(_max(x, y), z), whole=lambda x, y, z: min(max(x, y), z))  # fmt: skip
+     real=lambda x, y, z: _min(_max(x, y), z), whole=lambda x, y, z: min(max(x, y), z))
 _row("abs", "T.abs(x)", ("x",), _A, "absolute value; of the lowest integer, itself", NUMBER, real=lambda x: np.abs(x),
-     whole=lambda x: abs(x))  # fmt: skip
+     whole=lambda x: abs(x))
 _row("fma", "T.fma(x, y, z)", ("a", "b", "c"), _A, "a * b + c rounded once; halves through float32", (FLOAT,),
-     real=lambda x, y, z: x * y + z, rational=True)  # fmt: skip
+     real=lambda x, y, z: x * y + z, rational=True)
 _row("floordiv", "T.floordiv(x, y)", _AB, _A, "x // y", INTEGER, whole=lambda x, y: 0 if y == 0 else x // y,
-     draws=("any", "divisor"), checked="division by zero")  # fmt: skip
+     draws=("any", "divisor"), checked="division by zero")
 _row("floormod", "T.floormod(x, y)", _AB, _A, "x % y", INTEGER, whole=lambda x, y: 0 if y == 0 else x % y,
-     draws=("any", "divisor"), checked="division by zero")  # fmt: skip
+     draws=("any", "divisor"), checked="division by zero")
 _row("truncdiv", "T.truncdiv(x, y)", _AB, _A, "quotient rounded towards 0; by zero 0", INTEGER, whole=_truncdiv,
-     draws=("any", "divisor"), checked="division by zero")  # fmt: skip
+     draws=("any", "divisor"), checked="division by zero")
 _row("truncmod", "T.truncmod(x, y)", _AB, _A, "remainder with the sign of a; by zero 0", INTEGER,
      whole=lambda x, y: 0 if y == 0 else x - y * _truncdiv(x, y), draws=("any", "divisor"),
-     checked="division by zero")  # fmt: skip
-# x + y - 1 wraps at the (widened) type, which unbounded integers do not show: no elementwise row for the property tests
+     checked="division by zero")
+# its a + b - 1 wraps at the (widened) type, which unbounded integers do not show: not an elementwise row
 _row("ceildiv", "T.ceildiv(a, b)", _AB, _A, "a / b rounded up: (a + b - 1) // b; Python ints stay Python ints")
 _row("bitwise_and", "T.bitwise_and(x, y)", _AB, "Bits", "x & y", INTEGER, whole=lambda x, y: x & y)
 _row("bitwise_or", "T.bitwise_or(x, y)", _AB, "Bits", "x | y", INTEGER, whole=lambda x, y: x | y)
@@ -171,43 +178,45 @@ _row("shift_left", "T.shift_left(x, y)", _AB, "Bits", "x << y", INTEGER, whole=_
 _row("shift_right", "T.shift_right(x, y)", _AB, "Bits", "x >> y", INTEGER, whole=_shr, draws=("any", "count"))
 _row("if_then_else", "T.if_then_else(x < z, y, z)", ("cond", "t", "f"), "Choice",
      "lazy choice: only the chosen side is evaluated, so it may guard a load", NUMBER,
-     real=lambda x, y, z: np.where(x < z, y, z), whole=lambda x, y, z: y if x < z else z)  # fmt: skip
+     real=lambda x, y, z: np.where(x < z, y, z), whole=lambda x, y, z: y if x < z else z)
 _row("Select", "T.Select(x < z, y, z)", ("cond", "t", "f"), "Choice", "eager choice between two values of one dtype",
-     NUMBER, real=lambda x, y, z: np.where(x < z, y, z), whole=lambda x, y, z: y if x < z else z)  # fmt: skip
+     NUMBER, real=lambda x, y, z: np.where(x < z, y, z), whole=lambda x, y, z: y if x < z else z)
 _row("floor", "T.floor(x)", ("x",), "Rounding", "the largest whole number not above x", NUMBER,
-     real=lambda x: np.floor(x), whole=lambda x: x)  # fmt: skip
+     real=lambda x: np.floor(x), whole=lambda x: x)
 _row("ceil", "T.ceil(x)", ("x",), "Rounding", "the smallest whole number not below x", NUMBER,
-     real=lambda x: np.ceil(x), whole=lambda x: x)  # fmt: skip
+     real=lambda x: np.ceil(x), whole=lambda x: x)
 _row("trunc", "T.trunc(x)", ("x",), "Rounding", "x without its fraction", NUMBER, real=lambda x: np.trunc(x),
-     whole=lambda x: x)  # fmt: skip
+     whole=lambda x: x)
 _row("round", "T.round(x)", ("x", "rounding_mode"), "Rounding", "the nearest whole number, ties to even", NUMBER,
-     real=lambda x: np.rint(x), whole=lambda x: x)  # fmt: skip
+     real=lambda x: np.rint(x), whole=lambda x: x)
 _F = "Functions of floats"
 _row("sqrt", "T.sqrt(x)", ("x",), _F, "square root, correctly rounded", (FLOAT,), real=lambda x: np.sqrt(x))
 # the root's half ulp is at most one ulp of the quotient; the division adds half of one
 _row("rsqrt", "T.rsqrt(x)", ("x",), _F, "1 / sqrt(x): two correctly rounded operations", (FLOAT,),
-     real=lambda x: 1 / np.sqrt(x), ulps=1.5)  # fmt: skip
+     real=lambda x: 1 / np.sqrt(x), ulps=1.5)
 _row("exp2", "T.exp2(x)", ("x",), _F, "2**x", (FLOAT,), real=lambda x: np.exp2(x), ulps=1.0)
 _row("exp", "T.exp(x)", ("x",), _F, "e**x", (FLOAT,), real=lambda x: np.exp(x), ulps=1.0)
 _row("log2", "T.log2(x)", ("x",), _F, "base-2 logarithm", (FLOAT,), real=lambda x: np.log2(x), ulps=1.0)
 _row("log", "T.log(x)", ("x",), _F, "natural logarithm", (FLOAT,), real=lambda x: np.log(x), ulps=1.0)
 # exp within 1 ulp (2 u), then two rounded operations (u each): 4 u, and an ulp is at least u
 _row("sigmoid", "T.sigmoid(x)", ("x",), _F, "1 / (1 + exp(0 - x)); 0 where exp overflows", (FLOAT,), real=_sigmoid,
-     ulps=4.0, flushes=True)  # fmt: skip
+     ulps=4.0, flushes=True)
 _row("isnan", "T.isnan(x)", ("x",), _F, "true for NaN", (FLOAT,), "bool", real=lambda x: np.isnan(x))
 _row("isinf", "T.isinf(x)", ("x",), _F, "true for the two infinities", (FLOAT,), "bool", real=lambda x: np.isinf(x))
 _row("isfinite", "T.isfinite(x)", ("x",), _F, "neither NaN nor infinite", (FLOAT,), "bool",
-     real=lambda x: np.isfinite(x))  # fmt: skip
+     real=lambda x: np.isfinite(x))
 
 _C = "Conversions and limits"
 _row("cast", "T.cast(value, dtype)", ("value", "dtype", "round", "sat", "rbits"), _C,
-     "to nearest even; float to integer truncates and saturates, NaN gives 0; integers wrap", gives="dtype")  # fmt: skip
+     "to nearest even; float to integer truncates and saturates, NaN gives 0; integers wrap", gives="dtype")
 _row("Cast", "T.Cast(dtype, value)", ("dtype", "value"), _C, "cast with its arguments exchanged", gives="dtype")
-_row("reinterpret", "T.reinterpret(value, dtype)", ("value", "dtype"), _C, "the same bits as another type", gives="dtype")
+_row("reinterpret", "T.reinterpret(value, dtype)", ("value", "dtype"), _C, "the same bits as another type",
+     gives="dtype")
 _row("infinity", "T.infinity(dtype)", ("dtype",), _C, "positive infinity", gives="dtype")
 _row("max_value", "T.max_value(dtype)", ("dtype",), _C, "the largest finite value", gives="dtype")
 _row("min_value", "T.min_value(dtype)", ("dtype",), _C, "the lowest finite value", gives="dtype")
-_row("dtype", "T.dtype(x)", ("x",), _C, "the dtype meant by a name, a NumPy or torch dtype, or a Python type", gives="a dtype")
+_row("dtype", "T.dtype(x)", ("x",), _C, "the dtype meant by a name, a NumPy or torch dtype, or a Python type",
+     gives="a dtype")
 
 # -- tiles ----------------------------------------------------------------------------------------------------------
 _T = "Tiles"
@@ -215,34 +224,33 @@ _REDUCE = ("buffer", "out", "dim", "clear", "batch")
 _row("copy", "T.copy(src, dst)",
      ("src", "dst", "coalesced_width", "disable_tma", "eviction_policy", "prefer_instruction", "annotations",
       "loop_layout"), _T,
-     "dst = src converted to dst's dtype; global memory out of range reads 0, stores out of range are skipped",
-     gives="nothing")  # fmt: skip
-_row("fill", "T.fill(dst, value)", ("dst", "value"), _T, "every element gets the value", gives="nothing")
-_row("clear", "T.clear(dst)", ("dst",), _T, "every element becomes 0", gives="nothing")
+     "dst = src converted to dst's dtype; global memory out of range reads 0, stores out of range are skipped")
+_row("fill", "T.fill(dst, value)", ("dst", "value"), _T, "every element gets the value")
+_row("clear", "T.clear(dst)", ("dst",), _T, "every element becomes 0")
 _row("gemm", "T.gemm(A, B, C)",
      ("A", "B", "C", "transpose_A", "transpose_B", "policy", "clear_accum", "k_pack", "mbar", "annotations"), _T,
      "C += A @ B in float32 (float64, int32): one k-ascending fma chain per element, rounded once to C's dtype",
-     gives="nothing", real=lambda a, b, c: c + a @ b)  # fmt: skip
+     real=lambda a, b, c: c + a @ b)
 _row("reduce_sum", "T.reduce_sum(buffer, out, dim)", _REDUCE, _T, "sum along dim in 16 interleaved partials", NUMBER,
-     "nothing", real=lambda x: x.sum(-1), whole=lambda x: x.sum(-1), ulps=1.0)  # fmt: skip
+     real=lambda x: x.sum(-1), whole=lambda x: x.sum(-1), ulps=1.0)
 _row("reduce_abssum", "T.reduce_abssum(buffer, out, dim)", ("buffer", "out", "dim", "batch"), _T,
-     "sum of absolute values along dim", NUMBER, "nothing", real=lambda x: np.abs(x).sum(-1),
-     whole=lambda x: np.abs(x).sum(-1), ulps=1.0)  # fmt: skip
+     "sum of absolute values along dim", NUMBER, real=lambda x: np.abs(x).sum(-1),
+     whole=lambda x: np.abs(x).sum(-1), ulps=1.0)
 _row("reduce_max", "T.reduce_max(buffer, out, dim)", (*_REDUCE, "nan_propagate"), _T,
-     "largest along dim; NaN is ignored unless nan_propagate", NUMBER, "nothing",
-     real=lambda x: np.fmax.reduce(x, -1, initial=-np.inf), whole=lambda x: x.max(-1))  # fmt: skip
+     "largest along dim; NaN is ignored unless nan_propagate", NUMBER,
+     real=lambda x: np.fmax.reduce(x, -1, initial=-np.inf), whole=lambda x: x.max(-1))
 _row("reduce_min", "T.reduce_min(buffer, out, dim)", (*_REDUCE, "nan_propagate"), _T,
-     "smallest along dim; NaN is ignored unless nan_propagate", NUMBER, "nothing",
-     real=lambda x: np.fmin.reduce(x, -1, initial=np.inf), whole=lambda x: x.min(-1))  # fmt: skip
+     "smallest along dim; NaN is ignored unless nan_propagate", NUMBER,
+     real=lambda x: np.fmin.reduce(x, -1, initial=np.inf), whole=lambda x: x.min(-1))
 _row("reduce_absmax", "T.reduce_absmax(buffer, out, dim)", (*_REDUCE, "nan_propagate"), _T,
-     "largest absolute value along dim; 0 when there is none", NUMBER, "nothing",
-     real=lambda x: np.fmax.reduce(np.abs(x), -1, initial=0.0), whole=lambda x: np.abs(x).max(-1))  # fmt: skip
-_row("reduce_bitand", "T.reduce_bitand(buffer, out, dim)", _REDUCE, _T, "bitwise and along dim", INTEGER, "nothing",
-     whole=lambda x: np.bitwise_and.reduce(x, -1))  # fmt: skip
-_row("reduce_bitor", "T.reduce_bitor(buffer, out, dim)", _REDUCE, _T, "bitwise or along dim", INTEGER, "nothing",
-     whole=lambda x: np.bitwise_or.reduce(x, -1))  # fmt: skip
+     "largest absolute value along dim; 0 when there is none", NUMBER,
+     real=lambda x: np.fmax.reduce(np.abs(x), -1, initial=0.0), whole=lambda x: np.abs(x).max(-1))
+_row("reduce_bitand", "T.reduce_bitand(buffer, out, dim)", _REDUCE, _T, "bitwise and along dim", INTEGER,
+     whole=lambda x: np.bitwise_and.reduce(x, -1))
+_row("reduce_bitor", "T.reduce_bitor(buffer, out, dim)", _REDUCE, _T, "bitwise or along dim", INTEGER,
+     whole=lambda x: np.bitwise_or.reduce(x, -1))
 _row("reduce_bitxor", "T.reduce_bitxor(buffer, out, dim)", _REDUCE, _T, "bitwise exclusive or along dim", INTEGER,
-     "nothing", whole=lambda x: np.bitwise_xor.reduce(x, -1))  # fmt: skip
+     whole=lambda x: np.bitwise_xor.reduce(x, -1))
 
 # -- structure ------------------------------------------------------------------------------------------------------
 _S, _M, _L, _D, _H = "Kernels and arguments", "Storage", "Loops", "Looking in", "Hints"
@@ -250,54 +258,62 @@ _row("prim_func", "@T.prim_func", ("pyfunc",), _S, "traces a function into a ker
 _row("macro", "@T.macro", ("pyfunc",), _S, "a function traced into each kernel that calls it", gives="a Macro")
 _row("Ref", "x: T.Ref", (), _S, "a macro's parameter that can be assigned to", gives="an annotation")
 _row("Kernel", "with T.Kernel(gx, gy, threads=128) as (bx, by):", ("grid", "threads", "prelude"), _S,
-     "one launch: a grid of blocks, x fastest", gives="block indices")  # fmt: skip
-_row("Tensor", "A: T.Tensor((m, n), dtype)", ("shape", "dtype"), _S, "a row-major contiguous argument", gives="an annotation")
+     "one launch: a grid of blocks, x fastest", gives="block indices")
+_row("Tensor", "A: T.Tensor((m, n), dtype)", ("shape", "dtype"), _S, "a row-major contiguous argument",
+     gives="an annotation")
 _row("Buffer", "A: T.Buffer((m, n), dtype)", ("shape", "dtype"), _S, "older name of Tensor", gives="an annotation")
 _row("StridedTensor", "A: T.StridedTensor(shape, strides, dtype)", ("shape", "strides", "dtype"), _S,
-     "an argument with explicit strides in elements", gives="an annotation")  # fmt: skip
+     "an argument with explicit strides in elements", gives="an annotation")
 _row("dynamic", 'm, n = T.dynamic("m, n")', ("names", "dtype"), _S, "sizes that every launch binds", gives="symbols")
 _row("symbolic", 'm = T.symbolic("m")', ("names", "dtype"), _S, "older name of dynamic", gives="symbols")
 _row("const", 'M, N = T.const("M, N")', ("names",), _S, "sizes that specialise an eager kernel", gives="ints")
 _row("empty", "C = T.empty((m, n), dtype)", ("shape", "dtype"), _S, "an output of an eager kernel", gives="a tensor")
-_row("alloc_shared", "T.alloc_shared(shape, dtype)", ("shape", "dtype", "scope"), _M, "a tile, one per block", gives="a buffer")
+_row("alloc_shared", "T.alloc_shared(shape, dtype)", ("shape", "dtype", "scope"), _M, "a tile, one per block",
+     gives="a buffer")
 _row("alloc_fragment", "T.alloc_fragment(shape, dtype)", ("shape", "dtype", "scope"), _M,
-     "a tile in registers, logically one per block", gives="a buffer")  # fmt: skip
+     "a tile in registers, logically one per block", gives="a buffer")
 _row("alloc_local", "T.alloc_local(shape, dtype)", ("shape", "dtype", "scope"), _M,
-     "an array per thread; inside T.Parallel per iteration", gives="a buffer")  # fmt: skip
-_row("alloc_var", "v = T.alloc_var(dtype, init)", ("dtype", "init", "scope"), _M, "a mutable scalar", gives="a variable")
-_row("reshape", "T.reshape(src, shape)", ("src", "shape"), _M, "the same storage with another shape", gives="a buffer")
-_row("view", "T.view(src, shape, dtype)", ("src", "shape", "dtype"), _M, "the same storage with another shape and dtype",
-     gives="a buffer")  # fmt: skip
+     "an array per thread; inside T.Parallel per iteration", gives="a buffer")
+_row("alloc_var", "v = T.alloc_var(dtype, init)", ("dtype", "init", "scope"), _M, "a mutable scalar",
+     gives="a variable")
+_row("reshape", "T.reshape(src, shape)", ("src", "shape"), _M, "the same storage with another shape",
+     gives="a buffer")
+_row("view", "T.view(src, shape, dtype)", ("src", "shape", "dtype"), _M,
+     "the same storage with another shape and dtype",
+     gives="a buffer")
 _NEST = ("extents", "coalesced_width", "loop_layout", "prefer_async", "annotations")
 _row("Parallel", "for i, j in T.Parallel(m, n):", _NEST, _L, "independent iterations in no order", gives="indices")
 _row("parallel", "for i in T.parallel(n):", ("extents",), _L, "same as Parallel", gives="indices")
 _row("Pipelined", "for k in T.Pipelined(n, num_stages=2):",
      ("start", "stop", "num_stages", "order", "stage", "sync", "group", "annotations"), _L,
-     "a sequential loop whose copies may overlap its arithmetic", gives="an index")  # fmt: skip
+     "a sequential loop whose copies may overlap its arithmetic", gives="an index")
 _row("serial", "for i in T.serial(start, stop, step):", ("start", "stop", "step", "annotations"), _L,
-     "a sequential loop", gives="an index")  # fmt: skip
+     "a sequential loop", gives="an index")
 _row("unroll", "for i in T.unroll(n):", ("start", "stop", "step", "explicit", "unroll_factor", "annotations"), _L,
-     "a sequential loop to be unrolled", gives="an index")  # fmt: skip
+     "a sequential loop to be unrolled", gives="an index")
 _row("vectorized", "for i in T.vectorized(n):", ("start", "stop", "annotations"), _L,
-     "a sequential loop to be run in vector lanes", gives="an index")  # fmt: skip
+     "a sequential loop to be run in vector lanes", gives="an index")
 _row("grid", "for i, j in T.grid(m, n):", ("extents",), _L, "nested sequential loops", gives="indices")
-_row("print", "T.print(obj, msg)", ("obj", "msg", "warp_group_id", "warp_id"), _D, "prints a buffer or scalar", gives="nothing")
+_row("print", "T.print(obj, msg)", ("obj", "msg", "warp_group_id", "warp_id"), _D, "prints a buffer or scalar")
 _row("device_assert", "T.device_assert(condition, msg)", ("condition", "msg", "no_stack_info"), _D,
-     "stops the kernel with an error unless the condition holds", gives="nothing")  # fmt: skip
+     "stops the kernel with an error unless the condition holds")
 _row("assume", "T.assume(condition)", ("condition",), _D, "a promise to the compiler; the checked mode tests it",
-     gives="nothing", checked="a promise that does not hold")  # fmt: skip
-_row("use_swizzle", "T.use_swizzle(panel_size)", ("panel_size", "order", "enable"), _H, "visit blocks in panels", gives="nothing")
-_row("annotate_layout", "T.annotate_layout({buffer: layout})", ("layouts",), _H, "physical layout of tiles", gives="nothing")
+     checked="a promise that does not hold")
+_row("use_swizzle", "T.use_swizzle(panel_size)", ("panel_size", "order", "enable"), _H, "visit blocks in panels")
+_row("annotate_layout", "T.annotate_layout({buffer: layout})", ("layouts",), _H, "physical layout of tiles")
 _row("annotate_safe_value", "T.annotate_safe_value({tensor: value})", ("values",), _M,
-     "what reads out of range of a tensor give", gives="nothing")  # fmt: skip
-_row("annotate_l2_hit_ratio", "T.annotate_l2_hit_ratio({tensor: ratio})", ("ratios",), _H, "cache residency", gives="nothing")
-_row("annotate_restrict_buffers", "T.annotate_restrict_buffers(A, B)", ("buffers",), _H, "arguments do not overlap", gives="nothing")
-_row("annotate_pass_configs", "T.annotate_pass_configs({})", ("configs",), _H, "compiler configuration", gives="nothing")
-_row("annotate_compile_flags", "T.annotate_compile_flags([])", ("flags",), _H, "compiler flags", gives="nothing")
-_row("disable_warp_group_reg_alloc", "T.disable_warp_group_reg_alloc()", (), _H, "registers of warp groups", gives="nothing")
-_row("no_set_max_nreg", "T.no_set_max_nreg()", (), _H, "registers of warp groups", gives="nothing")
-_row("set_max_nreg", "T.set_max_nreg(reg_count, is_inc)", ("reg_count", "is_inc"), _H, "registers of warp groups", gives="nothing")
-_row("GemmWarpPolicy", "T.GemmWarpPolicy.Square", (), _H, "how a GPU spreads T.gemm over warps", gives="an enumeration")
+     "what reads out of range of a tensor give")
+_row("annotate_l2_hit_ratio", "T.annotate_l2_hit_ratio({tensor: ratio})", ("ratios",), _H, "cache residency")
+_row("annotate_restrict_buffers", "T.annotate_restrict_buffers(A, B)", ("buffers",), _H, "arguments do not overlap")
+_row("annotate_pass_configs", "T.annotate_pass_configs({})", ("configs",), _H, "compiler configuration")
+_row("annotate_compile_flags", "T.annotate_compile_flags([])", ("flags",), _H, "compiler flags")
+_row("disable_warp_group_reg_alloc", "T.disable_warp_group_reg_alloc()", (), _H, "registers of warp groups")
+_row("no_set_max_nreg", "T.no_set_max_nreg()", (), _H, "registers of warp groups")
+_row("set_max_nreg", "T.set_max_nreg(reg_count, is_inc)", ("reg_count", "is_inc"), _H, "registers of warp groups")
+_row("GemmWarpPolicy", "T.GemmWarpPolicy.Square", (), _H, "how a GPU spreads T.gemm over warps",
+     gives="an enumeration")
+
+# fmt: on
 
 OPERATIONS: Mapping[str, Operation] = {row.name: row for row in _ROWS}
 
