@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tiledsl.errors import TileTypeError
+from tiledsl.analysis.evaluate import evaluate
+from tiledsl.errors import TileError, TileTypeError
 from tiledsl.frontend.builder import current
 from tiledsl.frontend.control import tracer
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.storage import BufferRef, RegionRef
-from tiledsl.frontend.values import Value, as_bool, as_value, to_dtype
-from tiledsl.ir import Const, Debug, Unary
-from tiledsl.ir.build import unary
+from tiledsl.frontend.values import as_bool, as_value, to_dtype
+from tiledsl.ir import Debug
+from tiledsl.ir.build import const
 from tiledsl.language.operation import not_yet, operation, surface
 
 __all__ = [
@@ -78,13 +79,12 @@ def annotate_safe_value(values: dict[Any, Any]) -> None:
     for key, value in values.items():
         if not isinstance(key, BufferRef) or key.scope != "global":
             raise error("safe-value-key", TileTypeError, f"T.annotate_safe_value: {key!r} is no global tensor")
-        constant = to_dtype(value, key.dtype)
-        if isinstance(constant, Unary) and isinstance(constant.x, Const):  # -T.infinity(...)
-            constant = unary(constant.op, constant.x)
-        if not isinstance(constant, Const):
+        try:
+            constant = const(evaluate(to_dtype(value, key.dtype), {}), key.dtype)
+        except TileError:
             raise error(
                 "safe-value", TileTypeError, f"T.annotate_safe_value: {value!r} is not a constant of dtype {key.dtype}"
-            )
+            ) from None
         object.__setattr__(key.buffer, "safe", constant)
 
 
