@@ -43,7 +43,8 @@ def test_float32_error_is_below_one_ulp(name: str) -> None:
     step = 2039  # a prime: all exponents, many mantissas
     x = np.arange(0, 2**32, step, dtype=np.uint64).astype(np.uint32).view(np.float32)
     near_one = (np.float32(1).view(np.uint32) + np.arange(-40000, 40000)).astype(np.uint32).view(np.float32)
-    for part in (*np.array_split(x, 8), near_one):
+    near_sqrt_two = np.arange(0x3FB20000, 0x3FB504F4, dtype=np.uint32).view(np.float32)  # log2 is at its worst here
+    for part in (*np.array_split(x, 8), near_one, near_sqrt_two):
         part = np.ascontiguousarray(part)
         with np.errstate(all="ignore"):
             exact = REFERENCE[name](part.astype(np.float64))
@@ -58,6 +59,19 @@ def test_float32_error_is_below_one_ulp(name: str) -> None:
     limit = 1.5 if name == "rsqrt" else 1.0  # rsqrt: two correctly rounded operations
     assert worst < limit
     print(name, worst)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["exp2", "exp", "log2", "log"])
+def test_float32_error_where_it_is_largest(name: str) -> None:
+    """Every float32 of the reduced range, where a sample may miss the worst argument by a tenth of a unit."""
+    low, high = (0x3F3504F3, 0x3FB504F3) if name.startswith("log") else (0x3E000000, 0x3F800000)
+    worst = 0.0
+    for start in range(low, high, 2**20):
+        x = np.arange(start, min(start + 2**20, high), dtype=np.uint32).view(np.float32)
+        for part in (x,) if name.startswith("log") else (x, -x):
+            worst = max(worst, float(ulps(evaluate(name, part), REFERENCE[name](part.astype(np.float64))).max()))
+    assert worst < 1.0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

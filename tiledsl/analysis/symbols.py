@@ -58,7 +58,8 @@ def solve(
     shapes, strides: one entry per tensor parameter, in the order of `function.buffers`; strides in elements, None =
     contiguous; a shape of None = absent argument. known: values of integer scalar parameters, which expressions may
     use too. Shapes bind first, then strides; what is over-determined is checked. Strides of axes of extent 0 or 1
-    are ignored; a symbol that only they mention gets the stride of a contiguous array. Raises TileTypeError (rank, shape or stride differs) or TileValueError (undetermined, out of range).
+    are ignored; a symbol that only they mention gets the stride of a contiguous array. Raises TileTypeError (rank,
+    shape or stride differs) or TileValueError (undetermined, out of range).
     """
     env: dict[Var, int] = dict(known or {})
     by_shape: list[_Equation] = []

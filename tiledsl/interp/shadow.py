@@ -280,7 +280,7 @@ def _where(cond: Any, t: Any, f: Any) -> Any:
             _count(cond.doubt)
         return choice
     (_, ts, tb), (_, fs, fb) = _parts(t), _parts(f)
-    bound = np.where(plain, tb, fb)
+    bound: Any = np.where(plain, tb, fb)
     if isinstance(cond, _Doubtful):
         bound = np.where(cond.doubt, _either(ts, tb, fs, fb), bound)
     return shadowed(choice, np.where(plain, ts, fs), bound)
