@@ -366,6 +366,18 @@ def test_targets_agree_bit_for_bit(dtype: str) -> None:
     assert_targets_agree(kernels.rms_norm, x, weight)
 
 
+def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(14)
+    a, b = normal(rng, (300, 229), "float32"), normal(rng, (229, 290), "float32")
+    q, k, v = (normal(rng, (2, n, h, 32), "float32") for n, h in ((70, 4), (90, 2), (90, 2)))
+    found = []
+    for threads in ("1", "2", "3", "2"):
+        monkeypatch.setenv("TILEDSL_NUM_THREADS", threads)
+        o = kernels.flash_attention(q, k, v, causal=True, target="numba")
+        found.append((kernels.matmul(a, b, target="numba").tobytes(), o.tobytes()))
+    assert len(set(found)) == 1
+
+
 def test_checked_mode_finds_nothing() -> None:
     """No races, nothing uninitialised, no overflow; rows beyond the groups are written by nobody."""
     rng = np.random.default_rng(12)

@@ -6,6 +6,7 @@ different lengths.
 
 # mypy: disable-error-code="no-untyped-def,valid-type"
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,9 @@ def flash_attention_varlen_kernel(
     return flash_attention_varlen
 
 
+_flash_attention_kernel = cache(flash_attention_kernel)  # the same values, the same kernel
+
+
 def flash_attention(
     q: Any,
     k: Any,
@@ -138,12 +142,15 @@ def flash_attention(
     lse = allocate((batch, heads, seq_q), as_dtype("float32"), q)
     if batch and heads and seq_q:
         tiles = tiles_for(target)
-        kernel = flash_attention_kernel(
+        kernel = _flash_attention_kernel(
             fit(tiles.attention, seq_q), KV_TILE, head_dim, bool(causal), dtype, tiles.threads
         )
         Q, K, V = (arrays.unit_last(x) for x in (Q, K, V))
         kernel(Q, K, V, scale * LOG2_E, O, lse, target=target)
     return (out, lse) if return_lse else out
+
+
+_flash_attention_varlen_kernel = cache(flash_attention_varlen_kernel)  # the same values, the same kernel
 
 
 def flash_attention_varlen(
@@ -193,7 +200,7 @@ def flash_attention_varlen(
     if total_q and heads:
         tiles = tiles_for(target)
         longest = int(np.diff(q_ends).max())
-        kernel = flash_attention_varlen_kernel(
+        kernel = _flash_attention_varlen_kernel(
             fit(tiles.attention, -(-total_q // (len(q_ends) - 1))),
             KV_TILE,
             head_dim,

@@ -1,6 +1,7 @@
 """Matrix product: one kernel for all shapes, operands as they lie in memory."""
 
 # mypy: disable-error-code="no-untyped-def,valid-type"
+from functools import cache
 from typing import Any
 
 import tiledsl
@@ -58,6 +59,9 @@ def matmul_kernel(
     return matmul
 
 
+_matmul_kernel = cache(matmul_kernel)  # the same values, the same kernel
+
+
 def matmul(a: Any, b: Any, *, out_dtype: Any = None, out: Any = None, target: Any = None) -> Any:
     """Matrix product c[i, j] = sum_k a[i, k] b[k, j].
 
@@ -89,7 +93,7 @@ def matmul(a: Any, b: Any, *, out_dtype: Any = None, out: Any = None, target: An
     a, transpose_a = arrays.matrix(a)
     b, transpose_b = arrays.matrix(b)
     tiles = tiles_for(target)
-    kernel = matmul_kernel(
+    kernel = _matmul_kernel(
         fit(tiles.gemm_m, m), fit(tiles.gemm_n, n), GEMM_K, dtype, result, transpose_a, transpose_b, tiles.threads
     )
     kernel(a, b, out, target=target)

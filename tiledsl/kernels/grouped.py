@@ -1,6 +1,7 @@
 """Grouped matrix product: consecutive rows of one matrix, each group with a right operand of its own."""
 
 # mypy: disable-error-code="no-untyped-def,valid-type"
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,9 @@ def grouped_gemm_kernel(
     return grouped_gemm
 
 
+_grouped_gemm_kernel = cache(grouped_gemm_kernel)  # the same values, the same kernel
+
+
 def grouped_gemm(
     a: Any,
     b: Any,
@@ -130,7 +134,7 @@ def grouped_gemm(
         return out
     b, turned = arrays.matrix(b)
     tiles = tiles_for(target)
-    kernel = grouped_gemm_kernel(
+    kernel = _grouped_gemm_kernel(
         fit(tiles.grouped_m, -(-m // groups)),
         fit(tiles.gemm_n, n),
         GEMM_K,

@@ -2,6 +2,7 @@
 
 # mypy: disable-error-code="no-untyped-def,valid-type"
 import math
+from functools import cache
 from typing import Any
 
 import tiledsl
@@ -104,6 +105,9 @@ def _rows(function: str, x: Any, out: Any, **others: Any) -> tuple[Any, Any, Any
     return arrays.unit_last(x).reshape(shape), out, out.reshape(shape)
 
 
+_softmax_kernel = cache(softmax_kernel)  # the same values, the same kernel
+
+
 def softmax(x: Any, *, out: Any = None, target: Any = None) -> Any:
     """Softmax over the last axis: y[..., j] = exp(x[..., j] - max) / sum_j exp(x[..., j] - max), the usual form
     that cannot overflow.
@@ -122,8 +126,11 @@ def softmax(x: Any, *, out: Any = None, target: Any = None) -> Any:
     m, n = source.shape
     if m and n:
         tiles = tiles_for(target)
-        softmax_kernel(fit(tiles.rows, m), ROW_TILE, dtype, tiles.threads)(source, result, target=target)
+        _softmax_kernel(fit(tiles.rows, m), ROW_TILE, dtype, tiles.threads)(source, result, target=target)
     return out
+
+
+_rms_norm_kernel = cache(rms_norm_kernel)  # the same values, the same kernel
 
 
 def rms_norm(x: Any, weight: Any, *, eps: float = 1e-6, out: Any = None, target: Any = None) -> Any:
@@ -154,6 +161,6 @@ def rms_norm(x: Any, weight: Any, *, eps: float = 1e-6, out: Any = None, target:
         raise TileValueError(f"rms_norm: eps is {eps}, expected a number that is not negative")
     if m and n:
         tiles = tiles_for(target)
-        kernel = rms_norm_kernel(fit(tiles.rows, m), ROW_TILE, dtype, weight_dtype, tiles.threads)
+        kernel = _rms_norm_kernel(fit(tiles.rows, m), ROW_TILE, dtype, weight_dtype, tiles.threads)
         kernel(source, arrays.unit_last(weight), float(eps), result, target=target)
     return out
