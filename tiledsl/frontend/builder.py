@@ -103,9 +103,9 @@ class Builder:
         self._last_write: dict[Buffer, int] = {}
 
     # -- blocks ---------------------------------------------------------------------------------
-    def push(self, kind: str) -> Block:
+    def push(self, kind: str, loc: Loc | None = None) -> Block:
         self._epoch += 1
-        block = Block(kind, here(), self._epoch)
+        block = Block(kind, loc or here(), self._epoch)
         self.blocks.append(block)
         return block
 

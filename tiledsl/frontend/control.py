@@ -151,7 +151,7 @@ class _Branch(_Region):
     def _enter(self, side: str) -> bool:
         if self.staged:
             self.side = side
-            self.block = current("if").push("if")
+            self.block = current("if").push("if", self.loc)
             return True
         return self.truth == (side == "then")
 
@@ -278,7 +278,7 @@ class _While(_Loop):
                 self.exit()
         test = as_bool(cond, "a condition")
         builder.check(test)
-        block = builder.push("while")
+        block = builder.push("while", self.loc)
         self.enter(staged=True)
         yield None
         self.exit()

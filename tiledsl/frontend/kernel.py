@@ -64,12 +64,13 @@ class KernelLaunch:
                 "nested-kernel",
                 TileSyntaxError,
                 "T.Kernel inside T.Kernel",
+                loc=self.loc,
                 notes=(f"the outer one begins at {builder.blocks[0].loc}",),
                 help="place one after the other",
             )
         for e in (*self.grid, *self.threads):
             builder.check(e, self.loc)
-        self.block = builder.push("kernel")
+        self.block = builder.push("kernel", self.loc)
         builder.kernel_threads, builder.kernel_attrs = self.total, []
         self.block_vars = self._vars(builder, "b", len(self.grid))
         self.thread_vars = self._vars(builder, "t", len(self.threads))

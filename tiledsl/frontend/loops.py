@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tiledsl.dtypes import DType, promote
-from tiledsl.errors import TileNotImplementedError, TileSyntaxError, TileTypeError, TileValueError
+from tiledsl.errors import Loc, TileNotImplementedError, TileSyntaxError, TileTypeError, TileValueError
 from tiledsl.frontend.builder import Block, Builder
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import INT32, convert, is_number
@@ -26,6 +26,7 @@ class LoopSpec:
     kind: str  # "serial" | "pipelined" | "unroll" | "vectorized" | "parallel"
     ranges: tuple[tuple[Expr, Expr, Expr], ...]
     annotations: tuple[tuple[str, Any], ...] = ()
+    loc: Loc | None = None
 
     @classmethod
     def serial(
@@ -43,7 +44,7 @@ class LoopSpec:
         for b in bounds:
             dtype = promote(dtype, b.dtype)
         first, last, by = (_in(b, dtype) for b in bounds)
-        return cls(what, kind, ((first, last, by),), annotations)
+        return cls(what, kind, ((first, last, by),), annotations, here())
 
     @classmethod
     def nest(
@@ -53,13 +54,14 @@ class LoopSpec:
         if not extents:
             raise error("no-extents", TileTypeError, f"{what} needs at least one extent")
         ranges = tuple(cls.serial(what, e).ranges[0] for e in extents)
-        return cls(what, kind, ranges, annotations)
+        return cls(what, kind, ranges, annotations, here())
 
     def __iter__(self) -> Iterator[Any]:  # the type that loop variables have for type checkers
         raise error(
             "loop-not-in-for",
             TileSyntaxError,
             f"{self.what} can only stand in a `for` statement of a kernel or macro",
+            loc=self.loc,
             help="in comprehensions and helpers use Python's range with Python ints",
         )
 
@@ -75,7 +77,7 @@ class OpenLoop:
     spec: LoopSpec
     vars: tuple[Var, ...]
     blocks: list[Block]
-    loc: Any
+    loc: Loc | None
 
     @property
     def values(self) -> Any:
@@ -85,7 +87,7 @@ class OpenLoop:
 
 def open_loop(builder: Builder, spec: LoopSpec, targets: tuple[str, ...]) -> OpenLoop:
     """Begins a staged loop; the next statements are its body."""
-    loc = here()
+    loc = spec.loc
     if not builder.in_kernel:
         raise error(
             "loop-outside-kernel",
@@ -101,12 +103,12 @@ def open_loop(builder: Builder, spec: LoopSpec, targets: tuple[str, ...]) -> Ope
     blocks: list[Block] = []
     if spec.kind == "parallel":
         _check_nesting(builder, spec)
-        blocks.append(builder.push("parallel"))
+        blocks.append(builder.push("parallel", loc))
         for v in variables:
             builder.define(v)
     else:
         for v in variables:
-            blocks.append(builder.push("for"))
+            blocks.append(builder.push("for", loc))
             builder.define(v)
     return OpenLoop(spec, variables, blocks, loc)
 
