@@ -45,6 +45,7 @@ IN_KERNEL = {
     "unpack-count": "a, b, c = n, 2",
     "undefined-after-region": "for i in T.serial(4):\n    x = r[i]\nr[0] = x",
     "undefined-after-region:branch": "x = 1.0\nif n > 3:\n    x = 2.0\nr[0] = x",
+    "undefined-after-region:unassigned": "if len('ab') == 3:\n    y = 1.0\nr[0] = y",
     "undefined-after-region:loop-variable": "for i in range(4):\n    r[i] = 0.0\nv = i",
     "range-arguments": "for i in range(1, 2, 3, 4):\n    v += i",
     "break-nest": "for i, j in T.Parallel(4, 4):\n    break",

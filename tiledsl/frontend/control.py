@@ -100,19 +100,19 @@ class _Region:
     def _undefined(self, name: str, what: str = "", value: Any = None) -> Undefined:
         """What a name becomes that has no value here; `what`: the region that took it."""
         if not what:
-            return Undefined(name, f"{name} is read before it has a value", (), "assign it first")
+            return Undefined(name, "it is not assigned on every path", (), "assign it first")
         where = f"this {what}" if self.loc is None else f"the {what} at line {self.loc.line}"
         place = self.changed.get(name)
         notes = (f"it was assigned at {place}",) if place else ()
         scalar = isinstance(value, Value) or is_number(value)
-        text = f"{name} is used outside {where}, which defines it"
+        reason = f"it belongs to {where}"
         help = f"define it before the {what}"
         if self.before[name] is not _MISSING:
-            text = f"{name} was rebound inside {where} and is read after it"
+            reason = f"{where} rebinds it"
             help = f"give the new value a name of its own, and use it inside the {what}"
         if scalar:
             help = f"make it a variable before the {what}: {name} = T.alloc_var(T.{as_value(value, name).dtype})"
-        return Undefined(name, text, notes, help)
+        return Undefined(name, reason, notes, help)
 
     def after(self, what: str) -> tuple[Any, ...]:
         """The names' values after the region: what they were, or unusable where the region changed them."""
@@ -377,7 +377,13 @@ class Control:
     def read(self, value: Any) -> Any:
         """A name that a staged region may have left undefined."""
         if isinstance(value, Undefined):
-            raise error("undefined-after-region", TileNameError, value.message, notes=value.notes, help=value.help)
+            raise error(
+                "undefined-after-region",
+                TileNameError,
+                f"{value.name} has no value here: {value.reason}",
+                notes=value.notes,
+                help=value.help,
+            )
         return value
 
     # -- loops and branches ---------------------------------------------------------------------

@@ -257,7 +257,9 @@ class Macro:
         try:
             bound = inspect.signature(self.pyfunc).bind(*args, **kw)
         except TypeError as e:
-            raise error("macro-arguments", TileTypeError, f"macro {self.pyfunc.__name__}: {e}") from None
+            raise error(
+                "macro-arguments", TileTypeError, f"wrong arguments for the macro {self.pyfunc.__name__}: {e}"
+            ) from None
         references = {
             n for n, a in self.pyfunc.__annotations__.items() if a is Ref or (isinstance(a, str) and "Ref" in a)
         }

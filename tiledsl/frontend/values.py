@@ -170,8 +170,8 @@ class Value:
 class Undefined:
     """Stands for a name that a staged region defined, after that region."""
 
-    def __init__(self, name: str, message: str, notes: tuple[str, ...], help: str) -> None:
-        self.name, self.message, self.notes, self.help = name, message, notes, help
+    def __init__(self, name: str, reason: str, notes: tuple[str, ...], help: str) -> None:
+        self.name, self.reason, self.notes, self.help = name, reason, notes, help
 
 
 def as_value(x: Any, what: str) -> Value:
@@ -224,7 +224,9 @@ def common(op: str, a: Any, b: Any) -> DType:
         try:
             return promote(a.dtype, b.dtype)
         except TypeError as e:
-            raise error("promotion", TileTypeError, f"{_SYMBOL.get(op, op)}: {e}") from None
+            raise error(
+                "promotion", TileTypeError, f"the operands of {_SYMBOL.get(op, op)} do not go together: {e}"
+            ) from None
     value, number = (a, as_number(b)) if isinstance(a, Value) else (b, as_number(a))
     dtype: DType = value.dtype
     if isinstance(number, float):

@@ -51,9 +51,9 @@ def gemm(
         _check_matrix(r)
     (am, ak), (bk, bn), (cm, cn) = _matrix(a, transpose_A), _matrix(b, transpose_B), r_last(c)
     an, bnm, cnm = (r.buffer.name for r in (a, b, c))
-    _check_equal("gemm-inner", "inner sizes differ", (an, "K", ak, a), (bnm, "K", bk, b), _swap_help(a, b, transpose_B))
-    _check_equal("gemm-rows", "the numbers of rows differ", (an, "M", am, a), (cnm, "M", cm, c), None)
-    _check_equal("gemm-columns", "the numbers of columns differ", (bnm, "N", bn, b), (cnm, "N", cn, c), None)
+    _check_equal("gemm-inner", "inner sizes", (an, "K", ak, a), (bnm, "K", bk, b), _swap_help(a, b, transpose_B))
+    _check_equal("gemm-rows", "the numbers of rows", (an, "M", am, a), (cnm, "M", cm, c), None)
+    _check_equal("gemm-columns", "the numbers of columns", (bnm, "N", bn, b), (cnm, "N", cn, c), None)
     _check_dtypes(a, b, c)
     if c.buffer.root in (a.buffer.root, b.buffer.root):
         raise error("gemm-alias", TileValueError, f"T.gemm: {cnm} is both the result and an operand")
@@ -116,7 +116,7 @@ def _check_equal(ident: str, what: str, x: _Named, y: _Named, help: str | None) 
         return
     sides = ", ".join(f"{name} is {dims(r_last(r))} ({label}={dims((e,))})" for name, label, e, r in (x, y))
     notes = place_text(x[3].buffer) + place_text(y[3].buffer)
-    raise error(ident, TileTypeError, f"gemm: {what}: {sides}", notes=notes, help=help)
+    raise error(ident, TileTypeError, f"gemm: {what} differ: {sides}", notes=notes, help=help)
 
 
 def _swap_help(a: Region, b: Region, transpose_b: bool) -> str | None:
@@ -172,7 +172,7 @@ def _reduce(op: str, src: Any, out: Any, dim: Any, clear: Any, nan_propagate: bo
         raise error(
             "reduce-dim",
             TileValueError,
-            f"{what}: dim {dim!r} of {operand_text(s)}",
+            f"{what}: there is no dimension {dim!r} in {operand_text(s)}",
             help=f"dim is -{rank} to {rank - 1}",
         )
     axis = dim % rank

@@ -361,7 +361,7 @@ def _limits(what: str, dtype: Any) -> tuple[DType, float, float]:
     try:
         kind = as_dtype(dtype)
     except TypeError as e:
-        raise error("limit-of", TileTypeError, f"{what}: {e}") from None
+        raise error("limit-of", TileTypeError, f"{what} takes a dtype: {e}") from None
     if kind.is_bool:
         return kind, False, True
     if kind.is_int:

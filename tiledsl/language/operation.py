@@ -38,7 +38,9 @@ def surface(fn: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             signature.bind(*args, **kw)
         except TypeError as e:
-            raise error("argument-count", TileTypeError, f"{name}{signature_text(signature)}: {e}") from None
+            raise error(
+                "argument-count", TileTypeError, f"wrong arguments for {name}{signature_text(signature)}: {e}"
+            ) from None
         for value in args:
             if isinstance(value, Undefined):
                 CONTROL.read(value)
