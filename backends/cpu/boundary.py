@@ -15,7 +15,6 @@ from tiledsl.passes.fold import fold_expr
 
 from .context import Context
 from .nest import affine, bound_vars
-from .ranges import interval, limits
 from .wide import TRUE, and_
 
 __all__ = ["inline_integer_lets", "split_boundary"]
@@ -88,8 +87,7 @@ def _worst(cx: Context, p: ir.Parallel, atom: ir.Binary) -> ir.Expr | None:
         low[v] = first if down > 0 else last
     big, small = fold_expr(substitute(big, high)), fold_expr(substitute(small, low))
     for side in (big, small):
-        (lo, hi), (tmin, tmax) = interval(side, cx.ranges), limits(side.dtype)
-        if lo < tmin or hi > tmax:
+        if not cx.facts.fits(side):
             return None
     a, b = (small, big) if _FLIP[atom.op] else (big, small)
     return fold_expr(ir.Binary(atom.op, a, b))

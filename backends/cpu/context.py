@@ -1,4 +1,4 @@
-"""What every part of the lowering shares: the block under construction, the environment, known integer ranges."""
+"""What every part of the lowering shares: the block under construction, the environment, what is known of integers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tiledsl import ir
+from tiledsl.analysis.bounds import Facts
 from tiledsl.dtypes import DType
 from tiledsl.errors import Loc
 
@@ -49,8 +50,8 @@ class Context:
     """Mutable state of lowering one kernel."""
 
     places: dict[ir.Buffer, Place]
+    facts: Facts
     env: dict[ir.Var, Lane] = field(default_factory=dict)
-    ranges: dict[ir.Var, tuple[int, int]] = field(default_factory=dict)
     out: list[ir.Stmt] = field(default_factory=list)
     lane: LaneLoop | None = None
     loc: Loc | None = None
@@ -58,6 +59,15 @@ class Context:
 
     def emit(self, s: ir.Stmt) -> None:
         self.out.append(s if s.loc is not None else s.replace(loc=self.loc))
+
+    @contextmanager
+    def scope(self) -> Iterator[Facts]:
+        """Facts about loop variables hold inside their loops only: a loop may run no iteration."""
+        outer, self.facts = self.facts, self.facts.child()
+        try:
+            yield self.facts
+        finally:
+            self.facts = outer
 
     @contextmanager
     def block(self) -> Iterator[list[ir.Stmt]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tiledsl import ir
-from tiledsl.analysis.bounds import SYMBOL_MAX
+from tiledsl.analysis.bounds import kernel_facts
 from tiledsl.errors import InternalError, TileNotImplementedError
 from tiledsl.ir.walk import map_kernels
 
@@ -17,7 +17,6 @@ from .gemm import lower_gemm
 from .nest import lower_parallel
 from .pack import fill_panels, pack_copy
 from .plan import plan_scratch
-from .ranges import interval
 from .reduce import lower_reduce
 from .storage import Place, place_buffers, place_workspaces
 from .values import address, bool_mask, lazily, scalar, store_value, value, vector
@@ -41,19 +40,17 @@ class Lower:
 
 
 def _kernel(function: ir.Function, kernel: ir.Kernel, workspaces: dict[ir.Buffer, Place]) -> ir.Kernel:
-    cx = Context(place_buffers(function, kernel, workspaces))
+    cx = Context(place_buffers(function, kernel, workspaces), kernel_facts(function, kernel))
     for s in function.symbols:
         cx.env[s] = Lane(widen(s))
-        cx.ranges[s] = (0, SYMBOL_MAX[s.type.bits])
     for p in function.params:
         if p.var is not None:
             cx.env[p.var] = Lane(_parameter(p.var))
     block_vars = []
-    for v, extent in zip(kernel.block_vars, kernel.grid, strict=True):
+    for v in kernel.block_vars:
         wide = ir.Var(v.name, I64)
         block_vars.append(wide)
         cx.env[v] = Lane(wide)
-        cx.ranges[v] = (0, max(0, interval(extent, cx.ranges)[1] - 1))
     lower_block(cx, kernel.body)
     lowered = kernel.replace(block_vars=tuple(block_vars), body=tuple(cx.out))
     return plan_scratch(lowered, [p.buffer for p in cx.places.values()] + [p.buffer for p in cx.temps])
@@ -94,7 +91,7 @@ def _alloc(cx: Context, s: ir.Alloc) -> None:
 def _let(cx: Context, s: ir.Let) -> None:
     v = value(cx, s.value)
     if s.var.type.is_int:
-        cx.ranges[s.var] = interval(s.value, cx.ranges)
+        cx.facts.let(s.var, s.value)
     if cx.lane is not None and any(v is h for h in cx.lane.hoisted.values()):
         cx.lane.inner.discard(s.var)
         cx.env[s.var] = v
@@ -145,11 +142,9 @@ def _if(cx: Context, s: ir.If) -> None:
 def _for(cx: Context, s: ir.For) -> None:
     start, stop, step = (scalar(cx, e) for e in (s.start, s.stop, s.step))
     var = ir.Var(s.var.name, I64)
-    lo, hi = interval(s.start, cx.ranges), interval(s.stop, cx.ranges)
-    down = isinstance(step, ir.Const) and step.value < 0
-    cx.ranges[s.var] = (hi[0] + 1, lo[1]) if down else (lo[0], max(lo[0], hi[1] - 1))
     cx.env[s.var] = Lane(var)
-    with cx.block() as body, lazily(cx, None):
+    with cx.block() as body, lazily(cx, None), cx.scope() as facts:
+        facts.bind(s.var, s.start, s.stop, s.step)
         lower_block(cx, s.body)
     cx.emit(ir.For(var, start, stop, step, tuple(body), s.kind, s.annotations))
 

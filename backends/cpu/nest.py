@@ -9,7 +9,6 @@ from tiledsl import ir
 from tiledsl.ir.walk import free_vars, loads_of, walk, writes
 
 from .context import Context, Lane, LaneLoop, get, put
-from .ranges import interval
 from .values import scalar
 from .wide import LANES, ZERO, i64, lt
 
@@ -22,11 +21,11 @@ def lower_parallel(cx: Context, p: ir.Parallel, body: Body) -> None:
     """Emit the nest; `body` lowers a block in the current (scalar or vector) mode."""
     axis = _choose_axis(p)
     extents = [scalar(cx, e) for e in p.extents]
-    for v, e in zip(p.vars, p.extents, strict=True):
-        cx.ranges[v] = (0, max(0, interval(e, cx.ranges)[1] - 1))
     private = _outer_vars_written(p)
     saved = {b: cx.let(f"{b.name}_before", get(cx.places[b].buffer)) for b in private}
-    with ExitStack() as loops:
+    with ExitStack() as loops, cx.scope() as facts:
+        for v, e in zip(p.vars, p.extents, strict=True):
+            facts.bind(v, ir.Const(0, e.dtype), e)
         for k, v in enumerate(p.vars):
             if k != axis:
                 cx.env[v] = Lane(loops.enter_context(cx.loop(v.name, extents[k])))

@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from tiledsl import ir
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileNotImplementedError
+from tiledsl.ir.build import int_range
 
 from .context import Context, Lane, get, put, vload
-from .ranges import limits
 from .storage import Place
 from .values import index, scalar, store_value
 from .wide import F32, I64, LANES, ZERO, add, i64, widen
@@ -67,12 +67,12 @@ class _Reduction:
         if self.op in ("bitor", "bitxor"):
             return ir.Const(0, self.t)
         if self.op == "bitand":
-            return ir.Const(-1 if self.t.kind == "int" else limits(self.t)[1], self.t)
+            return ir.Const(-1 if self.t.kind == "int" else int_range(self.t)[1], self.t)
         if self.s.op == "absmax":
             return ir.Const(0.0 if self.t.is_float else 0, self.t)
         if self.t.is_float:
             return ir.Const(float("-inf") if self.op == "max" else float("inf"), self.t)
-        lo, hi = limits(self.t)
+        lo, hi = int_range(self.t)
         return ir.Const(lo if self.op == "max" else hi, self.t)
 
     def starts_at_identity(self) -> bool:

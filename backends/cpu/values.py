@@ -10,10 +10,10 @@ from __future__ import annotations
 from tiledsl import ir
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import InternalError
+from tiledsl.ir.build import int_range
 from tiledsl.ir.walk import free_vars, loads_of
 
 from .context import Context, Lane, LaneLoop
-from .ranges import interval, limits
 from .storage import Place
 from .wide import BOOL, F32, I64, LANES, add, and_, mul, narrow, sub, widen
 
@@ -209,12 +209,7 @@ def _binary(cx: Context, e: ir.Binary) -> Lane:
 
 def _fits(cx: Context, e: ir.Expr) -> bool:
     """Whether 64-bit arithmetic gives an integer expression the value that its own type would."""
-    if isinstance(e, ir.Binary) and e.op in ("floordiv", "truncdiv") and interval(e.b, cx.ranges)[0] < 0:
-        return False  # the smallest value divided by -1
-    if e.dtype.bits == 64:
-        return True  # 64-bit arithmetic wraps by itself
-    (lo, hi), (tmin, tmax) = interval(e, cx.ranges), limits(e.dtype)
-    return tmin <= lo and hi <= tmax
+    return e.dtype.bits == 64 or cx.facts.fits(e)  # 64-bit arithmetic wraps by itself
 
 
 def _wide_int(cx: Context, e: ir.Binary, a: Lane, b: Lane) -> Lane | None:
@@ -314,8 +309,8 @@ def _cast(cx: Context, e: ir.Cast) -> Lane:
     if src is dst:
         return v
     if src.is_int and dst.is_int and v.coef is not None and src is not _U64 and dst is not _U64:
-        lo, hi = interval(e.x, cx.ranges)
-        tmin, tmax = limits(dst)
+        lo, hi = cx.facts.interval(e.x)
+        tmin, tmax = int_range(dst)
         if lo >= tmin and hi <= tmax:
             return v
     uniform = v.coef == 0
