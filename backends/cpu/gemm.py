@@ -25,7 +25,9 @@ def lower_gemm(cx: Context, s: ir.Gemm) -> None:
     b, width = _right(cx, s, t, n, k)
     c, back = _result(cx, s, t, m, n)
     _clear(cx, s, c, m, n, t)
-    attrs = (("NR", width), ("a_trans", s.transpose_a))
+    attrs: tuple[tuple[str, object], ...] = (("NR", width), ("a_trans", s.transpose_a))
+    if s.clear == TRUE:
+        attrs = (*attrs, ("clear", True))
     cx.emit(ir.MicroCall("gemm", (c,), (a, b), (i64(m), i64(n), i64(k)), attrs))
     if back is not None:
         copy_rows(cx, c, back, m, n)
@@ -92,8 +94,9 @@ def _result(cx: Context, s: ir.Gemm, t: DType, m: int, n: int) -> tuple[ir.Regio
 
 
 def _clear(cx: Context, s: ir.Gemm, c: ir.Region, m: int, n: int, t: DType) -> None:
+    """A clear that only the run decides; a certain one is the micro-kernel's."""
     cond = scalar(cx, s.clear)
-    if isinstance(cond, ir.Const) and not cond.value:
+    if isinstance(cond, ir.Const):
         return
     with cx.when(cond):
         for i, j, mask in rows(cx, m, n):

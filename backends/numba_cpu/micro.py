@@ -19,24 +19,25 @@ def micro_names(name: str, d: DType, attrs: Mapping[str, Any]) -> tuple[str, str
     """The name that the text gives a variant of a micro-kernel, and the line that defines it."""
     if name == "gemm":
         panel = int(attrs["NR"])
-        text = f"gemm_{d.name}_{panel}"
-        return text, f'{text} = micro("gemm", "{d.name}", panel={panel})'
+        clear = bool(attrs.get("clear"))
+        text = f"gemm_{d.name}_{panel}" + "_clear" * clear
+        return text, f'{text} = micro("gemm", "{d.name}", panel={panel}{", clear=True" * clear})'
     if name == "transpose" and d.bits in (32, 64):
         text = f"transpose_{d.bits}"
         return text, f'{text} = micro("transpose", "{d.name}")'
     raise InternalError(f"no micro-kernel {name} for {d}")
 
 
-def micro(name: str, dtype: str, *, panel: int = 0) -> Op:
+def micro(name: str, dtype: str, *, panel: int = 0, clear: bool = False) -> Op:
     """The function of the dialect that calls a micro-kernel; arguments as in its emitter."""
     d = as_dtype(dtype)
 
     def emit(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) -> None:
         width = register_bytes(b)
         if name == "gemm":
-            f = emit_gemm(b.module, d, panel, blocking(d, panel, width))
+            f = emit_gemm(b.module, d, panel, blocking(d, panel, width), clear)
         else:
             f = emit_transpose(b.module, d.bits, min(16, max(4, width * 8 // d.bits)))
         b.call(f, list(args))
 
-    return Op(f"{name}_{d.name}_{panel}", lambda kinds: VOID, emit)
+    return Op(f"{name}_{d.name}_{panel}" + "_clear" * clear, lambda kinds: VOID, emit)

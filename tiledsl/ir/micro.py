@@ -23,7 +23,7 @@ Meaning = Callable[[Sequence[Array], Sequence[Array], Sequence[int], Mapping[str
 def _gemm(
     writes: Sequence[Array], reads: Sequence[Array], scalars: Sequence[int], attrs: Mapping[str, Any], exact: bool
 ) -> None:
-    """c[:m, :n] += a[:m, :k] @ b, with b packed in column panels.
+    """c[:m, :n] += a[:m, :k] @ b, with b packed in column panels; attrs: clear starts from 0 instead.
 
     c [M, N], a [M, K] ([K, M] with a_trans), panels [ceil(N / NR), K, NR]; float32, float64 or int32 (wrapping).
     Leading dimensions of extent 1 are dropped. Floats: each element is one k-ascending fma chain from c.
@@ -39,6 +39,8 @@ def _gemm(
     count = -(-n // width)
     b = panels[:count, :k].transpose(1, 0, 2).reshape(k, count * width)[:, :n]
     out, a = c[:m, :n], a[:m, :k]
+    if attrs.get("clear"):
+        out[...] = 0
     if out.dtype.kind in "iu":
         out += (a.astype(np.int64) @ b.astype(np.int64)).astype(out.dtype)
     elif exact:

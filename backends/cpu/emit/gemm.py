@@ -1,7 +1,7 @@
-"""The gemm micro-kernel: C[m, n] += A[m, k] @ B with B packed in column panels, as LLVM IR.
+"""The gemm micro-kernel: C[m, n] (+)= A[m, k] @ B with B packed in column panels, as LLVM IR.
 
 Each element of C is one k-ascending chain of fused multiply-adds (for integers: multiply, add, wrap) that starts from
-C. Register blocking only decides which elements are computed together, so every blocking gives the same bits.
+C, or from 0 with `clear`. Register blocking only decides which elements are computed together, so every blocking gives the same bits.
 
 A block of MR rows by NV registers lives in vector registers over the whole K loop; per k it takes NV loads of the
 panel and MR broadcasts of A. The tile is covered panel by panel (a panel stays in the first-level cache), rows from
@@ -48,19 +48,19 @@ def blocking(d: DType, panel: int, register_bytes: int) -> Blocking:
     return Blocking(lanes, nv, min(mr, 14))
 
 
-def emit_gemm(module: Any, d: DType, panel: int, shape: Blocking) -> Any:
+def emit_gemm(module: Any, d: DType, panel: int, shape: Blocking, clear: bool = False) -> Any:
     """The function `void (C, ldc, A, a_row, a_k, B, panel_stride, m, n, k)`; strides in elements, all int64.
 
     C row-major; A[i, k] at i * a_row + k * a_k; B[p, k, j] at p * panel_stride + k * panel + j, zero or anything beyond
     n. Memory of C beyond column n is neither read nor written.
     """
-    name = f"gemm_{d.name}_{panel}_{shape.lanes}x{shape.nv}x{shape.mr}"
+    name = f"gemm_{d.name}_{panel}_{shape.lanes}x{shape.nv}x{shape.mr}" + "_clear" * clear
     if name in module.globals:
         return module.globals[name]
     f = ir.Function(module, ir.FunctionType(VOID, [PTR, I64, PTR, I64, I64, PTR, I64, I64, I64, I64]), name)
     f.linkage = "internal"
     f.attributes.add("noinline")
-    blocks = {mr: _emit_block(module, d, panel, shape, mr) for mr in _heights(shape.mr)}
+    blocks = {mr: _emit_block(module, d, panel, shape, mr, clear) for mr in _heights(shape.mr)}
     c, ldc, a, a_row, a_k, bp, panel_stride, m, n, k = f.args
     b = ir.IRBuilder(f.append_basic_block())
     size = d.bits // 8
@@ -122,9 +122,9 @@ def _loop(b: Any, start: Value, stop: Value, step: int, body: Callable[[Value], 
     b.position_at_end(after)
 
 
-def _emit_block(module: Any, d: DType, panel: int, shape: Blocking, mr: int) -> Any:
+def _emit_block(module: Any, d: DType, panel: int, shape: Blocking, mr: int, clear: bool) -> Any:
     """`void (C, ldc, A, a_row, a_k, B, columns left, k)` for one block of mr rows; strides in bytes."""
-    name = f"gemm_block_{d.name}_{panel}_{shape.lanes}x{shape.nv}x{mr}"
+    name = f"gemm_block_{d.name}_{panel}_{shape.lanes}x{shape.nv}x{mr}" + "_clear" * clear
     f = ir.Function(module, ir.FunctionType(VOID, [PTR, I64, PTR, I64, I64, PTR, I64, I64]), name)
     f.linkage = "internal"
     f.attributes.add("noinline")
@@ -140,20 +140,25 @@ def _emit_block(module: Any, d: DType, panel: int, shape: Blocking, mr: int) -> 
     for i, j in places:
         _prefetch(b, _at(b, rows[i], _i64(j * register)))
 
-    with b.if_else(whole) as (then, otherwise):
-        with then:
-            plain = [b.load(_at(b, rows[i], _i64(j * register)), align=size, typ=vector) for i, j in places]
-            plain_end = b.block
-        with otherwise:
-            masks = [_mask(b, left, j * shape.lanes, shape.lanes) for j in range(shape.nv)]
-            masked = [_masked_load(b, vector, _at(b, rows[i], _i64(j * register)), masks[j], size) for i, j in places]
-            masked_end = b.block
-    start = []
-    for p, q in zip(plain, masked, strict=True):
-        phi = b.phi(vector)
-        phi.add_incoming(p, plain_end)
-        phi.add_incoming(q, masked_end)
-        start.append(phi)
+    start: list[Value] = []
+    if clear:
+        start = [ir.Constant(vector, None) for _ in places]
+    else:
+        with b.if_else(whole) as (then, otherwise):
+            with then:
+                plain = [b.load(_at(b, rows[i], _i64(j * register)), align=size, typ=vector) for i, j in places]
+                plain_end = b.block
+            with otherwise:
+                masks = [_mask(b, left, j * shape.lanes, shape.lanes) for j in range(shape.nv)]
+                masked = [
+                    _masked_load(b, vector, _at(b, rows[i], _i64(j * register)), masks[j], size) for i, j in places
+                ]
+                masked_end = b.block
+        for p, q in zip(plain, masked, strict=True):
+            phi = b.phi(vector)
+            phi.add_incoming(p, plain_end)
+            phi.add_incoming(q, masked_end)
+            start.append(phi)
 
     final = _k_loop(b, d, panel, shape, mr, (a, a_row, a_k), bp, k, start)
 
