@@ -7,10 +7,12 @@ Only `emit` imports Numba; loading needs llvmlite alone.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from tiledsl import ir
@@ -19,7 +21,7 @@ from tiledsl.errors import TileValueError
 
 __all__ = ["NumbaCpu", "backend", "compile_function", "run_loop_function"]
 
-EMITTER_VERSION = 1  # of dialect, printer and emitters: part of the cache key
+_COMPILER_ROOMS = ("ir", "analysis", "passes")
 _DTYPES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64"
 
 
@@ -38,6 +40,20 @@ def _cpu(target: Target) -> Any:
 @cache
 def _versions() -> str:
     return f"numba {version('numba')}, llvmlite {version('llvmlite')}"
+
+
+@cache
+def _compiler() -> str:
+    """Identifies the code that turns IR into machine code: any edit of it makes other cache keys."""
+    import tiledsl
+
+    root = Path(tiledsl.__file__).parent
+    here = Path(__file__).parent
+    files = [
+        p for d in (here, here.parent / "cpu", *(root / x for x in _COMPILER_ROOMS)) for p in sorted(d.rglob("*.py"))
+    ]
+    stats = [(p.name, s.st_size, s.st_mtime_ns) for p in files for s in [p.stat()]]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
 
 
 class NumbaCpu:
@@ -76,7 +92,7 @@ class NumbaCpu:
 
     def version(self, target: Target) -> str:
         cpu = _cpu(target)
-        return f"emitter {EMITTER_VERSION}, {_versions()}, {cpu.triple} {cpu.name} {cpu.features}"
+        return f"compiler {_compiler()}, {_versions()}, {cpu.triple} {cpu.name} {cpu.features}"
 
 
 backend = NumbaCpu()

@@ -1,7 +1,8 @@
 """The gemm micro-kernel: C[m, n] (+)= A[m, k] @ B with B packed in column panels, as LLVM IR.
 
 Each element of C is one k-ascending chain of fused multiply-adds (for integers: multiply, add, wrap) that starts from
-C, or from 0 with `clear`. Register blocking only decides which elements are computed together, so every blocking gives the same bits.
+C, or from 0 with `clear`. Register blocking only decides which elements are computed together, so every blocking
+gives the same bits.
 
 A block of MR rows by NV registers lives in vector registers over the whole K loop; per k it takes NV loads of the
 panel and MR broadcasts of A. The tile is covered panel by panel (a panel stays in the first-level cache), rows from
