@@ -11,7 +11,9 @@ from properties.support import DTYPES, SIZES, Array
 
 import tiledsl
 from tiledsl.dtypes import as_dtype
-from tiledsl.ir.operations import Operation, elementwise
+from tiledsl.errors import TileError
+from tiledsl.interp import checked
+from tiledsl.ir.operations import OPERATIONS, Operation, elementwise
 
 
 @functools.cache
@@ -69,3 +71,16 @@ def test_targets_agree_at_every_size(dtype: str, loop: str) -> None:
         args = [*(a[-n:].copy() for a in inputs), *outputs(dtype, n)]
         tail = [np.ascontiguousarray(w[:, -n:]) for w in wanted]
         support.check_targets(made, args, [*args[:4], *tail], f"n={n}")
+
+
+@pytest.mark.parametrize("row", [r for r in OPERATIONS.values() if "zero" in r.checked], ids=lambda r: r.spelling)
+def test_checked_mode_reports_division_by_zero(row: Operation) -> None:
+    """What gives 0 in an ordinary run is an error with the author's line in a checked one; other divisors are not."""
+    made = support.elementwise_kernel([row], "uint32", "Parallel")
+    x, y = np.arange(1, 65, dtype=np.uint32), np.arange(64, dtype=np.uint32)
+    out, flag = np.zeros((1, 64), np.uint32), np.zeros((0, 64), bool)
+    with pytest.raises(TileError, match="zero") as caught:
+        support.run_reference(made, x, y, y, y, out, flag, options=checked(poison=False))
+    assert caught.value.loc is not None
+    support.run_reference(made, x, y + 1, y, y, out, flag, options=checked(poison=False))
+    assert (out == support.expected(row, as_dtype("uint32"), (x, y + 1))).all()
