@@ -38,7 +38,7 @@ def lower_parallel(cx: Context, p: ir.Parallel, body: Body) -> None:
 
 
 def _vector_loop(cx: Context, p: ir.Parallel, var: ir.Var, n: ir.Expr, body: Body) -> None:
-    written = frozenset(b.root for s in walk(p.body) if isinstance(s, ir.Stmt) for b in writes(s))
+    written = frozenset(b.root for s in walk(p.body) if isinstance(s, ir.Stmt) for b in writes(s)) | _allocated_inside(p)
     inner = {var} | {v for s in walk(p.body) for v in bound_vars(s)}
     lane = LaneLoop(None, written, [], inner=inner)
     with cx.when(None if isinstance(n, ir.Const) else lt(ZERO, n)):
@@ -137,8 +137,8 @@ def _per_lane(e: ir.Expr) -> bool:
     return any(ld.buffer.scope in ("var", "local") for ld in loads_of(e))
 
 
-def _allocated_inside(p: ir.Parallel) -> set[ir.Buffer]:
-    return {n.buffer for n in walk(p.body) if isinstance(n, ir.Alloc)}
+def _allocated_inside(p: ir.Parallel) -> frozenset[ir.Buffer]:
+    return frozenset(n.buffer for n in walk(p.body) if isinstance(n, ir.Alloc))
 
 
 def _outer_vars_written(p: ir.Parallel) -> list[ir.Buffer]:
@@ -147,7 +147,7 @@ def _outer_vars_written(p: ir.Parallel) -> list[ir.Buffer]:
     return [b for b in found if b not in inside]
 
 
-def _vectorisable(body: tuple[ir.Stmt, ...], lets: dict[ir.Var, int | None], inside: set[ir.Buffer]) -> bool:
+def _vectorisable(body: tuple[ir.Stmt, ...], lets: dict[ir.Var, int | None], inside: frozenset[ir.Buffer]) -> bool:
     """Whether all lanes can run this block together; records in `lets` how each let moves with the lane."""
     for s in body:
         if isinstance(s, ir.Let):

@@ -77,12 +77,17 @@ class Memory:
                     return self._load_box(access, plan)
             elif access.contiguous > 1 and self.scope.nest is None:
                 return self._load_run(access, gather)
-        if lanes or e.dtype.is_vector or e.dtype.is_float:
+        if lanes or e.dtype.is_vector or self.scope.options.shadow:
             return gather
+        storage, item = e.dtype.numpy, not e.dtype.is_float
 
         def uniform(env: Env, m: Any) -> Any:
-            # One element for all lanes: it is read when some lane is on.
-            return gather(env, None).item() if m is None or np.any(m) else 0
+            # One element for all lanes: it is read when some lane is on, and its value is no array.
+            if m is not None and not np.any(m):
+                return 0 if item else storage.type(0)
+            value = np.asarray(gather(env, m))
+            value = value[np.broadcast_to(m, value.shape)][0] if value.ndim else value[()]
+            return value.item() if item else value
 
         return uniform
 

@@ -180,8 +180,8 @@ class _Verifier(ExprChecker):
         for v in s.values:
             self.known(v) if isinstance(v, Buffer) else self.value(v)
         if s.kind in ("assert", "assume"):
-            cond = s.values[0] if len(s.values) == 1 else None
-            self.require(isinstance(cond, E.Expr), f"{s.kind} takes one condition")
+            cond = s.values[0] if s.values else None  # explain_debug appends what an assert's message shows
+            self.require(isinstance(cond, E.Expr), f"{s.kind} takes a condition")
             if isinstance(cond, E.Expr):
                 self.condition(cond, f"an {s.kind}")
 

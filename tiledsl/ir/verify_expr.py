@@ -143,7 +143,7 @@ class ExprChecker:
                 getattr(self, f"on_{type(n).__name__.lower()}")(n)
             assert isinstance(n, E.Expr)
             if self.stage == "loop" and n.dtype.is_half:
-                self.require(isinstance(n, (E.Load, E.Cast, E.Broadcast, E.Const)), f"arithmetic in {n.dtype}")
+                self.require(isinstance(n, (E.Load, E.Cast, E.Broadcast, E.Const)) or _is_bits(n), f"arithmetic in {n.dtype}")
 
     def on_const(self, c: E.Const) -> None:
         ok = type(c.value) is (bool if c.type.is_bool else int if c.type.is_int else float)
@@ -229,3 +229,8 @@ class ExprChecker:
 
     def width(self, lanes: int) -> None:
         self.require(self.stage != "loop" or lanes == LOOP_LANES, f"a vector of {lanes} lanes")
+
+
+def _is_bits(e: E.Expr) -> bool:
+    """A value that has a type only because its bits were looked at as one."""
+    return isinstance(e, E.Call) and e.name == "reinterpret"

@@ -163,7 +163,18 @@ def store(b: Any, d: DType, base: Value, index: Value, v: Value, mask: Value | N
         with b.if_then(mask):
             b.store(v, address, align=align)
     else:
+        if d.bits < 64 and not d.is_float or d.is_half:
+            _keep(b, v)
         intrinsic(b, f"llvm.masked.store.{suffix(v.type)}.p0", VOID, [v, address, mask], {1: align})
+
+
+def _keep(b: Any, v: Value) -> None:
+    """A second use of v. Without it LLVM (22, x86 with AVX-512) merges the truncation that made v with a masked store,
+    and where the mask is a constant with one lane on, it then stores that lane untruncated over its neighbours."""
+    f = b.module.globals.get("llvm.fake.use")
+    if f is None:
+        f = ir.Function(b.module, ir.FunctionType(VOID, [], var_arg=True), "llvm.fake.use")
+    b.call(f, [v])
 
 
 def _all_on(lanes: int) -> Value:

@@ -1,0 +1,603 @@
+"""Statements of a block: each method draws one kind, valid and free of races by construction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tiledsl.dtypes import as_dtype
+from tiledsl.testing.strategies.expressions import Expressions
+from tiledsl.testing.strategies.program import names_in
+from tiledsl.testing.strategies.scope import FLOATS, INTS, Buf, Name, Scope
+
+__all__ = ["Statements"]
+
+_TILES = (16, 4, 1, 8, 3, 5, 17, 2, 7, 13, 31, 32, 33, 48)
+_GEMM_SIZES = (16, 4, 1, 8, 3, 5, 17, 13, 33)
+_STORED = (*FLOATS, *INTS[:5], "bool")
+_REDUCTIONS = ("sum", "max", "min", "absmax", "abssum")
+
+
+class Statements(Expressions):
+    """Draws statements into `lines`. `budget`: statements that may still be drawn."""
+
+    budget = 20
+    macros: list[str]
+    threads = "128"
+
+    # -- regions ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def region(self, scope: Scope) -> Iterator[None]:
+        """An indented block with this scope; never empty."""
+        outer, self.scope = self.scope, scope
+        self.depth += 1
+        before = len(self.lines)
+        try:
+            yield
+            if len(self.lines) == before:
+                self.put("pass")
+        finally:
+            self.scope = outer
+            self.depth -= 1
+
+    def statements(self, count: int, nest: int) -> None:
+        """Statements of the block; nest: how many more levels of loops and branches are allowed."""
+        for _ in range(count):
+            if self.budget <= 0:
+                return
+            self.budget -= 1
+            self.statement(nest)
+
+    def statement(self, nest: int) -> None:
+        tiles = [b for b in self.scope.buffers if b.is_tile]
+        options: list[Callable[[int], None]] = [self.parallel] * 5 + [self.tile] * 2
+        if tiles:
+            options += [self.copy_in, self.tile_copy, self.reduce, self.gemm, self.gemm, self.fill, self.store, self.view]
+        options += [self.copy_out, self.let, self.variable, self.assign, self.hint]
+        if nest > 0:
+            options += [self.loop, self.loop, self.branch, self.while_loop, self.macro, self.meta]
+        self.pick(options)(nest)
+
+    # -- tiles -----------------------------------------------------------------------------------------------------
+
+    def new_tile(self, shape: tuple[int, ...], dtype: str, scope: str = "") -> Buf:
+        scope = scope or self.pick(("shared", "fragment"))
+        name = self.fresh("S" if scope == "shared" else "F")
+        text = f"({', '.join(map(str, shape))},)" if len(shape) == 1 else str(shape)
+        self.put(f"{name} = T.alloc_{scope}({text}, '{dtype}')")
+        return Buf(name, dtype, shape, scope, root=name)
+
+    def tile(self, nest: int = 0) -> Buf:
+        """A new tile, defined everywhere before it can be read."""
+        rank = self.pick((2, 1, 2, 3))
+        shape = tuple(self.pick(_TILES) for _ in range(min(rank, 2)))
+        if rank == 3:
+            shape = (self.pick((2, 1, 3)), *shape)
+        b = self.new_tile(shape, self.pick(_STORED))
+        how = self.pick(("copy", "fill", "parallel"))
+        self.saw(f"tile by {how}")
+        if how == "copy":
+            self.copy_whole(b)
+        elif how == "fill":
+            self.put(f"T.fill({b.name}, {self.uniform(b)})")
+        else:
+            lanes = [self.fresh("i") for _ in shape]
+            self.put(f"for {', '.join(lanes)} in T.Parallel({', '.join(map(str, shape))}):")
+            scope = self.lanes_scope(lanes, shape, {b.root: (b, tuple(lanes))})  # not readable yet
+            with self.region(scope):
+                self.put(f"{b.at(lanes)} = {self.value(b.kind)}")
+        self.scope.buffers.append(b)
+        return b
+
+    def uniform(self, b: Buf, depth: int = 1) -> str:
+        """A value for b that does not come from b."""
+        outer = self.scope
+        self.scope = outer.inner(forbid=outer.forbid | {b.root})
+        text = self.value(b.kind, depth)
+        self.scope = outer
+        return text
+
+    def copy_whole(self, b: Buf) -> None:
+        """Every element of tile b comes from an input."""
+        a = self.input_for(b)
+        starts = [self.anywhere(n) for n in a.extents[-b.rank :]]
+        lead = [self.anywhere(n) for n in a.extents[: a.rank - b.rank]]
+        if self.chance(35):
+            names = []
+            for text in starts:
+                names.append(self.fresh("p"))
+                self.put(f"{names[-1]} = {text}")
+            slices = [f"{p}:{p} + {n}" for p, n in zip(names, b.extents, strict=True)]
+            self.saw("copy of a slice")
+            if all(n == 1 for n in b.extents):
+                slices = names
+            self.put(f"T.copy({a.name}[{', '.join([*lead, *slices])}], {b.name})")
+        else:
+            self.put(f"T.copy({a.name}[{', '.join([*lead, *starts])}], {b.name})")
+
+    # -- moves -----------------------------------------------------------------------------------------------------
+
+    def tiles(self, kind: str = "", rank: int = 0, writable: bool = True) -> list[Buf]:
+        found = [b for b in self.scope.buffers if b.is_tile and not (writable and b.frozen)]
+        return [b for b in found if (not kind or b.kind == kind) and (not rank or b.rank == rank)]
+
+    def copy_in(self, nest: int) -> None:
+        found = self.tiles()
+        if found:
+            self.copy_whole(self.pick(found))
+
+    def tile_copy(self, nest: int) -> None:
+        """Between tiles: whole ones, boxes, and boxes that run over the edge."""
+        found = self.tiles()
+        pairs = [
+            (a, b) for a in self.tiles(writable=False) for b in found if a.root != b.root and a.rank == b.rank
+        ]
+        if not pairs:
+            return self.tile_from(nest)
+        a, b = self.pick(pairs)
+        if a.extents == b.extents and self.chance(40):
+            self.put(f"T.copy({a.name}, {b.name})")
+            return
+        box = [1 + self.below(min(m, n)) for m, n in zip(a.extents, b.extents, strict=True)]
+        sides = []
+        for x in (a, b):
+            wild = self.chance(30)
+            parts = []
+            for limit, size in zip(x.extents, box, strict=True):
+                if wild and size > 1:
+                    p = self.fresh("p")
+                    self.put(f"{p} = {self.whole(1)}")
+                    self.saw("clipped tile copy")
+                    parts.append(f"{p}:{p} + {size}")
+                else:
+                    at = self.below(limit - size + 1)
+                    parts.append(f"{at}:{at + size}")
+            sides.append(f"{x.name}[{', '.join(parts)}]")
+        self.put(f"T.copy({', '.join(sides)})")
+
+    def tile_from(self, nest: int) -> None:
+        found = self.tiles(writable=False)
+        if found:
+            a = self.pick(found)
+            b = self.new_tile(a.extents, self.pick(_STORED))
+            self.put(f"T.copy({a.name}, {b.name})")
+            self.scope.buffers.append(b)
+
+    def copy_out(self, nest: int) -> None:
+        """A tile, or what fits of it, into the block's own part of an output - or back."""
+        found = self.tiles(writable=False)
+        if not found:
+            self.tile(nest)
+            found = self.tiles(writable=False)
+        t = self.pick(found)
+        fits = [o for o in self.outputs() if o.rank == t.rank and all(x >= y for x, y in zip(o.extents, t.extents, strict=True))]
+        o = self.pick(fits) if fits and self.chance(50) else self.output(t.extents, self.pick((t.dtype, *_STORED)))
+        starts = [s or "0" for s in o.starts]
+        if not t.frozen and self.chance(25):
+            self.saw("copy from an output")
+            self.put(f"T.copy({o.name}[{', '.join(starts)}], {t.name})")
+        else:
+            self.put(f"T.copy({t.name}, {o.name}[{', '.join(starts)}])")
+
+    def fill(self, nest: int) -> None:
+        found = self.tiles()
+        if not found:
+            return
+        b = self.pick(found)
+        if self.chance(20):
+            self.put(f"T.clear({b.name})")
+            return
+        parts = []
+        for n in b.extents:
+            size = 1 + self.below(n)
+            if self.chance(30):
+                p = self.fresh("p")
+                self.put(f"{p} = {self.whole(1)}")
+                parts.append(f"{p}:{p} + {size}" if size > 1 else f"{self.below(n)}:{n}")
+            else:
+                at = self.below(n - size + 1)
+                parts.append(f"{at}:{at + size}")
+        self.put(f"T.fill({b.name}[{', '.join(parts)}], {self.uniform(b)})")
+
+    # -- arithmetic on tiles ---------------------------------------------------------------------------------------
+
+    def reduce(self, nest: int) -> None:
+        found = [b for b in self.tiles(writable=False) if b.kind != "bool"]
+        if not found:
+            return
+        b = self.pick(found)
+        axis = self.below(b.rank)
+        keep = list(b.extents)
+        if self.chance(30):
+            keep[axis] = 1
+        else:
+            keep.pop(axis)
+        shape = tuple(keep) or (1,)
+        ops = [*_REDUCTIONS, *(("bitand", "bitor", "bitxor") if b.kind == "int" else ())]
+        op = self.pick(ops)
+        outs = [o for o in self.tiles() if o.extents == shape and o.root != b.root and (o.kind == b.kind)]
+        extra = ""
+        if outs and self.chance(60):
+            out = self.pick(outs)
+            if op != "abssum" and self.chance(60):
+                extra = self.pick((", clear=False", f", clear={self.truth()}"))
+        else:
+            out = self.new_tile(shape, self.pick((b.dtype, *(FLOATS if b.kind == "float" else INTS))))
+            if op != "abssum" and self.chance(20):
+                self.put(f"T.fill({out.name}, {self.value(out.kind, 0)})")
+                extra = ", clear=False"
+            self.scope.buffers.append(out)
+        if op in ("max", "min", "absmax") and b.kind == "float" and self.chance(25):
+            extra += ", nan_propagate=True"
+        self.saw(f"reduce {op}")
+        dim = axis if self.chance(50) else axis - b.rank
+        self.put(f"T.reduce_{op}({b.name}, {out.name}, dim={dim}{extra})")
+
+    def gemm(self, nest: int) -> None:
+        """A product, often of tiles that are there (a chain), and something done with the result."""
+        found = [b for b in self.tiles(writable=False) if b.rank == 2 and b.dtype in (*FLOATS, "int8", "uint8")]
+        dtype = self.pick(("float32", "float16", "bfloat16", "float64", "int8", "uint8"))
+        if found and self.chance(60):
+            a = self.pick(found)
+            dtype = a.dtype
+            ta = self.chance(30)
+            m, k = a.extents[::-1] if ta else a.extents
+            self.saw("gemm chain")
+        else:
+            m, k, ta = self.pick(_GEMM_SIZES), self.pick(_GEMM_SIZES), self.chance(30)
+            a = self.operand((k, m) if ta else (m, k), dtype)
+        tb = self.chance(40)
+        fits = [b for b in found if b.dtype == dtype and b.extents[1 if tb else 0] == k]
+        if fits and self.chance(50):
+            b = self.pick(fits)
+            n = b.extents[0 if tb else 1]
+        else:
+            n = self.pick(_GEMM_SIZES)
+            b = self.operand((n, k) if tb else (k, n), dtype)
+        results = {"float64": ("float64",), "int8": ("int32",), "uint8": ("int32",)}.get(dtype, ("float32", "float16", "bfloat16"))
+        out = [c for c in self.tiles() if c.extents == (m, n) and c.dtype in results and c.root not in (a.root, b.root)]
+        clear = ""
+        if out and self.chance(70):
+            c = self.pick(out)
+            clear = self.pick(("", ", clear_accum=True", f", clear_accum={self.truth()}"))
+        else:
+            c = self.new_tile((m, n), self.pick(results))
+            if self.chance(50):
+                self.put(f"T.clear({c.name})")
+            else:
+                clear = ", clear_accum=True"
+            self.scope.buffers.append(c)
+        self.saw("gemm")
+        options = "".join(f", transpose_{x}=True" for x, on in (("A", ta), ("B", tb)) if on)
+        args = [a.name, b.name, c.name]
+        if self.chance(15):  # leading extents of 1 are dropped; a slice of everything is the whole
+            args[0] = f"{a.name}[0:{a.extents[0]}, 0:{a.extents[1]}]"
+        self.put(f"T.gemm({', '.join(args)}{options}{clear})")
+
+    def operand(self, shape: tuple[int, int], dtype: str) -> Buf:
+        b = self.new_tile(shape, dtype, "shared" if self.chance(80) else "fragment")
+        self.copy_whole(b)
+        self.scope.buffers.append(b)
+        return b
+
+    # -- nests -----------------------------------------------------------------------------------------------------
+
+    def lanes_scope(
+        self, lanes: list[str], extents: tuple[int, ...], targets: dict[str, tuple[Buf, tuple[str | None, ...]]]
+    ) -> Scope:
+        scope = self.scope.inner(lanes=tuple(lanes), targets=targets, exits=False)
+        scope.names += [Name(v, "int32", n) for v, n in zip(lanes, extents, strict=True)]
+        for i, n in enumerate(scope.names):
+            if n.writable:
+                scope.names[i] = Name(n.text, n.dtype, n.top, n.roots, n.cell)
+        return scope
+
+    def parallel(self, nest: int = 0) -> None:
+        """A nest that writes one or two buffers, each iteration its own elements."""
+        candidates = self.tiles() + self.outputs()
+        if not candidates or self.chance(15):
+            candidates = [self.output((self.pick(_TILES), self.pick(_TILES))[: self.pick((2, 1))], self.pick(_STORED))]
+        first = self.pick(candidates)
+        row = first.rank > 1 and self.chance(20)  # one lane per row: the rest of the index is free
+        extents = first.extents[: -1 if row else None]
+        if self.chance(15):
+            extents = tuple(max(1, n - 1) for n in extents)
+        lanes = [self.fresh("i") for _ in extents]
+        index: list[str | None] = [*lanes, *([None] * (first.rank - len(lanes)))]
+        for d, n in enumerate(first.extents[: len(lanes)]):
+            if extents[d] == n and self.chance(12):
+                index[d] = f"({n - 1} - {lanes[d]})"
+                self.saw("reversed store")
+        guard = ""
+        if self.chance(12):  # more iterations than elements
+            extents = tuple(n + 3 for n in extents)
+            guard = " and ".join(f"{v} < {n}" for v, n in zip(lanes, first.extents, strict=False))
+            self.saw("guarded nest")
+        targets: dict[str, tuple[Buf, tuple[str | None, ...]]] = {first.root: (first, tuple(index))}
+        for other in self.tiles() + self.outputs():
+            if other.root in targets or guard or other.rank < len(lanes) or len(targets) > 1 or not self.chance(35):
+                continue
+            if all(n <= m for n, m in zip(extents, other.extents, strict=False)):
+                targets[other.root] = (other, (*lanes, *([None] * (other.rank - len(lanes)))))
+                self.saw("two targets")
+        words = self.pick(("Parallel", "Parallel", "parallel"))
+        target_names = ", ".join(lanes)
+        self.put(f"for {target_names} in T.{words}({', '.join(map(str, extents))}):")
+        scope = self.lanes_scope(lanes, extents, targets)
+        with self.region(scope):
+            if guard:
+                self.put(f"if {guard}:")
+                with self.region(self.scope.inner()):
+                    self.lane_statements(1 + self.below(3), 2)
+            else:
+                self.lane_statements(1 + self.below(4), 2)
+
+    def lane_statements(self, count: int, nest: int) -> None:
+        """Ends with a store, so that the nest does something."""
+        for _ in range(count - 1):
+            self.budget -= 1
+            self.pick(
+                [self.lane_store] * 3 + [self.let]
+                + [self.lane_branch, self.lane_loop, self.lane_array, self.lane_variable, self.lane_while] * (nest > 0)
+            )(nest - 1)  # fmt: skip
+        self.lane_store(nest)
+
+    def lane_store(self, nest: int = 0) -> None:
+        private = [b for b in self.scope.buffers if b.scope == "local"]
+        if private and self.chance(25):
+            b = self.pick(private)
+            self.put(f"{b.at([self.within(n) for n in b.extents])} = {self.value(b.kind)}")
+            return
+        cells = [n for n in self.scope.names if n.cell and n.writable]
+        if cells and self.chance(30):
+            return self.set_cell(self.pick(cells))
+        b, fixed = self.pick(list(self.scope.targets.values()))
+        index = [self.within(n) if i is None else i for i, n in zip(fixed, b.extents, strict=True)]
+        how = self.pick(("=", "=", "+=", "=", "*=", "-="))
+        if b.kind == "bool":
+            how = "="
+        readable = b in self.scope.readable(b.kind)
+        if how != "=" and not readable:
+            how = "="
+        self.put(f"{b.at(index)} {how} {self.value(b.kind if how == '=' else b.kind, 2)}")
+        if self.chance(3) and how == "=":
+            self.saw("augmented")
+
+    def lane_branch(self, nest: int) -> None:
+        self.saw("if in nest")
+        self.put(f"if {self.truth()}:")
+        with self.region(self.scope.inner()):
+            self.lane_statements(1 + self.below(2), nest)
+        if self.chance(40):
+            self.put("else:")
+            with self.region(self.scope.inner()):
+                self.lane_statements(1, nest)
+
+    def lane_loop(self, nest: int) -> None:
+        self.saw("loop in nest")
+        v, n = self.fresh("k"), 1 + self.below(5)
+        stop = str(n) if self.chance(70) else f"({self.whole(1)} % {n + 1})"
+        self.put(f"for {v} in T.{self.pick(('serial', 'unroll', 'vectorized'))}({stop}):")
+        scope = self.scope.inner()
+        scope.names.append(Name(v, "int32", n))
+        with self.region(scope):
+            if self.chance(20):
+                self.saw("exit in nest")
+                self.put(f"if {self.truth()}:")
+                self.put(f"    {self.pick(('break', 'continue'))}")
+            self.lane_statements(1 + self.below(2), nest)
+
+    def lane_while(self, nest: int) -> None:
+        self.saw("while in nest")
+        w = self.fresh("w")
+        self.put(f"{w} = T.alloc_var('int32', 0)")
+        self.put(f"while {w} < {self.within(5)}:")
+        scope = self.scope.inner()
+        scope.names.append(Name(w, "int32", 6, cell=True))
+        with self.region(scope):
+            self.put(f"{w} += 1")
+            self.lane_statements(1, nest)
+
+    def lane_array(self, nest: int) -> None:
+        self.saw("array in nest")
+        name, n, dtype = self.fresh("L"), 1 + self.below(4), self.pick(_STORED)
+        self.put(f"{name} = T.alloc_local(({n},), '{dtype}')")
+        b, q = Buf(name, dtype, (n,), "local", root=name), self.fresh("q")
+        scope = self.scope.inner()
+        scope.names.append(Name(q, "int32", n))
+        self.put(f"for {q} in T.serial({n}):")
+        with self.region(scope):
+            self.put(f"{name}[{q}] = {self.value(b.kind)}")
+        self.scope.buffers.append(b)
+
+    def lane_variable(self, nest: int) -> None:
+        self.saw("variable in nest")
+        self.new_cell()
+
+    # -- scalars ---------------------------------------------------------------------------------------------------
+
+    def let(self, nest: int) -> None:
+        kind = self.pick(("float", "int", "bool"))
+        text = self.value(kind)
+        x = self.fresh("x")
+        roots = frozenset(names_in(text, [b.name for b in (*self.scope.tensors, *self.scope.buffers)]))
+        self.put(f"{x} = {text}")
+        dtype = {"float": "float32", "int": "int32", "bool": "bool"}[kind]
+        self.scope.names.append(Name(x, dtype, 0, self.roots(roots, text)))
+
+    def roots(self, names: frozenset[str], text: str) -> frozenset[str]:
+        direct = {b.root for b in (*self.scope.tensors, *self.scope.buffers) if b.name in names}
+        through = [n.roots for n in self.scope.names if n.text in names_in(text, [n.text])]
+        return frozenset(direct.union(*through))
+
+    def new_cell(self) -> None:
+        dtype = self.pick(("float32", "int32", *FLOATS, *INTS, "bool"))
+        v = self.fresh("v")
+        text = self.value({"bool": "bool"}.get(dtype, "float" if dtype in FLOATS else "int"), 1)
+        self.put(f"{v} = T.alloc_var('{dtype}', {text})")
+        every = frozenset(b.root for b in (*self.scope.tensors, *self.scope.buffers))
+        self.scope.names.append(Name(v, dtype, 0, every, cell=True, writable=True))
+
+    def variable(self, nest: int) -> None:
+        self.saw("variable")
+        self.new_cell()
+
+    def set_cell(self, v: Name) -> None:
+        how = self.pick(("=", "+=", "=", "*=", "-=")) if v.kind != "bool" else "="
+        self.put(f"{v.text} {how} {self.value(v.kind)}")
+
+    def assign(self, nest: int) -> None:
+        cells = [n for n in self.scope.names if n.cell and n.writable]
+        if cells:
+            self.set_cell(self.pick(cells))
+
+    def store(self, nest: int) -> None:
+        """One element, written by the block."""
+        b = self.pick(self.tiles() + self.outputs() or [self.output((self.pick(_TILES),), "float32")])
+        self.saw("element store")
+        index = [self.within(n) for n in b.extents]
+        value = self.value(b.kind) if b.scope == "fragment" else self.uniform(b, 2)
+        self.put(f"{b.at(index)} = {value}")
+
+    # -- control ---------------------------------------------------------------------------------------------------
+
+    def loop(self, nest: int) -> None:
+        form = self.pick(("serial", "Pipelined", "unroll", "range", "grid", "between", "down", "runtime"))
+        self.saw(f"loop {form}")
+        v, n = self.fresh("k"), 1 + self.below(4)
+        scope = self.scope.inner(exits=form not in ("unroll", "grid"))
+        names, header = [v], f"T.serial({n})"
+        if form == "Pipelined":
+            header = f"T.Pipelined({n}, num_stages={self.below(4)})"
+        elif form == "unroll":
+            header = f"T.unroll({n})"
+        elif form == "range":
+            header = f"range({n})"
+        elif form == "grid":
+            names.append(self.fresh("k"))
+            header = f"T.grid({n}, 2)"
+        elif form == "between":
+            header = f"T.serial({self.below(3)}, {2 + n}, {1 + self.below(2)})"
+            n += 2
+        elif form == "down":
+            header = f"T.serial({n}, -1, -1)"
+            n += 1
+        elif form == "runtime":
+            header = f"T.{self.pick(('serial', 'Pipelined'))}({self.whole(1)} % {n + 1})"
+        self.put(f"for {', '.join(names)} in {header}:")
+        scope.names += [Name(v, "int32", n) for v in names[:1]] + [Name(v, "int32", 2) for v in names[1:]]
+        with self.region(scope):
+            self.exit()
+            self.statements(1 + self.below(4), nest - 1)
+
+    def exit(self) -> None:
+        if self.scope.exits and self.chance(12):
+            self.saw("exit")
+            self.put(f"if {self.truth()}:")
+            self.put(f"    {self.pick(('break', 'continue'))}")
+
+    def branch(self, nest: int) -> None:
+        self.saw("if")
+        self.put(f"if {self.truth()}:")
+        with self.region(self.scope.inner()):
+            self.statements(1 + self.below(3), nest - 1)
+        if self.chance(40):
+            self.put("else:")
+            with self.region(self.scope.inner()):
+                self.statements(1 + self.below(2), nest - 1)
+
+    def while_loop(self, nest: int) -> None:
+        self.saw("while")
+        w = self.fresh("w")
+        self.put(f"{w} = T.alloc_var('int32', 0)")
+        self.put(f"while {w} < {1 + self.below(3)} and {self.truth()}:")
+        scope = self.scope.inner(exits=True)
+        scope.names.append(Name(w, "int32", 4, cell=True))
+        with self.region(scope):
+            self.put(f"{w} += 1")
+            self.exit()
+            self.statements(1 + self.below(3), nest - 1)
+
+    def macro(self, nest: int) -> None:
+        """Statements moved into a macro: scalars by value, variables by reference, buffers as they are."""
+        self.saw("macro")
+        outer_lines, outer_depth, self.lines, self.depth = self.lines, self.depth, [], 0
+        with self.region(self.scope.inner(exits=False)):
+            self.statements(1 + self.below(3), nest - 1)
+        body, self.lines, self.depth = self.lines, outer_lines, outer_depth
+        text = "\n".join(body)
+        buffers = [b.name for b in (*self.scope.tensors, *self.scope.buffers)]
+        names = names_in(text, list(dict.fromkeys([*buffers, *(n.text for n in self.scope.names)])))
+        cells = {n.text for n in self.scope.names if n.cell}
+        m = self.fresh("macro")
+        params = ", ".join(f"{n}: T.Ref" if n in cells else n for n in names)
+        self.macros.append(f"@T.macro\ndef {m}({params}):\n{text}\n")
+        self.put(f"{m}({', '.join(names)})")
+
+    def meta(self, nest: int) -> None:
+        """Python at trace time: a loop over a tuple, or a branch that is decided while tracing."""
+        self.saw("meta")
+        if self.chance(50):
+            self.put(f"for c in ({', '.join(str(self.below(4)) for _ in range(1 + self.below(2)))},):")
+            scope = self.scope.inner(exits=False)
+        else:
+            self.put(f"if {self.pick(('True', '3 > 2', 'len((1, 2)) == 2'))}:")
+            scope = self.scope.inner(exits=False)
+        with self.region(scope):
+            self.statements(1 + self.below(2), 0)
+
+    # -- views and hints -------------------------------------------------------------------------------------------
+
+    def view(self, nest: int) -> None:
+        found = self.tiles()
+        if not found:
+            return
+        b = self.pick(found)
+        total = 1
+        for n in b.extents:
+            total *= n
+        if b.kind == "int" and self.chance(50):
+            self.retype(b, total)
+            return
+        shapes = [(total,), (1, total), (total, 1), (*b.extents[:-2], b.extents[-1], b.extents[-2]) if b.rank > 1 else (total,)]
+        shape = self.pick(shapes)
+        name = self.fresh("V")
+        self.saw("reshape")
+        self.put(f"{name} = T.reshape({b.name}, {shape})")
+        self.scope.buffers.append(Buf(name, b.dtype, shape, b.scope, b.root))
+
+    def retype(self, b: Buf, total: int) -> None:
+        """Bits of ints as another type. Through a float view they are only read: which NaN an arithmetic gives is not
+        defined, and what an int view of one would show neither."""
+        bits = total * as_dtype(b.dtype).bits
+        fits = [d for d in (*INTS, *FLOATS) if d != b.dtype and bits % as_dtype(d).bits == 0]
+        d = self.pick(fits)
+        name, shape = self.fresh("V"), (bits // as_dtype(d).bits,)
+        self.saw("view")
+        self.put(f"{name} = T.view({b.name}, {shape}, '{d}')")
+        self.scope.buffers.append(Buf(name, d, shape, b.scope, b.root, frozen=d in FLOATS))
+
+    def hint(self, nest: int) -> None:
+        tiles = self.tiles(writable=False)
+        how = self.pick(["swizzle", "assume", "assert"] + ["layout"] * bool(tiles))
+        if how == "swizzle":
+            self.put(f"T.use_swizzle({2 + self.below(8)})")
+        elif how == "layout":
+            self.put(f"T.annotate_layout({{{self.pick(tiles).name}: None}})")
+        else:
+            shapes = [n.text for n in self.scope.names if n.top > 0]
+            if shapes:
+                call = "T.assume({} >= 0)" if how == "assume" else "T.device_assert({} >= 0, 'never')"
+                self.put(call.format(self.pick(shapes)))
+
+    # -- tensors: what the kernel around the block provides ------------------------------------------------------
+
+    def input_for(self, b: Buf) -> Buf:
+        raise NotImplementedError
+
+    def output(self, extents: tuple[int, ...], dtype: str) -> Buf:
+        raise NotImplementedError
+
+    def outputs(self) -> list[Buf]:
+        return [b for b in self.scope.tensors if b.starts]
