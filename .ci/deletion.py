@@ -29,7 +29,7 @@ REMOVED = (
 )
 # Tests of the repository rather than of the core; in a copy without .ci/ and docs/ they would only be skipped.
 NOT_CORE = frozenset({"test_ci_tools.py", "test_examples.py", "test_packaging.py", "test_readme.py"})
-NEEDED = ("tiledsl", "backends", "tests", "pyproject.toml")
+NEEDED = ("tiledsl", "backends", "tests", "docs", "pyproject.toml")
 # At least so many tests must be left; an empty run proves nothing.
 CORE_TESTS = 50
 
