@@ -45,9 +45,7 @@ def _versions() -> str:
 @cache
 def _compiler() -> str:
     """Identifies the code that turns IR into machine code: any edit of it makes other cache keys."""
-    import tiledsl
-
-    root = Path(tiledsl.__file__).parent
+    root = Path(ir.__file__).parent.parent
     here = Path(__file__).parent
     files = [
         p for d in (here, here.parent / "cpu", *(root / x for x in _COMPILER_ROOMS)) for p in sorted(d.rglob("*.py"))
