@@ -218,11 +218,12 @@ class Facts(System):
 
     def _cases(self, atom: Atom) -> Iterator[tuple[System, Linear]]:
         cond, t, f = atom.parts
-        yield self._given(cond, True), t
-        yield self._given(cond, False), f
+        yield self._given(cond, True, 1), t
+        yield self._given(cond, False, 1), f
 
-    def _given(self, cond: Expr, holds: bool) -> Facts:
+    def _given(self, cond: Expr, holds: bool, splits: int = 0) -> Facts:
         inner = self.child()
+        inner._splits += splits
         inner.assume(cond, holds)
         return inner
 

@@ -13,6 +13,7 @@ __all__ = ["Atom", "Atoms", "Linear", "System"]
 
 _STEPS = 400  # of one proof; typical ones need fewer than 20
 _DEPTH = 10
+_SPLITS = 3  # choices told apart within one another: what is assumed of one may lead to the next, and back
 
 
 class Linear:
@@ -106,6 +107,7 @@ class System:
         self._known: list[Linear] = list(parent._known) if parent else []  # these are >= 0
         self._bounds: dict[int, tuple[int, int]] = dict(parent._bounds) if parent else {}
         self._steps = 0
+        self._splits: int = parent._splits if parent else 0
 
     def _learnt(self) -> None:
         """Called when something new is known."""
@@ -206,7 +208,7 @@ class System:
             split = (rest.plus(part, c).tightened() for part in atom.parts)
             if (all if (atom.kind == "min") == (c > 0) else any)(self._search(f, depth - 1, seen) for f in split):
                 return True
-        elif atom.kind == "select":
+        elif atom.kind == "select" and self._splits < _SPLITS:
             if all(inner._nonneg(rest.plus(part, c)) for inner, part in self._cases(atom)):
                 return True
         elif atom.kind == "div" and self._eliminate(form, number, atom, depth, seen):

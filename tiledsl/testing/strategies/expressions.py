@@ -21,6 +21,7 @@ class Expressions(Source):
     """Draws expressions as text. `self.scope` is what they may name."""
 
     scope: Scope
+    nested = 0  # element accesses around the one being drawn
 
     def value(self, kind: str, depth: int = 2) -> str:
         return {"float": self.real, "int": self.whole, "bool": self.truth}[kind](depth)
@@ -51,12 +52,12 @@ class Expressions(Source):
     def within(self, limit: int, depth: int = 1) -> str:
         """An int in 0 ... limit - 1, whatever the data are."""
         fits = [n.text for n in self.scope.names if n.kind == "int" and 0 < n.top <= limit]
-        how = self.pick(["name"] * (3 * bool(fits)) + ["constant", "mod", "clamp"] + ["mirror"] * bool(fits))
+        how = self.pick(["name"] * (3 * bool(fits)) + ["constant"] + ["mod", "clamp"] * (depth > 0) + ["mirror"] * bool(fits))
         if how == "name":
             return self.pick(fits)
         if how == "mirror":
             return f"({limit - 1} - {self.pick(fits)})"
-        if how == "constant" or depth <= 0:
+        if how == "constant":
             return str(self.below(limit))
         if how == "mod":
             return f"({self.whole(depth - 1)} % {limit})"
@@ -67,7 +68,7 @@ class Expressions(Source):
         bounded = [n.text for n in self.scope.names if n.kind == "int" and n.top > 0]
         blocks = [n.text for n in self.scope.names if n.text in ("bx", "by", "bz")]
         tile = self.pick((16, 8, 4, 3, 17))
-        how = self.pick(["tiled"] * bool(blocks and bounded) + ["sum"] * bool(bounded) + ["constant", "any", "within"])
+        how = self.pick(["tiled"] * bool(blocks and bounded) + ["sum"] * bool(bounded) + ["constant", "within"] + ["any"] * (depth > 0))
         if how == "tiled":
             return f"{self.pick(blocks)} * {tile} + {self.pick(bounded)}"
         if how == "sum":
@@ -77,7 +78,7 @@ class Expressions(Source):
         if how == "within":
             return self.within(max(1, limit), depth)
         self.saw("wild index")
-        return self.whole(depth)
+        return self.whole(depth - 1)
 
     def index(self, b: Buf, depth: int = 1) -> list[str]:
         """Where an element of b may be read here."""
@@ -89,9 +90,11 @@ class Expressions(Source):
         return [self.within(n, depth) for n in b.extents]
 
     def element(self, b: Buf) -> str:
-        if b.is_input and "int" in (b.kind,):
-            self.saw("gather")
-        return b.at(self.index(b))
+        self.nested += 1
+        try:
+            return b.at(self.index(b, 1 if self.nested <= 2 else -1))
+        finally:
+            self.nested -= 1
 
     # -- floats ----------------------------------------------------------------------------------------------------
 
