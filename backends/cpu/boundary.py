@@ -77,6 +77,8 @@ def _conjuncts(e: ir.Expr) -> Iterator[ir.Binary]:
 def _worst(cx: Context, p: ir.Parallel, atom: ir.Binary) -> ir.Expr | None:
     """The comparison at the iteration where it is hardest to satisfy; None if that is not known."""
     big, small = (atom.b, atom.a) if _FLIP[atom.op] else (atom.a, atom.b)
+    if not _unwrapped(cx, p, big, small):
+        return None
     high, low = {}, {}
     for v, extent in zip(p.vars, p.extents, strict=True):
         first, last = ir.Const(0, v.type), fold_expr(ir.Binary("sub", _as(extent, v), ir.Const(1, v.type)))
@@ -86,11 +88,16 @@ def _worst(cx: Context, p: ir.Parallel, atom: ir.Binary) -> ir.Expr | None:
         high[v] = last if up > 0 else first
         low[v] = first if down > 0 else last
     big, small = fold_expr(substitute(big, high)), fold_expr(substitute(small, low))
-    for side in (big, small):
-        if not cx.facts.fits(side):
-            return None
     a, b = (small, big) if _FLIP[atom.op] else (big, small)
     return fold_expr(ir.Binary(atom.op, a, b))
+
+
+def _unwrapped(cx: Context, p: ir.Parallel, *sides: ir.Expr) -> bool:
+    """Whether no iteration's arithmetic can wrap: only then is an affine side worst at an end of the nest."""
+    with cx.scope() as facts:
+        for v, extent in zip(p.vars, p.extents, strict=True):
+            facts.bind(v, ir.Const(0, extent.dtype), extent)
+        return all(facts.fits(side) for side in sides)
 
 
 def _as(e: ir.Expr, v: ir.Var) -> ir.Expr:

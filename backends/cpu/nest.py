@@ -38,7 +38,8 @@ def lower_parallel(cx: Context, p: ir.Parallel, body: Body) -> None:
 
 
 def _vector_loop(cx: Context, p: ir.Parallel, var: ir.Var, n: ir.Expr, body: Body) -> None:
-    written = frozenset(b.root for s in walk(p.body) if isinstance(s, ir.Stmt) for b in writes(s)) | _allocated_inside(p)
+    stored = frozenset(b.root for s in walk(p.body) if isinstance(s, ir.Stmt) for b in writes(s))
+    written = stored | _allocated_inside(p)
     inner = {var} | {v for s in walk(p.body) for v in bound_vars(s)}
     lane = LaneLoop(None, written, [], inner=inner)
     with cx.when(None if isinstance(n, ir.Const) else lt(ZERO, n)):

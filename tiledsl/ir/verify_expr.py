@@ -143,7 +143,8 @@ class ExprChecker:
                 getattr(self, f"on_{type(n).__name__.lower()}")(n)
             assert isinstance(n, E.Expr)
             if self.stage == "loop" and n.dtype.is_half:
-                self.require(isinstance(n, (E.Load, E.Cast, E.Broadcast, E.Const)) or _is_bits(n), f"arithmetic in {n.dtype}")
+                plain = isinstance(n, (E.Load, E.Cast, E.Broadcast, E.Const)) or _is_bits(n)
+                self.require(plain, f"arithmetic in {n.dtype}")
 
     def on_const(self, c: E.Const) -> None:
         ok = type(c.value) is (bool if c.type.is_bool else int if c.type.is_int else float)
