@@ -149,9 +149,11 @@ class ExpressionPrinter:
             else:
                 vectors.append(self.scaled(index, stride))
         base = self.pointer(b)
-        if constant > 0 or not (scalars or vectors):
-            scalars.append(str(constant))
-        scalar = " + ".join(scalars) + (f" - {-constant}" if constant < 0 else "")
+        scalar = " + ".join(scalars)
+        if not scalar:
+            scalar = str(constant)
+        elif constant:
+            scalar += f" {'+' if constant > 0 else '-'} {abs(constant)}"
         if not vectors:
             return base, scalar
         if scalar not in ("", "0"):

@@ -239,7 +239,8 @@ class Memory:
         return _Box(nest.rank, nest.shape_slot, private, tuple(dims))
 
     def _axis_form(self, e: Expr) -> tuple[Var | None, Expr | None] | None:
-        """e as lane variable + uniform offset; None when it is neither uniform nor of that form."""
+        """e as lane variable + uniform offset; None when it is neither uniform nor of that form. Unsigned sums are
+        not: they may wrap into the buffer (i - 2 is in range from i = 2 on, but for unsigned i its offset is huge)."""
         if not self.scope.varies(e):
             return None, e
         nest = self.scope.nest
@@ -250,8 +251,8 @@ class Memory:
             form = self._axis_form(e.x)
             if form is None or form[1] is None:
                 return form
-            return form[0], Cast(form[1], e.type)
-        if isinstance(e, Binary) and e.op in ("add", "sub"):
+            return (form[0], Cast(form[1], e.type)) if e.type.kind == "int" else None
+        if isinstance(e, Binary) and e.op in ("add", "sub") and e.dtype.kind == "int":
             left, right = self._axis_form(e.a), self._axis_form(e.b)
             if left is None or right is None or (left[0] is not None and right[0] is not None):
                 return None
