@@ -13,7 +13,7 @@ from tiledsl.backends.cpu.native import LEVELS, Cpu, host_cpu, x86_level
 from tiledsl.backends.numba_cpu.compile import compile_function, run_loop_function
 from tiledsl.conversions import convert
 from tiledsl.dtypes import DType, as_dtype
-from tiledsl.interp import ops
+from tiledsl.ir import arithmetic as ops
 
 I64, F32 = as_dtype("int64"), as_dtype("float32")
 INTS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]

@@ -13,7 +13,7 @@ from tiledsl.analysis.evaluate import evaluate
 from tiledsl.analysis.symbols import row_major, solve
 from tiledsl.dtypes import as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
-from tiledsl.interp import ops
+from tiledsl.ir import arithmetic as ops
 from tiledsl.ir.expr import Var
 
 m, n = var("m"), var("n")

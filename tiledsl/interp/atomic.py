@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tiledsl.interp import ops
 from tiledsl.interp.scope import TRACKER, Env, Fn, Scope
+from tiledsl.ir import arithmetic
 from tiledsl.ir.stmt import Atomic
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Atomics:
             return None
         if s.op in ("exchange", "store"):
             return lambda old, new: new
-        function = ops.binary(_OPERATORS[s.op], s.buffer.dtype, True) if s.op in _OPERATORS else None
+        function = arithmetic.binary(_OPERATORS[s.op], s.buffer.dtype, True) if s.op in _OPERATORS else None
         if function is None:
             raise self.scope.not_yet(f"atomic {s.op} on {s.buffer.dtype}")
         return function

@@ -10,9 +10,10 @@ import numpy as np
 
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import InternalError, TileRuntimeError, TileTypeError
-from tiledsl.interp import ops, shadow
+from tiledsl.interp import shadow
 from tiledsl.interp.memory import Memory
 from tiledsl.interp.scope import STEPS, Env, Fn, Nest, Scope
+from tiledsl.ir import arithmetic
 from tiledsl.ir.exact import fma32, fma64
 from tiledsl.ir.expr import (
     Binary,
@@ -95,7 +96,7 @@ class Expressions:
         if e.op in ("and", "or"):
             return self._lazy(e)
         array = self.is_array(e.a) or self.is_array(e.b)
-        function = ops.binary(e.op, e.a.dtype, array)
+        function = arithmetic.binary(e.op, e.a.dtype, array)
         if function is None:
             raise self._no_operator(e.op, e.a.dtype)
         a, b = self.compile(e.a), self.compile(e.b)
@@ -172,10 +173,10 @@ class Expressions:
         """The conversion of values; with the shadow, floats are arrays of 0 or more axes."""
         if self.scope.options.shadow and (src.is_float or dst.is_float):
             return shadow.casting(src.scalar, dst.scalar)
-        return ops.cast(src, dst, array)
+        return arithmetic.cast(src, dst, array)
 
     def _unary(self, e: Unary) -> Fn:
-        function = ops.unary(e.op, e.x.dtype, self.is_array(e.x))
+        function = arithmetic.unary(e.op, e.x.dtype, self.is_array(e.x))
         if function is None:
             raise self._no_operator(e.op, e.x.dtype)
         x = self.compile(e.x)
@@ -272,14 +273,14 @@ class Expressions:
         combine = e.name.removeprefix("hreduce_") if e.name.startswith("hreduce_") else None
         if combine is None and e.name not in ("any", "all"):
             raise self.scope.not_yet(f"the function {e.name}")
-        function = ops.binary(combine, e.type, True) if combine else None
+        function = arithmetic.binary(combine, e.type, True) if combine else None
 
         def reduce(env: Env, mask: Any) -> Any:
             v = x(env, mask)
             if function is None:
                 result = v.any(-1) if e.name == "any" else v.all(-1)
             else:
-                result = ops.combine_lanes(np.moveaxis(v, -1, 0), function)
+                result = arithmetic.combine_lanes(np.moveaxis(v, -1, 0), function)
             return result if lanes or e.type.is_float else result.item()
 
         return reduce

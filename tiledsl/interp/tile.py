@@ -10,11 +10,11 @@ import numpy as np
 from tiledsl.conversions import Converter, converter
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileIndexError, TileTypeError
-from tiledsl.interp import ops
 from tiledsl.interp.memory import describe
 from tiledsl.interp.options import Options
 from tiledsl.interp.scope import TRACKER, Env, Fn, Scope
 from tiledsl.interp.shadow import Shadowed, casting, chain
+from tiledsl.ir import arithmetic
 from tiledsl.ir.buffer import Buffer, Region
 from tiledsl.ir.exact import gemm_chain
 from tiledsl.ir.expr import Const
@@ -452,7 +452,7 @@ def _combiner(op: str, acc: DType, propagate: bool) -> Callable[[Any, Any], Any]
     largest = op != "min"
     if not acc.is_float:
         return np.maximum if largest else np.minimum
-    plain = ops.fmax if largest else ops.fmin
+    plain = arithmetic.fmax if largest else arithmetic.fmin
     if not propagate:
         return plain
 
@@ -470,7 +470,7 @@ def reduce_array(op: str, x: Any, axis: int, acc: DType, propagate: bool) -> Any
         return _ordered_sum(x, axis) if acc.is_float else x.sum(axis, dtype=acc.numpy)
     if op in _BITS:
         return _BITS[op].reduce(x, axis=axis)
-    identity = 0 if op == "absmax" else ops.highest(acc) if op == "min" else ops.lowest(acc)
+    identity = 0 if op == "absmax" else arithmetic.extremes(acc)[1] if op == "min" else arithmetic.extremes(acc)[0]
     if not acc.is_float:
         return (np.minimum if op == "min" else np.maximum).reduce(x, axis=axis, initial=identity)
     return _extreme(x, axis, identity, op == "min", propagate)
@@ -484,13 +484,13 @@ def _ordered_sum(x: Any, axis: int) -> Any:
         return np.zeros(x.shape[1:], x.dtype)
     rows, rest = divmod(n, 16)
     if rows == 0:
-        return ops.combine_lanes(x, np.add)
+        return arithmetic.combine_lanes(x, np.add)
     # NumPy adds along an axis that is not the innermost one row after row (its pairwise summation is for
     # innermost axes); the 16 partials are an axis of smaller stride, so this is the ascending order.
     partials = np.add.reduce(x[: rows * 16].reshape(rows, 16, *x.shape[1:]), axis=0)
     if rest:
         partials[:rest] += x[rows * 16 :]
-    return ops.combine_lanes(partials, np.add)
+    return arithmetic.combine_lanes(partials, np.add)
 
 
 def _extreme(x: Any, axis: int, identity: Any, smallest: bool, propagate: bool) -> Any:
@@ -520,9 +520,9 @@ def scan_array(op: str, x: Any, axis: int, acc: DType, reverse: bool) -> Any:
     elif isinstance(x, Shadowed):
         value = np.fmax.accumulate(x, axis=axis)
     elif acc.is_float:
-        keys = ops.ordered_keys(np.where(np.isnan(x), ops.lowest(acc), x))
+        keys = arithmetic.ordered_keys(np.where(np.isnan(x), arithmetic.extremes(acc)[0], x))
         running = np.maximum.accumulate(keys, axis=axis)
-        value = ops.ordered_keys(running.view(acc.numpy)).view(acc.numpy)
+        value = arithmetic.ordered_keys(running.view(acc.numpy)).view(acc.numpy)
     else:
         value = np.maximum.accumulate(x, axis=axis)
     return np.flip(value, axis) if reverse else value

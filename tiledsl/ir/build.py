@@ -7,13 +7,14 @@ evaluation nobody can notice. Everything takes Python ints, bools and floats whe
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from tiledsl.dtypes import DType, as_dtype, promote
+from tiledsl.ir import arithmetic
+from tiledsl.ir.arithmetic import int_range, wrapper
 from tiledsl.ir.expr import (
     BOOL,
     COMPARISONS,
@@ -32,7 +33,7 @@ __all__ = [
     "FALSE", "INT32", "TRUE", "add", "all_of", "and_", "binary", "cast", "ceildiv", "const", "droppable", "eq",
     "floordiv", "floormod", "fold_binary", "fold_cast", "fold_unary", "ge", "gt", "if_then_else", "int_range",
     "is_const", "le", "lt", "max_", "min_", "mul", "ne", "not_", "or_", "same_type", "select", "sub", "unary",
-    "wrap", "zero",
+    "zero",
 ]  # fmt: skip
 
 INT32 = as_dtype("int32")
@@ -44,27 +45,12 @@ Operand = Expr | int | float | bool
 # -- constants ---------------------------------------------------------------------------------------
 
 
-def int_range(dtype: DType) -> tuple[int, int]:
-    """Smallest and largest value of an integer type (bool: 0, 1)."""
-    if dtype.is_bool:
-        return 0, 1
-    if dtype.kind == "int":
-        return -(1 << (dtype.bits - 1)), (1 << (dtype.bits - 1)) - 1
-    return 0, (1 << dtype.bits) - 1
-
-
-def wrap(value: int, dtype: DType) -> int:
-    """value modulo 2**bits, in the range of the integer type."""
-    low, _ = int_range(dtype)
-    return (value - low) % (1 << dtype.bits) + low
-
-
 def const(value: Any, dtype: DType) -> Const:
     """A literal of the type: integers wrap, floats are rounded to it."""
     if dtype.is_bool:
         return Const(bool(value), dtype)
     if dtype.is_int:
-        return Const(wrap(int(value), dtype), dtype)
+        return Const(wrapper(dtype)(int(value)), dtype)
     if dtype.name == "float64":
         return Const(float(value), dtype)
     with np.errstate(all="ignore"):
@@ -103,57 +89,17 @@ def _nonzero(e: Expr) -> bool:
 # -- folding -------------------------------------------------------------------------------------------
 
 
-def _fold_int(op: str, a: int, b: int, dtype: DType) -> int | bool | None:
-    if op in _COMPARE:
-        return bool(_COMPARE[op](a, b))
-    if op in _DIVISIONS:
-        if b == 0:
-            return None  # reported in checked mode: stays
-        if op == "floordiv":
-            return wrap(a // b, dtype)
-        if op == "floormod":
-            return wrap(a % b, dtype)
-        quotient = abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
-        return wrap(quotient if op == "truncdiv" else a - quotient * b, dtype)
-    if op in ("shl", "shr"):
-        if b < 0:
-            return None
-        b = min(b, dtype.bits)
-        return wrap(a << b if op == "shl" else a >> b, dtype)
-    if op in _INT:
-        return wrap(_INT[op](a, b), dtype)
-    return None
-
-
-_COMPARE: dict[str, Any] = {
-    "eq": lambda a, b: a == b,
-    "ne": lambda a, b: a != b,
-    "lt": lambda a, b: a < b,
-    "le": lambda a, b: a <= b,
-    "gt": lambda a, b: a > b,
-    "ge": lambda a, b: a >= b,
-}
-_INT: dict[str, Any] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "min": min,
-    "max": max,
-    "bitand": lambda a, b: a & b,
-    "bitor": lambda a, b: a | b,
-    "bitxor": lambda a, b: a ^ b,
-}
-_FLOAT: dict[str, Any] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "div": lambda a, b: a / b,
-}
-
-
 def _scalar(c: Const) -> Any:
-    """The literal as a NumPy scalar of its own type."""
-    return c.type.numpy.type(c.value)
+    """The literal as `arithmetic` takes it."""
+    return c.type.numpy.type(c.value) if c.type.is_float else c.value
+
+
+def _folded(function: Callable[..., Any] | None, dtype: DType, *operands: Const) -> Const | None:
+    """function(operands) as a literal; None where there is no function, or NumPy does not compute as the language."""
+    if function is None or any(c.type.is_float and c.type.name not in _IEEE for c in operands):
+        return None
+    with np.errstate(all="ignore"):
+        return const(function(*map(_scalar, operands)), dtype)
 
 
 def fold_binary(op: str, a: Const, b: Const) -> Const | None:
@@ -161,76 +107,25 @@ def fold_binary(op: str, a: Const, b: Const) -> Const | None:
     dtype = a.type
     if dtype.is_vector or b.type is not dtype:
         return None
-    if dtype.is_bool:
-        if op in ("and", "bitand"):
-            return const(a.value and b.value, BOOL)
-        if op in ("or", "bitor"):
-            return const(a.value or b.value, BOOL)
-        if op in ("eq", "ne", "bitxor"):
-            return const((a.value == b.value) == (op == "eq"), BOOL)
-        return None
-    if dtype.is_int:
-        value = _fold_int(op, a.value, b.value, dtype)
-        return None if value is None else const(value, BOOL if op in COMPARISONS else dtype)
-    if dtype.name not in _IEEE:
-        return None
-    if op in _COMPARE:
-        return const(_COMPARE[op](a.value, b.value), BOOL)
-    if op in ("min", "max"):
-        return _fold_extreme(op, a, b)
-    if op in _FLOAT:
-        with np.errstate(all="ignore"):
-            return const(float(_FLOAT[op](_scalar(a), _scalar(b))), dtype)
-    return None
-
-
-def _fold_extreme(op: str, a: Const, b: Const) -> Const | None:
-    """min and max of floats: NaN is left to the targets, -0 is below +0."""
-    if math.isnan(a.value) or math.isnan(b.value):
-        return None
-
-    def key(c: Const) -> tuple[float, float]:
-        return c.value, math.copysign(1.0, c.value)
-
-    return min(a, b, key=key) if op == "min" else max(a, b, key=key)
+    if op in ("and", "or"):
+        return const(a.value and b.value if op == "and" else a.value or b.value, BOOL)
+    if dtype.is_int and ((op in _DIVISIONS and b.value == 0) or (op in ("shl", "shr") and b.value < 0) or op == "div"):
+        return None  # reported in checked mode: stays
+    if op in ("min", "max") and (a.value != a.value or b.value != b.value):
+        return None  # NaN is left to the targets
+    return _folded(arithmetic.binary(op, dtype, False), BOOL if op in COMPARISONS else dtype, a, b)
 
 
 def fold_unary(op: str, x: Const) -> Const | None:
-    dtype, value = x.type, x.value
-    if dtype.is_vector:
-        return None
-    if dtype.is_bool:
-        return const(not value, BOOL) if op == "not" else None
-    if dtype.is_int:
-        if op == "neg":
-            return const(-value, dtype)
-        if op == "bitnot":
-            return const(~value, dtype)
-        return const(abs(value), dtype) if op == "abs" else None
-    if dtype.name not in _IEEE:
-        return None
-    if op == "neg":
-        return const(-value, dtype)
-    if op == "abs":
-        return const(abs(value), dtype)
-    if op in ("sqrt", "floor", "ceil", "trunc", "rint"):
-        with np.errstate(all="ignore"):
-            return const(float(getattr(np, op)(_scalar(x))), dtype)
-    return None
+    return None if x.type.is_vector else _folded(arithmetic.unary(op, x.type, False), x.type, x)
 
 
 def fold_cast(x: Const, dtype: DType) -> Const | None:
     """The literal converted by the one table of conversions."""
-    src = x.type
-    if dtype.is_vector or src.is_vector or "handle" in (src.kind, dtype.kind):
+    if dtype.is_vector or x.type.is_vector or "handle" in (x.type.kind, dtype.kind):
         return None
-    if dtype.is_int and not src.is_float:
-        return const(int(x.value), dtype)
-    from tiledsl.conversions import convert
-
     with np.errstate(all="ignore"):
-        value = convert(np.array([x.value], src.numpy), src, dtype)[0]
-    return const(bool(value) if dtype.is_bool else int(value) if dtype.is_int else float(value), dtype)
+        return const(arithmetic.cast(x.type, dtype, False)(_scalar(x)), dtype)
 
 
 # -- operators ---------------------------------------------------------------------------------------------

@@ -1,27 +1,50 @@
-"""The operators of the language on NumPy values (language.md 0.7 and 0.12).
+"""The operators of the language on values (language.md 0.7, 0.12): what folding, the host and the interpreter compute.
 
-Floats: arrays or NumPy scalars of the storage type. Integers and bools: arrays; Python ints go through
-`tiledsl.analysis.evaluate`. Everything runs under `np.errstate(all="ignore")`.
+Floats: arrays or NumPy scalars of the storage type. Integers and bools: arrays, or Python ints and bools. Arrays and
+floats run under `np.errstate(all="ignore")`.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from tiledsl.analysis.evaluate import COMPARE, convert_scalar, int_binary, int_unary, wrapper
 from tiledsl.conversions import converter
 from tiledsl.dtypes import DType, as_dtype
 
 __all__ = [
-    "binary", "cast", "combine_lanes", "fmax", "fmin", "highest", "lowest", "ordered_keys", "unary",
+    "binary", "cast", "combine_lanes", "extremes", "fmax", "fmin", "int_range", "ordered_keys", "unary", "wrapper",
 ]  # fmt: skip
 
 Function1 = Callable[[Any], Any]
 Function2 = Callable[[Any, Any], Any]
 _F32 = as_dtype("float32")
+
+
+# -- ranges of integers -----------------------------------------------------------------------------------
+
+
+def int_range(dtype: DType) -> tuple[int, int]:
+    """Smallest and largest value of an integer type (bool: 0, 1)."""
+    if dtype.is_bool:
+        return 0, 1
+    if dtype.kind == "int":
+        return -(1 << (dtype.bits - 1)), (1 << (dtype.bits - 1)) - 1
+    return 0, (1 << dtype.bits) - 1
+
+
+def wrapper(dtype: DType) -> Callable[[int], int]:
+    """The function that wraps a Python int at an integer type: modulo 2**bits, into its range."""
+    low, high = int_range(dtype)
+    span = 1 << dtype.bits
+
+    def wrap(v: int) -> int:
+        return v if low <= v <= high else (v - low) % span + low
+
+    return wrap
 
 
 # -- float max and min: NaN is ignored, -0 lies below +0 ---------------------------------------------
@@ -56,10 +79,6 @@ def ordered_keys(x: Any) -> Any:
 # -- tables -----------------------------------------------------------------------------------------------
 
 
-def _floordiv_float(a: Any, b: Any) -> Any:
-    return np.floor(a / b)
-
-
 def _truncdiv(a: Any, b: Any) -> Any:
     down = np.floor_divide(a, b)
     inexact = (np.remainder(a, b) != 0) & ((a < 0) != (b < 0))
@@ -71,9 +90,14 @@ def _truncmod(a: Any, b: Any) -> Any:
     return rest - np.where((rest != 0) & ((a < 0) != (b < 0)), b, 0)
 
 
+def _python_truncdiv(a: int, b: int) -> int:
+    quotient = abs(a) // abs(b) if b else 0
+    return quotient if (a < 0) == (b < 0) else -quotient
+
+
 _FLOAT: dict[str, Function2] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": fmax, "min": fmin,
-    "floordiv": _floordiv_float,
+    "floordiv": lambda a, b: np.floor(a / b),
 }  # fmt: skip
 _INT: dict[str, Function2] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "floordiv": np.floor_divide, "floormod": np.remainder,
@@ -81,13 +105,27 @@ _INT: dict[str, Function2] = {
     "bitand": np.bitwise_and, "bitor": np.bitwise_or, "bitxor": np.bitwise_xor, "shl": np.left_shift,
     "shr": np.right_shift,
 }  # fmt: skip
+# On Python ints, before they wrap. Division by zero gives 0 (as does the remainder); a shift by the width or more, or
+# by a negative count, gives 0, an arithmetic shift right the sign. No type is wider than 64 bits.
+_PYTHON: dict[str, Function2] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": lambda a, b: a // b if b else 0,
+    "floormod": lambda a, b: a % b if b else 0, "truncdiv": _python_truncdiv,
+    "truncmod": lambda a, b: a - b * _python_truncdiv(a, b) if b else 0, "div": _python_truncdiv,
+    "max": max, "min": min, "bitand": operator.and_, "bitor": operator.or_, "bitxor": operator.xor,
+    "shl": lambda a, b: a << min(b, 64) if b >= 0 else 0, "shr": lambda a, b: a >> (b if b >= 0 else 64),
+}  # fmt: skip
+_ON_BOOLS = frozenset(["bitand", "bitor", "bitxor", "min", "max"])
+_NEVER_WRAPS = _ON_BOOLS | {"shr", "floormod", "truncmod"}
 _COMPARE: dict[str, Function2] = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
 }  # fmt: skip
+_PYTHON_COMPARE: dict[str, Function2] = {op: getattr(operator, op) for op in _COMPARE}
 _UNARY: dict[str, Function1] = {
     "neg": np.negative, "abs": np.abs, "sqrt": np.sqrt, "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc,
     "rint": np.rint, "bitnot": np.invert, "not": np.logical_not,
 }  # fmt: skip
+_PYTHON_UNARY: dict[str, Function1] = {"neg": operator.neg, "abs": abs, "bitnot": operator.invert}
+_PYTHON_UNARY_BOOL: dict[str, Function1] = {"abs": bool, "bitnot": operator.not_}
 
 
 def binary(op: str, dtype: DType, array: bool) -> Function2 | None:
@@ -100,20 +138,21 @@ def binary(op: str, dtype: DType, array: bool) -> Function2 | None:
         if array:
             return _COMPARE[op]
         if not dtype.is_float:
-            return COMPARE[op]
+            return _PYTHON_COMPARE[op]
         compare = _COMPARE[op]
         return lambda a, b: bool(compare(a, b))
     if dtype.is_float:
         function = _FLOAT.get(op)
         return _through_float32(function, dtype) if function is not None and dtype.bits < 16 else function
     if not array:
-        try:
-            return int_binary(op, dtype)
-        except KeyError:
-            return None
-    if dtype.bits == 4:
-        return None
-    return _INT.get(op)
+        plain = _PYTHON.get(op) if op in _ON_BOOLS or not dtype.is_bool else None
+        return plain if plain is None or op in _NEVER_WRAPS else _wrapping(plain, dtype)
+    return _INT.get(op) if dtype.bits != 4 else None
+
+
+def _wrapping(function: Callable[..., int], dtype: DType) -> Callable[..., int]:
+    wrap = wrapper(dtype)
+    return lambda *args: wrap(function(*args))
 
 
 def unary(op: str, dtype: DType, array: bool) -> Function1 | None:
@@ -124,14 +163,13 @@ def unary(op: str, dtype: DType, array: bool) -> Function1 | None:
         if function is None or op in ("bitnot", "not"):
             return None
         return _through_float32(function, dtype) if dtype.bits < 16 else function
-    if not array:
-        try:
-            return int_unary(op, dtype)
-        except KeyError:
-            return None
     if op in ("floor", "ceil", "trunc", "rint"):
         return lambda x: x
-    return None if op == "sqrt" else _UNARY.get(op)
+    if array:
+        return None if op == "sqrt" else _UNARY.get(op)
+    if op == "not" or dtype.is_bool:
+        return operator.not_ if op == "not" else _PYTHON_UNARY_BOOL.get(op)
+    return _wrapping(_PYTHON_UNARY[op], dtype) if op in _PYTHON_UNARY else None
 
 
 def _through_float32(function: Callable[..., Any], dtype: DType) -> Callable[..., Any]:
@@ -150,31 +188,27 @@ def cast(src: DType, dst: DType, array: bool) -> Function1:
     src, dst = src.scalar, dst.scalar
     if src is dst:
         return lambda x: x
+    convert = converter(src, dst)
     if array:
-        return converter(src, dst)
+        return convert
     if src.is_int and dst.is_int:
         return wrapper(dst)
     if src.bits <= 32 and not src.is_float and dst.name in ("float32", "float64"):
         # at most 33 bits: exact in float64, so that one rounding follows
         return dst.numpy.type
-    return lambda x: convert_scalar(x, src, dst)
+    if dst.is_float:
+        return lambda x: convert(np.asarray(x, src.numpy))[()]
+    return lambda x: convert(np.asarray(x, src.numpy)).item()
 
 
 # -- reductions ---------------------------------------------------------------------------------------------
 
 
-def lowest(dtype: DType) -> Any:
-    """The identity of max: -inf, or the smallest integer."""
+def extremes(dtype: DType) -> tuple[Any, Any]:
+    """The identities of max and min: -inf and +inf, or the smallest and the largest integer."""
     if dtype.is_float:
-        return dtype.numpy.type(-np.inf)
-    return False if dtype.is_bool else int(np.iinfo(dtype.numpy).min)
-
-
-def highest(dtype: DType) -> Any:
-    """The identity of min: +inf, or the largest integer."""
-    if dtype.is_float:
-        return dtype.numpy.type(np.inf)
-    return True if dtype.is_bool else int(np.iinfo(dtype.numpy).max)
+        return dtype.numpy.type(-np.inf), dtype.numpy.type(np.inf)
+    return (False, True) if dtype.is_bool else int_range(dtype)
 
 
 def combine_lanes(x: Any, function: Function2) -> Any:
