@@ -97,6 +97,7 @@ def checks(X: T.Tensor((M,), "int32")):
     with T.Kernel(T.ceildiv(M, 4), threads=1) as bx:
         for i in T.serial(4):
             T.device_assert(X[bx * 4 + i] < 10, "values stay below ten")
+            T.device_assert(X[bx * 4 + i] > -10, "values stay\nabove minus ten")
             X[bx * 4 + i] = X[bx * 4 + i] + 1
 
 
@@ -109,6 +110,9 @@ def talks(X: T.Tensor((M,), "float16")):
         T.print(X[bx], "value")
         T.print(bx * 2)
         T.print(s, "tile")
+        square = T.alloc_shared((2, 2), "float32")
+        T.fill(square, X[bx])
+        T.print(square, "two\nlines, and a square")
         T.print("done {with} this")
 
 
@@ -239,7 +243,15 @@ def test_prints_are_the_same_on_every_target(capsys):
     x = np.array([1.5, -2, 1000], np.float16)
     kernel(x, target="numpy")
     expected = capsys.readouterr().out
-    assert expected.splitlines()[-4:] == ["value 1e+03", "4", "tile [1000. 1001. 1002.]", "done {with} this"]
+    assert expected.splitlines()[-7:] == [
+        "value 1e+03",
+        "4",
+        "tile [1000. 1001. 1002.]",
+        "two",
+        "lines, and a square [[1000. 1000.]",
+        " [1000. 1000.]]",
+        "done {with} this",
+    ]
     kernel(x, target="numba")
     assert capsys.readouterr().out == expected
 
@@ -252,6 +264,10 @@ def test_failed_asserts_name_the_line(target, golden):
     with pytest.raises(TileRuntimeError) as caught:
         kernel(x, target=target)
     golden("errors/device_assert", without_lines(caught.value))
+    x[6] = -10
+    with pytest.raises(TileRuntimeError, match="values stay\nabove minus ten") as caught:
+        kernel(x, target=target)
+    assert caught.value.notes == ("where bx = 1, i = 2",)
 
 
 def test_a_full_ring_says_how_much_is_missing(capsys):

@@ -2,7 +2,7 @@
 
 Compiled code leaves numbers behind, and the runtime makes the text of them. After this pass the message of a
 print or assert is a template (str.format) with one `{}` for each value in order (an assert's condition aside), so
-that the text is the interpreter's. A second line of an assert's template is its note.
+that the text is the interpreter's. The last line of an assert's template is its note.
 """
 
 from __future__ import annotations

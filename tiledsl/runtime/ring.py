@@ -59,12 +59,14 @@ class Ring:
         records = list(self.records())
         self.reset()
         for site, values in records:
-            text, _, note = site.message.format(*map(str, values)).partition("\n")
+            text = site.message.format(*map(str, values))
             if site.kind == "print":
                 print(text)
-            else:
-                notes = (note,) if note else ()
-                raise TileRuntimeError(f"device_assert failed{': ' if text else ''}{text}", site.loc, notes)
+                continue
+            text, _, where = text.rpartition("\n") if "\n" in text else (text, "", "")
+            raise TileRuntimeError(
+                f"device_assert failed{': ' if text else ''}{text}", site.loc, (where,) if where else ()
+            )
         if lost:
             print(f"... {lost} words of print output did not fit; set {config.PRINT_BUFFER.env} higher")
 
