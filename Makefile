@@ -10,13 +10,22 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --
 # Two workers: the suite compiles a lot, and worker start-up is small against that.
 PYTEST_ARGS ?= -n 2
 
-.PHONY: demo test lint format types check clean
+FUZZ_ARGS ?=
+
+.PHONY: demo test fuzz fuzz-long lint format types check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tiledsl demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Generated kernels on every target for ten minutes, or for eight hours; failures are saved as files under .fuzz.
+fuzz: $(VENV)/.test
+	$(BIN)/python -m tiledsl.testing.fuzz_run --minutes 10 $(FUZZ_ARGS)
+
+fuzz-long: $(VENV)/.test
+	$(BIN)/python -m tiledsl.testing.fuzz_run --minutes 480 $(FUZZ_ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -35,7 +44,7 @@ check: $(VENV)/.test
 	$(BIN)/python .ci/goldens.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz demo.png
 
 $(VENV)/.python:
 	@test -n "$(PYTHON)" || { echo "tiledsl needs Python >= 3.11 on the path (or: make PYTHON=/path/to/python ...)"; exit 1; }

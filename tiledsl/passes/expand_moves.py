@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 from tiledsl.analysis.bounds import Facts
 from tiledsl.analysis.scopes import ScopedRewriter
+from tiledsl.dtypes import as_dtype
 from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir import build
 from tiledsl.ir.buffer import Buffer
-from tiledsl.ir.expr import Expr, Load, Var
+from tiledsl.ir.expr import Binary, Const, Expr, Load, Var
 from tiledsl.ir.stmt import Copy, Fill, Function, If, Let, Parallel, Stmt, Store
 from tiledsl.ir.walk import loads_of
 
@@ -107,8 +108,17 @@ def _along(start: Expr, dim: int, axes: Iterable[int], nest: list[Var]) -> Expr:
     index = start
     for v, axis in zip(nest, axes, strict=True):
         if axis == dim:
-            index = build.add(*build.same_type(index, v))
+            index = build.add(*build.same_type(_signed(index), v))
     return index
+
+
+def _signed(start: Expr) -> Expr:
+    """A start to which steps may be added: an unsigned one would wrap from its end back to 0, into range."""
+    if start.dtype.kind != "uint" or isinstance(start, Const):
+        return start
+    if start.dtype.bits == 64:
+        start = Binary("min", start, Const(1 << 62, start.dtype), loc=start.loc)
+    return build.cast(start, as_dtype("int64"), start.loc)
 
 
 def _nest(nest: list[Var], domain: tuple[Expr, ...], tests: list[Expr], store: Store, annotations: Any) -> Stmt:

@@ -52,7 +52,9 @@ class Expressions(Source):
     def within(self, limit: int, depth: int = 1) -> str:
         """An int in 0 ... limit - 1, whatever the data are."""
         fits = [n.text for n in self.scope.names if n.kind == "int" and 0 < n.top <= limit]
-        how = self.pick(["name"] * (3 * bool(fits)) + ["constant"] + ["mod", "clamp"] * (depth > 0) + ["mirror"] * bool(fits))
+        how = self.pick(
+            ["name"] * (3 * bool(fits)) + ["constant"] + ["mod", "clamp"] * (depth > 0) + ["mirror"] * bool(fits)
+        )
         if how == "name":
             return self.pick(fits)
         if how == "mirror":
@@ -68,7 +70,12 @@ class Expressions(Source):
         bounded = [n.text for n in self.scope.names if n.kind == "int" and n.top > 0]
         blocks = [n.text for n in self.scope.names if n.text in ("bx", "by", "bz")]
         tile = self.pick((16, 8, 4, 3, 17))
-        how = self.pick(["tiled"] * bool(blocks and bounded) + ["sum"] * bool(bounded) + ["constant", "within"] + ["any"] * (depth > 0))
+        how = self.pick(
+            ["tiled"] * bool(blocks and bounded)
+            + ["sum"] * bool(bounded)
+            + ["constant", "within"]
+            + ["any"] * (depth > 0)
+        )
         if how == "tiled":
             return f"{self.pick(blocks)} * {tile} + {self.pick(bounded)}"
         if how == "sum":
@@ -116,7 +123,9 @@ class Expressions(Source):
         if how == "cast":
             return f"T.cast({self.real(depth - 1)}, '{self.pick(FLOATS)}')"
         if how == "from int":
-            return self.pick(("T.float32({})", "T.float16({})", "T.bfloat16({})", "T.float64({})")).format(self.whole(depth - 1))
+            return self.pick(("T.float32({})", "T.float16({})", "T.bfloat16({})", "T.float64({})")).format(
+                self.whole(depth - 1)
+            )
         if how == "choice":
             self.saw("lazy choice")
             parts = self.truth(depth - 1), self.real(depth - 1), self.real(depth - 1)
@@ -133,7 +142,9 @@ class Expressions(Source):
             return f"T.fma({self.real(depth - 1)}, {self.real(depth - 1)}, {self.leaf('float')})"
         if how == "clamp":
             return f"T.clamp({self.real(depth - 1)}, {self.leaf('float')}, {self.leaf('float')})"
-        bits, floats = self.pick((("int32", "float32"), ("uint16", "float16"), ("uint16", "bfloat16"), ("uint64", "float64")))
+        bits, floats = self.pick(
+            (("int32", "float32"), ("uint16", "float16"), ("uint16", "bfloat16"), ("uint64", "float64"))
+        )
         return f"T.reinterpret(T.cast({self.whole(depth - 1)}, '{bits}'), '{floats}')"
 
     # -- ints ------------------------------------------------------------------------------------------------------
@@ -141,7 +152,9 @@ class Expressions(Source):
     def whole(self, depth: int = 2) -> str:
         if depth <= 0:
             return self.leaf("int")
-        how = self.pick(("leaf", "literal", "pair", "pair", "cast", "shift", "choice", "from float", "unary", "from bool"))
+        how = self.pick(
+            ("leaf", "literal", "pair", "pair", "cast", "shift", "choice", "from float", "unary", "from bool")
+        )
         if how == "leaf":
             return self.leaf("int")
         if how == "pair":
@@ -152,7 +165,9 @@ class Expressions(Source):
         if how == "cast":
             return f"T.cast({self.whole(depth - 1)}, '{self.pick(INTS)}')"
         if how == "shift":
-            return f"({self.whole(depth - 1)} {self.pick(('<<', '>>'))} {self.pick((self.leaf('int'), '1', '3', '31'))})"
+            return (
+                f"({self.whole(depth - 1)} {self.pick(('<<', '>>'))} {self.pick((self.leaf('int'), '1', '3', '31'))})"
+            )
         if how == "choice":
             return f"T.if_then_else({self.truth(depth - 1)}, {self.whole(depth - 1)}, {self.leaf('int')})"
         if how == "unary":

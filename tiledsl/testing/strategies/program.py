@@ -66,7 +66,9 @@ def _draw(dtype: Any, shape: tuple[int, ...], values: str, rng: np.random.Genera
             return rng.integers(0, 256, count * dtype.bytes, np.uint8).view(dtype.numpy).reshape(shape)
         if values == "special":
             info = np.iinfo(dtype.numpy)
-            pool = np.array([0, 1, info.max, info.min, info.max - 1, info.min + 1, 2, 7, dtype.bits - 1, dtype.bits], dtype.numpy)
+            pool = np.array(
+                [0, 1, info.max, info.min, info.max - 1, info.min + 1, 2, 7, dtype.bits - 1, dtype.bits], dtype.numpy
+            )
             return rng.choice(pool, shape)
         return np.asarray(rng.integers(low, 60 if values == "index" else 9, shape)).astype(dtype.numpy)
     if values == "whole":

@@ -122,7 +122,6 @@ class Scope:
         return [n for n in self.names if n.kind == kind and not (n.roots & self.forbid)]
 
 
-
 class Source:
     """Draws, and the text that grows."""
 

@@ -53,7 +53,16 @@ class Statements(Expressions):
         tiles = [b for b in self.scope.buffers if b.is_tile]
         options: list[Callable[[int], None]] = [self.parallel] * 5 + [self.tile] * 2
         if tiles:
-            options += [self.copy_in, self.tile_copy, self.reduce, self.gemm, self.gemm, self.fill, self.store, self.view]
+            options += [
+                self.copy_in,
+                self.tile_copy,
+                self.reduce,
+                self.gemm,
+                self.gemm,
+                self.fill,
+                self.store,
+                self.view,
+            ]
         options += [self.copy_out, self.let, self.variable, self.assign, self.hint]
         if nest > 0:
             options += [self.loop, self.loop, self.branch, self.while_loop, self.macro, self.meta]
@@ -130,9 +139,7 @@ class Statements(Expressions):
     def tile_copy(self, nest: int) -> None:
         """Between tiles: whole ones, boxes, and boxes that run over the edge."""
         found = self.tiles()
-        pairs = [
-            (a, b) for a in self.tiles(writable=False) for b in found if a.root != b.root and a.rank == b.rank
-        ]
+        pairs = [(a, b) for a in self.tiles(writable=False) for b in found if a.root != b.root and a.rank == b.rank]
         if not pairs:
             return self.tile_from(nest)
         a, b = self.pick(pairs)
@@ -147,7 +154,7 @@ class Statements(Expressions):
             for limit, size in zip(x.extents, box, strict=True):
                 if wild and size > 1:
                     p = self.fresh("p")
-                    self.put(f"{p} = {self.whole(1)}")
+                    self.put(f"{p} = {self.whole(1)} + lin")
                     self.saw("clipped tile copy")
                     parts.append(f"{p}:{p} + {size}")
                 else:
@@ -171,7 +178,11 @@ class Statements(Expressions):
             self.tile(nest)
             found = self.tiles(writable=False)
         t = self.pick(found)
-        fits = [o for o in self.outputs() if o.rank == t.rank and all(x >= y for x, y in zip(o.extents, t.extents, strict=True))]
+        fits = [
+            o
+            for o in self.outputs()
+            if o.rank == t.rank and all(x >= y for x, y in zip(o.extents, t.extents, strict=True))
+        ]
         o = self.pick(fits) if fits and self.chance(50) else self.output(t.extents, self.pick((t.dtype, *_STORED)))
         starts = [s or "0" for s in o.starts]
         if not t.frozen and self.chance(25):
@@ -193,7 +204,7 @@ class Statements(Expressions):
             size = 1 + self.below(n)
             if self.chance(30):
                 p = self.fresh("p")
-                self.put(f"{p} = {self.whole(1)}")
+                self.put(f"{p} = {self.whole(1)} + lin")
                 parts.append(f"{p}:{p} + {size}" if size > 1 else f"{self.below(n)}:{n}")
             else:
                 at = self.below(n - size + 1)
@@ -255,7 +266,9 @@ class Statements(Expressions):
         else:
             n = self.pick(_GEMM_SIZES)
             b = self.operand((n, k) if tb else (k, n), dtype)
-        results = {"float64": ("float64",), "int8": ("int32",), "uint8": ("int32",)}.get(dtype, ("float32", "float16", "bfloat16"))
+        results = {"float64": ("float64",), "int8": ("int32",), "uint8": ("int32",)}.get(
+            dtype, ("float32", "float16", "bfloat16")
+        )
         out = [c for c in self.tiles() if c.extents == (m, n) and c.dtype in results and c.root not in (a.root, b.root)]
         clear = ""
         if out and self.chance(70):
@@ -560,7 +573,12 @@ class Statements(Expressions):
         if b.kind == "int" and self.chance(50):
             self.retype(b, total)
             return
-        shapes = [(total,), (1, total), (total, 1), (*b.extents[:-2], b.extents[-1], b.extents[-2]) if b.rank > 1 else (total,)]
+        shapes = [
+            (total,),
+            (1, total),
+            (total, 1),
+            (*b.extents[:-2], b.extents[-1], b.extents[-2]) if b.rank > 1 else (total,),
+        ]
         shape = self.pick(shapes)
         name = self.fresh("V")
         self.saw("reshape")

@@ -1,0 +1,97 @@
+"""Bugs that generated kernels found, each as the smallest kernel that shows it."""
+
+# mypy: disable-error-code="no-untyped-def,valid-type,misc"
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import tiledsl
+import tiledsl.language as T
+from tiledsl.interp import Options, run
+from tiledsl.passes import ExpandMoves
+from tiledsl.testing import assert_targets_agree
+
+
+def agree(kernel: Any, *args: Any) -> None:
+    assert_targets_agree(tiledsl.compile(kernel), *args)
+
+
+@pytest.mark.parametrize(
+    ("src", "dst"),
+    [("int32", "int16"), ("int32", "int8"), ("int16", "int8"), ("float32", "bfloat16"), ("int64", "int32")],
+)
+def test_a_tail_of_one_narrow_element_leaves_its_neighbours(src: str, dst: str) -> None:
+    """LLVM stored the single lane of the tail without truncating it, over the elements beside it."""
+    kinds = {"bfloat16": ml_dtypes.bfloat16}
+
+    def kernel(A: T.Tensor((4, 17), src), B: T.Tensor((4, 40), dst)):
+        with T.Kernel(1):
+            for i, j in T.Parallel(4, 17):
+                B[i, j] = A[i, j]
+
+    A = np.full((4, 17), 3, src)
+    agree(T.prim_func(kernel), A, np.full((4, 40), 1, kinds.get(dst, dst)))
+
+
+def test_a_variable_of_an_iteration_is_not_invariant() -> None:
+    @T.prim_func
+    def kernel(s: T.float32, A: T.Tensor((33, 4), "float32"), B: T.Tensor((33, 4), "float32")):
+        with T.Kernel(1):
+            for i, j in T.Parallel(33, 4):
+                v = T.alloc_var("float32", s + A[i, j])
+                B[i, j] = T.max(v, s) * A[i, j]
+
+    agree(kernel, 0.5, np.random.default_rng(0).standard_normal((33, 4)).astype(np.float32), np.zeros((33, 4), np.float32))
+
+
+def test_a_uniform_element_under_a_mask_is_no_array_in_the_checked_mode() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((8,), "float32"), B: T.Tensor((8,), "int32")):
+        with T.Kernel(1) as bx:
+            for i in T.Parallel(8):
+                if A[i] > 0:
+                    B[i] = T.cast(A[bx], "int32") if A[bx + 1] > 0 else 7
+
+    A, B = np.array([3, -1, 2, 5, -2, 0, 1, 4], np.float32), np.zeros(8, np.int32)
+    run(kernel.function, [A, B], Options.checked())
+    assert B.tolist() == [7, 0, 7, 7, 0, 0, 7, 7]
+
+
+def test_choices_inside_one_anothers_conditions_end() -> None:
+    """A gather's guard led the bounds prover back to the choice it came from."""
+    n = T.dynamic("n")
+
+    @T.prim_func
+    def kernel(A: T.Tensor((5,), "float32"), I: T.Tensor((n, 132), "int64"), B: T.Tensor((n, 20), "float16")):
+        with T.Kernel(T.ceildiv(n, 33)) as bx:
+            for i, j in T.Parallel(32, 6):
+                r = bx * 31
+                B[bx * 33 + i, j] = T.bfloat16(
+                    I[r, I[r + (I[r, 47 - bx] % 31), T.min(T.max(I[r + (I[r + j, I[r + (I[r + 30, bx] % 31), bx] % 48] % 31), bx], 0), 47)] % 48]
+                )  # fmt: skip
+
+    I = np.random.default_rng(0).integers(-4, 60, (40, 132))
+    agree(kernel, np.zeros(5, np.float32), I, np.zeros((40, 20), np.float16))
+
+
+@pytest.mark.parametrize("dtype", ["uint32", "uint64"])
+def test_a_box_that_starts_near_the_end_of_an_unsigned_type_is_out_of_range(dtype: str) -> None:
+    """start + step wrapped to 0, into range."""
+
+    @T.prim_func
+    def kernel(P: T.Tensor((1,), dtype), A: T.Tensor((8,), "float32"), B: T.Tensor((8,), "float32")):
+        with T.Kernel(1) as bx:
+            x = T.alloc_shared((8,), "float32")
+            T.copy(A[P[bx]], x)
+            T.copy(x, B)
+
+    P, A = np.array([2 ** np.iinfo(dtype).bits - 3], dtype), np.arange(8, dtype=np.float32) + 1
+    want, got = np.ones(8, np.float32), np.ones(8, np.float32)
+    run(kernel.function, [P, A, want])
+    run(ExpandMoves()(kernel.function), [P, A, got])
+    assert not want.any() and not got.any()
+    agree(kernel, P, A, np.ones(8, np.float32))

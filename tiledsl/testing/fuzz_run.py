@@ -1,0 +1,151 @@
+"""Fuzzing for a while: `python -m tiledsl.testing.fuzz_run --minutes 10`.
+
+Draws programs, checks each in every way, makes failing ones smaller and saves them as files that run by themselves.
+A round of programs follows from its number alone; the folder remembers the next number, so that runs continue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tiledsl.errors import InternalError
+from tiledsl.ir.walk import walk
+from tiledsl.testing.fuzz import COMPILING, ORACLES, check
+from tiledsl.testing.reduce import reduce
+from tiledsl.testing.strategies import Program, programs
+
+__all__ = ["Session", "drawn", "failure_key", "main"]
+
+_ROUND = 20
+
+
+def drawn(number: int, count: int = _ROUND, most: int = 12) -> Iterator[Program]:
+    """The programs of one round."""
+    from hypothesis import HealthCheck, Phase, given, seed, settings
+
+    found: list[Program] = []
+
+    @seed(number)
+    @settings(max_examples=count, database=None, deadline=None, suppress_health_check=list(HealthCheck),
+              phases=[Phase.generate])  # fmt: skip
+    @given(programs(most))
+    def collect(program: Program) -> None:
+        found.append(program)
+
+    collect()
+    return iter(found[:count])
+
+
+def failure_key(error: BaseException) -> str:
+    """What makes two failures one: the kind of error, the line of this package that raised it, and its words without
+    numbers and names of buffers."""
+    cause = error.__cause__ if isinstance(error, InternalError) and error.__cause__ is not None else error
+    frames = traceback.extract_tb(cause.__traceback__) or traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if "tiledsl" in f.filename or "backends" in f.filename] or list(frames)
+    where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
+    words = re.sub(r"\b[A-Z]?\d+\b|\d+", "#", str(error).splitlines()[0] if str(error) else "")
+    return f"{type(error).__name__} {where} {words}"[:160]
+
+
+@dataclass
+class Session:
+    """What a run has seen."""
+
+    folder: Path
+    most: int = 12
+    compile_every: int = 2  # every how many programs the compiled targets are run, too
+    programs: int = 0
+    compiled: int = 0
+    statements: list[int] = field(default_factory=list)
+    features: Counter[str] = field(default_factory=Counter)
+    nodes: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+
+    def try_one(self, program: Program, seconds: float) -> None:
+        """Check one program; the first failure of its kind is reduced (for that long) and saved."""
+        compiled = self.programs % self.compile_every == 0
+        names = [n for n in ORACLES if compiled or n not in COMPILING]
+        self.programs += 1
+        self.compiled += compiled
+        self.statements.append(program.statements)
+        self.features.update(program.features)
+        try:
+            self.nodes.update({type(n).__name__ for n in walk(program.function.kernels)})
+            check(program, 0, names)
+        except Exception as error:
+            key = failure_key(error)
+            self.failures[key] += 1
+            if self.failures[key] == 1:
+                self.save(program, key, error, names, seconds)
+
+    def save(self, program: Program, key: str, error: Exception, names: Sequence[str], seconds: float) -> None:
+        def same(candidate: Program) -> bool:
+            try:
+                check(candidate, 0, ["checked", *names])
+            except Exception as e:
+                return failure_key(e) == key
+            return False
+
+        small = reduce(program, same, seconds)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = re.sub(r"\W+", "-", key).strip("-").lower()[:80]
+        path = self.folder / f"{name}.py"
+        path.write_text(small.text(0, f"{key}\n{error}"), encoding="utf-8")
+        print(f"\nfailure: {key}\n  saved as {path}", file=sys.stderr)
+
+    def report(self, seconds: float) -> dict[str, Any]:
+        ordered = sorted(self.statements)
+        return {
+            "seconds": round(seconds),
+            "programs": self.programs,
+            "programs run by compiled targets": self.compiled,
+            "median statements": ordered[len(ordered) // 2] if ordered else 0,
+            "failures": dict(self.failures),
+            "features": dict(self.features.most_common()),
+            "tile-stage nodes": dict(self.nodes.most_common()),
+        }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the number of kinds of failures, at most 100."""
+    parser = argparse.ArgumentParser(prog="python -m tiledsl.testing.fuzz_run", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--folder", type=Path, default=Path(".fuzz"), help="failures, report and the next round")
+    parser.add_argument("--start", type=int, help="number of the first round (default: where the last run ended)")
+    parser.add_argument("--most", type=int, default=12, help="statements of a kernel, roughly, before its macros")
+    parser.add_argument("--compile-every", type=int, default=2, help="compile every n-th program")
+    given = parser.parse_args(argv)
+    session = Session(given.folder, given.most, given.compile_every)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    state = given.folder / "next-round"
+    number = given.start if given.start is not None else int(state.read_text()) if state.exists() else 0
+    begin = time.monotonic()
+    end = begin + 60 * given.minutes
+    while time.monotonic() < end:
+        for program in drawn(number, most=given.most):
+            if time.monotonic() > end:
+                break
+            session.try_one(program, min(45.0, max(5.0, end - time.monotonic())))
+            left = max(0.0, end - time.monotonic())
+            print(f"\r{session.programs} programs, {session.compiled} compiled, {len(session.failures)} kinds of "
+                  f"failures, {left / 60:.1f} minutes left ", end="", file=sys.stderr, flush=True)  # fmt: skip
+        number += 1
+        state.write_text(str(number), encoding="utf-8")
+    report = session.report(time.monotonic() - begin)
+    (given.folder / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    print(f"\n{json.dumps(report, indent=2)}")
+    return min(100, len(session.failures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
