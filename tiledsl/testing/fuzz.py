@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,29 +141,43 @@ def _passes(program: Program, kernel: JITKernel, seed: int, want: Arrays) -> Non
 # -- compiled targets --------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _workers(count: int) -> Iterator[None]:
-    old = os.environ.get(config.NUM_THREADS.env)
-    os.environ[config.NUM_THREADS.env] = str(count)
-    try:
-        yield
-    finally:
-        if old is None:
-            del os.environ[config.NUM_THREADS.env]
-        else:
-            os.environ[config.NUM_THREADS.env] = old
+_PAD = 64  # elements of canary on both sides of every array
+
+
+def _padded(args: Arrays) -> tuple[Arrays, list[tuple[Any, Any]]]:
+    """The arguments inside larger memory that is full of NaN (or the largest integer), and that memory with a copy."""
+    moved: dict[int, Any] = {}
+    memory: list[tuple[Any, Any]] = []
+    for x in args:
+        if not isinstance(x, np.ndarray) or id(x) in moved:
+            continue
+        span = 1 + sum(max(n - 1, 0) * s for n, s in zip(x.shape, x.strides, strict=True)) // x.itemsize
+        whole = np.frombuffer(b"\xff" * ((span + 2 * _PAD) * x.itemsize), np.uint8).copy().view(x.dtype)
+        if x.dtype == np.bool_:
+            whole = np.ones(span + 2 * _PAD, np.bool_)
+        inside = np.lib.stride_tricks.as_strided(whole[_PAD:], x.shape, x.strides)
+        inside[...] = x
+        moved[id(x)] = inside
+        memory.append((whole, whole.copy()))
+    return [moved.get(id(x), x) for x in args], memory
 
 
 def _targets(program: Program, kernel: JITKernel, seed: int, want: Arrays) -> None:
-    """Every target that is here, twice: bit for bit the exact interpreter's numbers."""
+    """Every target that is here gives the exact interpreter's bits: again, with one worker and with two, and with
+    canaries around every array, which it leaves alone."""
     from tiledsl.testing import available_targets
 
     for target in available_targets():
-        for repeat in (1, 2):
-            args = program.make_args(seed)
-            with contextlib.redirect_stdout(io.StringIO()):
+        for workers in (1, 2):
+            args, memory = _padded(program.make_args(seed))
+            with contextlib.redirect_stdout(io.StringIO()), config.NUM_THREADS.override(workers):
                 kernel(*args, target=target)
-            _same(f"target {target}, run {repeat}", kernel.function, want, args)
+            what = f"target {target}, {workers} workers"
+            _same(what, kernel.function, want, args)
+            for whole, before in memory:
+                ends = [x.view(np.uint8) for half in (whole, before) for x in (half[:_PAD], half[-_PAD:])]
+                if not (np.array_equal(ends[0], ends[2]) and np.array_equal(ends[1], ends[3])):
+                    raise Mismatch(what, "memory around an array was written")
 
 
 ORACLES: dict[str, Callable[[Program, JITKernel, int, Arrays], None]] = {
