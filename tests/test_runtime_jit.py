@@ -290,6 +290,8 @@ REFUSED = {
     "unhashable_option": lambda: scaled(3, by=slice(1, [2])),
     "jit_what": lambda: tiledsl.jit(3),
     "array_type": lambda: add(np.zeros(3, np.complex64), floats(3)),
+    "unknown_keyword": lambda: scaled(3)(floats(3), taget="numba"),
+    "positional_only": lambda: scaled(3)(**{scaled(3).params[0].name: floats(3)}),
     "unknown_target": lambda: scaled(3)(floats(3), target="nunba"),
     "unknown_arch": lambda: scaled(3)(floats(3), target="numpy:fast"),
     "stage_of_target": lambda: scaled(3).text("loop", "numpy"),

@@ -176,7 +176,15 @@ class BufferRef:
             )
         emit_store(self.buffer, starts, value)
 
-    def _binary_misuse(self, *_: Any) -> Any:
+    def __len__(self) -> int:
+        raise error(
+            "buffer-length",
+            TileTypeError,
+            f"{self!r} has no len()",
+            help=f"use {self.name}.shape[0], which may be a symbol",
+        )
+
+    def _binary_misuse(self, *_: Any, **__: Any) -> Any:
         raise error(
             "buffer-arithmetic",
             TileTypeError,
@@ -186,6 +194,7 @@ class BufferRef:
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _binary_misuse
     __lt__ = __le__ = __gt__ = __ge__ = __neg__ = __matmul__ = __mod__ = __floordiv__ = _binary_misuse
+    __pow__ = __and__ = __or__ = __xor__ = __array_ufunc__ = __array_function__ = _binary_misuse
 
     def _locate(self, key: Any) -> tuple[tuple[Expr, ...], tuple[Expr, ...] | None]:
         """Starts, and extents if some index is a slice."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import numpy as np
+
 from tiledsl.dtypes import DType, promote
 from tiledsl.errors import TileTypeError
 from tiledsl.frontend.describe import expr_text
@@ -47,6 +49,13 @@ _INTEGER_ONLY = frozenset(["floordiv", "floormod", "truncdiv", "truncmod"])
 _SYMBOL = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "floormod": "%", "bitand": "&", "bitor": "|",
     "bitxor": "^", "shl": "<<", "shr": ">>", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
+}  # fmt: skip
+
+_UFUNC = {
+    "subtract": "sub", "multiply": "mul", "divide": "div", "floor_divide": "floordiv", "remainder": "floormod",
+    "bitwise_and": "bitand", "bitwise_or": "bitor", "bitwise_xor": "bitxor", "left_shift": "shl", "right_shift": "shr",
+    "equal": "eq", "not_equal": "ne", "less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge",
+    "add": "add",
 }  # fmt: skip
 
 _Method = Callable[[Any, Any], Any]
@@ -157,6 +166,16 @@ class Value:
 
     def __round__(self, digits: int = 0) -> int:
         self._needs_python_value("round() needs a Python number", "use T.round(x)")
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **_: Any) -> Any:
+        """An operator whose left side is a NumPy number; NumPy's functions are refused."""
+        numbers = [x[()] if isinstance(x, np.ndarray) and x.ndim == 0 else x for x in inputs]
+        result = binary(_UFUNC[ufunc.__name__], *numbers) if ufunc.__name__ in _UFUNC else NotImplemented
+        if result is NotImplemented:
+            self._needs_python_value(
+                f"np.{ufunc.__name__} needs numbers", "the functions of kernel values are T.exp, T.max, T.floor, ..."
+            )
+        return result
 
     def __hash__(self) -> int:
         self._needs_python_value(

@@ -20,29 +20,42 @@ class _TensorAnnotation:
     """`T.Tensor(shape, dtype)` and `T.Tensor[shape, dtype]`."""
 
     def __init__(self, name: str) -> None:
-        self.__name__ = name
+        def make(shape: Any, dtype: Any = "float32") -> Any:
+            return TensorSpec.make(f"T.{name}", shape, dtype)
 
-    def __call__(self, shape: Any, dtype: Any = "float32") -> Any:
-        return TensorSpec.make(f"T.{self.__name__}", shape, dtype)
+        make.__name__ = self.__name__ = name
+        self._make = surface(make)
+
+    def __call__(self, *args: Any, **kw: Any) -> Any:
+        return self._make(*args, **kw)
 
     def __getitem__(self, key: Any) -> Any:
         if not isinstance(key, tuple) or len(key) != 2:
-            return TensorSpec.make(f"T.{self.__name__}", key, "float32")
-        return self(*key)
+            return self._make(key)
+        return self._make(*key)
 
 
 class _StridedAnnotation:
     """`T.StridedTensor(shape, strides, dtype)` and the same with brackets."""
 
-    def __call__(self, shape: Any, strides: Any, dtype: Any = "float32") -> Any:
-        return TensorSpec.make("T.StridedTensor", shape, dtype, strides)
+    __name__ = "StridedTensor"
+
+    def __init__(self) -> None:
+        def make(shape: Any, strides: Any, dtype: Any = "float32") -> Any:
+            return TensorSpec.make("T.StridedTensor", shape, dtype, strides)
+
+        make.__name__ = self.__name__
+        self._make = surface(make)
+
+    def __call__(self, *args: Any, **kw: Any) -> Any:
+        return self._make(*args, **kw)
 
     def __getitem__(self, key: Any) -> Any:
         if not isinstance(key, tuple) or not 2 <= len(key) <= 3:
             raise error(
                 "strided-arguments", TileTypeError, "T.StridedTensor[shape, strides, dtype] takes 2 or 3 arguments"
             )
-        return self(*key)
+        return self._make(*key)
 
 
 if TYPE_CHECKING:

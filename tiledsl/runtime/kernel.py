@@ -9,7 +9,7 @@ import numpy as np
 
 from tiledsl import config, ir
 from tiledsl.backend import Target, load_backend, resolve
-from tiledsl.errors import TileTypeError, TileValueError
+from tiledsl.errors import TileTypeError, TileValueError, suggest
 from tiledsl.ir.walk import walk
 from tiledsl.runtime import program
 from tiledsl.runtime.arguments import Signature
@@ -53,7 +53,9 @@ class JITKernel:
 
     # -- calling ------------------------------------------------------------------------------------------------
 
-    def __call__(self, *args: Any, out: Any = None, target: str | Target | None = None, stream: Any = None) -> Any:
+    def __call__(
+        self, *args: Any, out: Any = None, target: str | Target | None = None, stream: Any = None, **unknown: Any
+    ) -> Any:
         """Run on `args`: the parameters that are no outputs, in order. NumPy arrays, torch tensors and DLPack
         objects are used in place.
 
@@ -62,6 +64,8 @@ class JITKernel:
         first array argument. Raises TileTypeError and TileValueError for arguments that do not fit,
         TileRuntimeError when the kernel fails.
         """
+        if unknown:
+            raise self._unknown(next(iter(unknown)))
         asked = target or self.target or config.TARGET.get()
         outs = None if out is None else list(out) if isinstance(out, (list, tuple)) else [out]
         key = call_key(args if outs is None else (*args, *outs), self._keyed)
@@ -80,6 +84,14 @@ class JITKernel:
         if not outputs:
             return None
         return values[outputs[0]] if self._single else [values[i] for i in outputs]
+
+    def _unknown(self, keyword: str) -> TileTypeError:
+        known = ("out", "target", "stream")
+        help = f"pass {keyword} by its position" if keyword in {p.name for p in self.params} else None
+        return TileTypeError(
+            f"{self.function.name}: a call has no keyword {keyword!r}",
+            help=help or suggest(keyword, known) or f"keywords: {', '.join(known)}",
+        )
 
     def _plan(self, asked: str | Target, args: Sequence[Any], outs: Sequence[Any] | None) -> Plan:
         device = next((d for d in map(device_of, args) if d != "cpu"), "cpu")
