@@ -38,7 +38,6 @@ from tiledsl.ir.stmt import (
     MicroCall,
     Parallel,
     Reduce,
-    ReducerOp,
     Return,
     Scan,
     Stmt,
@@ -193,9 +192,6 @@ class Statements:
                 more(env)
 
         return bind
-
-    def _store(self, s: Store) -> Fn:
-        return self.expressions.memory.store(s)
 
     # -- branches ----------------------------------------------------------------------------------------
 
@@ -364,9 +360,6 @@ class Statements:
 
         return leave
 
-    def _continue(self, s: Continue) -> Fn:
-        return lambda env, mask: False
-
     def _return(self, s: Return) -> Fn:
         if self.scope.nest is not None:
             raise self.scope.not_yet("return inside T.Parallel")
@@ -468,9 +461,6 @@ class Statements:
             raise self.scope.not_yet("a barrier across blocks")
         return lambda env, mask: mask
 
-    def _debug(self, s: Debug) -> Fn:
-        return self.debugs.compile(s)
-
     def _micro(self, s: MicroCall) -> Fn:
         meaning = MICRO.get(s.name)
         if meaning is None:
@@ -488,27 +478,6 @@ class Statements:
             return mask
 
         return call
-
-    def _copy(self, s: Copy) -> Fn:
-        return self.tiles.copy(s)
-
-    def _fill(self, s: Fill) -> Fn:
-        return self.tiles.fill(s)
-
-    def _gemm(self, s: Gemm) -> Fn:
-        return self.tiles.gemm(s)
-
-    def _reduce(self, s: Reduce) -> Fn:
-        return self.tiles.reduce(s)
-
-    def _scan(self, s: Scan) -> Fn:
-        return self.tiles.scan(s)
-
-    def _atomic(self, s: Atomic) -> Fn:
-        return self.atomics.compile(s)
-
-    def _reducer(self, s: ReducerOp) -> Fn:
-        raise self.scope.not_yet("T.alloc_reducer")
 
 
 def _allocated(body: Sequence[Stmt]) -> set[Buffer]:
@@ -535,22 +504,21 @@ def _without(active: Any, gone: Any) -> Any:
 _COMPILERS: dict[type[Stmt], Callable[[Statements, Any], Fn]] = {
     Alloc: Statements._alloc,
     Let: Statements._let,
-    Store: Statements._store,
+    Store: lambda c, s: c.expressions.memory.store(s),
     If: Statements._if,
     For: Statements._for,
     While: Statements._while,
     Break: Statements._break,
-    Continue: Statements._continue,
+    Continue: lambda c, s: lambda env, mask: False,
     Return: Statements._return,
     Parallel: Statements._parallel,
-    Copy: Statements._copy,
-    Fill: Statements._fill,
-    Gemm: Statements._gemm,
-    Reduce: Statements._reduce,
-    Scan: Statements._scan,
+    Copy: lambda c, s: c.tiles.copy(s),
+    Fill: lambda c, s: c.tiles.fill(s),
+    Gemm: lambda c, s: c.tiles.gemm(s),
+    Reduce: lambda c, s: c.tiles.reduce(s),
+    Scan: lambda c, s: c.tiles.scan(s),
     Sync: Statements._sync,
-    Debug: Statements._debug,
+    Debug: lambda c, s: c.debugs.compile(s),
     MicroCall: Statements._micro,
-    Atomic: Statements._atomic,
-    ReducerOp: Statements._reducer,
+    Atomic: lambda c, s: c.atomics.compile(s),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ __all__ = ["Tiles", "accumulator", "reduce_array", "scan_array"]
 
 _F32, _F64, _I32, _I64 = (as_dtype(n) for n in ("float32", "float64", "int32", "int64"))
 View = Callable[[Env], Any]
+_Part = tuple[list[int], list[int]]  # low, high
 
 
 def accumulator(dtype: DType) -> DType:
@@ -45,10 +47,6 @@ class Tiles:
         """The conversion of arrays, shadowed ones included."""
         return casting(src, dst) if self.scope.options.shadow else converter(src, dst)
 
-    def widening(self, dtype: DType, acc: DType) -> Converter | None:
-        """How a gemm's operand becomes the accumulator's type; integers are widened by the product itself."""
-        return None if acc is _I32 or dtype is acc else self.converter(dtype, acc)
-
     # -- regions -----------------------------------------------------------------------------------------
 
     def view(self, region: Region, what: str, drop_leading: int = -1) -> View:
@@ -62,13 +60,8 @@ class Tiles:
         keep = buffer.rank if drop_leading < 0 else drop_leading
         if keep > buffer.rank:
             raise TileTypeError(f"{what}: {describe(buffer)} needs {keep} axes", self.scope.where)
-        whole = (
-            buffer.const_shape is not None
-            and all(isinstance(s, Const) and s.value == 0 for s in region.starts)
-            and region.extents == buffer.shape
-        )
         first = buffer.rank - keep
-        if whole and not first:
+        if region.whole and not first:
             return lambda env: env[slot]
         starts = [self.expressions.compile(s) for s in region.starts]
         extents = [self.expressions.compile(s) for s in region.extents]
@@ -129,16 +122,20 @@ class Tiles:
         self._usable(src)
         self._usable(dst)
         src_slot, dst_slot = self.scope.slot(src), self.scope.slot(dst)
-        src_box, dst_box = self._moves(s.src, s.src_axes), self._moves(s.dst, s.dst_axes)
+        src_box, dst_box = (
+            _Moves([self.expressions.compile(e) for e in region.starts], axes)
+            for region, axes in ((s.src, s.src_axes), (s.dst, s.dst_axes))
+        )
         extents = [self.expressions.compile(e) for e in s.domain]
         options = self.scope.options
         pads = src.root.scope == "global"
         safe = src.dtype.numpy.type(0 if src.safe is None else src.safe.value)
-        cast = None if src.dtype is dst.dtype else self.converter(src.dtype, dst.dtype)
-        pad = np.asarray(safe) if cast is None else cast(np.asarray(safe))
+        cast = self.converter(src.dtype, dst.dtype)
+        pad = cast(np.asarray(safe))
         noisy = options.global_oob == "report"
         report = self.scope.reporter(TileIndexError, "name the buffer in oob_allowed if the tail is meant")
         rank = len(extents)
+        zeros = [0] * rank
         perm_src, perm_dst = _alignment(s.src_axes, rank), _alignment(s.dst_axes, rank)
         tracks = options.tracks
 
@@ -150,63 +147,41 @@ class Tiles:
             place[...] = value
             env[TRACKER].write_view(dst, env, place, before, report)
 
-        def assign(env: Env, data: Any, place: Any) -> None:
-            if tracks:
-                env[TRACKER].read_view(src, env, data, report)
-            store(env, data if cast is None else cast(data), place)
-
         def copy(env: Env, mask: Any) -> Any:
             source, target = env[src_slot], env[dst_slot]
             domain = [f(env, None) for f in extents]
-            from_key, from_low, from_high = src_box(env, source.shape, domain)
-            to_key, to_low, to_high = dst_box(env, target.shape, domain)
+            src_starts, dst_starts = src_box.starts(env), dst_box.starts(env)
+            from_part = src_box.clip(src_starts, source.shape, domain)
+            to_part = dst_box.clip(dst_starts, target.shape, domain)
             if noisy:
-                for buffer, low, high in ((src, from_low, from_high), (dst, to_low, to_high)):
-                    if low is not None and buffer.root.scope == "global" and buffer.name not in options.oob_allowed:
-                        raise report(env, _tail(buffer, low, high, domain))
-            if from_key is not None and to_key is not None and from_low is None and to_low is None:
-                data = source[from_key]
-                place = target[to_key]
-                if perm_src is not None:
-                    data = data.transpose(perm_src[0])[perm_src[1]]
-                if perm_dst is not None:
-                    place = place.transpose(perm_dst[0])[perm_dst[1]]
-                    data = _last(data, place)
-                assign(env, data, place)
-                return mask
+                for buffer, part in ((src, from_part), (dst, to_part)):
+                    if part and buffer.root.scope == "global" and buffer.name not in options.oob_allowed:
+                        held = f"{describe(buffer)} holds only {part[0]} to {part[1]} of the {domain} elements"
+                        raise report(env, f"copy: {held}")
             # Clipped to what lies in both buffers; a global source pads what it does not cover.
-            low = to_low or [0] * rank
-            high = domain if to_high is None else to_high
-            both_low = low if from_low is None else [max(a, b) for a, b in zip(low, from_low, strict=True)]
-            both_high = high if from_high is None else [min(a, b) for a, b in zip(high, from_high, strict=True)]
-            if pads and (both_low != low or both_high != high) and _nonempty(low, high):
-                store(env, pad, _aligned(target[dst_box.key_of(env, low, high)], perm_dst))
-            if _nonempty(both_low, both_high):
-                data = _aligned(source[src_box.key_of(env, both_low, both_high)], perm_src)
-                place = _aligned(target[dst_box.key_of(env, both_low, both_high)], perm_dst)
-                assign(env, _last(data, place), place)
+            low, high = stored = to_part or (zeros, domain)
+            if from_part:
+                low = [max(a, b) for a, b in zip(low, from_part[0], strict=True)]
+                high = [min(a, b) for a, b in zip(high, from_part[1], strict=True)]
+                if pads and (low, high) != stored and _nonempty(*stored):
+                    store(env, pad, _aligned(target[dst_box.key(dst_starts, *stored)], perm_dst))
+            if not (from_part or to_part) or _nonempty(low, high):
+                data = _aligned(source[src_box.key(src_starts, low, high)], perm_src)
+                place = _aligned(target[dst_box.key(dst_starts, low, high)], perm_dst)
+                if perm_dst is not None:
+                    data = _last(data, place)
+                if tracks:
+                    env[TRACKER].read_view(src, env, data, report)
+                store(env, cast(data), place)
             return mask
 
         return copy
-
-    def _moves(self, region: Region, axes: tuple[int, ...]) -> _Moves:
-        starts = [self.expressions.compile(e) for e in region.starts]
-        return _Moves(starts, axes)
 
     def fill(self, s: Fill) -> Fn:
         """Every element of the region that exists gets the value."""
         buffer = s.dst.buffer
         self._usable(buffer)
         value = self.expressions.compile(s.value)
-        if not self.scope.options.tracks and s.dst.extents == buffer.shape and buffer.const_shape is not None:
-            if all(isinstance(e, Const) and e.value == 0 for e in s.dst.starts):
-                slot = self.scope.slot(buffer)
-
-                def fill(env: Env, mask: Any) -> Any:
-                    env[slot][...] = value(env, None)
-                    return mask
-
-                return fill
         view = self._clipped_view(s.dst)
 
         def fill_region(env: Env) -> None:
@@ -216,6 +191,8 @@ class Tiles:
 
     def _clipped_view(self, region: Region) -> View:
         slot = self.scope.slot(region.buffer)
+        if region.whole:
+            return lambda env: env[slot]
         starts = [self.expressions.compile(e) for e in region.starts]
         extents = [self.expressions.compile(e) for e in region.extents]
 
@@ -242,33 +219,24 @@ class Tiles:
         ta, tb = s.transpose_a, s.transpose_b
         describe_all = [describe(x) for x in buffers]
         report = self.scope.reporter(TileTypeError)
-        widen_a, widen_b = (self.widening(x.dtype, acc) for x in buffers[:2])
+        # integers are widened by the product itself
+        widen_a, widen_b = (self.converter(x.dtype, x.dtype if acc is _I32 else acc) for x in buffers[:2])
         multiply = _multiply(acc, self.scope.options)
-        widen_c = None if out is acc else self.converter(out, acc)
-        narrow_c = None if out is acc else self.converter(acc, out)
+        widen_c, narrow_c = self.converter(out, acc), self.converter(acc, out)
 
         def gemm(env: Env) -> None:
             x, y, z = a(env), b(env), c(env)
-            if ta:
-                x = x.T
-            if tb:
-                y = y.T
+            x, y = x.T if ta else x, y.T if tb else y
             if x.shape[1] != y.shape[0] or z.shape != (x.shape[0], y.shape[1]):
                 raise report(
                     env,
                     f"gemm: shapes do not fit: op(a) {x.shape}, op(b) {y.shape}, c {z.shape}",
                     f"operands: {', '.join(describe_all)}",
                 )
-            if widen_a is not None:
-                x = widen_a(x)
-            if widen_b is not None:
-                y = widen_b(y)
-            if narrow_c is None or widen_c is None:
-                multiply(x, y, z, clear(env, None))
-                return
-            wide = widen_c(z)
-            multiply(x, y, wide, clear(env, None))
-            z[...] = narrow_c(wide)
+            wide = widen_c(z)  # z itself where it has the accumulator's type
+            multiply(widen_a(x), widen_b(y), wide, clear(env, None))
+            if wide is not z:
+                z[...] = narrow_c(wide)
 
         return self._touch(gemm, [(buffers[0], a), (buffers[1], b)], (buffers[2], c))
 
@@ -279,9 +247,9 @@ class Tiles:
         src, dst = s.src.buffer, s.dst.buffer
         x, y = self.view(s.src, "reduce"), self.view(s.dst, "reduce")
         acc = accumulator(dst.dtype)
-        to_acc = None if src.dtype is acc else self.converter(src.dtype, acc)
-        widen = None if dst.dtype is acc else self.converter(dst.dtype, acc)
-        narrow = None if dst.dtype is acc else self.converter(acc, dst.dtype)
+        to_acc, widen, narrow = (
+            self.converter(*pair) for pair in ((src.dtype, acc), (dst.dtype, acc), (acc, dst.dtype))
+        )
         clear = self.expressions.compile(s.clear)
         op, axis, propagate = s.op, s.axis, s.nan_propagate
         combine = _combiner(op, acc, propagate)
@@ -291,13 +259,10 @@ class Tiles:
         def reduce(env: Env) -> None:
             source, target = x(env), y(env)
             kept = source.shape[:axis] + source.shape[axis + 1 :]
-            if target.size != _size(kept):
+            if target.size != math.prod(kept):
                 raise report(env, f"reduce_{op}: shape {source.shape} does not reduce to {target.shape}: {names}")
-            value = reduce_array(op, source if to_acc is None else to_acc(source), axis, acc, propagate)
-            value = value.reshape(target.shape)
-            if not clear(env, None):
-                value = combine(target if widen is None else widen(target), value)
-            target[...] = value if narrow is None else narrow(value)
+            value = reduce_array(op, to_acc(source), axis, acc, propagate).reshape(target.shape)
+            target[...] = narrow(value if clear(env, None) else combine(widen(target), value))
 
         keeps = not (isinstance(s.clear, Const) and s.clear.value)
         return self._touch(reduce, [(src, x), (dst, y)] if keeps else [(src, x)], (dst, y))
@@ -326,44 +291,28 @@ class _Moves:
     """One side of a copy: which slice of its buffer a box of the domain touches."""
 
     def __init__(self, starts: list[Fn], axes: tuple[int, ...]) -> None:
-        self.starts = starts
-        self.axes = axes
+        self.compiled = starts
         self.by_dim = [axes.index(d) if d in axes else -1 for d in range(len(starts))]
 
-    def __call__(
-        self, env: Env, extents: tuple[int, ...], domain: list[int]
-    ) -> tuple[tuple[Any, ...] | None, list[int] | None, list[int] | None]:
-        """(key of the whole domain, None, None) where it is in range; else (None, low, high) of what is."""
-        key: list[Any] = []
-        inside = True
-        for f, axis, n in zip(self.starts, self.by_dim, extents, strict=True):
-            start = f(env, None)
-            if axis < 0:
-                inside = inside and 0 <= start < n
-                key.append(start)
-            else:
-                stop = start + domain[axis]
-                inside = inside and start >= 0 and stop <= n
-                key.append(slice(start, stop))
-        if inside:
-            return tuple(key), None, None
-        low, high = [0] * len(domain), list(domain)
-        for k, axis, n in zip(key, self.by_dim, extents, strict=True):
-            if axis < 0:
-                if not 0 <= k < n:
-                    return None, low, [0] * len(domain)
-            else:
-                low[axis] = max(0, -k.start)
-                high[axis] = min(domain[axis], n - k.start)
-        return None, low, high
+    def starts(self, env: Env) -> list[int]:
+        return [f(env, None) for f in self.compiled]
 
-    def key_of(self, env: Env, low: list[int], high: list[int]) -> tuple[Any, ...]:
+    def clip(self, starts: list[int], extents: tuple[int, ...], domain: list[int]) -> _Part | None:
+        """(low, high) of what is in range, None for all."""
+        part: _Part | None = None
+        for start, axis, n in zip(starts, self.by_dim, extents, strict=True):
+            if axis < 0:
+                if not 0 <= start < n:
+                    return [0] * len(domain), [0] * len(domain)
+            elif start < 0 or start + domain[axis] > n:
+                low, high = part = part or ([0] * len(domain), list(domain))
+                low[axis], high[axis] = max(0, -start), min(domain[axis], n - start)
+        return part
+
+    def key(self, starts: list[int], low: list[int], high: list[int]) -> tuple[Any, ...]:
         """The slice that a sub-box of the domain touches."""
-        key: list[Any] = []
-        for f, axis in zip(self.starts, self.by_dim, strict=True):
-            start = f(env, None)
-            key.append(start if axis < 0 else slice(start + low[axis], start + high[axis]))
-        return tuple(key)
+        moved = zip(starts, self.by_dim, strict=True)
+        return tuple([start if axis < 0 else slice(start + low[axis], start + high[axis]) for start, axis in moved])
 
 
 def _alignment(axes: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], tuple[Any, ...]] | None:
@@ -391,10 +340,6 @@ def _last(data: Any, place: Any) -> Any:
         slice(-1, None) if p == 1 and d > 1 else slice(None) for d, p in zip(data.shape, place.shape, strict=True)
     )
     return data[key]
-
-
-def _tail(buffer: Buffer, low: list[int], high: list[int] | None, domain: list[int]) -> str:
-    return f"copy: {describe(buffer)} holds only {low} to {high} of the {domain} elements"
 
 
 # -- gemm ------------------------------------------------------------------------------------------------------
@@ -434,13 +379,6 @@ def _multiply_int(x: Any, y: Any, z: Any, clear: bool) -> None:
 # -- reductions ------------------------------------------------------------------------------------------------
 
 _BITS = {"bitand": np.bitwise_and, "bitor": np.bitwise_or, "bitxor": np.bitwise_xor}
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 def _combiner(op: str, acc: DType, propagate: bool) -> Callable[[Any, Any], Any]:

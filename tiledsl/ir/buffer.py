@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tiledsl.dtypes import DType
 from tiledsl.ir.expr import Const, Expr, Load
-from tiledsl.ir.node import Node, node, operand
+from tiledsl.ir.node import Node, attribute, node, operand
 
 __all__ = ["BLOCK_SCOPES", "Buffer", "Region", "SCOPES"]
 
@@ -22,14 +22,6 @@ SCOPES = ("global", "shared", "fragment", "local", "var", "scratch")
 BLOCK_SCOPES = frozenset(SCOPES) - {"global"}
 
 
-def _attr(**kw: Any) -> Any:
-    return field(metadata={"role": "attribute"}, **kw)
-
-
-def _operand(**kw: Any) -> Any:
-    return field(metadata={"role": "operand"}, **kw)
-
-
 @dataclass(frozen=True, eq=False)
 class Buffer(Node):
     """A typed array. Compared by identity.
@@ -42,16 +34,16 @@ class Buffer(Node):
     safe      value that an out-of-range load gives (None = 0); global buffers only
     """
 
-    name: str = _attr()
-    dtype: DType = _attr()
-    shape: tuple[Expr, ...] = _operand()
-    scope: str = _attr()
-    strides: tuple[Expr, ...] | None = _operand(default=None)
-    alias_of: Buffer | None = _operand(default=None)
-    offset: Expr | None = _operand(default=None)
-    base: Expr | None = _operand(default=None)
-    layout: Any = _attr(default=None)
-    safe: Const | None = _attr(default=None)
+    name: str = attribute()
+    dtype: DType = attribute()
+    shape: tuple[Expr, ...] = operand()
+    scope: str = attribute()
+    strides: tuple[Expr, ...] | None = operand(default=None)
+    alias_of: Buffer | None = operand(default=None)
+    offset: Expr | None = operand(default=None)
+    base: Expr | None = operand(default=None)
+    layout: Any = attribute(default=None)
+    safe: Const | None = attribute(default=None)
 
     @property
     def rank(self) -> int:
@@ -79,3 +71,8 @@ class Region(Node):
     buffer: Buffer = operand()
     starts: tuple[Expr, ...] = operand()
     extents: tuple[Expr, ...] = operand()
+
+    @property
+    def whole(self) -> bool:
+        """All of the buffer."""
+        return self.extents == self.buffer.shape and all(isinstance(e, Const) and e.value == 0 for e in self.starts)
