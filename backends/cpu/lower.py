@@ -143,6 +143,9 @@ def _for(cx: Context, s: ir.For) -> None:
     start, stop, step = (scalar(cx, e) for e in (s.start, s.stop, s.step))
     var = ir.Var(s.var.name, I64)
     cx.env[s.var] = Lane(var)
+    if s.var.type.name == "uint64":  # held as itself; what a loop counts to is far below its upper half
+        start, stop, step = (ir.Cast(e, I64) for e in (start, stop, step))
+        cx.env[s.var] = Lane(ir.Cast(var, s.var.type))
     with cx.block() as body, lazily(cx, None), cx.scope() as facts:
         facts.bind(s.var, s.start, s.stop, s.step)
         lower_block(cx, s.body)

@@ -95,3 +95,26 @@ def test_a_box_that_starts_near_the_end_of_an_unsigned_type_is_out_of_range(dtyp
     run(ExpandMoves()(kernel.function), [P, A, got])
     assert not want.any() and not got.any()
     agree(kernel, P, A, np.ones(8, np.float32))
+
+
+def test_floats_become_python_ints_under_the_shadow() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((4,), "float32"), B: T.Tensor((4,), "uint64")):
+        with T.Kernel(4) as bx:
+            v = T.alloc_var("uint64", T.cast(A[bx], "int8"))
+            B[bx] = ~v
+
+    A, B = np.array([-3, 5, 0, -0.5], np.float32), np.zeros(4, np.uint64)
+    run(kernel.function, [A, B], Options(exact=True, shadow=True))
+    assert B.tolist() == [2, 2**64 - 6, 2**64 - 1, 2**64 - 1]
+
+
+def test_a_loop_over_uint64() -> None:
+    @T.prim_func
+    def kernel(N: T.Tensor((2,), "uint64"), B: T.Tensor((2, 5), "uint64")):
+        with T.Kernel(2) as bx:
+            for i in T.Parallel(5):
+                for k in T.serial(N[bx] % 4):
+                    B[bx, i] += k + 1
+
+    agree(kernel, np.array([2**63 + 3, 6], np.uint64), np.zeros((2, 5), np.uint64))

@@ -172,7 +172,8 @@ class Expressions:
     def cast(self, src: DType, dst: DType, array: bool) -> Callable[[Any], Any]:
         """The conversion of values; with the shadow, floats are arrays of 0 or more axes."""
         if self.scope.options.shadow and (src.is_float or dst.is_float):
-            return shadow.casting(src.scalar, dst.scalar)
+            convert = shadow.casting(src.scalar, dst.scalar)
+            return convert if array or dst.is_float else lambda x: convert(x).item()
         return arithmetic.cast(src, dst, array)
 
     def _unary(self, e: Unary) -> Fn:
