@@ -8,6 +8,7 @@ evaluation nobody can notice. Everything takes Python ints, bools and floats whe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -247,69 +248,15 @@ def _widens(a: DType, b: DType) -> bool:
     return wide_low <= low and high <= wide_high
 
 
-def add(a: Operand, b: Operand) -> Expr:
-    return binary("add", a, b)
-
-
-def sub(a: Operand, b: Operand) -> Expr:
-    return binary("sub", a, b)
-
-
-def mul(a: Operand, b: Operand) -> Expr:
-    return binary("mul", a, b)
-
-
-def floordiv(a: Operand, b: Operand) -> Expr:
-    return binary("floordiv", a, b)
-
-
-def floormod(a: Operand, b: Operand) -> Expr:
-    return binary("floormod", a, b)
+add, sub, mul, floordiv, floormod, min_, max_ = (
+    partial(binary, op) for op in ("add", "sub", "mul", "floordiv", "floormod", "min", "max")
+)
+eq, ne, lt, le, gt, ge, and_, or_ = (partial(binary, op) for op in ("eq", "ne", "lt", "le", "gt", "ge", "and", "or"))
 
 
 def ceildiv(a: Operand, b: Operand) -> Expr:
     """(a + b - 1) // b, the language's definition."""
     return floordiv(sub(add(a, b), 1), b)
-
-
-def min_(a: Operand, b: Operand) -> Expr:
-    return binary("min", a, b)
-
-
-def max_(a: Operand, b: Operand) -> Expr:
-    return binary("max", a, b)
-
-
-def eq(a: Operand, b: Operand) -> Expr:
-    return binary("eq", a, b)
-
-
-def ne(a: Operand, b: Operand) -> Expr:
-    return binary("ne", a, b)
-
-
-def lt(a: Operand, b: Operand) -> Expr:
-    return binary("lt", a, b)
-
-
-def le(a: Operand, b: Operand) -> Expr:
-    return binary("le", a, b)
-
-
-def gt(a: Operand, b: Operand) -> Expr:
-    return binary("gt", a, b)
-
-
-def ge(a: Operand, b: Operand) -> Expr:
-    return binary("ge", a, b)
-
-
-def and_(a: Operand, b: Operand) -> Expr:
-    return binary("and", a, b)
-
-
-def or_(a: Operand, b: Operand) -> Expr:
-    return binary("or", a, b)
 
 
 def not_(x: Expr) -> Expr:

@@ -35,17 +35,11 @@ class _Writer:
         self.hints = hints
         self.out: list[str] = []
         self.bound = 0  # two kernels may bind one variable: each binding counts
-        self.vars: dict[Var, str] = {}
-        self.buffers: dict[Buffer, str] = {}
-        self.count = 0
+        self.names: dict[Var | Buffer, str] = {}
 
     def put(self, x: Any) -> None:
-        if isinstance(x, Var):
-            known = self.vars.get(x)
-            self.bind(x) if known is None else self.out.append(known)
-        elif isinstance(x, Buffer):
-            known = self.buffers.get(x)
-            self.bind(x) if known is None else self.out.append(known)
+        if isinstance(x, (Var, Buffer)):
+            self.out.append(self.names[x]) if x in self.names else self.bind(x)
         elif isinstance(x, Function):
             self.function(x)
         elif isinstance(x, Node):
@@ -64,15 +58,11 @@ class _Writer:
 
     def bind(self, x: Any) -> None:
         """A number for a variable or buffer, and what it is."""
-        if isinstance(x, Var):
-            self.vars[x] = f"%{self.bound}"
+        if isinstance(x, (Var, Buffer)):
+            self.names[x] = f"{'%' if isinstance(x, Var) else '@'}{self.bound}"
             self.bound += 1
-            self.out += (self.vars[x], ":", x.type.name)
-        elif isinstance(x, Buffer):
-            self.buffers[x] = f"@{self.bound}"
-            self.bound += 1
-            self.out += (self.buffers[x], ":")
-            for f in fields_of(Buffer)[1:]:  # all but the name
+            self.out += (self.names[x], ":")
+            for f in fields_of(type(x))[1:]:  # all but the name
                 self.put(getattr(x, f.name))
         elif isinstance(x, tuple):
             self.out.append(f"({len(x)}")

@@ -21,6 +21,7 @@ __all__ = [
     "Broadcast",
     "Call",
     "Cast",
+    "Choice",
     "Const",
     "Expr",
     "Fma",
@@ -36,9 +37,7 @@ __all__ = [
 BOOL = as_dtype("bool")
 
 # Operators. Integer arithmetic wraps at its type; float operators round to their type (language.md 0.7).
-ARITHMETIC = frozenset(
-    ["add", "sub", "mul", "div", "floordiv", "floormod", "truncdiv", "truncmod", "min", "max"]
-)
+ARITHMETIC = frozenset(["add", "sub", "mul", "div", "floordiv", "floormod", "truncdiv", "truncmod", "min", "max"])
 BITWISE = frozenset(["bitand", "bitor", "bitxor", "shl", "shr"])
 COMPARISONS = frozenset(["eq", "ne", "lt", "le", "gt", "ge"])
 LOGICAL = frozenset(["and", "or"])  # lazy: the right side is evaluated only where the left does not decide
@@ -52,7 +51,9 @@ class Expr(Node):
 
     @property
     def dtype(self) -> DType:
-        raise TypeError(f"{type(self).__name__} has no dtype")
+        """`type` where a node states it, else what follows from its operands."""
+        found: DType = self.type  # type: ignore[attr-defined]
+        return found
 
 
 @node
@@ -61,10 +62,6 @@ class Const(Expr):
 
     value: Any = attribute()
     type: DType = attribute()
-
-    @property
-    def dtype(self) -> DType:
-        return self.type
 
     def __eq__(self, other: object) -> bool:
         # NaN equals NaN and -0.0 differs from 0.0: equality is of bits, not of numbers.
@@ -83,10 +80,6 @@ class Var(Expr):
 
     name: str = field(metadata={"role": "attribute"})
     type: DType = field(metadata={"role": "attribute"})
-
-    @property
-    def dtype(self) -> DType:
-        return self.type
 
 
 @node
@@ -150,30 +143,27 @@ class Fma(Expr):
         return self.a.dtype
 
 
+@dataclass(frozen=True, eq=False)
+class Choice(Expr):
+    """cond ? t : f."""
+
+    cond: Expr = operand()
+    t: Expr = operand()
+    f: Expr = operand()
+
+    @property
+    def dtype(self) -> DType:
+        return self.t.dtype
+
+
 @node
-class Select(Expr):
+class Select(Choice):
     """Both sides are evaluated, one is chosen."""
 
-    cond: Expr = operand()
-    t: Expr = operand()
-    f: Expr = operand()
-
-    @property
-    def dtype(self) -> DType:
-        return self.t.dtype
-
 
 @node
-class IfThenElse(Expr):
+class IfThenElse(Choice):
     """Only the chosen side is evaluated: guards loads."""
-
-    cond: Expr = operand()
-    t: Expr = operand()
-    f: Expr = operand()
-
-    @property
-    def dtype(self) -> DType:
-        return self.t.dtype
 
 
 @node
@@ -183,10 +173,6 @@ class Cast(Expr):
     x: Expr = operand()
     type: DType = attribute()
 
-    @property
-    def dtype(self) -> DType:
-        return self.type
-
 
 @node
 class Call(Expr):
@@ -195,10 +181,6 @@ class Call(Expr):
     name: str = attribute()
     args: tuple[Expr, ...] = operand()
     type: DType = attribute()
-
-    @property
-    def dtype(self) -> DType:
-        return self.type
 
 
 @node

@@ -22,9 +22,10 @@ def _mark(role: str, **kw: Any) -> Any:
     return field(metadata={"role": role}, **kw)
 
 
-def operand(**kw: Any) -> Any:
-    """A child Expr, Buffer or Region, or a tuple of them, or None."""
-    return _mark("operand", **kw)
+def operand(effect: str = "", **kw: Any) -> Any:
+    """A child Expr, Buffer or Region, or a tuple of them, or None. effect: what the statement may do to these buffers
+    or regions, "r", "w" or "rw"."""
+    return field(metadata={"role": "operand", "effect": effect}, **kw)
 
 
 def attribute(**kw: Any) -> Any:
@@ -49,10 +50,11 @@ def binding(**kw: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Name and role of one field of a node class."""
+    """Name and role of one field of a node class; effect: see `operand`."""
 
     name: str
     role: str
+    effect: str
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: Var, Buffer and the tops must inherit identity, not "no fields differ"
@@ -74,7 +76,7 @@ def fields_of(cls: type) -> tuple[Field, ...]:
     found = _FIELDS.get(cls)
     if found is None:
         found = tuple(
-            Field(f.name, f.metadata["role"])
+            Field(f.name, f.metadata["role"], f.metadata.get("effect", ""))
             for f in dataclasses.fields(cls)
             if f.metadata.get("role", "loc") != "loc"
         )

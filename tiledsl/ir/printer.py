@@ -59,6 +59,17 @@ STATEMENTS: dict[str, type[S.Stmt]] = {
     "micro_call": S.MicroCall,
     "debug": S.Debug,
 }
+_FUNCTIONS: dict[type, tuple[str, ...]] = {E.Binary: BINARY_FUNCTIONS, E.Unary: UNARY_FUNCTIONS}
+_CALLS: dict[type[E.Expr], str] = {
+    E.Binary: "binary",
+    E.Unary: "unary",
+    E.Cast: "cast",
+    E.Call: "call",
+    E.Fma: "fma",
+    E.Select: "Select",
+    E.Broadcast: "broadcast",
+    E.Ramp: "ramp",
+}
 _NAME_OF = {cls: name for name, cls in STATEMENTS.items()}
 _RESERVED = frozenset(keyword.kwlist) | {"T", "float", "match", "case", "type", "_"}
 _HEADER = """from __future__ import annotations
@@ -83,8 +94,11 @@ def is_standard_copy(s: S.Copy) -> bool:
 
 def is_whole(r: Region) -> bool:
     """The region is all of its buffer, counted in int32: printed as the buffer's name."""
-    zeros = all(isinstance(e, E.Const) and e.type.name == "int32" and e.value == 0 for e in r.starts)
-    return zeros and len(r.starts) == r.buffer.rank and r.extents == r.buffer.shape
+    return r.whole and len(r.starts) == r.buffer.rank and all(e.dtype.name == "int32" for e in r.starts)
+
+
+def _tuple(texts: list[str]) -> str:
+    return f"({texts[0]},)" if len(texts) == 1 else f"({', '.join(texts)})"
 
 
 def _quoted(text: str) -> str:
@@ -219,8 +233,7 @@ class _Printer:
             self.block(k.body)
 
     def binders(self, vs: tuple[E.Var, ...]) -> str:
-        names = [self.bind(v) for v in vs]
-        return f"({names[0]},)" if len(names) == 1 else f"({', '.join(names)})"
+        return _tuple([self.bind(v) for v in vs])
 
     # -- statements ------------------------------------------------------------------------------------------
 
@@ -351,8 +364,7 @@ class _Printer:
         return self.expr(x)
 
     def group(self, items: tuple[Any, ...]) -> str:
-        texts = [self.operand(x) for x in items]
-        return f"({texts[0]},)" if len(texts) == 1 else f"({', '.join(texts)})"
+        return _tuple([self.operand(x) for x in items])
 
     def data(self, x: Any, pairs: bool = False) -> str:
         """Plain data as literals. pairs: a tuple of (name, value), shown as a dict."""
@@ -367,8 +379,7 @@ class _Printer:
         if isinstance(x, float):
             return repr(x) if math.isfinite(x) else f"float({_quoted(str(x))})"
         if isinstance(x, tuple):
-            texts = [self.data(v) for v in x]
-            return f"({texts[0]},)" if len(texts) == 1 else f"({', '.join(texts)})"
+            return _tuple([self.data(v) for v in x])
         if isinstance(x, list):
             return f"[{', '.join(self.data(v) for v in x)}]"
         if isinstance(x, dict):
@@ -412,30 +423,17 @@ class _Printer:
             options += "" if e.lanes == 1 else f", lanes={e.lanes}"
             options += ", proved=True" if e.proved else ""
             return f"T.load({self.name(e.buffer)}, {self.group(e.indices)}{options})"
-        if isinstance(e, E.Cast):
-            return f"T.cast({self.expr(e.x)}, {_quoted(e.type.name)})"
+        if isinstance(e, (E.Binary, E.Unary)) and e.op in _FUNCTIONS[type(e)]:
+            return f"T.{e.op}({', '.join(self.field(e, f.name) for f in fields_of(type(e))[1:])})"
         if isinstance(e, E.Call):
             known = INTRINSICS.get(e.name)
             if known and known.kind == "math" and len(e.args) == known.arity and e.type is e.args[0].dtype:
                 return f"T.{e.name}({', '.join(map(self.expr, e.args))})"
-            return f"T.call({_quoted(e.name)}, {self.group(e.args)}, {_quoted(e.type.name)})"
-        if isinstance(e, E.Binary):
-            if e.op in BINARY_FUNCTIONS:
-                return f"T.{e.op}({self.expr(e.a)}, {self.expr(e.b)})"
-            return f"T.binary({_quoted(e.op)}, {self.expr(e.a)}, {self.expr(e.b)})"
-        if isinstance(e, E.Unary):
-            if e.op in UNARY_FUNCTIONS:
-                return f"T.{e.op}({self.expr(e.x)})"
-            return f"T.unary({_quoted(e.op)}, {self.expr(e.x)})"
-        if isinstance(e, E.Fma):
-            return f"T.fma({self.expr(e.a)}, {self.expr(e.b)}, {self.expr(e.c)})"
-        if isinstance(e, E.Select):
-            return f"T.Select({self.expr(e.cond)}, {self.expr(e.t)}, {self.expr(e.f)})"
-        if isinstance(e, E.Broadcast):
-            return f"T.broadcast({self.expr(e.x)}, {e.lanes})"
-        if isinstance(e, E.Ramp):
-            return f"T.ramp({self.expr(e.base)}, {e.stride}, {e.lanes})"
-        return self.data(e)
+        if type(e) not in _CALLS:
+            return self.data(e)
+        names = [f.name for f in fields_of(type(e))]
+        texts = [_quoted(e.dtype.name) if n == "type" else self.field(e, n) for n in names]
+        return f"T.{_CALLS[type(e)]}({', '.join(texts)})"
 
     def element(self, n: E.Load | S.Store) -> str:
         indices = ", ".join(map(self.expr, n.indices)) or "()"

@@ -79,7 +79,7 @@ class Store(Stmt):
     """One element (or `value.dtype.lanes` contiguous ones, or a scatter when an index is a vector). The value
     has the buffer's dtype. Tile stage: out of range of a global buffer is skipped. mask, proved: as in Load."""
 
-    buffer: Buffer = operand()
+    buffer: Buffer = operand("w")
     indices: tuple[Expr, ...] = operand()
     value: Expr = operand()
     mask: Expr | None = operand(default=None)
@@ -148,7 +148,7 @@ class Atomic(Stmt):
     value in the rest of the block."""
 
     op: str = attribute()
-    buffer: Buffer = operand()
+    buffer: Buffer = operand("rw")
     indices: tuple[Expr, ...] = operand()
     value: Expr | None = operand()
     result: Var | None = binding(default=None)
@@ -186,8 +186,8 @@ class Copy(Stmt):
     of range: 0 or the safe value if src is global, else dst stays untouched.
     """
 
-    src: Region = operand()
-    dst: Region = operand()
+    src: Region = operand("r")
+    dst: Region = operand("w")
     domain: tuple[Expr, ...] = operand()
     src_axes: tuple[int, ...] = attribute()
     dst_axes: tuple[int, ...] = attribute()
@@ -199,7 +199,7 @@ class Copy(Stmt):
 class Fill(Stmt):
     """Every element of the region gets the value (of the buffer's dtype); out of range is skipped."""
 
-    dst: Region = operand()
+    dst: Region = operand("w")
     value: Expr = operand()
     participants: Participants | None = operand(default=None)
 
@@ -209,9 +209,9 @@ class Gemm(Stmt):
     """c (+)= op(a) @ op(b) over the last two dimensions of the regions, leading extents 1.
     clear: bool expression; true = start from 0. Meaning: language.md 0.9."""
 
-    a: Region = operand()
-    b: Region = operand()
-    c: Region = operand()
+    a: Region = operand("r")
+    b: Region = operand("r")
+    c: Region = operand("rw")
     clear: Expr = operand()
     transpose_a: bool = attribute(default=False)
     transpose_b: bool = attribute(default=False)
@@ -225,8 +225,8 @@ class Reduce(Stmt):
     bitor bitxor. dst has src's shape without the axis, or with 1 there. Meaning: language.md 0.10."""
 
     op: str = attribute()
-    src: Region = operand()
-    dst: Region = operand()
+    src: Region = operand("r")
+    dst: Region = operand("rw")
     axis: int = attribute()
     clear: Expr = operand()
     nan_propagate: bool = attribute(default=False)
@@ -238,8 +238,8 @@ class Scan(Stmt):
     """Inclusive running op ("sum" | "max") along `axis`, from the end when reverse."""
 
     op: str = attribute()
-    src: Region = operand()
-    dst: Region = operand()
+    src: Region = operand("r")
+    dst: Region = operand("w")
     axis: int = attribute()
     reverse: bool = attribute(default=False)
     participants: Participants | None = operand(default=None)
@@ -251,10 +251,10 @@ class ReducerOp(Stmt):
 
     action: str = attribute()
     op: str = attribute()
-    buffer: Buffer = operand()
+    buffer: Buffer = operand("rw")
     indices: tuple[Expr, ...] = operand(default=())
     value: Expr | None = operand(default=None)
-    dst: Buffer | None = operand(default=None)
+    dst: Buffer | None = operand("w", default=None)
 
 
 # -- loop stage --------------------------------------------------------------------------------------------
@@ -266,8 +266,8 @@ class MicroCall(Stmt):
     (`tiledsl.ir.micro`). `attrs` select the variant; `writes` may also be read."""
 
     name: str = attribute()
-    writes: tuple[Region, ...] = operand()
-    reads: tuple[Region, ...] = operand(default=())
+    writes: tuple[Region, ...] = operand("rw")
+    reads: tuple[Region, ...] = operand("r", default=())
     scalars: tuple[Expr, ...] = operand(default=())
     attrs: tuple[tuple[str, Any], ...] = attribute(default=())
 

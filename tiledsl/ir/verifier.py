@@ -7,7 +7,7 @@ InternalError. Expressions are checked in `verify_expr.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from tiledsl.errors import InternalError, TileIndexError, TileSyntaxError, TileTypeError, TileValueError
 from tiledsl.ir import expr as E
@@ -17,7 +17,6 @@ from tiledsl.ir.verify_expr import ExprChecker, describe, is_index
 
 __all__ = ["STAGES", "verify"]
 
-_N = TypeVar("_N", bound=S.Stmt)
 _COMMON: frozenset[type] = frozenset(
     [S.Alloc, S.Let, S.Store, S.For, S.While, S.If, S.Break, S.Continue, S.Return, S.Debug, S.Atomic, S.Sync]
     + [E.Const, E.Var, E.Load, E.Unary, E.Binary, E.Fma, E.Select, E.IfThenElse, E.Cast, E.Call]
@@ -97,13 +96,17 @@ class _Verifier(ExprChecker):
             if type(s) not in self.allowed:
                 raise InternalError(f"{type(s).__name__} is no statement of the {self.stage} stage", self.loc)
             if self.parallel and type(s) in _TILE_OPS:
+                name = type(s).__name__ if isinstance(s, S.Parallel) else type(s).__name__.lower()
                 raise TileSyntaxError(
-                    f"{_surface(s)} inside T.Parallel: its iterations are independent, a tile operation is done by "
-                    "the whole block",
+                    f"T.{name} inside T.Parallel: its iterations are independent, a tile operation is done by the "
+                    "whole block",
                     self.loc,
                     help="put it before or after the T.Parallel",
                 )
             _RULES[type(s)](self, s)
+            who: S.Participants | None = getattr(s, "participants", None)
+            if who is not None and who.predicate is not None:
+                self.condition(who.predicate, "a thread predicate")
 
     def alloc(self, s: S.Alloc) -> None:
         b = s.buffer
@@ -204,11 +207,6 @@ class _Verifier(ExprChecker):
 
     def sync(self, s: S.Sync) -> None:
         self.require(s.scope in _SYNCS, f"unknown scope {s.scope!r} of a barrier")
-        self.participants(s.participants)
-
-    def participants(self, p: S.Participants | None) -> None:
-        if p is not None and p.predicate is not None:
-            self.condition(p.predicate, "a thread predicate")
 
     # -- tile operations ---------------------------------------------------------------------------------
 
@@ -230,13 +228,11 @@ class _Verifier(ExprChecker):
             moved = [a for a in axes if a != -1]
             good = all(0 <= a < region.buffer.rank for a in moved) and len(set(moved)) == len(moved)
             self.require(good, f"axes {axes} of the {what} {describe(region.buffer)}")
-        self.participants(s.participants)
 
     def fill(self, s: S.Fill) -> None:
         self.box(s.dst)
         self.value(s.value)
         self.same(s.value, s.dst.buffer.dtype, f"value that fills {describe(s.dst.buffer)}")
-        self.participants(s.participants)
 
     def gemm(self, s: S.Gemm) -> None:
         sizes = []
@@ -255,7 +251,6 @@ class _Verifier(ExprChecker):
                     help="change a shape, or transpose_A / transpose_B",
                 )
         self.condition(s.clear, "clear_accum")
-        self.participants(s.participants)
 
     def reduce(self, s: S.Reduce) -> None:
         self.require(s.op in _REDUCTIONS, f"unknown reduction {s.op!r}")
@@ -274,7 +269,6 @@ class _Verifier(ExprChecker):
                 help="the result has the source's shape without the axis, or with 1 there",
             )
         self.condition(s.clear, "clear")
-        self.participants(s.participants)
 
     def scan(self, s: S.Scan) -> None:
         self.require(s.op in ("sum", "max"), f"unknown scan {s.op!r}")
@@ -283,7 +277,6 @@ class _Verifier(ExprChecker):
         self.axis(s.axis, s.src, "scan")
         if not _agree(list(s.dst.extents), list(s.src.extents)):
             raise TileTypeError(f"scan: {_shape(s.dst)} and {_shape(s.src)} differ in shape", self.loc)
-        self.participants(s.participants)
 
     def axis(self, axis: int, r: Region, what: str) -> None:
         if not 0 <= axis < len(r.extents):
@@ -313,10 +306,6 @@ class _Verifier(ExprChecker):
             self.value(e)
 
 
-def _surface(s: S.Stmt) -> str:
-    return f"T.{type(s).__name__ if isinstance(s, S.Parallel) else type(s).__name__.lower()}"
-
-
 def _number(e: E.Expr | None) -> int | None:
     return e.value if isinstance(e, E.Const) else None
 
@@ -331,10 +320,6 @@ def _shape(r: Region) -> str:
     return f"{r.buffer.name} ({'x'.join(str(_number(e) if _number(e) is not None else '?') for e in r.extents)})"
 
 
-def _nothing(checker: _Verifier, s: Any) -> None:
-    pass
-
-
 _RULES: dict[type, Callable[[_Verifier, Any], None]] = {
     S.Alloc: _Verifier.alloc,
     S.Let: _Verifier.let,
@@ -344,7 +329,7 @@ _RULES: dict[type, Callable[[_Verifier, Any], None]] = {
     S.If: _Verifier.branch,
     S.Break: _Verifier.leave,
     S.Continue: _Verifier.leave,
-    S.Return: _nothing,
+    S.Return: lambda checker, s: None,
     S.Debug: _Verifier.debug,
     S.Atomic: _Verifier.atomic,
     S.Sync: _Verifier.sync,

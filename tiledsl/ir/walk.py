@@ -8,7 +8,7 @@ from typing import Any
 from tiledsl.ir.buffer import Buffer, Region
 from tiledsl.ir.expr import Expr, Load, Var
 from tiledsl.ir.node import Node, fields_of
-from tiledsl.ir.stmt import Atomic, Copy, Fill, Gemm, MicroCall, Reduce, ReducerOp, Scan, Stmt, Store
+from tiledsl.ir.stmt import Atomic, Stmt
 
 __all__ = ["Rewriter", "children", "free_vars", "loads_of", "reads", "substitute", "walk", "writes"]
 
@@ -46,54 +46,24 @@ def loads_of(n: Node | tuple[Stmt, ...]) -> list[Load]:
     return [x for x in walk(n) if isinstance(x, Load)]
 
 
+def _touched(s: Stmt, effect: str) -> tuple[Buffer, ...]:
+    """The buffers of the operands that are marked with the effect."""
+    values = [getattr(s, f.name) for f in fields_of(type(s)) if effect in f.effect]
+    found = [x for value in values for x in (value if isinstance(value, tuple) else (value,)) if x is not None]
+    return tuple(x.buffer if isinstance(x, Region) else x for x in found)
+
+
 def writes(s: Stmt) -> tuple[Buffer, ...]:
     """Buffers that this statement itself (not its blocks) may write; not resolved to alias roots."""
-    if isinstance(s, Store):
-        return (s.buffer,)
-    if isinstance(s, (Copy, Fill, Reduce, Scan)):
-        return (s.dst.buffer,)
-    if isinstance(s, Gemm):
-        return (s.c.buffer,)
-    if isinstance(s, Atomic):
-        return (s.buffer,) if s.op != "load" else ()
-    if isinstance(s, MicroCall):
-        return tuple(r.buffer for r in s.writes)
-    if isinstance(s, ReducerOp):
-        return (s.buffer,) if s.dst is None else (s.buffer, s.dst)
-    return ()
+    return () if isinstance(s, Atomic) and s.op == "load" else _touched(s, "w")
 
 
 def reads(s: Stmt) -> tuple[Buffer, ...]:
     """Buffers that this statement itself (operands included, blocks excluded) may read."""
-    found: list[Buffer] = []
-
-    def visit(n: Node) -> None:
-        if isinstance(n, Load):
-            found.append(n.buffer)
-        if isinstance(n, (Buffer, Var)):
-            return
-        for f in fields_of(type(n)):
-            if f.role != "operand":
-                continue
-            value = getattr(n, f.name)
-            for item in value if isinstance(value, tuple) else (value,):
-                if isinstance(item, (Expr, Region)):
-                    visit(item)
-
-    visit(s)
-    if isinstance(s, (Copy, Reduce, Scan)):
-        found.append(s.src.buffer)
-    if isinstance(s, (Reduce, Gemm)):
-        found.append(s.dst.buffer if isinstance(s, Reduce) else s.c.buffer)
-    if isinstance(s, Gemm):
-        found += [s.a.buffer, s.b.buffer]
-    if isinstance(s, Atomic):
-        found.append(s.buffer)
-    if isinstance(s, MicroCall):
-        found += [r.buffer for r in (*s.reads, *s.writes)]
-    if isinstance(s, ReducerOp):
-        found.append(s.buffer)
-    return tuple(found)
+    values = [getattr(s, f.name) for f in fields_of(type(s)) if f.role == "operand"]
+    operands = [x for value in values for x in (value if isinstance(value, tuple) else (value,))]
+    loads = [load for x in operands if isinstance(x, (Expr, Region)) for load in loads_of(x)]
+    return (*(load.buffer for load in loads), *_touched(s, "r"))
 
 
 class Rewriter:
