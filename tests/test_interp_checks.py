@@ -269,3 +269,38 @@ def test_options_refuse_unknown_words() -> None:
     with pytest.raises(ValueError, match="global_oob"):
         Options(global_oob="yes")
     assert checked(exact=False) != checked() and hash(checked()) == hash(Options.checked())
+
+
+# -- overlap -----------------------------------------------------------------------------------------------------
+
+
+def test_copies_that_overlap_themselves() -> None:
+    Y, S = buf("Y", (8,)), buf("S", (8,), scope="shared")
+
+    def shifted(src: int, dst: int) -> ir.Function:
+        body = [
+            ir.Alloc(S, loc=HERE),
+            copy(region(Y), region(S)),
+            copy(region(S, (src,), (4,)), region(S, (dst,), (4,))),
+            copy(region(S), region(Y)),
+        ]
+        return function([Y], body)
+
+    for src, dst in [(0, 1), (3, 0)]:
+        with pytest.raises(TileRuntimeError, match="copy: S .* is written where S .* is read"):
+            run(shifted(src, dst), [floats(8)], checked())
+    for src, dst in [(0, 4), (2, 2)]:  # disjoint; in place
+        run(shifted(src, dst), [floats(8)], checked())
+
+
+def test_arguments_that_overlap() -> None:
+    X, Y = buf("X", (4,)), buf("Y", (4,))
+    f = function([X, Y], [copy(region(X), region(Y))])
+    memory = floats(12)
+    for x, y in [(memory[:4], memory[2:6]), (memory[:4], memory[:4])]:
+        run(f, [x, y])
+        with pytest.raises(TileRuntimeError, match="arguments Y and X share memory, and the kernel writes Y"):
+            run(f, [x, y], checked())
+    run(f, [memory[::2][:4], memory[1::2][:4]], checked())  # interleaved: no element is shared
+    reads = function([X, Y, buf("Z", (4,))], [copy(region(X), region(Y))])
+    run(reads, [memory[:4], memory[4:8], memory[:4]], checked())  # two arguments that are only read may be one array

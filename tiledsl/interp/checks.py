@@ -18,13 +18,19 @@ from tiledsl.interp.options import Options
 from tiledsl.interp.scope import BLOCK, Env
 from tiledsl.ir.buffer import Buffer
 
-__all__ = ["Tracker"]
+__all__ = ["Tracker", "overlap"]
 
 Array = np.ndarray[Any, Any]
 Fail = Callable[..., Exception]
 _NOBODY, _SEVERAL = -1, -2
 _LANE_RACE = "is read by one lane and written by another"
 _BLOCK_RACE = "is read by one block and written by another"
+
+
+def overlap(a: Array, b: Array) -> bool:
+    """Whether two views share elements without being one view (which is element by element, in place)."""
+    same = (a.ctypes.data, a.shape, a.strides) == (b.ctypes.data, b.shape, b.strides)
+    return not same and np.shares_memory(a, b)
 
 
 class _Cells:

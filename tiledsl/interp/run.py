@@ -11,7 +11,7 @@ import numpy as np
 
 from tiledsl.analysis.evaluate import evaluate
 from tiledsl.analysis.symbols import solve
-from tiledsl.errors import InternalError, TileError, TileTypeError, TileValueError
+from tiledsl.errors import InternalError, TileError, TileRuntimeError, TileTypeError, TileValueError
 from tiledsl.interp.blas import one_thread
 from tiledsl.interp.checks import Tracker
 from tiledsl.interp.options import Options, Result, ShadowReport
@@ -51,6 +51,8 @@ def run(function: Function, args: Sequence[Any], options: Options = _DEFAULT) ->
     Raises TileError for wrong arguments and for what the options check; output printed by T.print goes to stdout.
     """
     values, symbols = _bind(function, args)
+    if options.conflicts == "report":
+        _no_overlap(function, values)
     with np.errstate(all="ignore"):
         programs = _compiled(function, options)
         for buffer in function.workspaces:
@@ -152,6 +154,20 @@ def _array(p: Param, buffer: Buffer, arg: Any, used: bool, written: bool) -> Any
     if written and not arg.flags.writeable:
         raise TileValueError(f"argument {p.name} is read-only, but the kernel writes it", buffer.loc)
     return arg.view(np.bool_) if arg.dtype != buffer.dtype.numpy else arg
+
+
+def _no_overlap(function: Function, values: dict[Any, Any]) -> None:
+    """Raises TileRuntimeError when a written argument shares memory with another one (language.md 0.20)."""
+    arrays = {b: values[b] for b in function.buffers if values[b] is not None}
+    written = _written(function)
+    for b in [b for b in arrays if b in written]:
+        for other, array in arrays.items():
+            if other is not b and np.shares_memory(arrays[b], array):
+                raise TileRuntimeError(
+                    f"arguments {b.name} and {other.name} share memory, and the kernel writes {b.name}",
+                    b.loc or function.loc,
+                    help=f"pass a copy of {other.name}",
+                )
 
 
 # -- compilation -------------------------------------------------------------------------------------------

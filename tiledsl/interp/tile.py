@@ -10,7 +10,8 @@ import numpy as np
 
 from tiledsl.conversions import Converter, converter
 from tiledsl.dtypes import DType, as_dtype
-from tiledsl.errors import TileIndexError, TileTypeError
+from tiledsl.errors import TileIndexError, TileRuntimeError, TileTypeError
+from tiledsl.interp.checks import overlap
 from tiledsl.interp.memory import describe
 from tiledsl.interp.options import Options
 from tiledsl.interp.scope import TRACKER, Env, Fn, Scope
@@ -134,6 +135,7 @@ class Tiles:
         pad = cast(np.asarray(safe))
         noisy = options.global_oob == "report"
         report = self.scope.reporter(TileIndexError, "name the buffer in oob_allowed if the tail is meant")
+        overlaps = self.scope.reporter(TileRuntimeError, "copy through another tile: the order of elements is free")
         rank = len(extents)
         zeros = [0] * rank
         perm_src, perm_dst = _alignment(s.src_axes, rank), _alignment(s.dst_axes, rank)
@@ -172,6 +174,8 @@ class Tiles:
                     data = _last(data, place)
                 if tracks:
                     env[TRACKER].read_view(src, env, data, report)
+                    if options.conflicts == "report" and overlap(data, place):
+                        raise overlaps(env, f"copy: {describe(dst)} is written where {describe(src)} is read")
                 store(env, cast(data), place)
             return mask
 
