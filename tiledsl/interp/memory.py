@@ -145,36 +145,38 @@ class Memory:
 
     # -- one element, uniform ----------------------------------------------------------------------------
 
+    @staticmethod
+    def _element(access: Access, env: Env, data: Any) -> tuple[int, ...] | None:
+        """The element's indices; None where a guarded access is out of range."""
+        at = tuple([f(env, None) for f in access.indices])
+        for i, n in zip(at, data.shape, strict=True):
+            if not 0 <= i < n:
+                if access.guarded:
+                    return None
+                raise _out_of_range(access, env, at, data.shape)
+        return at
+
     def _load_element(self, access: Access, e: Load) -> Fn:
-        slot, guarded, safe = access.slot, access.guarded, access.safe
+        slot, safe = access.slot, access.safe
         item = not e.dtype.is_float
 
         def load(env: Env, mask: Any) -> Any:
             data = env[slot]
-            at = tuple([f(env, None) for f in access.indices])
-            for i, n in zip(at, data.shape, strict=True):
-                if not 0 <= i < n:
-                    if guarded:
-                        return safe.item() if item else safe
-                    raise _out_of_range(access, env, at, data.shape)
-            value = data[at]
+            at = self._element(access, env, data)
+            value = safe if at is None else data[at]
             return value.item() if item else value
 
         return load
 
     def _store_element(self, access: Access, value: Fn) -> Fn:
-        slot, guarded = access.slot, access.guarded
+        slot = access.slot
 
         def store(env: Env, mask: Any) -> Any:
             v = value(env, None)
             data = env[slot]
-            at = tuple([f(env, None) for f in access.indices])
-            for i, n in zip(at, data.shape, strict=True):
-                if not 0 <= i < n:
-                    if guarded:
-                        return mask
-                    raise _out_of_range(access, env, at, data.shape)
-            data[at] = v
+            at = self._element(access, env, data)
+            if at is not None:
+                data[at] = v
             return mask
 
         return store
@@ -273,15 +275,14 @@ class Memory:
 
         def load(env: Env, mask: Any) -> Any:
             data = env[slot]
-            key, whole = box.key(env, data.shape)
-            if whole:
+            key, part, empty = box.place(env, data.shape)
+            if part is None:
                 return data[key].transpose(perm)[expand]
             if not guarded:
                 _check_lanes(access, env, mask, box.indices(env), data.shape)
-            clipped, part, shape = box.clip(env, data.shape)
-            value = np.full_like(data, safe, shape=shape)
-            if clipped is not None:
-                value[part] = data[clipped].transpose(perm)[expand]
+            value = np.full_like(data, safe, shape=box.lanes(env))
+            if not empty:
+                value[part] = data[key].transpose(perm)[expand]
             return value
 
         return load
@@ -293,19 +294,15 @@ class Memory:
         def store(env: Env, mask: Any) -> Any:
             v = value(env, mask)
             data = env[slot]
-            key, whole = box.key(env, data.shape)
-            part: tuple[slice, ...] | None = None
-            if not whole:
-                if not guarded:
-                    _check_lanes(access, env, mask, box.indices(env), data.shape)
-                clipped, part, _ = box.clip(env, data.shape)
-                if clipped is None:
-                    return mask
-                key = clipped
-            target = data[key].transpose(perm)[expand]
+            key, part, empty = box.place(env, data.shape)
             where = mask
             if part is not None:
+                if not guarded:
+                    _check_lanes(access, env, mask, box.indices(env), data.shape)
+                if empty:
+                    return mask
                 v, where = _part(v, part), _part(mask, part)
+            target = data[key].transpose(perm)[expand]
             if where is None:
                 target[...] = v
             else:
@@ -429,50 +426,28 @@ class _Box:
         order = sorted(axes)
         return tuple(axes.index(a) for a in order), tuple(slice(None) if a in order else None for a in range(self.rank))
 
-    def key(self, env: Env, extents: tuple[int, ...]) -> tuple[tuple[Any, ...], bool]:
-        """(slices of the array, whether all of it is in range)."""
-        shape = env[self.shape_slot]
-        key: list[Any] = []
-        whole = True
-        skip = 0
-        if self.private:
-            key = [slice(None)] * self.rank
-            skip = self.rank
-        for (axis, offset), n in zip(self.dims, extents[skip:], strict=True):
-            start = 0 if offset is None else offset(env, None)
-            if axis < 0:
-                key.append(start)
-                whole = whole and 0 <= start < n
-            else:
-                stop = start + shape[axis]
-                key.append(slice(start, stop))
-                whole = whole and 0 <= start and stop <= n
-        return tuple(key), whole
+    def lanes(self, env: Env) -> tuple[int, ...]:
+        """Shape of the value."""
+        axes = range(self.rank) if self.private else [a for a, _ in self.dims]
+        return tuple(n if a in axes else 1 for a, n in enumerate(env[self.shape_slot]))
 
-    def clip(self, env: Env, extents: tuple[int, ...]) -> tuple[tuple[Any, ...] | None, tuple[slice, ...], Any]:
-        """(slices in range or None, the lanes they belong to, shape of the value)."""
+    def place(self, env: Env, extents: tuple[int, ...]) -> tuple[tuple[Any, ...], tuple[slice, ...] | None, bool]:
+        """(slices of the array that are in range, the lanes they belong to (None: all), whether there are none)."""
         shape = env[self.shape_slot]
-        key: list[Any] = []
-        part = [slice(None)] * self.rank
-        value_shape = [1] * self.rank
-        skip = 0
-        if self.private:
-            key = [slice(None)] * self.rank
-            value_shape = list(shape)
-            skip = self.rank
+        key: list[Any] = [slice(None)] * self.rank if self.private else []
+        part: list[slice] | None = None
         empty = False
-        for (axis, offset), n in zip(self.dims, extents[skip:], strict=True):
+        for (axis, offset), n in zip(self.dims, extents[len(key) :], strict=True):
             start = 0 if offset is None else offset(env, None)
-            if axis < 0:
-                empty = empty or not 0 <= start < n
-                key.append(start)
-                continue
-            value_shape[axis] = shape[axis]
-            low, high = max(0, -start), min(shape[axis], n - start)
-            empty = empty or low >= high
-            part[axis] = slice(low, high)
-            key.append(slice(start + low, start + high))
-        return None if empty else tuple(key), tuple(part), tuple(value_shape)
+            low, high = 0, 1 if axis < 0 else shape[axis]
+            if start < 0 or start + high > n:
+                low, high = max(0, -start), min(high, n - start)
+                empty = empty or low >= high
+                part = part or [slice(None)] * self.rank
+                if axis >= 0:
+                    part[axis] = slice(low, high)
+            key.append(start if axis < 0 else slice(start + low, start + high))
+        return tuple(key), None if part is None else tuple(part), empty
 
     def indices(self, env: Env) -> tuple[Any, ...]:
         """Index arrays along the lane axes (for errors)."""
@@ -503,19 +478,13 @@ def _with_vector_axis(i: Any, rank: int) -> Any:
     return i
 
 
-def _out_of_range(access: Access, env: Env, at: tuple[Any, ...], extents: tuple[int, ...]) -> Exception:
-    return access.fail(env, _message(access, at, extents), *_allocated(access))
-
-
-def _message(access: Access, at: tuple[Any, ...], extents: tuple[int, ...]) -> str:
+def _out_of_range(
+    access: Access, env: Env, at: tuple[Any, ...], extents: tuple[int, ...], lane: tuple[int, ...] | None = None
+) -> Exception:
+    name, loc = access.buffer.name, access.buffer.loc
     index = ", ".join(str(int(i)) for i in at)
-    name = access.buffer.name
-    return f"{name}[{index}] is out of range: {name} is {access.buffer.dtype} of shape {tuple(extents)}"
-
-
-def _allocated(access: Access) -> tuple[str, ...]:
-    loc = access.buffer.loc
-    return (f"{access.buffer.name} was allocated at {loc}",) if loc else ()
+    message = f"{name}[{index}] is out of range: {name} is {access.buffer.dtype} of shape {tuple(extents)}"
+    return access.fail(env, message, *((f"{name} was allocated at {loc}",) if loc else ()), lane=lane)
 
 
 def _lane_error(access: Access, env: Env, bad: Any, at: tuple[Any, ...], extents: tuple[int, ...]) -> Exception:
@@ -525,8 +494,7 @@ def _lane_error(access: Access, env: Env, bad: Any, at: tuple[Any, ...], extents
         return _out_of_range(access, env, at, extents)
     lane = tuple(int(i) for i in np.argwhere(bad)[0])
     index = tuple(np.broadcast_to(i, bad.shape)[lane] for i in at)
-    axes = lane[:-1] if access.vector else lane
-    return access.fail(env, _message(access, index, extents), *_allocated(access), lane=axes)
+    return _out_of_range(access, env, index, extents, lane[:-1] if access.vector else lane)
 
 
 def _check_lanes(access: Access, env: Env, mask: Any, at: tuple[Any, ...], extents: tuple[int, ...]) -> None:
