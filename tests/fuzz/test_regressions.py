@@ -45,7 +45,9 @@ def test_a_variable_of_an_iteration_is_not_invariant() -> None:
                 v = T.alloc_var("float32", s + A[i, j])
                 B[i, j] = T.max(v, s) * A[i, j]
 
-    agree(kernel, 0.5, np.random.default_rng(0).standard_normal((33, 4)).astype(np.float32), np.zeros((33, 4), np.float32))
+    agree(
+        kernel, 0.5, np.random.default_rng(0).standard_normal((33, 4)).astype(np.float32), np.zeros((33, 4), np.float32)
+    )
 
 
 def test_a_uniform_element_under_a_mask_is_no_array_in_the_checked_mode() -> None:
@@ -70,9 +72,8 @@ def test_choices_inside_one_anothers_conditions_end() -> None:
         with T.Kernel(T.ceildiv(n, 33)) as bx:
             for i, j in T.Parallel(32, 6):
                 r = bx * 31
-                B[bx * 33 + i, j] = T.bfloat16(
-                    I[r, I[r + (I[r, 47 - bx] % 31), T.min(T.max(I[r + (I[r + j, I[r + (I[r + 30, bx] % 31), bx] % 48] % 31), bx], 0), 47)] % 48]
-                )  # fmt: skip
+                inner = I[r + (I[r + j, I[r + (I[r + 30, bx] % 31), bx] % 48] % 31), bx]
+                B[bx * 33 + i, j] = T.bfloat16(I[r, I[r + (I[r, 47 - bx] % 31), T.min(T.max(inner, 0), 47)] % 48])
 
     I = np.random.default_rng(0).integers(-4, 60, (40, 132))
     agree(kernel, np.zeros(5, np.float32), I, np.zeros((40, 20), np.float16))
@@ -118,3 +119,16 @@ def test_a_loop_over_uint64() -> None:
                     B[bx, i] += k + 1
 
     agree(kernel, np.array([2**63 + 3, 6], np.uint64), np.zeros((2, 5), np.uint64))
+
+
+def test_an_outcome_stored_as_a_number_under_the_shadow() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((8,), "float32"), B: T.Tensor((8,), "int8")):
+        with T.Kernel(1):
+            for i in T.Parallel(8):
+                x = A[i] - A[7]
+                B[7 - i] = T.cast(x > -3, "uint64")
+
+    A, B = np.arange(8, dtype=np.float32), np.zeros(8, np.int8)
+    run(kernel.function, [A, B], Options(exact=True, shadow=True))
+    assert B.tolist() == [1, 1, 1, 0, 0, 0, 0, 0]

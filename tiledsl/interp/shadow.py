@@ -123,6 +123,10 @@ class _Doubtful(np.ndarray[Any, Any]):
     def any(self, *args: Any, **kw: Any) -> Any:
         return _undoubted(self).any(*args, **kw)
 
+    def astype(self, dtype: Any, *args: Any, **kw: Any) -> Any:
+        _count(self.doubt)  # a number made of an outcome carries no doubt
+        return _undoubted(self).astype(dtype, *args, **kw)
+
     def copy(self, order: Any = "C") -> Any:
         return _doubtful(_undoubted(self).copy(), self.doubt)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +12,10 @@ from tiledsl.backend import backends, load_backend
 from tiledsl.dtypes import as_dtype
 from tiledsl.runtime import address_of, as_numpy, is_array
 
-__all__ = ["assert_targets_agree", "available_targets"]
+if TYPE_CHECKING:
+    from tiledsl.testing.suite import Report
+
+__all__ = ["assert_targets_agree", "available_targets", "conformance"]
 
 REFERENCE = "numpy:exact"
 
@@ -22,6 +25,20 @@ Bound = float | Callable[[np.ndarray[Any, Any]], Any]
 def available_targets() -> list[str]:
     """The targets that can run here, besides the reference."""
     return [name for name in backends() if name != "numpy" and load_backend(name).probe().ok]
+
+
+def conformance(target: str, *, rounds: int = 2, only: str = "") -> Report:
+    """Run the conformance suite against an installed backend; `print(conformance("name"))` says what failed.
+
+    target  "name[:arch]"
+    rounds  rounds of 20 generated programs each, besides the fixed cases
+    only    a regular expression: run the cases whose names it matches
+    Cases that need a dtype which the backend's capabilities do not list are skipped. `Report.ok` is true when some
+    case ran and none failed. Needs hypothesis. Raises TileError when the target is not available.
+    """
+    from tiledsl.testing.suite import run_suite
+
+    return run_suite(target, rounds, only)
 
 
 def assert_targets_agree(

@@ -80,7 +80,8 @@ class Session:
         self.statements.append(program.statements)
         self.features.update(program.features)
         try:
-            self.nodes.update({type(n).__name__ for n in walk(program.function.kernels)})
+            kernels = program.function.kernels
+            self.nodes.update({type(n).__name__ for k in kernels for n in walk(k.body)})
             check(program, 0, names)
         except Exception as error:
             key = failure_key(error)

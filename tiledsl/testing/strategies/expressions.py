@@ -108,8 +108,8 @@ class Expressions(Source):
     def real(self, depth: int = 2) -> str:
         if depth <= 0:
             return self.leaf("float")
-        how = self.pick(("leaf", "pair", "pair", "literal", "call", "cast", "choice", "fma", "from int", "clamp", "select",
-                         "bits"))  # fmt: skip
+        how = self.pick(("leaf", "pair", "pair", "literal", "call", "cast", "choice", "fma", "from int", "clamp",
+                         "select", "bits"))  # fmt: skip
         if how == "leaf":
             return self.leaf("float")
         if how == "pair":

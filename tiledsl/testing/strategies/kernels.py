@@ -253,8 +253,9 @@ class _Function(Statements):
                               f"kernel = main.kernel({values})\n"])  # fmt: skip
         params = ", ".join(self.params)
         if self.style == "lazy":
-            return "\n".join([*head, *dynamic, "", macros, "@tiledsl.jit\ndef factory(unused=1):\n    @T.prim_func\n"
-                              f"    def main({params}):\n{body}\n\n    return main\n\n", "kernel = factory()\n"])  # fmt: skip
+            factory = "@tiledsl.jit\ndef factory(unused=1):\n    @T.prim_func\n"
+            inner = f"    def main({params}):\n{body}\n\n    return main\n\n"
+            return "\n".join([*head, *dynamic, "", macros, factory + inner, "kernel = factory()\n"])
         return "\n".join([*head, *dynamic, "", macros, f"@T.prim_func\ndef main({params}):\n{body}\n\n",
                           "kernel = tiledsl.compile(main)\n"])  # fmt: skip
 

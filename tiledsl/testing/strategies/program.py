@@ -59,11 +59,12 @@ def make_argument(a: Argument, rng: np.random.Generator) -> Any:
 def _draw(dtype: Any, shape: tuple[int, ...], values: str, rng: np.random.Generator) -> Array:
     count = int(np.prod(shape, dtype=np.int64))
     if dtype.is_bool:
-        return rng.integers(0, 2, shape).astype(bool)
+        return np.asarray(rng.integers(0, 2, shape)).astype(bool)
     if dtype.is_int:
         low = -4 if dtype.kind == "int" else 0
         if values == "huge":
-            return rng.integers(0, 256, count * dtype.bytes, np.uint8).view(dtype.numpy).reshape(shape)
+            bits = rng.integers(0, 256, count * dtype.bytes, np.uint8)
+            return np.asarray(bits.view(dtype.numpy).reshape(shape))
         if values == "special":
             info = np.iinfo(dtype.numpy)
             pool = np.array(
@@ -78,9 +79,21 @@ def _draw(dtype: Any, shape: tuple[int, ...], values: str, rng: np.random.Genera
         return plain
     import ml_dtypes
 
-    info = ml_dtypes.finfo(dtype.numpy)  # type: ignore[no-untyped-call]
-    edges = [0.0, -0.0, np.inf, -np.inf, np.nan, float(info.max), float(info.min), float(info.tiny), 1.0, -1.0, 0.5]
-    pool = np.array([*edges, float(info.smallest_subnormal)], np.float64).astype(dtype.numpy)
+    limits = ml_dtypes.finfo(dtype.numpy)  # type: ignore[no-untyped-call]
+    edges = [
+        0.0,
+        -0.0,
+        np.inf,
+        -np.inf,
+        np.nan,
+        float(limits.max),
+        float(limits.min),
+        float(limits.tiny),
+        1.0,
+        -1.0,
+        0.5,
+    ]
+    pool = np.array([*edges, float(limits.smallest_subnormal)], np.float64).astype(dtype.numpy)
     return np.where(rng.random(shape) < 0.25, rng.choice(pool, shape), plain)
 
 
@@ -137,7 +150,8 @@ class Program:
             "    from tiledsl.testing.fuzz import check\n"
             "    from tiledsl.testing.strategies import Argument, Program\n\n"
             "    arguments = (\n" + arguments.replace("    Argument", "        Argument") + "    )\n"
-            f"    check(Program(open(__file__).read().partition('if __name__')[0], arguments), seed={seed}, every=True)\n"
+            "    source = open(__file__).read().partition('if __name__')[0]\n"
+            f"    check(Program(source, arguments), seed={seed}, every=True)\n"
         )
 
 

@@ -51,7 +51,7 @@ class Statements(Expressions):
 
     def statement(self, nest: int) -> None:
         tiles = [b for b in self.scope.buffers if b.is_tile]
-        options: list[Callable[[int], None]] = [self.parallel] * 5 + [self.tile] * 2
+        options: list[Callable[[int], object]] = [self.parallel] * 5 + [self.tile] * 2
         if tiles:
             options += [
                 self.copy_in,
