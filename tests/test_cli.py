@@ -74,6 +74,15 @@ def test_show_every_kernel_of_a_file(file, capsys):
     assert "# scale: scale needs values" in out and "# eager: eager needs values" in out
 
 
+def test_show_the_kernels_that_a_program_made(tmp_path, capsys):
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM.partition("if __name__")[0] + "scale(5), scale(n=9), scale(5)\n")
+    code, out = run(capsys, "show", f"{path}:scale")
+    assert code == 0 and out.count("def main") == 2
+    assert out.index("T.Tensor((5,)") < out.index("T.Tensor((9,)")
+    assert "# scale" not in run(capsys, "show", str(path))[1]
+
+
 def test_show_one_kernel_at_every_stage(file, capsys):
     assert "def negate" in run(capsys, "show", f"{file}:negate")[1]
     assert "T.Tensor((7,)" in run(capsys, "show", f"{file}:scale(7)")[1]

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from tiledsl import config, ir
 from tiledsl.dtypes import DType
-from tiledsl.errors import Loc, TileRuntimeError, TileValueError, suggest
+from tiledsl.errors import Loc, TileNotImplementedError, TileRuntimeError, TileValueError, suggest
 from tiledsl.passes.pipeline import Pass
 
 __all__ = [
@@ -233,10 +233,15 @@ def backends() -> dict[str, str]:
 
 @cache
 def load_backend(name: str) -> Backend:
-    """The backend of that name, imported. Raises TileValueError for unknown names."""
+    """The backend of that name, imported. Raises TileValueError for unknown names, TileNotImplementedError for those
+    of later versions."""
     place = backends().get(name)
     if place is None:
         known = [*backends(), *ALIASES]
+        if name in PLANNED:
+            raise TileNotImplementedError(
+                f"target {name} is not supported yet", help=f"this version has {', '.join(sorted(known))}"
+            )
         raise TileValueError(f"unknown target {name!r}; known: {', '.join(sorted(known))}", help=suggest(name, known))
     module, _, attribute = place.partition(":")
     try:
@@ -266,6 +271,7 @@ class _Broken:
 # -- choice of a target (language.md 0.22) --------------------------------------------------------------------
 
 ALIASES = ("auto", "cpu")
+PLANNED = ("llvm", "cuda", "cuda-emulator")
 
 
 def resolve(target: str | Target | None, device: str = "cpu") -> Target:

@@ -33,14 +33,16 @@ def main(options: argparse.Namespace) -> int:
     sys.path.insert(0, str(Path(file).resolve().parent))
     names = runpy.run_path(file, run_name="__tiledsl_show__")
     if wanted:
-        print(_text(_kernel(_evaluate(wanted, names), wanted), options))
+        for kernel in _kernels(_evaluate(wanted, names), wanted):
+            print(_text(kernel, options))
         return 0
     found = {n: v for n, v in names.items() if _is_kernel(v) and not n.startswith("_")}
     if not found:
         raise TileValueError(f"{file} has no kernels at its top level", help="name one: tiledsl show FILE:'make(64)'")
     for name, value in found.items():
         try:
-            print(_text(_kernel(value, name), options))
+            for kernel in _kernels(value, name):
+                print(_text(kernel, options))
         except TileError as e:
             print(f"# {name}: {e.message}")
     return 0
@@ -61,17 +63,18 @@ def _evaluate(text: str, names: dict[str, Any]) -> Any:
         raise TileValueError(f"{text}: {type(e).__name__}: {e}", help=f"kernels of this file: {known}") from None
 
 
-def _kernel(x: Any, name: str) -> JITKernel:
+def _kernels(x: Any, name: str) -> tuple[JITKernel, ...]:
+    """The kernel that x is or makes; of a factory that needs values, those that the file itself has made."""
     if isinstance(x, JITKernel):
-        return x
+        return (x,)
     if isinstance(x, JITFunction):
         try:
-            return x.kernel()
+            return x.kernels or (x.kernel(),)
         except TileError as e:
             style = f"{name}(...)" if x.lazy else f"{name}.kernel(M=..., ...)"
             raise TileValueError(f"{name} needs values: {e.message}", help=f"tiledsl show FILE:'{style}'") from None
     if _is_kernel(x):
-        return compile(x)
+        return (compile(x),)
     raise TileValueError(f"{name} is no kernel, but {type(x).__name__}")
 
 

@@ -81,6 +81,11 @@ class JITFunction:
         values = self._bind(args, kwargs, partial=True)
         return self._eager([values.get(n) for n in self._template.arguments], values, consts)
 
+    @property
+    def kernels(self) -> tuple[JITKernel, ...]:
+        """The kernels made so far, oldest first."""
+        return tuple(dict.fromkeys(self._kernels.values()))
+
     def compile(self, *args: Any, **kwargs: Any) -> JITKernel:
         """As `kernel`, compiled for its target now."""
         return self.kernel(*args, **kwargs).compile()
