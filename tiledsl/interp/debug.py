@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tiledsl.errors import TileRuntimeError
-from tiledsl.interp.scope import Env, Fn, Scope
+from tiledsl.interp.scope import Env, Fn, Scope, of_lane
 from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.expr import Expr
 from tiledsl.ir.stmt import Debug, Kernel
@@ -72,7 +72,7 @@ class Debugs:
             shape = env[nest.shape_slot]
             on = np.broadcast_to(True if mask is None else mask, shape)
             for lane in zip(*np.nonzero(on), strict=True):
-                print(*head, *(_of_lane(v, lane) if lanes else v for v, lanes in values))
+                print(*head, *(of_lane(v, lane) if lanes else v for v, lanes in values))
             return mask
 
         return show
@@ -91,7 +91,3 @@ class Debugs:
 
 def _slot(slot: int) -> Fn:
     return lambda env, mask: env[slot]
-
-
-def _of_lane(v: Any, lane: tuple[Any, ...]) -> Any:
-    return v[tuple(0 if n == 1 else i for i, n in zip(lane, v.shape, strict=False))]

@@ -20,7 +20,6 @@ from tiledsl.interp.shadow import DOUBTS, Shadowed, lift
 from tiledsl.interp.stmt import Statements
 from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.expr import Var
-from tiledsl.ir.node import Node
 from tiledsl.ir.stmt import Alloc, Function, Kernel, Param, Stmt
 from tiledsl.ir.walk import walk, writes
 
@@ -184,12 +183,16 @@ def _compiled(function: Function, options: Options) -> list[_Program]:
 def _compile(function: Function, kernel: Kernel, options: Options) -> _Program:
     scope = Scope(options)
     scope.thread_vars = set(kernel.thread_vars)
-    for p in function.params:
-        scope.bind(p.var if p.var is not None else _present(p.buffer))
-    for symbol in (*function.symbols, *kernel.block_vars):
-        scope.bind(symbol)
-    for workspace in function.workspaces:
-        scope.bind(workspace)
+    scalars = [p.var for p in function.params if p.var is not None]
+    names: tuple[Var | Buffer, ...] = (
+        *scalars,
+        *function.buffers,
+        *function.symbols,
+        *kernel.block_vars,
+        *function.workspaces,
+    )
+    for name in names:
+        scope.bind(name)
     statements = Statements(scope, kernel, _views(function, kernel))
     with scope.loop(*kernel.block_vars):
         roots = [*function.buffers, *function.workspaces]
@@ -201,11 +204,6 @@ def _compile(function: Function, kernel: Kernel, options: Options) -> _Program:
             make(env)
 
     return _Program(kernel, scope, body, views, int(dict(kernel.attrs).get("scratch_bytes", 0)))
-
-
-def _present(buffer: Buffer | None) -> Buffer:
-    assert buffer is not None
-    return buffer
 
 
 def _scratch(kernel: Kernel) -> list[Buffer]:
@@ -236,12 +234,10 @@ def _views(function: Function, kernel: Kernel) -> dict[Buffer, list[Buffer]]:
 
 def _tracker(function: Function, values: dict[Any, Any], options: Options) -> Tracker:
     grains: dict[Buffer, int] = {}
-    roots: set[Node] = set()
     for kernel in function.kernels:
         for n in walk(kernel.body):
             if isinstance(n, Buffer):
                 grains[n.root] = min(grains.get(n.root, 1 << 30), n.dtype.numpy.itemsize)
-                roots.add(n.root)
     tracker = Tracker(options, grains)
     outputs = {function.params[i].buffer for i in function.outputs}
     for buffer, data in values.items():

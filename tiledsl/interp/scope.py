@@ -8,7 +8,7 @@ Python ints and bools, NumPy float scalars, and mask is None. Vectors have their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,13 +21,18 @@ from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.expr import Expr, Load, Var
 from tiledsl.ir.walk import walk
 
-__all__ = ["BLOCK", "Env", "Fn", "Nest", "RETURNED", "STEPS", "Scope", "TRACKER"]
+__all__ = ["BLOCK", "Env", "Fn", "Nest", "RETURNED", "STEPS", "Scope", "TRACKER", "of_lane"]
 
 Env = list[Any]
 Fn = Callable[[Env, Any], Any]
 
 # The first slots of every environment.
 RETURNED, STEPS, TRACKER, BLOCK = range(4)
+
+
+def of_lane(value: Any, lane: Sequence[Any]) -> Any:
+    """One lane's part of a value that broadcasts to the lanes."""
+    return value[tuple(0 if n == 1 else i for i, n in zip(lane, value.shape, strict=False))]
 
 
 @dataclass
@@ -146,7 +151,7 @@ class Scope:
                 if isinstance(value, np.ndarray):
                     if lane is None:
                         continue
-                    value = value[tuple(0 if n == 1 else i for i, n in zip(lane, value.shape, strict=True))]
+                    value = of_lane(value, lane)
                 values.append(f"{name} = {value}")
             loops = (f"where {', '.join(values)}",) if values else ()
             return kind(message, loc, (*loops, *notes), help)

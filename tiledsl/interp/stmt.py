@@ -239,7 +239,7 @@ class Statements:
         if any(self.scope.varies(e) for e in (s.start, s.stop, s.step)):
             return self._for_lanes(s)
         start, stop, step = (self.expressions.compile(e) for e in (s.start, s.stop, s.step))
-        slot = self.scope.bind(s.var)
+        slot, left = self.scope.bind(s.var), self.scope.new_slot()
         body, exit_slot = self._body(s.body, s.var)
         report = self.scope.reporter(TileValueError)
 
@@ -258,67 +258,51 @@ class Statements:
                 return mask
 
             return straight
-        if self.scope.nest is None:
 
-            def uniform(env: Env, mask: Any) -> Any:
-                env[exit_slot] = False
-                for value in values(env):
-                    env[slot] = value
-                    if body(env, None) is False and (env[exit_slot] or env[RETURNED]):
-                        break
-                return False if env[RETURNED] else None
+        def begin(env: Env, mask: Any) -> None:
+            env[left] = iter(values(env))
 
-            return uniform
+        def going(env: Env, mask: Any) -> bool:
+            env[slot] = value = next(env[left], None)
+            return value is not None
 
-        def lanes(env: Env, mask: Any) -> Any:
-            env[exit_slot] = None
-            active = mask
-            for value in values(env):
-                env[slot] = value
-                body(env, active)
-                active = _without(active, env[exit_slot])
-                if active is not None and not active.any():
-                    break
-            return mask
-
-        return lanes
+        return self._rounds(begin, going, False, body, exit_slot)
 
     def _for_lanes(self, s: For) -> Fn:
         """A loop whose bounds differ between lanes: each lane counts on its own."""
         start, stop, step = (self.expressions.compile(e) for e in (s.start, s.stop, s.step))
-        slot = self.scope.bind(s.var)
+        slot, next_slot, end_slot, by_slot = self.scope.bind(s.var), *(self.scope.new_slot() for _ in range(3))
         self.scope.varying.add(s.var)
         body, exit_slot = self._body(s.body, s.var)
         assert self.scope.nest is not None
         rank, storage = self.scope.nest.rank, s.var.dtype.numpy
         down = isinstance(s.step, Const) and s.step.value < 0
 
-        def lanes(env: Env, mask: Any) -> Any:
-            env[exit_slot] = None
-            end, by = stop(env, mask), step(env, mask)
+        def begin(env: Env, mask: Any) -> None:
+            env[end_slot], env[by_slot] = stop(env, mask), step(env, mask)
             first = start(env, mask)
-            value = first if isinstance(first, np.ndarray) else np.full((1,) * rank, first, storage)
-            while True:
-                going = value > end if down else value < end
-                active = going if mask is None else going & mask
-                active = _without(active, env[exit_slot])
-                if not active.any():
-                    return mask
-                env[slot] = value
-                body(env, active)
-                value = value + by
+            env[next_slot] = first if isinstance(first, np.ndarray) else np.full((1,) * rank, first, storage)
 
-        return lanes
+        def going(env: Env, mask: Any) -> Any:
+            env[slot] = value = env[next_slot]
+            env[next_slot] = value + env[by_slot]
+            return value > env[end_slot] if down else value < env[end_slot]
+
+        return self._rounds(begin, going, True, body, exit_slot)
 
     def _while(self, s: While) -> Fn:
-        cond = self.expressions.compile(s.cond)
-        varies = self.scope.varies(s.cond)
+        cond, varies = self.expressions.compile(s.cond), self.scope.varies(s.cond)
         body, exit_slot = self._body(s.body)
+        return self._rounds(lambda env, mask: None, cond, varies, body, exit_slot)
+
+    def _rounds(self, begin: Callable[[Env, Any], None], going: Fn, varies: bool, body: Fn, exit_slot: int) -> Fn:
+        """Runs body while `going` says so (varies: lane by lane), without the lanes that have left the loop."""
         if self.scope.nest is None:
 
             def uniform(env: Env, mask: Any) -> Any:
                 env[exit_slot] = False
-                while cond(env, None):
+                begin(env, None)
+                while going(env, None):
                     if body(env, None) is False and (env[exit_slot] or env[RETURNED]):
                         break
                 return False if env[RETURNED] else None
@@ -327,20 +311,19 @@ class Statements:
 
         def lanes(env: Env, mask: Any) -> Any:
             env[exit_slot] = None
+            begin(env, mask)
             active = mask
             while True:
-                c = cond(env, active)
+                c = going(env, active)
                 if varies:
                     c = _owned(c)
                     active = c if active is None else active & c
-                    if not active.any():
-                        return mask
                 elif not c:
+                    return mask
+                if active is not None and not active.any():
                     return mask
                 body(env, active)
                 active = _without(active, env[exit_slot])
-                if active is not None and not active.any():
-                    return mask
 
         return lanes
 
