@@ -55,6 +55,7 @@ IN_KERNEL = {
     "choose-objects": "T.clear(s if n > 0 else f)",
     "loop-carried": "k = 0\nfor i in T.serial(n):\n    k = k + 1\n    r[k] = 0.0",
     "loop-carried:augmented": "total = n * 2\nwhile v < 8:\n    total += v\n    v += 1",
+    "endless-loop": "while True:\n    v += 1",
     "endless-python-while": "running = [1]\nwhile running:\n    pass",
     "jump-from-python-loop": "for size in [1, 2]:\n    if n > size:\n        break",
     "nested-kernel": "with T.Kernel(2) as by:\n    pass",

@@ -22,7 +22,7 @@ from tiledsl.frontend.promotion import as_number, convert, is_number
 from tiledsl.frontend.storage import BufferRef, Cell, RegionRef
 from tiledsl.frontend.values import Undefined, Value, as_bool, as_value, common, to_dtype
 from tiledsl.ir import Binary, Break, Buffer, Const, Continue, Debug, Expr, If, IfThenElse, Return, Unary, Var, While
-from tiledsl.ir.walk import loads_of
+from tiledsl.ir.walk import loads_of, walk
 
 __all__ = ["CONTROL", "Control", "Tracer", "choice_dtype", "if_then_else", "tracer"]
 
@@ -283,6 +283,14 @@ class _While(_Loop):
         yield None
         self.exit()
         body = builder.pop(block)
+        if isinstance(test, Const) and test.value and not any(isinstance(n, (Break, Return)) for n in walk(body)):
+            raise error(
+                "endless-loop",
+                TileValueError,
+                "this loop never ends: its condition is always true, and nothing leaves it",
+                loc=self.loc,
+                help="break out of it, or compare kernel values, for example a T.alloc_var",
+            )
         builder.emit(While(test, body, loc=self.loc), "a while loop", checked=True)
 
 
