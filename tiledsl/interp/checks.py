@@ -23,8 +23,6 @@ __all__ = ["Tracker", "overlap"]
 Array = np.ndarray[Any, Any]
 Fail = Callable[..., Exception]
 _NOBODY, _SEVERAL = -1, -2
-_LANE_RACE = "is read by one lane and written by another"
-_BLOCK_RACE = "is read by one block and written by another"
 
 
 def overlap(a: Array, b: Array) -> bool:
@@ -100,9 +98,7 @@ class Tracker:
 
     # -- accesses ----------------------------------------------------------------------------------------
 
-    def read(
-        self, buffer: Buffer, env: Env, data: Array, at: tuple[Any, ...], good: Any, fail: Fail, rank: int | None = None
-    ) -> None:
+    def read(self, buffer: Buffer, env: Env, data: Array, at: tuple[Any, ...], good: Any, fail: Fail) -> None:
         """Elements at index arrays are read where `good` (None = everywhere)."""
         cells = self.cells.get(buffer.root)
         if cells is None or data.size == 0:
@@ -115,20 +111,23 @@ class Tracker:
                 raise self._error(fail, env, buffer, cells, flat, ~ok, lanes, "is read before anything has written it")
         if not self.conflicts:
             return
-        if lanes is not None and not self._private(buffer, data, at):
-            owner = lanes[..., None]
-            writer = cells.lane_writer[touched]
-            bad = ((writer != _NOBODY) & (writer != owner)).any(-1)
+        racing = None if lanes is None or self._private(buffer, data, at) else lanes
+        for who, owner, writers, readers in self._racers(buffer, env, cells, racing):
+            bad = _others(writers[touched], owner).any(-1)
             if bad.any():
-                raise self._error(fail, env, buffer, cells, flat, bad, lanes, _LANE_RACE)
-            _note_reader(cells.lane_reader, touched, np.broadcast_to(owner, touched.shape))
+                what = f"is read by one {who} and written by another"
+                raise self._error(fail, env, buffer, cells, flat, bad, lanes, what)
+            _note_reader(readers, touched, np.broadcast_to(owner, touched.shape))
+
+    @staticmethod
+    def _racers(
+        buffer: Buffer, env: Env, cells: _Cells, lanes: Array | None
+    ) -> Iterator[tuple[str, Any, Array, Array]]:
+        """Who can race on the buffer: ("lane" or "block", who it is here, writers and readers of its cells)."""
+        if lanes is not None:
+            yield "lane", lanes[..., None], cells.lane_writer, cells.lane_reader
         if buffer.root.scope == "global":
-            block = env[BLOCK]
-            writer = cells.block_writer[touched]
-            bad = ((writer != _NOBODY) & (writer != block)).any(-1)
-            if bad.any():
-                raise self._error(fail, env, buffer, cells, flat, bad, lanes, _BLOCK_RACE)
-            _note_reader(cells.block_reader, touched, np.full(touched.shape, block))
+            yield "block", env[BLOCK], cells.block_writer, cells.block_reader
 
     def write(
         self, buffer: Buffer, env: Env, data: Array, flat: tuple[Any, ...], values: Any, good: Any,
@@ -154,28 +153,18 @@ class Tracker:
         lanes: Array | None, fail: Fail,
     ) -> None:  # fmt: skip
         changed = np.asarray(differs)[..., None]
-        if lanes is not None:
-            owner = lanes[..., None]
-            writer, reader = cells.lane_writer[touched], cells.lane_reader[touched]
-            bad = ((writer != _NOBODY) & (writer != owner) & changed).any(-1) | _twice(touched, values)
+        for who, owner, writers, readers in self._racers(buffer, env, cells, lanes):
+            bad = (_others(writers[touched], owner) & changed).any(-1)
+            if who == "lane":
+                bad |= _twice(touched, values)
             if bad.any():
-                what = "is written by two lanes with different values"
+                what = f"is written by two {who}s with different values"
                 raise self._error(fail, env, buffer, cells, flat, bad, lanes, what)
-            bad = ((reader != _NOBODY) & (reader != owner)).any(-1)
+            bad = _others(readers[touched], owner).any(-1)
             if bad.any():
-                raise self._error(fail, env, buffer, cells, flat, bad, lanes, _LANE_RACE)
-            cells.lane_writer[touched] = np.broadcast_to(owner, touched.shape)
-        if buffer.root.scope == "global":
-            block = env[BLOCK]
-            writer, reader = cells.block_writer[touched], cells.block_reader[touched]
-            bad = ((writer != _NOBODY) & (writer != block) & changed).any(-1)
-            if bad.any():
-                what = "is written by two blocks with different values"
+                what = f"is read by one {who} and written by another"
                 raise self._error(fail, env, buffer, cells, flat, bad, lanes, what)
-            bad = ((reader != _NOBODY) & (reader != block)).any(-1)
-            if bad.any():
-                raise self._error(fail, env, buffer, cells, flat, bad, lanes, _BLOCK_RACE)
-            cells.block_writer[touched] = block
+            writers[touched] = np.broadcast_to(owner, touched.shape)
 
     def atomic(self, buffer: Buffer, env: Env, data: Array, flat: tuple[Any, ...], fail: Fail) -> None:
         """Atomics do not race; they read what must have been written."""
@@ -251,6 +240,11 @@ class Tracker:
         return TileRuntimeError(located.message, located.loc, located.notes, None)
 
 
+def _others(cells: Array, owner: Any) -> Any:
+    """Where somebody else than the owner was."""
+    return (cells != _NOBODY) & (cells != owner)
+
+
 def _differs(old: Any, new: Any) -> Any:
     """Elementwise: the bits differ (a NaN equals a NaN)."""
     old, new = np.broadcast_arrays(np.asarray(old), np.asarray(new, np.asarray(old).dtype))
@@ -278,5 +272,5 @@ def _twice(touched: Array, values: Any) -> Any:
 def _note_reader(reader: Array, touched: Array, who: Array) -> None:
     before = reader[touched]
     reader[touched] = who
-    others = (reader[touched] != who) | ((before != _NOBODY) & (before != who))
+    others = (reader[touched] != who) | _others(before, who)
     reader[touched[others]] = _SEVERAL

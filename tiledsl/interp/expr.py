@@ -87,9 +87,6 @@ class Expressions:
         slot = self.scope.slot(e)
         return lambda env, mask: env[slot]
 
-    def _load(self, e: Load) -> Fn:
-        return self.memory.load(e)
-
     # -- operators ---------------------------------------------------------------------------------------
 
     def _binary(self, e: Binary) -> Fn:
@@ -100,44 +97,31 @@ class Expressions:
         if function is None:
             raise self._no_operator(e.op, e.a.dtype)
         a, b = self.compile(e.a), self.compile(e.b)
-        if self.scope.options.overflow and e.a.dtype.is_int:
-            if e.op in _DIVISIONS:
-                return self._checked_division(e, function, a, b)
-            if self.in_index and e.a.dtype.name == "int32" and e.op in ("add", "sub", "mul"):
-                return self._checked_index(e, function, a, b)
+        index = self.in_index and e.a.dtype.name == "int32" and e.op in ("add", "sub", "mul")
+        if self.scope.options.overflow and e.a.dtype.is_int and (index or e.op in _DIVISIONS):
+            return self._checked(e, function, a, b)
         return _call2(function, a, b)
 
     def _no_operator(self, op: str, dtype: DType) -> TileTypeError:
         return TileTypeError(f"{op} is not defined on {dtype}", self.scope.where)
 
-    def _checked_division(self, e: Binary, function: Callable[[Any, Any], Any], a: Fn, b: Fn) -> Fn:
-        report = self.scope.reporter(TileRuntimeError, "the result would be 0; guard the division")
+    def _checked(self, e: Binary, function: Callable[[Any, Any], Any], a: Fn, b: Fn) -> Fn:
+        """The operator in checked mode: reports division by zero, and int32 overflow inside an index."""
         op = e.op
-
-        def divide(env: Env, mask: Any) -> Any:
-            x, y = a(env, mask), b(env, mask)
-            zero = y == 0
-            if mask is not None:
-                zero = zero & mask
-            if np.any(zero):
-                raise report(env, f"{op}: division by zero", lane=_first(zero))
-            return function(x, y)
-
-        return divide
-
-    def _checked_index(self, e: Binary, function: Callable[[Any, Any], Any], a: Fn, b: Fn) -> Fn:
-        report = self.scope.reporter(TileRuntimeError, "compute the index in int64: T.int64(i) * stride")
-        wide: Callable[[Any, Any], Any] = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[e.op]
-        op = e.op
+        wrong: Callable[[Any, Any], Any]
+        if op in _DIVISIONS:
+            message, help = f"{op}: division by zero", "the result would be 0; guard the division"
+            wrong = lambda x, y: y == 0  # noqa: E731
+        else:
+            message, help = f"int32 overflow inside an index ({op})", "compute the index in int64: T.int64(i) * stride"
+            wrong = _overflow(op)
+        report = self.scope.reporter(TileRuntimeError, help)
 
         def checked(env: Env, mask: Any) -> Any:
             x, y = a(env, mask), b(env, mask)
-            exact = wide(np.asarray(x, np.int64), np.asarray(y, np.int64))
-            over = (exact > 2**31 - 1) | (exact < -(2**31))
-            if mask is not None:
-                over = over & mask
-            if np.any(over):
-                raise report(env, f"int32 overflow inside an index ({op})", lane=_first(over))
+            bad = wrong(x, y) if mask is None else wrong(x, y) & mask
+            if np.any(bad):
+                raise report(env, message, lane=_first(bad))
             return function(x, y)
 
         return checked
@@ -361,7 +345,7 @@ class Expressions:
 _COMPILERS: dict[type[Expr], Callable[[Expressions, Any], Fn]] = {
     Const: Expressions._const,
     Var: Expressions._var,
-    Load: Expressions._load,
+    Load: lambda c, e: c.memory.load(e),
     Binary: Expressions._binary,
     Unary: Expressions._unary,
     Fma: Expressions._fma,
@@ -375,13 +359,23 @@ _COMPILERS: dict[type[Expr], Callable[[Expressions, Any], Fn]] = {
 
 _PREDICATES: dict[str, Callable[[Any], Any]] = {
     "isnan": lambda x: x != x,
-    "isinf": lambda x: np.isinf(x),
-    "isfinite": lambda x: np.isfinite(x),
+    "isinf": np.isinf,
+    "isfinite": np.isfinite,
 }
 
 
 def _call2(function: Callable[[Any, Any], Any], a: Fn, b: Fn) -> Fn:
     return lambda env, mask: function(a(env, mask), b(env, mask))
+
+
+def _overflow(op: str) -> Callable[[Any, Any], Any]:
+    wide: Callable[[Any, Any], Any] = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[op]
+
+    def over(x: Any, y: Any) -> Any:
+        exact = wide(np.asarray(x, np.int64), np.asarray(y, np.int64))
+        return (exact > 2**31 - 1) | (exact < -(2**31))
+
+    return over
 
 
 def _harmless(e: Expr) -> bool:
