@@ -173,7 +173,7 @@ INTERNAL: dict[str, tuple[str, Callable[[], ir.Function]]] = {
     "parallel variables": ("2 variables, 1 extents", lambda: body(ir.Parallel((var("p"), var("q")), (i(1),), ()))),
     "parallel variable": ("loop variable p is float32", lambda: body(parallel((var("p", "float32"),), (1,)))),
     "debug": ("unknown debug", lambda: body(ir.Debug("shout"))),
-    "assumption": ("takes one condition", lambda: body(ir.Debug("assume"))),
+    "assumption": ("takes a condition", lambda: body(ir.Debug("assume"))),
     "atomic": ("unknown atomic", lambda: body(ir.Atomic("mix", A, (i(0), i(0)), zero))),
     "atomic without value": ("without a value", lambda: body(ir.Atomic("add", A, (i(0), i(0)), None))),
     "atomic load with value": ("with a value", lambda: body(ir.Atomic("load", A, (i(0), i(0)), zero))),

@@ -72,8 +72,8 @@ class JITKernel:
         plan = self._plans.get((asked, key)) if key is not None else None
         if plan is None:
             plan = self._plan(asked, args, outs)
+            key = call_key(args if outs is None else (*args, *outs), self._keyed)  # torch's types are known by now
             if key is not None:
-                key = call_key(args if outs is None else (*args, *outs), self._keyed)  # types may be known by now
                 if len(self._plans) >= MOST_PLANS:
                     self._plans.clear()
                 self._plans[(asked, key)] = plan
