@@ -387,7 +387,7 @@ def test_eager() -> None:
     f32 = as_dtype("float32")
     kernel = template.bind({"A": ArgInfo((3, 5), f32), "s": ArgInfo((3,), f32), "by": None}, {"block": 8})
     assert kernel.consts == {"M": 3, "N": 5} and kernel.function.outputs == (3, 4) and not kernel.single
-    assert [(p.name, p.kind) for p in kernel.parameters] == [
+    assert [(p.name, "tensor" if p.buffer else "scalar") for p in kernel.function.params] == [
         ("A", "tensor"), ("s", "tensor"), ("by", "scalar"), ("doubled", "tensor"), ("row_sum", "tensor"),
     ]  # fmt: skip
     A, s = np.arange(15, dtype=np.float32).reshape(3, 5), np.array([1, 2, 3], np.float32)

@@ -4,7 +4,7 @@ For the runtime room (everything else goes through `tiledsl.language`):
 
     trace_prim_func(pyfunc) -> PrimFunc
         What `T.prim_func` does. PrimFunc has `.function: ir.Function`, `.pyfunc`, `.name`,
-        `.parameters: tuple[Parameter, ...]` (name, kind "tensor" | "scalar") and `.single: bool`
+        and `.single: bool`
         (eager kernels: `return C`, not `return C, D`).
     is_lazy(pyfunc) -> bool
         True: a factory that returns a PrimFunc when called with Python values.
@@ -27,8 +27,8 @@ For the runtime room (everything else goes through `tiledsl.language`):
 """
 
 from tiledsl.frontend.eager import ArgInfo, EagerTemplate, is_lazy
-from tiledsl.frontend.trace import Macro, Parameter, PrimFunc, captures, trace_prim_func
+from tiledsl.frontend.trace import Macro, PrimFunc, captures, trace_prim_func
 
 __all__ = [
-    "ArgInfo", "EagerTemplate", "Macro", "Parameter", "PrimFunc", "captures", "is_lazy", "trace_prim_func",
+    "ArgInfo", "EagerTemplate", "Macro", "PrimFunc", "captures", "is_lazy", "trace_prim_func",
 ]  # fmt: skip

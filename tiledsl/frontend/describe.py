@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from tiledsl.ir import Binary, Buffer, Call, Cast, Const, Expr, Fma, IfThenElse, Load, Region, Select, Unary, Var
 
-__all__ = ["dims", "expr_text", "operand_text", "place_text"]
+__all__ = ["INFIX", "dims", "expr_text", "operand_text", "place_text"]
 
-_INFIX = {
+INFIX = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "floormod": "%", "bitand": "&", "bitor": "|",
     "bitxor": "^", "shl": "<<", "shr": ">>", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
     "and": "and", "or": "or",
@@ -31,8 +31,8 @@ def expr_text(e: Expr, nested: bool = False) -> str:
         case Unary(op=op, x=x):
             sign = {"neg": "-", "not": "not ", "bitnot": "~"}.get(op)
             return f"{sign}{expr_text(x, True)}" if sign else f"{op}({expr_text(x)})"
-        case Binary(op=op, a=a, b=b) if op in _INFIX:
-            text = f"{expr_text(a, True)} {_INFIX[op]} {expr_text(b, True)}"
+        case Binary(op=op, a=a, b=b) if op in INFIX:
+            text = f"{expr_text(a, True)} {INFIX[op]} {expr_text(b, True)}"
             return f"({text})" if nested else text
         case Binary(op=op, a=a, b=b):
             return f"{op}({expr_text(a)}, {expr_text(b)})"

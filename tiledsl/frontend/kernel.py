@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import TracebackType
 from typing import Any
 
@@ -11,7 +12,7 @@ from tiledsl.frontend.control import Tracer, tracer
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import INT32
 from tiledsl.frontend.values import Value, index_expr
-from tiledsl.ir import Const, Expr, Kernel, Var
+from tiledsl.ir import Const, Kernel, Var
 
 __all__ = ["BlockIndex", "KernelLaunch"]
 
@@ -39,22 +40,14 @@ class KernelLaunch:
         if not 1 <= len(sizes) <= 3:
             raise error("thread-rank", TileTypeError, f"T.Kernel: threads has 1 to 3 dimensions, got {len(sizes)}")
         self.threads = tuple(index_expr(t, "T.Kernel: threads") for t in sizes)
-        self.total = self._count(self.threads)
+        known = [t.value for t in self.threads if isinstance(t, Const)]
+        self.total = math.prod(known) if len(known) == len(self.threads) else None
         if self.total is not None and not 1 <= self.total <= _MAX_THREADS:
             raise error(
                 "thread-count", TileValueError, f"T.Kernel: a block has 1 to {_MAX_THREADS} threads, not {self.total}"
             )
         self.loc = here()
         self.block: Block | None = None
-
-    @staticmethod
-    def _count(threads: tuple[Expr, ...]) -> int | None:
-        total = 1
-        for t in threads:
-            if not isinstance(t, Const):
-                return None
-            total *= t.value
-        return total
 
     def __enter__(self) -> Any:
         builder = tracer("T.Kernel")

@@ -11,6 +11,7 @@ from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileNotImplementedError, TileTypeError
 from tiledsl.frontend.location import error, here
 from tiledsl.ir import Cast, Const, Expr
+from tiledsl.ir.arithmetic import int_range
 
 __all__ = [
     "BOOL", "FLOAT32", "INT32", "as_number", "convert", "fits", "is_number", "literal", "literal_dtype", "slice_dtype",
@@ -54,9 +55,7 @@ def as_number(x: Any) -> int | float:
 def fits(value: int | float, dtype: DType) -> bool:
     """The literal is exactly a value of dtype."""
     if dtype.is_int:
-        low, high = (
-            (-(1 << dtype.bits - 1), (1 << dtype.bits - 1) - 1) if dtype.is_signed else (0, (1 << dtype.bits) - 1)
-        )
+        low, high = int_range(dtype)
         return isinstance(value, int) and low <= value <= high
     if dtype.is_bool:
         return isinstance(value, bool)

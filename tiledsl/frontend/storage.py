@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tiledsl.analysis.symbols import row_major
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileIndexError, TileNotImplementedError, TileTypeError
 from tiledsl.frontend.builder import current, is_tracing
@@ -140,10 +141,7 @@ class BufferRef:
         """Strides in elements."""
         if self.buffer.strides is not None:
             return tuple(_to_python(e) for e in self.buffer.strides)
-        found: list[Any] = [1]
-        for extent in reversed(self.shape[1:]):
-            found.append(found[-1] * extent)
-        return tuple(reversed(found))
+        return row_major(self.shape)
 
     def __repr__(self) -> str:
         return f"{self.name} ({dims(self.buffer.shape)} {self.dtype} {self.scope})"

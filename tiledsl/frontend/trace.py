@@ -15,7 +15,7 @@ from typing import Any
 from tiledsl.errors import Loc, TileError, TileNameError, TileSyntaxError, TileTypeError, suggest
 from tiledsl.frontend import location
 from tiledsl.frontend.annotations import make_param
-from tiledsl.frontend.builder import Builder, is_tracing, tracing
+from tiledsl.frontend.builder import is_tracing, tracing
 from tiledsl.frontend.control import CONTROL, Tracer, tracer
 from tiledsl.frontend.location import error
 from tiledsl.frontend.rewrite import compiled, rewritten
@@ -27,7 +27,6 @@ from tiledsl.ir.walk import free_vars
 
 __all__ = [
     "Macro",
-    "Parameter",
     "PrimFunc",
     "Ref",
     "captures",
@@ -36,14 +35,6 @@ __all__ = [
     "parameter_annotations",
     "trace_prim_func",
 ]
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A parameter as callers see it. kind: "tensor" | "scalar"."""
-
-    name: str
-    kind: str
 
 
 @dataclass(eq=False)
@@ -62,10 +53,6 @@ class PrimFunc:
     @property
     def name(self) -> str:
         return self.function.name
-
-    @property
-    def parameters(self) -> tuple[Parameter, ...]:
-        return tuple(Parameter(p.name, "scalar" if p.var is not None else "tensor") for p in self.function.params)
 
     def __call__(self, *args: Any, **kw: Any) -> Any:
         raise error(
@@ -173,19 +160,13 @@ def trace_prim_func(pyfunc: Callable[..., Any], names: Mapping[str, Any] | None 
                 help=f"write `{p.name}: T.Tensor((M, N), T.float16)` or `{p.name}: T.int32`",
             )
         param, argument = make_param(p.name, annotations[p.name], place)
-        _declare(builder, param)
+        builder.define(param.buffer if param.buffer is not None else param.var)  # type: ignore[arg-type]
         params.append(param)
         arguments.append(argument)
     with tracing(builder), location.tracing_root(run.__code__), located():
         builder.activations.append(("kernel", 0))
         run(*arguments)
     return PrimFunc(finish(builder, params, (), places.loc), pyfunc)
-
-
-def _declare(builder: Builder, param: Param) -> None:
-    for x in (param.buffer, param.var):
-        if x is not None:
-            builder.define(x)
 
 
 def _check_function(pyfunc: Any, what: str) -> None:

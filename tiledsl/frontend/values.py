@@ -13,7 +13,7 @@ import numpy as np
 
 from tiledsl.dtypes import DType, promote
 from tiledsl.errors import TileTypeError
-from tiledsl.frontend.describe import expr_text
+from tiledsl.frontend.describe import INFIX, expr_text
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import (
     BOOL,
@@ -46,10 +46,6 @@ __all__ = [
 _BITWISE = frozenset(["bitand", "bitor", "bitxor", "shl", "shr"])
 _COMPARE = frozenset(["eq", "ne", "lt", "le", "gt", "ge"])
 _INTEGER_ONLY = frozenset(["floordiv", "floormod", "truncdiv", "truncmod"])
-_SYMBOL = {
-    "add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "floormod": "%", "bitand": "&", "bitor": "|",
-    "bitxor": "^", "shl": "<<", "shr": ">>", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
-}  # fmt: skip
 
 _UFUNC = {
     "subtract": "sub", "multiply": "mul", "divide": "div", "floor_divide": "floordiv", "remainder": "floormod",
@@ -244,7 +240,7 @@ def common(op: str, a: Any, b: Any) -> DType:
             return promote(a.dtype, b.dtype)
         except TypeError as e:
             raise error(
-                "promotion", TileTypeError, f"the operands of {_SYMBOL.get(op, op)} do not go together: {e}"
+                "promotion", TileTypeError, f"the operands of {INFIX.get(op, op)} do not go together: {e}"
             ) from None
     value, number = (a, as_number(b)) if isinstance(a, Value) else (b, as_number(a))
     dtype: DType = value.dtype
@@ -285,7 +281,7 @@ def binary(op: str, a: Any, b: Any) -> Any:
         raise error(
             "float-floordiv",
             TileTypeError,
-            f"{_SYMBOL.get(op, 'T.' + op)} takes integers: {_text(a)}, {_text(b)}",
+            f"{INFIX.get(op, 'T.' + op)} takes integers: {_text(a)}, {_text(b)}",
             help="for floats use T.floor(a / b)",
         )
     if seen.is_bool and op not in ("min", "max"):
@@ -299,7 +295,7 @@ def _bitwise(op: str, a: Any, b: Any, seen: DType) -> Value:
         raise error(
             "bitwise-float",
             TileTypeError,
-            f"{_SYMBOL[op]} takes integers: {_text(a)}, {_text(b)}",
+            f"{INFIX[op]} takes integers: {_text(a)}, {_text(b)}",
             help="for the bits of a float use T.reinterpret(x, T.uint32)",
         )
     if seen.is_bool and op in ("bitand", "bitor", "bitxor"):

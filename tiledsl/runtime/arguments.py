@@ -15,9 +15,10 @@ import numpy as np
 from tiledsl import ir
 from tiledsl.analysis.bounds import SYMBOL_MAX
 from tiledsl.analysis.evaluate import evaluate
-from tiledsl.analysis.symbols import solve
+from tiledsl.analysis.symbols import row_major, solve
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileError, TileTypeError, TileValueError
+from tiledsl.frontend.describe import expr_text
 from tiledsl.ir.build import int_range
 from tiledsl.ir.walk import walk, writes
 from tiledsl.runtime.views import View, describe, view
@@ -192,11 +193,8 @@ class Signature:
         """Contiguity and signs; strides that are declared are equations, and `solve` checks those."""
         if 0 in seen.shape:
             return
-        step = 1
-        contiguous = True
-        for n, s in zip(reversed(seen.shape), reversed(seen.strides), strict=True):
-            contiguous &= n == 1 or s == step
-            step *= n
+        packed = row_major(seen.shape)
+        contiguous = all(n == 1 or s == p for n, s, p in zip(seen.shape, seen.strides, packed, strict=True))
         negative = any(s < 0 and n > 1 for n, s in zip(seen.shape, seen.strides, strict=True))
         assert slot.buffer is not None
         if not negative and (contiguous or slot.buffer.strides is not None):
@@ -305,22 +303,19 @@ def word_maker(dtype: DType, name: str) -> Callable[[Any], int]:
         return scalar_word(convert_scalar(x, dtype, name), dtype)
 
     if dtype.name == "float32":
-        return lambda x: _float32_word(x, general)
+        pack, unpack = struct.Struct("<f").pack, struct.Struct("<I").unpack
+
+        def quick(x: Any) -> int:
+            try:
+                return int(unpack(pack(x))[0])  # rounds to nearest even
+            except OverflowError:
+                return general(x)
+
+        return quick
     if dtype.kind == "int":
         low, high = int_range(dtype)
         return lambda x: int(x) if low <= x <= high else general(x)
     return general
-
-
-_pack_float, _unpack_uint = struct.Struct("<f").pack, struct.Struct("<I").unpack
-
-
-def _float32_word(x: Any, general: Callable[[Any], int]) -> int:
-    try:
-        word: int = _unpack_uint(_pack_float(x))[0]  # rounds to nearest even
-        return word
-    except OverflowError:
-        return general(x)
 
 
 # -- text -----------------------------------------------------------------------------------------------------------
@@ -335,24 +330,8 @@ def _value(extent: ir.Expr, env: dict[ir.Var, int]) -> int | None:
 
 def _extent(extent: ir.Expr, env: dict[ir.Var, int]) -> str:
     value = _value(extent, env)
-    text = _text(extent)
+    text = expr_text(extent)
     return text if value is None or text == str(value) else f"{text}={value}"
-
-
-_SIGNS = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "floormod": "%"}
-
-
-def _text(e: ir.Expr) -> str:
-    if isinstance(e, ir.Const):
-        return str(e.value)
-    if isinstance(e, ir.Var):
-        return e.name
-    if isinstance(e, ir.Cast):
-        return _text(e.x)
-    if isinstance(e, ir.Binary) and e.op in _SIGNS:
-        sides = (f"({_text(x)})" if isinstance(x, ir.Binary) else _text(x) for x in (e.a, e.b))
-        return f" {_SIGNS[e.op]} ".join(sides)
-    return "..."
 
 
 def _tuple(values: Sequence[int]) -> str:

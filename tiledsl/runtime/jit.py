@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 from tiledsl import frontend, ir
 from tiledsl.backend import Target
@@ -62,7 +62,7 @@ class JITFunction:
         run = {k: kwargs.pop(k) for k in ("target", "out", "stream") if k in kwargs and k not in self._names}
         values = self._positional(args) if not kwargs else None
         if values is None:
-            values = self._bind(args, kwargs)
+            values = self._bind(args, kwargs).arguments
         assert self._template is not None
         arrays = [values[n] for n in self._template.arguments]
         return self._eager(arrays, values)(*arrays, **run)
@@ -78,7 +78,7 @@ class JITFunction:
             return found
         assert self._template is not None
         consts = {k: kwargs.pop(k) for k in list(kwargs) if k not in self._names}
-        values = self._bind(args, kwargs, partial=True)
+        values = self._bind(args, kwargs, partial=True).arguments
         return self._eager([values.get(n) for n in self._template.arguments], values, consts)
 
     @property
@@ -127,7 +127,7 @@ class JITFunction:
         kernel = self._calls.get(call)
         if kernel is not None:
             return kernel
-        values = self._bind(args, kwargs, variadic=True)
+        values = self._bind(args, kwargs)
         key = (self._key(values.arguments), target, captured)  # however the values were passed
         kernel = self._kernels.get(key)
         if kernel is None:
@@ -172,14 +172,8 @@ class JITFunction:
 
     # -- arguments -------------------------------------------------------------------------------------------------
 
-    @overload
-    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, variadic: bool) -> inspect.BoundArguments: ...
-    @overload
-    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, partial: bool = False) -> dict[str, Any]: ...
-    def _bind(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, partial: bool = False, variadic: bool = False
-    ) -> Any:
-        """Values by parameter name, defaults included."""
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any], partial: bool = False) -> inspect.BoundArguments:
+        """The arguments by parameter name, defaults included."""
         for name in kwargs:
             if name not in self._names and not any(
                 p.kind is p.VAR_KEYWORD for p in self._signature.parameters.values()
@@ -196,7 +190,7 @@ class JITFunction:
                 help=f"parameters: {', '.join(self._names)}",
             ) from None
         bound.apply_defaults()
-        return bound if variadic else dict(bound.arguments)
+        return bound
 
     def _positional(self, args: tuple[Any, ...]) -> dict[str, Any] | None:
         """What `_bind` gives for positional arguments alone, quickly; None when it has to look closer."""

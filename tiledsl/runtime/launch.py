@@ -21,22 +21,10 @@ from tiledsl.runtime.views import View, address_of, allocator, as_numpy, view
 __all__ = ["Launch", "Plan"]
 
 
-def _torch_address(x: Any) -> int:
-    return int(x.data_ptr())
-
-
-def _other_address(x: Any) -> int:
-    return view(x, "argument", "cpu").address
-
-
-def _absent(x: None) -> int:
-    return 0
-
-
 ADDRESS: dict[str, Callable[[Any], int]] = {
     "numpy": address_of,
-    "torch": _torch_address,
-    "dlpack": _other_address,
+    "torch": lambda x: int(x.data_ptr()),
+    "dlpack": lambda x: view(x, "argument", "cpu").address,
 }
 
 
@@ -79,7 +67,7 @@ class Plan:
             elif slot.buffer is None:
                 self.words.append(word_maker(slot.dtype, slot.name))
             else:
-                self.words.append(_absent)
+                self.words.append(lambda x: 0)
             self.spans.append(span)
         # Pairs of arguments of which one is written.
         given = [i for i, s in enumerate(self.slots) if self.spans[i]]

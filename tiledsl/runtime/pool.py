@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 
 from tiledsl import config
 from tiledsl.runtime.lane import Lane, caller_lane
@@ -208,14 +209,7 @@ def thread_count() -> int:
     return config.NUM_THREADS.get() or _cores()
 
 
-def _cores() -> int:
-    global _known_cores
-    if not _known_cores:
-        _known_cores = config.usable_cores()
-    return _known_cores
-
-
-_known_cores = 0
+_cores = cache(config.usable_cores)
 
 
 def _claim(threads: int) -> _Pool | None:
