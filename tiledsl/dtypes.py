@@ -196,7 +196,7 @@ def as_dtype(x: Any) -> DType:
     else:
         try:
             found = _named(np.dtype(x).name)
-        except TypeError:
+        except Exception:  # NumPy looks into x: what that raises is x's own
             found = None
     if found is None:
         raise TypeError(f"unknown dtype {x!r}")

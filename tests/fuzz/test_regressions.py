@@ -132,3 +132,22 @@ def test_an_outcome_stored_as_a_number_under_the_shadow() -> None:
     A, B = np.arange(8, dtype=np.float32), np.zeros(8, np.int8)
     run(kernel.function, [A, B], Options(exact=True, shadow=True))
     assert B.tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+
+
+@T.macro
+def halved(x, n):
+    if n == 0:
+        return x
+    return halved(x * 0.5, n - 1)
+
+
+def test_a_macro_of_the_module_that_calls_itself() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((4,), "float32")):
+        with T.Kernel(1):
+            for i in T.Parallel(4):
+                A[i] = halved(A[i], 3)
+
+    A = np.full(4, 8, np.float32)
+    run(kernel.function, [A])
+    assert A.tolist() == [1] * 4

@@ -46,7 +46,12 @@ class TensorSpec:
 
 def dynamic(names: str, dtype: Any = "int32") -> Any:
     """One or several shape symbols."""
-    kind = as_dtype(dtype)
+    try:
+        kind = as_dtype(dtype)
+    except TypeError as e:
+        raise error("symbol-dtype", TileTypeError, f"T.dynamic: {e}") from None
+    if not isinstance(names, str):
+        raise error("symbol-name", TileTypeError, f"T.dynamic: {names!r} is no text", help='T.dynamic("m, n")')
     if not kind.is_int or kind.bits < 32:
         raise error("symbol-dtype", TileTypeError, f"T.dynamic: a shape symbol is an int32 or int64, not {kind}")
     made = tuple(Value(symbol(n.strip(), kind)) for n in names.replace(",", " ").split())

@@ -237,6 +237,12 @@ class _For(_Loop):
             return
         if isinstance(self.iterable, (Value, BufferRef, RegionRef)):
             self.iterable.__iter__()
+        if not hasattr(type(self.iterable), "__iter__"):
+            raise error(
+                "not-iterable",
+                TileTypeError,
+                f"a for loop runs over T.serial, T.Parallel ... or a Python sequence, not over {self.iterable!r}",
+            )
         values = CONTROL.freeze(self.iterable, self.targets[0] if self.targets else "")
         self.enter(staged=False)
         try:

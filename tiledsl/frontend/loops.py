@@ -42,6 +42,8 @@ class LoopSpec:
         bounds = [index_expr(x, f"{what}: {name}") for x, name in ((start, "start"), (stop, "stop"), (step, "step"))]
         dtype: DType = INT32
         for b in bounds:
+            if isinstance(b, Const) and b.value >= 1 << 63:
+                raise error("literal-range", TileTypeError, f"{what}: a loop cannot count to {b.value}")
             dtype = promote(dtype, b.dtype)
         first, last, by = (_in(b, dtype) for b in bounds)
         return cls(what, kind, ((first, last, by),), annotations, here())

@@ -400,6 +400,9 @@ def _compile(pyfunc: Callable[..., Any]) -> Compiled:
     keep = _at(ast.Expr(ast.Name(FACADE, ast.Load())), function)  # the facade is a free variable even if unused
     docstring = 1 if ast.get_docstring(function, clean=False) is not None else 0
     function.body.insert(docstring, keep)
+    local = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
+    if function.name in code.co_names and function.name not in local:  # its own name is the module's, not the factory's
+        function.body.insert(docstring, _at(ast.Global([function.name]), function))
     extra: dict[str, Any] = {"type_params": []} if sys.version_info >= (3, 12) else {}
     factory = ast.FunctionDef("factory", free, [function], [], **extra)
     module = ast.fix_missing_locations(ast.Module([_at(factory, function)], []))

@@ -117,6 +117,8 @@ def const(names: str) -> Any:
     Each name must stand directly as an extent or stride of a declared argument, or come as an option of the call.
     """
     builder = _eager("T.const")
+    if not isinstance(names, str):
+        raise error("symbol-name", TileTypeError, f"T.const: {names!r} is no text", help='T.const("M, N")')
     made = tuple(builder.const(n) for n in names.replace(",", " ").split())
     return made if len(made) != 1 else made[0]
 

@@ -118,7 +118,7 @@ class Program:
         file = f"<generated {abs(hash(self.source)):x}>"
         linecache.cache[file] = (len(self.source), None, self.source.splitlines(keepends=True), file)
         module: dict[str, Any] = {"__name__": "generated"}
-        exec(compile(self.source, file, "exec"), module)
+        exec(compile(self.source, file, "exec", dont_inherit=True), module)
         kernel = module["kernel"]
         assert isinstance(kernel, JITKernel)
         return kernel
