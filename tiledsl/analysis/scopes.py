@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from tiledsl.ir.stmt import Break, Continue, Debug, For, Function, If, Kernel, L
 from tiledsl.ir.walk import Rewriter, map_kernels
 
 _N = TypeVar("_N", bound=Node)
+_T = TypeVar("_T")
 
 __all__ = ["ScopedRewriter", "leaves"]
 
@@ -41,8 +42,7 @@ class ScopedRewriter(Rewriter):
             body = self.visit_block(kernel.body)
             return kernel if body is kernel.body else kernel.replace(body=body)
 
-        result: Function = map_kernels(one, function)
-        return result
+        return map_kernels(one, function)
 
     @contextmanager
     def scope(self) -> Iterator[Facts]:
@@ -53,18 +53,17 @@ class ScopedRewriter(Rewriter):
         finally:
             self.facts = outer
 
-    def visit_block(self, body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
-        out: list[Stmt] = []
-        with self.scope():
-            for s in body:
-                new = self.visit_stmt(s)
-                out.extend(new) if isinstance(new, tuple) else out.append(new)
-                self._learn(s)
-        if len(out) == len(body) and all(a is b for a, b in zip(out, body, strict=True)):
-            return body
-        return tuple(out)
+    def where(self, cond: Expr, holds: bool, visit: Callable[[_T], _T], x: _T) -> _T:
+        """x visited with the condition known to hold, or not to hold."""
+        with self.scope() as facts:
+            facts.assume(cond, holds)
+            return visit(x)
 
-    def _learn(self, s: Stmt) -> None:
+    def visit_block(self, body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        with self.scope():
+            return super().visit_block(body)
+
+    def passed(self, s: Stmt) -> None:
         """What a statement lets the rest of its block know."""
         if isinstance(s, Let):
             self.facts.let(s.var, s.value)
@@ -94,18 +93,12 @@ class ScopedRewriter(Rewriter):
             return self.stmt(self.shared(s, extents=extents, body=body))
         if isinstance(s, While):
             cond = self.visit_while(s.cond)
-            with self.scope() as facts:
-                facts.assume(s.cond)
-                body = self.visit_block(s.body)
+            body = self.where(s.cond, True, self.visit_block, s.body)
             return self.stmt(self.shared(s, cond=cond, body=body))
         if isinstance(s, If):
             cond = self.visit(s.cond)
-            with self.scope() as facts:
-                facts.assume(s.cond)
-                then = self.visit_block(s.then)
-            with self.scope() as facts:
-                facts.assume(s.cond, False)
-                orelse = self.visit_block(s.orelse)
+            then = self.where(s.cond, True, self.visit_block, s.then)
+            orelse = self.where(s.cond, False, self.visit_block, s.orelse)
             return self.stmt(self.shared(s, cond=cond, then=then, orelse=orelse))
         return super().visit_stmt(s)
 
@@ -116,18 +109,12 @@ class ScopedRewriter(Rewriter):
     def visit_expr(self, e: Expr) -> Expr:
         if isinstance(e, IfThenElse):
             cond = self.visit_expr(e.cond)
-            with self.scope() as facts:
-                facts.assume(e.cond)
-                t = self.visit_expr(e.t)
-            with self.scope() as facts:
-                facts.assume(e.cond, False)
-                f = self.visit_expr(e.f)
+            t = self.where(e.cond, True, self.visit_expr, e.t)
+            f = self.where(e.cond, False, self.visit_expr, e.f)
             return self.expr(self.shared(e, cond=cond, t=t, f=f))
         if isinstance(e, Binary) and e.op in ("and", "or") and not isinstance(e.b, Const):
             a = self.visit_expr(e.a)
-            with self.scope() as facts:
-                facts.assume(e.a, e.op == "and")
-                b = self.visit_expr(e.b)
+            b = self.where(e.a, e.op == "and", self.visit_expr, e.b)
             return self.expr(self.shared(e, a=a, b=b))
         return super().visit_expr(e)
 
@@ -139,8 +126,7 @@ class ScopedRewriter(Rewriter):
             for k, v in fields.items()
             if v is not getattr(n, k) and not (isinstance(v, tuple) and _same(v, getattr(n, k)))
         }
-        result: _N = n.replace(**changes) if changes else n
-        return result
+        return n.replace(**changes) if changes else n
 
 
 def _same(a: tuple[object, ...], b: tuple[object, ...]) -> bool:

@@ -92,14 +92,11 @@ class _Reader:
     def fail(self, n: ast.AST, message: str, help: str | None = None) -> NoReturn:
         raise TileSyntaxError(f"not printed IR: {message}", self.loc(n), help=help)
 
-    def bind(self, name: str, n: E.Var | Buffer) -> None:
-        self.scope[name] = n
-
     def var(self, n: ast.expr, dtype: DType) -> E.Var:
         if not isinstance(n, ast.Name):
             self.fail(n, "a name was expected")
         v = E.Var(n.id, dtype, loc=self.loc(n))
-        self.bind(n.id, v)
+        self.scope[n.id] = v
         return v
 
     def lookup(self, n: ast.Name) -> E.Var | Buffer:
@@ -149,7 +146,7 @@ class _Reader:
             self.declare(name, dtype, n)
         for a in n.args.args:  # scalars first: shapes may use them
             if isinstance(a.annotation, ast.Attribute):
-                self.bind(a.arg, E.Var(a.arg, self.dtype_named(a.annotation.attr, a), loc=self.loc(a)))
+                self.scope[a.arg] = E.Var(a.arg, self.dtype_named(a.annotation.attr, a), loc=self.loc(a))
         names = options.get("params") or [a.arg for a in n.args.args]
         params = tuple(self.param(a, str(name)) for a, name in zip(n.args.args, names, strict=True))
         workspaces: list[Buffer] = []
@@ -177,7 +174,7 @@ class _Reader:
 
     def declare(self, name: str, dtype: str, n: ast.AST) -> E.Var:
         v = E.Var(name, self.dtype_named(dtype, n), loc=self.loc(n))
-        self.bind(name, v)
+        self.scope[name] = v
         return v
 
     def param(self, a: ast.arg, name: str) -> S.Param:
@@ -189,7 +186,7 @@ class _Reader:
             self.fail(a, f"parameter {a.arg} has no type")
         assert isinstance(a.annotation, ast.Call)
         b = self.new_buffer(a.annotation, a.arg, "global")
-        self.bind(a.arg, b)
+        self.scope[a.arg] = b
         return S.Param(name, b, loc=self.loc(a))
 
     def define(self, s: ast.Assign, scope: str) -> Buffer:
@@ -197,7 +194,7 @@ class _Reader:
         if not isinstance(target, ast.Name) or not isinstance(call, ast.Call):
             self.fail(s, "a name was expected")
         b = self.new_buffer(call, target.id, scope)
-        self.bind(target.id, b)
+        self.scope[target.id] = b
         return b
 
     def new_buffer(self, call: ast.Call, name: str, scope: str) -> Buffer:
@@ -298,8 +295,7 @@ class _Reader:
             assert isinstance(value, ast.Call)
             s = self.statement(value, loc)
             assert isinstance(s, S.Atomic)
-            result: S.Stmt = s.replace(result=self.var(target, dtype or s.buffer.dtype))
-            return result
+            return s.replace(result=self.var(target, dtype or s.buffer.dtype))
         e = self.expr(value)
         return S.Let(self.var(target, dtype or e.dtype), e, loc=loc)
 

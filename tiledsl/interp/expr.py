@@ -14,6 +14,7 @@ from tiledsl.interp import shadow
 from tiledsl.interp.memory import Memory
 from tiledsl.interp.scope import STEPS, Env, Fn, Nest, Scope
 from tiledsl.ir import arithmetic
+from tiledsl.ir.build import droppable
 from tiledsl.ir.exact import fma32, fma64
 from tiledsl.ir.expr import (
     Binary,
@@ -32,7 +33,6 @@ from tiledsl.ir.expr import (
 )
 from tiledsl.ir.intrinsics import INTRINSICS
 from tiledsl.ir.math import MathFunction, expansion
-from tiledsl.ir.walk import walk
 
 __all__ = ["Expressions"]
 
@@ -138,7 +138,7 @@ class Expressions:
             if conjunction:
                 return lambda env, mask: b(env, mask) if a(env, mask) else decided
             return lambda env, mask: decided if a(env, mask) else b(env, mask)
-        if e.dtype.is_vector or _harmless(e.b):
+        if e.dtype.is_vector or droppable(e.b):
             return _call2(np.logical_and if conjunction else np.logical_or, a, b)
 
         def lanes(env: Env, mask: Any) -> Any:
@@ -198,7 +198,7 @@ class Expressions:
             return lambda env, mask: t(env, mask) if cond(env, mask) else f(env, mask)
         t, f = self.typed(e.t), self.typed(e.f)
         keeps_both = self.scope.options.shadow  # a doubtful condition's bound covers both sides
-        if _harmless(e.t) and _harmless(e.f):
+        if droppable(e.t) and droppable(e.f):
             return lambda env, mask: np.where(cond(env, mask), t(env, mask), f(env, mask))
 
         def lanes(env: Env, mask: Any) -> Any:
@@ -376,14 +376,6 @@ def _overflow(op: str) -> Callable[[Any, Any], Any]:
         return (exact > 2**31 - 1) | (exact < -(2**31))
 
     return over
-
-
-def _harmless(e: Expr) -> bool:
-    """Evaluating it where it is not wanted can neither fail nor be reported."""
-    for n in walk(e):
-        if isinstance(n, Load) or (isinstance(n, Binary) and n.op in _DIVISIONS and n.a.dtype.is_int):
-            return False
-    return True
 
 
 def _first(where: Any) -> tuple[int, ...] | None:

@@ -75,16 +75,17 @@ def droppable(e: Expr) -> bool:
     for n in walk(e):
         if isinstance(n, Load):
             return False
-        if isinstance(n, Binary) and n.op in _DIVISIONS and n.a.dtype.is_int and not _nonzero(n.b):
+        if (
+            isinstance(n, Binary)
+            and n.op in _DIVISIONS
+            and n.a.dtype.is_int
+            and not (isinstance(n.b, Const) and n.b.value)
+        ):
             return False
     return True
 
 
-_DIVISIONS = frozenset(["floordiv", "floormod", "truncdiv", "truncmod"])
-
-
-def _nonzero(e: Expr) -> bool:
-    return isinstance(e, Const) and e.value != 0
+_DIVISIONS = frozenset(["floordiv", "floormod", "truncdiv", "truncmod", "div"])
 
 
 # -- folding -------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def fold_binary(op: str, a: Const, b: Const) -> Const | None:
         return None
     if op in ("and", "or"):
         return const(a.value and b.value if op == "and" else a.value or b.value, BOOL)
-    if dtype.is_int and ((op in _DIVISIONS and b.value == 0) or (op in ("shl", "shr") and b.value < 0) or op == "div"):
+    if dtype.is_int and ((op in _DIVISIONS and b.value == 0) or (op in ("shl", "shr") and b.value < 0)):
         return None  # reported in checked mode: stays
     if op in ("min", "max") and (a.value != a.value or b.value != b.value):
         return None  # NaN is left to the targets

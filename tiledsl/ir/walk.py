@@ -8,7 +8,7 @@ from typing import Any
 from tiledsl.ir.buffer import Buffer, Region
 from tiledsl.ir.expr import Expr, Load, Var
 from tiledsl.ir.node import Node, fields_of
-from tiledsl.ir.stmt import Atomic, Stmt
+from tiledsl.ir.stmt import Atomic, Function, Kernel, Stmt
 
 __all__ = ["Rewriter", "children", "free_vars", "loads_of", "reads", "substitute", "walk", "writes"]
 
@@ -85,6 +85,9 @@ class Rewriter:
     def var(self, v: Var) -> Expr:
         return v
 
+    def passed(self, s: Stmt) -> None:
+        """Called behind each statement of a block, with the statement as it was."""
+
     def visit_expr(self, e: Expr) -> Expr:
         if isinstance(e, Var):
             return self.var(e)
@@ -95,6 +98,7 @@ class Rewriter:
         for s in body:
             new = self.visit_stmt(s)
             out.extend(new) if isinstance(new, tuple) else out.append(new)
+            self.passed(s)
         if len(out) == len(body) and all(a is b for a, b in zip(out, body, strict=True)):
             return body
         return tuple(out)
@@ -159,7 +163,7 @@ def substitute(n: Any, mapping: Mapping[Var, Expr], buffers: Mapping[Buffer, Buf
     return rewriter.visit_block(n) if isinstance(n, tuple) else rewriter.visit(n)
 
 
-def map_kernels(fn: Callable[[Any], Any], function: Any) -> Any:
+def map_kernels(fn: Callable[[Kernel], Kernel], function: Function) -> Function:
     """The function with `fn` applied to each of its kernels (shared when nothing changed)."""
     kernels = tuple(fn(k) for k in function.kernels)
     same = all(a is b for a, b in zip(kernels, function.kernels, strict=True))

@@ -212,49 +212,31 @@ def copy(
         return
     builder = not_inside_parallel("T.copy")
     a, b = _side(src, "src"), _side(dst, "dst")
-    if a.extents is None:
-        a = _inherit(a, b, src, dst)
-    elif b.extents is None:
-        b = _inherit(b, a, src, dst)
-    assert a.extents is not None and b.extents is not None
+    if isinstance(src, Element):
+        a = _inherit(a, b)
+    elif isinstance(dst, Element):
+        b = _inherit(b, a)
     a, b = _broadcast(a, b)
     given = hints(coalesced_width=coalesced_width, disable_tma=disable_tma, eviction_policy=eviction_policy)
     builder.emit(_paired(a, b, given), "T.copy")
 
 
-class _Side:
-    """One side of a copy: a corner, and a box's extents unless they come from the other side."""
-
-    def __init__(self, buffer: Buffer, starts: tuple[Expr, ...], extents: tuple[Expr, ...] | None) -> None:
-        self.buffer, self.starts, self.extents = buffer, starts, extents
-
-    def with_extents(self, extents: list[Expr]) -> _Side:
-        return _Side(self.buffer, self.starts, tuple(extents))
-
-    def moving(self) -> list[int]:
-        """Dimensions whose extent is not the constant 1."""
-        assert self.extents is not None
-        return [i for i, e in enumerate(self.extents) if not _is_one(e)]
-
-    @property
-    def text(self) -> str:
-        return operand_text(Region(self.buffer, self.starts, self.extents or ()))
+def _moving(r: Region) -> list[int]:
+    """Dimensions whose extent is not the constant 1."""
+    return [i for i, e in enumerate(r.extents) if not _is_one(e)]
 
 
 def _is_one(e: Expr) -> bool:
     return isinstance(e, Const) and e.value == 1
 
 
-def _side(x: Any, name: str) -> _Side:
-    if isinstance(x, Element):
-        return _Side(x.buffer, x.indices, None)
-    r = as_region(x, f"T.copy: {name}")
-    return _Side(r.buffer, r.starts, r.extents)
+def _side(x: Any, name: str) -> Region:
+    """One side of a copy; an element is a corner, without extents yet."""
+    return Region(x.buffer, x.indices, ()) if isinstance(x, Element) else as_region(x, f"T.copy: {name}")
 
 
-def _inherit(corner: _Side, box: _Side, src: Any, dst: Any) -> _Side:
+def _inherit(corner: Region, box: Region) -> Region:
     """The corner's box: the other side's extents, right-aligned."""
-    assert box.extents is not None
     rank = len(corner.starts)
     extents = list(box.extents)
     while len(extents) > rank and _is_one(extents[0]):
@@ -268,13 +250,12 @@ def _inherit(corner: _Side, box: _Side, src: Any, dst: Any) -> _Side:
             f"T.copy: {corner.buffer.name} is {rank}-dimensional and cannot hold a box of {dims(box.extents)}",
             notes=place_text(corner.buffer),
         )
-    return corner.with_extents([Const(1, INT32)] * (rank - len(extents)) + extents)
+    return corner.replace(extents=(*[Const(1, INT32)] * (rank - len(extents)), *extents))
 
 
-def _broadcast(a: _Side, b: _Side) -> tuple[_Side, _Side]:
+def _broadcast(a: Region, b: Region) -> tuple[Region, Region]:
     """Where the counts of moving dimensions differ: right-aligned, an extent of 1 takes the other side's."""
-    assert a.extents is not None and b.extents is not None
-    if len(a.moving()) == len(b.moving()):
+    if len(_moving(a)) == len(_moving(b)):
         return a, b
     left, right = list(a.extents), list(b.extents)
     for k in range(1, min(len(left), len(right)) + 1):
@@ -282,22 +263,21 @@ def _broadcast(a: _Side, b: _Side) -> tuple[_Side, _Side]:
             left[-k] = right[-k]
         elif _is_one(right[-k]):
             right[-k] = left[-k]
-    a, b = a.with_extents(left), b.with_extents(right)
-    if len(a.moving()) != len(b.moving()):
+    a, b = a.replace(extents=tuple(left)), b.replace(extents=tuple(right))
+    if len(_moving(a)) != len(_moving(b)):
         raise error(
             "copy-shape",
             TileTypeError,
-            f"T.copy: the shapes do not match: {a.text} -> {b.text}",
+            f"T.copy: the shapes do not match: {operand_text(a)} -> {operand_text(b)}",
             notes=place_text(a.buffer) + place_text(b.buffer),
             help="slice both sides to the same box",
         )
     return a, b
 
 
-def _paired(a: _Side, b: _Side, given: tuple[tuple[str, Any], ...]) -> Copy:
+def _paired(a: Region, b: Region, given: tuple[tuple[str, Any], ...]) -> Copy:
     """The copy over the moving dimensions, paired in order; the side closer to the registers gives the extents."""
-    assert a.extents is not None and b.extents is not None
-    src_axes, dst_axes = a.moving(), b.moving()
+    src_axes, dst_axes = _moving(a), _moving(b)
     closer_is_dst = _CLOSENESS[b.buffer.scope] > _CLOSENESS[a.buffer.scope]
     domain: list[Expr] = []
     left, right = list(a.extents), list(b.extents)
@@ -307,7 +287,7 @@ def _paired(a: _Side, b: _Side, given: tuple[tuple[str, Any], ...]) -> Copy:
                 "copy-extent",
                 TileTypeError,
                 f"T.copy: extent {expr_text(left[i])} of the source meets {expr_text(right[j])} of the destination: "
-                f"{a.text} -> {b.text}",
+                f"{operand_text(a)} -> {operand_text(b)}",
                 notes=place_text(a.buffer) + place_text(b.buffer),
                 help="slice both sides to the same box",
             )

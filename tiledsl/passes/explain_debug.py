@@ -24,15 +24,13 @@ class ExplainDebug:
     name: ClassVar[str] = "explain_debug"
 
     def __call__(self, function: Function) -> Function:
-        found: Function = map_kernels(_explain, function)
-        return found
+        return map_kernels(_explain, function)
 
 
 def _explain(kernel: Kernel) -> Kernel:
     if not any(isinstance(n, Debug) for n in walk(kernel.body)):
         return kernel
-    found: Kernel = kernel.replace(body=_block(kernel.body, kernel.block_vars))
-    return found
+    return kernel.replace(body=_block(kernel.body, kernel.block_vars))
 
 
 def _block(body: tuple[Stmt, ...], loops: tuple[Var, ...]) -> tuple[Stmt, ...]:

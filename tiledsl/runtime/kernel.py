@@ -203,8 +203,7 @@ def with_outputs(function: ir.Function, out_idx: int | Sequence[int] | None) -> 
         if i % count in found:
             raise TileValueError(f"{function.name}: out_idx names {param.name} twice", function.loc)
         found.append(i % count)
-    changed: ir.Function = function.replace(outputs=tuple(found))
-    return changed
+    return function.replace(outputs=tuple(found))
 
 
 def compile(
