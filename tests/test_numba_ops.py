@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from properties.support import kernel_from
 
 from tiledsl import ir
 from tiledsl.backends.cpu.native import LEVELS, Cpu, host_cpu, x86_level
@@ -14,6 +15,7 @@ from tiledsl.backends.numba_cpu.compile import compile_function, run_loop_functi
 from tiledsl.conversions import convert
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.ir import arithmetic as ops
+from tiledsl.testing import assert_targets_agree
 
 I64, F32 = as_dtype("int64"), as_dtype("float32")
 INTS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
@@ -198,3 +200,42 @@ def test_levels_are_known_to_llvm() -> None:
     for level in LEVELS:
         if host_cpu().triple.startswith("x86_64"):
             assert x86_level(level).register_bytes in (32, 64)
+
+
+KNOWN = {
+    "an integer": "T.{op}(T.cast(b, '{dtype}'), a)",
+    "the other order": "T.{op}(a, T.cast(b, '{dtype}'))",
+    "nested": "T.{op}(T.{op}(c, {limit}), a)",
+    "clamp": "T.clamp(c, {limit}, a)",
+    "literal": "T.{op}(a, {limit})",
+    "literal first": "T.{op}({limit}, a)",
+    "absolute": "T.{op}(T.abs(T.cast(b, '{dtype}')), a)",
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("loop", ["serial", "Parallel"])
+def test_maxima_with_an_operand_that_is_known_to_be_a_number(loop: str, dtype: str) -> None:
+    """A compiler that knows one operand must still see that the other may be NaN, or a zero of the other sign."""
+    forms = [
+        form.format(op=op, dtype=dtype, limit=limit)
+        for form in KNOWN.values()
+        for op in ("max", "min")
+        for limit in ("0.0", "-0.0", "1.0", "-2.5", "T.infinity('float32')")
+    ]
+    lines = "\n            ".join(f"Y[{k}, i] = {form}" for k, form in enumerate(forms))
+    kernel = kernel_from(f"""
+import tiledsl.language as T
+
+@T.prim_func
+def main(A: T.Tensor((8,), "{dtype}"), B: T.Tensor((8,), "int32"), C: T.Tensor((8,), "{dtype}"),
+         Y: T.Tensor(({len(forms)}, 8), "{dtype}")):
+    with T.Kernel(1, threads=1):
+        for i in T.{loop}(8):
+            a, b, c = A[i], B[i], C[i]
+            {lines}
+""")
+    a = np.array([np.nan, 1, -0.0, 0.0, np.nan, -3, np.inf, -np.inf], dtype)
+    b = np.array([3, -3, 0, 0, -1, 7, 1, 0], np.int32)
+    c = np.array([np.nan, 2, 0.0, -0.0, 1, np.nan, np.nan, np.inf], dtype)
+    assert_targets_agree(kernel, a, b, c, np.zeros((len(forms), 8), dtype))
