@@ -1,8 +1,8 @@
 """Plants mistakes in the compiler and looks whether its tests notice: `python tests/fuzz/mutation.py --count 200`.
 
 Works in a copy of the repository. Each mutant changes one place (an operator, a constant, a condition, a lost
-statement) or undoes one of the fixes in PLANTED; the tests that are mapped to its room get 60 seconds. Prints a report and writes
-it to .fuzz/mutation.json: killed, survived (with the changed line), and how long. Not part of `make test`.
+statement) or undoes one of the fixes in PLANTED; the tests that are mapped to its room get 60 seconds. Prints a report
+and writes it to .fuzz/mutation.json: killed, survived (with the changed line), and how long. Not part of `make test`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PASSES = ("tests/test_bounds.py", "tests/test_passes_semantics.py", "tests/fuzz
            "tests/fuzz/test_fuzz.py::test_interpreter_and_passes[0]")  # fmt: skip
 # Room -> the tests that should notice, the quickest first.
 MAPPED: dict[str, tuple[str, ...]] = {
-    "tiledsl/frontend": ("tests/test_frontend.py", "tests/test_frontend_python.py", "tests/test_frontend_errors.py",
+    "tiledsl/frontend": ("tests/test_frontend.py", "tests/fuzz/test_regressions.py", "tests/test_frontend_python.py", "tests/test_frontend_errors.py",
                          "tests/test_language.py", "tests/test_ir_text.py"),
     "tiledsl/language": ("tests/test_language.py", "tests/test_frontend_errors.py", "tests/properties/test_corners.py"),
     "tiledsl/passes": _PASSES,
@@ -57,7 +57,7 @@ PLANTED: tuple[tuple[str, str, str], ...] = (
     ("tiledsl/frontend/rewrite.py", "function.name in code.co_names", "False"),
     ("backends/cpu/lower.py", 'if s.var.type.name == "uint64"', "if False"),
     ("backends/cpu/nest.py", 'ir.Binary("lt", ir.Ramp(full, 1, LANES)', 'ir.Binary("le", ir.Ramp(full, 1, LANES)'),
-    ("backends/cpu/values.py", "round_to(out, t)\n    return Lane(out, 0 if a.coef", "out\n    return Lane(out, 0 if a.coef"),
+    ("backends/cpu/values.py", "round_to(out, t)\n    return Lane(out, 0 if a", "out\n    return Lane(out, 0 if a"),
     ("backends/cpu/values.py", "lane.mask = and_(lane.mask, self.mask)", "pass"),
     ("backends/cpu/values.py", "any(v in lane.inner for v in free_vars(e))", "False"),
     ("backends/cpu/values.py", "any(ld.buffer.root in lane.written for ld in loads_of(e))", "False"),
@@ -85,7 +85,7 @@ class Mutant:
 _REFUSING = ("error", "require", "InternalError")
 _SILENT = (ast.Import, ast.ImportFrom, ast.Raise, ast.Assert, ast.JoinedStr, ast.AnnAssign, ast.arguments)
 
-# -- making mutants -----------------------------------------------------------------------------------------------------
+# -- making mutants ----------------------------------------------------------------------------------------------------
 
 _COMPARE = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
             ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is}  # fmt: skip
@@ -168,7 +168,7 @@ def planted(root: Path) -> Iterator[Mutant]:
         yield Mutant(file, text[: text.index(old)].count("\n") + 1, old, new, start, start + len(old.encode()))
 
 
-# -- running them -------------------------------------------------------------------------------------------------------
+# -- running them ------------------------------------------------------------------------------------------------------
 
 
 def tests_for(file: str) -> tuple[str, ...]:
