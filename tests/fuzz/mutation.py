@@ -33,7 +33,8 @@ _PASSES = ("tests/test_bounds.py", "tests/test_passes_semantics.py", "tests/fuzz
            "tests/fuzz/test_fuzz.py::test_interpreter_and_passes[0]")  # fmt: skip
 # Room -> the tests that should notice, the quickest first.
 MAPPED: dict[str, tuple[str, ...]] = {
-    "tiledsl/frontend": ("tests/test_frontend.py", "tests/fuzz/test_regressions.py", "tests/test_frontend_python.py", "tests/test_frontend_errors.py",
+    "tiledsl/frontend": ("tests/test_frontend.py", "tests/fuzz/test_regressions.py", "tests/test_frontend_python.py",
+                         "tests/test_frontend_errors.py",
                          "tests/test_language.py", "tests/test_ir_text.py"),
     "tiledsl/language": ("tests/test_language.py", "tests/test_frontend_errors.py", "tests/properties/test_corners.py"),
     "tiledsl/passes": _PASSES,
