@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-__all__ = ["DType", "as_dtype", "bitwise_result", "promote", "set_cast_hook"]
+__all__ = ["DType", "as_dtype", "promote", "set_cast_hook"]
 
 _CastHook = Callable[["DType", tuple[Any, ...]], Any]
 _cast_hook: _CastHook | None = None
@@ -242,8 +242,3 @@ def promote(a: DType, b: DType) -> DType:
     else:
         result = x if x.kind == "uint" else y
     return result.with_lanes(lanes)
-
-
-def bitwise_result(a: DType, b: DType, b_is_literal: bool) -> DType:
-    """Result type of `& | ^ << >>`: a literal keeps the other operand's type, else `promote`."""
-    return a if b_is_literal else promote(a, b)

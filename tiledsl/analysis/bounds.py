@@ -23,6 +23,7 @@ __all__ = ["Facts", "SYMBOL_MAX", "kernel_facts", "prove"]
 # 2**31, so that rounding an extent up to tiles cannot wrap. Argument binding refuses larger ones.
 SYMBOL_MAX = {32: 2**31 - 2**16, 64: 2**48}
 _SWAP = {"gt": "lt", "ge": "le"}
+_JUNCTIONS = frozenset(["and", "or", "bitand", "bitor"])
 _NEGATE = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
 
 
@@ -106,13 +107,13 @@ class Facts(System):
             self.assume(cond.x, not holds)
         elif isinstance(cond, Var) and cond in self._conds:
             self.assume(self._conds[cond], holds)
-        elif isinstance(cond, Binary) and cond.op in ("and", "or", "bitand", "bitor") and cond.a.dtype.is_bool:
+        elif isinstance(cond, Binary) and cond.op in _JUNCTIONS and cond.a.dtype.is_bool:
             if (cond.op in ("and", "bitand")) == holds:
                 self.assume(cond.a, holds)
                 self.assume(cond.b, holds)
-            elif self.prove(cond.a) if holds is False else self._refuted(cond.a):
+            elif self.prove(cond.a, not holds):
                 self.assume(cond.b, holds)
-            elif self.prove(cond.b) if holds is False else self._refuted(cond.b):
+            elif self.prove(cond.b, not holds):
                 self.assume(cond.a, holds)
         elif isinstance(cond, Binary) and cond.op in COMPARISONS and _is_integer(cond.a) and not _reads_memory(cond):
             op = cond.op if holds else _NEGATE[cond.op]
@@ -170,28 +171,26 @@ class Facts(System):
     def _learnt(self) -> None:
         self._memo.clear()
 
-    def _refuted(self, cond: Expr) -> bool:
-        return self.prove(Unary("not", cond))
-
     # -- questions ---------------------------------------------------------------------------------------------
 
-    def prove(self, cond: Expr) -> bool:
-        """True when cond holds wherever these facts do; False means unknown."""
+    def prove(self, cond: Expr, holds: bool = True) -> bool:
+        """True when cond holds (does not hold) wherever these facts do; False means unknown."""
         if isinstance(cond, Const):
-            return cond.value is True
+            return cond.value is holds
         if isinstance(cond, Var):
-            return cond in self._conds and self.prove(self._conds[cond])
+            return cond in self._conds and self.prove(self._conds[cond], holds)
         if isinstance(cond, Unary) and cond.op == "not":
-            return self._prove_not(cond.x)
+            return self.prove(cond.x, not holds)
         if not isinstance(cond, Binary):
             return False
-        if cond.op in ("and", "bitand") and cond.a.dtype.is_bool:
-            return self.prove(cond.a) and self._given(cond.a, True).prove(cond.b)
-        if cond.op in ("or", "bitor") and cond.a.dtype.is_bool:
-            return self.prove(cond.a) or self._given(cond.a, False).prove(cond.b)
+        if cond.op in _JUNCTIONS and cond.a.dtype.is_bool:
+            both, first = cond.op in ("and", "bitand"), self.prove(cond.a, holds)
+            if first != (both == holds):
+                return first  # it decides
+            return self._given(cond.a, both).prove(cond.b, holds)
         if cond.op not in COMPARISONS or not _is_integer(cond.a):
             return False
-        a, b, op = self.linear(cond.a), self.linear(cond.b), cond.op
+        a, b, op = self.linear(cond.a), self.linear(cond.b), cond.op if holds else _NEGATE[cond.op]
         if op in _SWAP:
             op, a, b = _SWAP[op], b, a
         up, down = b.plus(a, -1), a.plus(b, -1)
@@ -200,21 +199,6 @@ class Facts(System):
         if op == "eq":
             return self._nonneg(up) and self._nonneg(down)
         return self._nonneg(up.shift(-1 if op == "lt" else 0))
-
-    def _prove_not(self, x: Expr) -> bool:
-        if isinstance(x, Const):
-            return x.value is False
-        if isinstance(x, Var):
-            return x in self._conds and self._prove_not(self._conds[x])
-        if isinstance(x, Unary) and x.op == "not":
-            return self.prove(x.x)
-        if isinstance(x, Binary) and x.op in COMPARISONS and _is_integer(x.a):
-            return self.prove(Binary(_NEGATE[x.op], x.a, x.b))
-        if isinstance(x, Binary) and x.op in ("and", "bitand") and x.a.dtype.is_bool:
-            return self._prove_not(x.a) or self._given(x.a, True)._prove_not(x.b)
-        if isinstance(x, Binary) and x.op in ("or", "bitor") and x.a.dtype.is_bool:
-            return self._prove_not(x.a) and self._given(x.a, False)._prove_not(x.b)
-        return False
 
     def _cases(self, atom: Atom) -> Iterator[tuple[System, Linear]]:
         cond, t, f = atom.parts

@@ -420,14 +420,8 @@ class Control:
     def if_(self, cond: Any, names: tuple[str, ...]) -> _Branch:
         return _Branch(cond, names, sys._getframe(1))
 
-    def break_(self) -> bool:
-        """True: a Python loop, really leave it."""
-        return self._jump("break")
-
-    def continue_(self) -> bool:
-        return self._jump("continue")
-
-    def _jump(self, what: str) -> bool:
+    def jump(self, what: str) -> bool:
+        """True: a Python loop, really "break" or "continue"."""
         builder = tracer(what)
         loop = builder.loops[-1]
         if not loop.staged:
@@ -486,13 +480,8 @@ class Control:
         with current(what).scratch(f"the right side of `{what}`" if what in ("and", "or") else f"`{what}`"):
             return thunk()
 
-    def and_(self, first: Any, *rest: Callable[[], Any]) -> Any:
-        return self._logical("and", first, rest)
-
-    def or_(self, first: Any, *rest: Callable[[], Any]) -> Any:
-        return self._logical("or", first, rest)
-
-    def _logical(self, op: str, result: Any, rest: tuple[Callable[[], Any], ...]) -> Any:
+    def logical(self, op: str, result: Any, *rest: Callable[[], Any]) -> Any:
+        """`and` or `or`: the right sides are evaluated only where the left does not decide."""
         for thunk in rest:
             if not isinstance(result, Value):
                 if bool(result) == (op == "or"):
@@ -518,7 +507,7 @@ class Control:
         for op, thunk in links:
             right = self._operand(thunk, "a < b < c")
             link = _COMPARE[op](left, right)
-            result = link if result is True else self._logical("and", result, (lambda link=link: link,))  # type: ignore[misc]
+            result = link if result is True else self.logical("and", result, lambda link=link: link)  # type: ignore[misc]
             if not isinstance(result, Value) and not result:
                 return result
             left = right

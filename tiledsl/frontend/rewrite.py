@@ -11,9 +11,9 @@
                            for i in t: ...
                            (after) = t.leave()
     while c: ...           t = tile.while_(lambda: c, literal, carried, after); for _ in t: ...
-    break                  if tile.break_(): break
+    break                  if tile.jump("break"): break
     return e               if tile.return_(has_value): return e
-    a and b, not a         tile.and_(a, lambda: b), tile.not_(a)
+    a and b, not a         tile.logical("and", a, lambda: b), tile.not_(a)
     a if c else b          tile.choose(c, lambda: a, lambda: b)
     0 <= i < n             tile.chain(0, ("le", lambda: i), ("lt", lambda: n))
 
@@ -288,11 +288,11 @@ class _Rewriter(ast.NodeTransformer):
                 help="test a T.alloc_var after the loop",
             )
 
-    def visit_Break(self, node: ast.Break) -> Any:
-        return _at(ast.If(self.call(node, "break_"), [node], []), node)
+    def visit_Break(self, node: ast.Break | ast.Continue) -> Any:
+        what = ast.Constant(type(node).__name__.lower())
+        return _at(ast.If(self.call(node, "jump", what), [node], []), node)
 
-    def visit_Continue(self, node: ast.Continue) -> Any:
-        return _at(ast.If(self.call(node, "continue_"), [node], []), node)
+    visit_Continue = visit_Break
 
     def visit_Return(self, node: ast.Return) -> Any:
         has_value = ast.Constant(node.value is not None)
@@ -305,9 +305,9 @@ class _Rewriter(ast.NodeTransformer):
 
     # -- expressions ----------------------------------------------------------------------------
     def visit_BoolOp(self, node: ast.BoolOp) -> Any:
-        method = "and_" if isinstance(node.op, ast.And) else "or_"
+        op = ast.Constant("and" if isinstance(node.op, ast.And) else "or")
         first, *rest = node.values
-        return self.call(node, method, self.visit(first), *(self.lazily(v) for v in rest))
+        return self.call(node, "logical", op, self.visit(first), *(self.lazily(v) for v in rest))
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> Any:
         if isinstance(node.op, ast.Not):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,12 +20,12 @@ __all__ = ["Atomics"]
 _OPERATORS = {"add": "add", "max": "max", "min": "min", "and": "bitand", "or": "bitor", "xor": "bitxor"}
 
 
+@dataclass(eq=False)
 class Atomics:
     """The compiler of atomics of one kernel."""
 
-    def __init__(self, scope: Scope, expressions: Expressions) -> None:
-        self.scope = scope
-        self.expressions = expressions
+    scope: Scope
+    expressions: Expressions
 
     def compile(self, s: Atomic) -> Fn:
         """One read-modify-write; out of range of a global buffer it is skipped and the old value reads 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from tiledsl.errors import TileRuntimeError
 from tiledsl.interp.scope import Env, Fn, Scope, of_lane
 from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.expr import Expr
-from tiledsl.ir.stmt import Debug, Kernel
+from tiledsl.ir.stmt import Debug
 
 if TYPE_CHECKING:
     from tiledsl.interp.expr import Expressions
@@ -18,13 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["Debugs"]
 
 
+@dataclass(eq=False)
 class Debugs:
     """The compiler of debug statements of one kernel."""
 
-    def __init__(self, scope: Scope, expressions: Expressions, kernel: Kernel) -> None:
-        self.scope = scope
-        self.expressions = expressions
-        self.kernel = kernel
+    scope: Scope
+    expressions: Expressions
 
     def compile(self, s: Debug) -> Fn:
         """The closure of a Debug statement."""

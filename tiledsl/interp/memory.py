@@ -53,12 +53,12 @@ class Access:
         return not self.vector and not self.element_vector
 
 
+@dataclass(eq=False)
 class Memory:
     """The access compiler of one kernel."""
 
-    def __init__(self, scope: Scope, expressions: Expressions) -> None:
-        self.scope = scope
-        self.expressions = expressions
+    scope: Scope
+    expressions: Expressions
 
     # -- entry points ------------------------------------------------------------------------------------
 

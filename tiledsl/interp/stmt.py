@@ -63,7 +63,7 @@ class Statements:
         self.expressions = Expressions(scope)
         self.tiles = Tiles(scope, self.expressions)
         self.atomics = Atomics(scope, self.expressions)
-        self.debugs = Debugs(scope, self.expressions, kernel)
+        self.debugs = Debugs(scope, self.expressions)
         self.kernel = kernel
         self.aliases = aliases  # views without an Alloc of their own, by what they are a view of
         self.exits: list[int] = []  # slots of the enclosing loops: lanes (or True) that broke out

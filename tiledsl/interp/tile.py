@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,12 +38,12 @@ def accumulator(dtype: DType) -> DType:
     return _F32 if dtype.is_float and dtype.bits < 32 else dtype
 
 
+@dataclass(eq=False)
 class Tiles:
     """The compiler of tile operations of one kernel."""
 
-    def __init__(self, scope: Scope, expressions: Expressions) -> None:
-        self.scope = scope
-        self.expressions = expressions
+    scope: Scope
+    expressions: Expressions
 
     def converter(self, src: DType, dst: DType) -> Converter:
         """The conversion of arrays, shadowed ones included."""

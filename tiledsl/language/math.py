@@ -34,7 +34,7 @@ __all__ = [
 def _two(name: str, op: str, a: Any, b: Any, python: Callable[[Any, Any], Any] | None) -> Any:
     if is_number(a) and is_number(b) and python is not None:
         x, y = as_number(a), as_number(b)
-        if op not in ("min", "max") and y == 0:
+        if op.endswith(("div", "mod")) and y == 0:
             raise error("python-division", TileValueError, f"T.{name}: division by zero: {x}, {y}")
         return python(x, y)
     left = as_value(a, f"T.{name}: the first operand") if is_number(a) and is_number(b) else a
@@ -102,19 +102,19 @@ def _abs(x: Any) -> Any:
 @surface
 def bitwise_and(a: Any, b: Any) -> Any:
     """a & b."""
-    return a & b if _python(a, b) else _two("bitwise_and", "bitand", a, b, None)
+    return _two("bitwise_and", "bitand", a, b, lambda x, y: x & y)
 
 
 @surface
 def bitwise_or(a: Any, b: Any) -> Any:
     """a | b."""
-    return a | b if _python(a, b) else _two("bitwise_or", "bitor", a, b, None)
+    return _two("bitwise_or", "bitor", a, b, lambda x, y: x | y)
 
 
 @surface
 def bitwise_xor(a: Any, b: Any) -> Any:
     """a ^ b."""
-    return a ^ b if _python(a, b) else _two("bitwise_xor", "bitxor", a, b, None)
+    return _two("bitwise_xor", "bitxor", a, b, lambda x, y: x ^ y)
 
 
 @surface
@@ -126,17 +126,13 @@ def bitwise_not(x: Any) -> Any:
 @surface
 def shift_left(a: Any, b: Any) -> Any:
     """a << b; a shift by the width or more gives 0."""
-    return a << b if _python(a, b) else _two("shift_left", "shl", a, b, None)
+    return _two("shift_left", "shl", a, b, lambda x, y: x << y)
 
 
 @surface
 def shift_right(a: Any, b: Any) -> Any:
     """a >> b: arithmetic for signed, logical for unsigned integers."""
-    return a >> b if _python(a, b) else _two("shift_right", "shr", a, b, None)
-
-
-def _python(*xs: Any) -> bool:
-    return all(is_number(x) for x in xs)
+    return _two("shift_right", "shr", a, b, lambda x, y: x >> y)
 
 
 # -- choice -----------------------------------------------------------------------------------------------

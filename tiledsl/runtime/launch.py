@@ -160,14 +160,13 @@ class Launch:
         ready, ring = self.ready, self.ring
         scratch, pace = ready.program.artifact.entries[entry].scratch_bytes, ready.paces[entry]
         blocks = ready.blocks[entry]
-        if ring is None:
-            code = pool.run_grid(function, blocks, self.args, scratch_bytes=scratch, pace=pace)
-        elif ring.prints:  # in block order, like the interpreter
+        if ring is not None and ring.prints:  # in block order, like the interpreter
             code = pool.run_serial(
                 function, blocks, self.args, scratch_bytes=scratch, ring=ring.address, after_block=ring.flush
             )
         else:
-            code = pool.run_grid(function, blocks, self.args, scratch_bytes=scratch, ring=ring.address, pace=pace)
+            address = 0 if ring is None else ring.address
+            code = pool.run_grid(function, blocks, self.args, scratch_bytes=scratch, ring=address, pace=pace)
         if code == pool.DONE:
             return
         name = ready.program.artifact.entries[entry].symbol
