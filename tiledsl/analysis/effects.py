@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tiledsl.ir.buffer import Buffer
-from tiledsl.ir.stmt import Alloc, Atomic, Break, Continue, Debug, Return, Stmt, Sync, While
+from tiledsl.ir.stmt import Alloc, Atomic, Break, Continue, Debug, Function, Return, Stmt, Sync, While
 from tiledsl.ir.walk import reads, walk, writes
 
-__all__ = ["Effects", "conflict", "effects"]
+__all__ = ["Effects", "conflict", "effects", "written"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ def effects(body: Stmt | Iterable[Stmt]) -> Effects:
         elif isinstance(s, (Sync, Break, Continue, Return, While)):
             ordered = True
     return Effects(frozenset(read - own), frozenset(written - own), ordered)
+
+
+def written(function: Function) -> frozenset[Buffer]:
+    """Roots of the arguments and workspaces that the kernels write."""
+    return frozenset[Buffer]().union(*(effects(k.body).writes for k in function.kernels))
 
 
 def conflict(a: Stmt | Effects, b: Stmt | Effects, arguments_alias: bool = False) -> bool:

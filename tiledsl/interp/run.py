@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from tiledsl.analysis.effects import written
 from tiledsl.analysis.evaluate import evaluate
 from tiledsl.analysis.symbols import solve
 from tiledsl.errors import InternalError, TileError, TileRuntimeError, TileTypeError, TileValueError
@@ -20,8 +21,8 @@ from tiledsl.interp.shadow import DOUBTS, Shadowed, lift
 from tiledsl.interp.stmt import Statements
 from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.expr import Var
-from tiledsl.ir.stmt import Alloc, Function, Kernel, Param, Stmt
-from tiledsl.ir.walk import walk, writes
+from tiledsl.ir.stmt import Alloc, Function, Kernel, Param
+from tiledsl.ir.walk import walk
 
 __all__ = ["run"]
 
@@ -75,11 +76,11 @@ def run(function: Function, args: Sequence[Any], options: Options = _DEFAULT) ->
 
 def _shadows(function: Function, values: dict[Any, Any]) -> dict[str, ShadowReport]:
     """Reports of the written float arguments."""
-    written = _written(function)
+    stored = written(function)
     reports = {}
     for b in function.buffers:
         data = values[b]
-        if b in written and isinstance(data, Shadowed):
+        if b in stored and isinstance(data, Shadowed):
             error = np.abs(data.plain.astype(np.float64) - data.value)
             error[(data.plain == data.value) | ((data.plain != data.plain) & (data.value != data.value))] = 0.0
             largest = [float(x.max(initial=0.0)) for x in (error, data.bound)]
@@ -96,14 +97,14 @@ def _bind(function: Function, args: Sequence[Any]) -> tuple[dict[Any, Any], dict
         names = ", ".join(p.name for p in function.params)
         raise TileTypeError(f"{function.name} takes {len(function.params)} arguments ({names}), got {len(args)}")
     used = _used_buffers(function)
-    written = _written(function)
+    stored = written(function)
     values: dict[Any, Any] = {}
     scalars: dict[Var, Any] = {}
     for p, arg in zip(function.params, args, strict=True):
         if p.var is not None:
             scalars[p.var] = _scalar(p, arg)
         elif p.buffer is not None:
-            values[p.buffer] = _array(p, p.buffer, arg, p.buffer in used, p.buffer in written)
+            values[p.buffer] = _array(p, p.buffer, arg, p.buffer in used, p.buffer in stored)
     arrays = [values[b] for b in function.buffers]
     shapes = [None if a is None else a.shape for a in arrays]
     strides = [
@@ -113,10 +114,6 @@ def _bind(function: Function, args: Sequence[Any]) -> tuple[dict[Any, Any], dict
     known = {v: x for v, x in scalars.items() if not v.dtype.is_float}
     scalars.update(solve(function, shapes, strides, known))
     return values, scalars
-
-
-def _written(function: Function) -> set[Buffer]:
-    return {b.root for k in function.kernels for s in walk(k.body) if isinstance(s, Stmt) for b in writes(s)}
 
 
 def _used_buffers(function: Function) -> set[Buffer]:
@@ -158,8 +155,8 @@ def _array(p: Param, buffer: Buffer, arg: Any, used: bool, written: bool) -> Any
 def _no_overlap(function: Function, values: dict[Any, Any]) -> None:
     """Raises TileRuntimeError when a written argument shares memory with another one (language.md 0.20)."""
     arrays = {b: values[b] for b in function.buffers if values[b] is not None}
-    written = _written(function)
-    for b in [b for b in arrays if b in written]:
+    stored = written(function)
+    for b in [b for b in arrays if b in stored]:
         for other, array in arrays.items():
             if other is not b and np.shares_memory(arrays[b], array):
                 raise TileRuntimeError(

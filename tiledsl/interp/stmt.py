@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tiledsl.analysis.effects import effects
 from tiledsl.errors import InternalError, TileValueError
 from tiledsl.interp.atomic import Atomics
 from tiledsl.interp.debug import Debugs
@@ -45,7 +46,7 @@ from tiledsl.ir.stmt import (
     Sync,
     While,
 )
-from tiledsl.ir.walk import walk, writes
+from tiledsl.ir.walk import walk
 
 __all__ = ["Statements"]
 
@@ -415,8 +416,7 @@ class Statements:
 
     def _privatised(self, body: Sequence[Stmt]) -> set[Buffer]:
         """Per-thread storage from outside the nest that its lanes write: one copy per lane."""
-        written = {b.root for s in body for n in walk(s) if isinstance(n, Stmt) for b in writes(n)}
-        return {b for b in written if b.scope in ("local", "var")} - _allocated(body)
+        return {b for b in effects(body).writes if b.scope in ("local", "var")}
 
     def _thread_lanes(self, body: Sequence[Stmt]) -> Callable[[Env, tuple[int, ...]], None] | None:
         """Iteration f of the flattened nest belongs to thread f % threads; x runs fastest."""

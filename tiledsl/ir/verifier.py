@@ -14,6 +14,7 @@ from tiledsl.ir import expr as E
 from tiledsl.ir import stmt as S
 from tiledsl.ir.buffer import SCOPES, Buffer, Region
 from tiledsl.ir.verify_expr import ExprChecker, describe, is_index
+from tiledsl.ir.walk import children
 
 __all__ = ["STAGES", "verify"]
 
@@ -103,6 +104,9 @@ class _Verifier(ExprChecker):
                     self.loc,
                     help="put it before or after the T.Parallel",
                 )
+            for child in children(s):
+                if isinstance(child, Region):
+                    self.box(child)
             _RULES[type(s)](self, s)
             who: S.Participants | None = getattr(s, "participants", None)
             if who is not None and who.predicate is not None:
@@ -219,8 +223,6 @@ class _Verifier(ExprChecker):
             self.index(e, f"a bound of a region of {b.name}")
 
     def copy(self, s: S.Copy) -> None:
-        self.box(s.src)
-        self.box(s.dst)
         for e in s.domain:
             self.index(e, "an extent of a copy")
         for axes, region, what in ((s.src_axes, s.src, "source"), (s.dst_axes, s.dst, "destination")):
@@ -230,14 +232,12 @@ class _Verifier(ExprChecker):
             self.require(good, f"axes {axes} of the {what} {describe(region.buffer)}")
 
     def fill(self, s: S.Fill) -> None:
-        self.box(s.dst)
         self.value(s.value)
         self.same(s.value, s.dst.buffer.dtype, f"value that fills {describe(s.dst.buffer)}")
 
     def gemm(self, s: S.Gemm) -> None:
         sizes = []
         for r, transposed in ((s.a, s.transpose_a), (s.b, s.transpose_b), (s.c, False)):
-            self.box(r)
             if len(r.extents) < 2 or any(_number(e) != 1 for e in r.extents[:-2]):
                 raise TileTypeError(f"gemm: {_shape(r)} is not a matrix", self.loc, help="leading extents have to be 1")
             last = [_number(e) for e in r.extents[-2:]]
@@ -254,8 +254,6 @@ class _Verifier(ExprChecker):
 
     def reduce(self, s: S.Reduce) -> None:
         self.require(s.op in _REDUCTIONS, f"unknown reduction {s.op!r}")
-        self.box(s.src)
-        self.box(s.dst)
         self.axis(s.axis, s.src, "reduce")
         src = list(s.src.extents)
         kept = src[: s.axis] + src[s.axis + 1 :]
@@ -272,8 +270,6 @@ class _Verifier(ExprChecker):
 
     def scan(self, s: S.Scan) -> None:
         self.require(s.op in ("sum", "max"), f"unknown scan {s.op!r}")
-        self.box(s.src)
-        self.box(s.dst)
         self.axis(s.axis, s.src, "scan")
         if not _agree(list(s.dst.extents), list(s.src.extents)):
             raise TileTypeError(f"scan: {_shape(s.dst)} and {_shape(s.src)} differ in shape", self.loc)
@@ -300,8 +296,6 @@ class _Verifier(ExprChecker):
         from tiledsl.ir.micro import MICRO
 
         self.require(s.name in MICRO, f"unknown micro-kernel {s.name!r}")
-        for r in (*s.writes, *s.reads):
-            self.box(r)
         for e in s.scalars:
             self.value(e)
 

@@ -14,13 +14,14 @@ import numpy as np
 
 from tiledsl import ir
 from tiledsl.analysis.bounds import SYMBOL_MAX
+from tiledsl.analysis.effects import written
 from tiledsl.analysis.evaluate import evaluate
 from tiledsl.analysis.symbols import row_major, solve
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileError, TileTypeError, TileValueError
 from tiledsl.frontend.describe import expr_text
 from tiledsl.ir.build import int_range
-from tiledsl.ir.walk import walk, writes
+from tiledsl.ir.walk import walk
 from tiledsl.runtime.views import View, describe, view
 
 __all__ = ["Bound", "Signature", "Slot", "convert_scalar", "scalar_word", "word_maker"]
@@ -67,7 +68,7 @@ class Signature:
 
     def __init__(self, function: ir.Function) -> None:
         self.function = function
-        stored, mentioned = _effects(function)
+        stored, mentioned = written(function), _mentioned(function)
         self.slots = tuple(
             Slot(p, i in function.outputs, p.buffer in stored, p.buffer in mentioned or p.var in mentioned)
             for i, p in enumerate(function.params)
@@ -224,19 +225,10 @@ class Signature:
         )
 
 
-def _effects(function: ir.Function) -> tuple[set[ir.Buffer], set[Any]]:
-    """Root buffers that the kernels store into; roots and variables that they mention at all."""
-    stored: set[ir.Buffer] = set()
-    mentioned: set[Any] = set()
-    for kernel in function.kernels:
-        for n in walk(kernel):
-            if isinstance(n, ir.Stmt):
-                stored.update(b.root for b in writes(n))
-            if isinstance(n, ir.Buffer):
-                mentioned.add(n.root)
-            elif isinstance(n, ir.Var):
-                mentioned.add(n)
-    return stored, mentioned
+def _mentioned(function: ir.Function) -> set[Any]:
+    """Root buffers and variables that the kernels mention at all."""
+    found = [n for kernel in function.kernels for n in walk(kernel)]
+    return {n.root if isinstance(n, ir.Buffer) else n for n in found if isinstance(n, (ir.Buffer, ir.Var))}
 
 
 def _logical(seen: View, dtype: DType) -> View:

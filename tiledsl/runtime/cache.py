@@ -70,9 +70,6 @@ class DiskCache:
         """The JSON data and the bytes stored under key, or None."""
         try:
             handle = os.open(self.path(key), os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-        except OSError:
-            return None
-        try:
             with os.fdopen(handle, "rb") as file:
                 if hasattr(os, "geteuid") and os.fstat(file.fileno()).st_uid != os.geteuid():
                     return None

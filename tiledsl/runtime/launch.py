@@ -11,6 +11,7 @@ import numpy as np
 
 from tiledsl import ir
 from tiledsl.analysis.evaluate import evaluate
+from tiledsl.backend import host_vars
 from tiledsl.errors import InternalError, TileRuntimeError
 from tiledsl.runtime import pool
 from tiledsl.runtime.arguments import Bound, Signature, Slot, convert_scalar, word_maker
@@ -119,8 +120,7 @@ class Ready:
     def __init__(self, plan: Plan, program: Program) -> None:
         self.program = program
         artifact = program.artifact
-        variables = [s.param.var for s in plan.slots if s.param.var is not None and not s.param.var.dtype.is_float]
-        known = [plan.env.get(v, 0) for v in (*variables, *plan.function.symbols)]
+        known = [plan.env.get(v, 0) for v in host_vars(plan.function)]
         env = dict(zip(artifact.host_vars, known, strict=True))
         self.blocks = [math.prod(max(0, int(evaluate(g, env))) for g in e.grid) for e in artifact.entries]
         self.workspaces = [(tuple(int(evaluate(n, env)) for n in w.shape), w.dtype.numpy) for w in artifact.workspaces]

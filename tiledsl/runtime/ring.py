@@ -81,11 +81,9 @@ def decode(word: int, dtype: DType) -> Any:
 def shown(site: Site, words: Sequence[int]) -> list[Any]:
     """The values of a record: Python ints and bools, NumPy floats, and arrays of printed buffers."""
     values = [decode(w, d) for w, d in zip(words, site.dtypes, strict=True)]
-    if not any(site.shapes):
-        return values
     found: list[Any] = []
     at = 0
-    for shape in site.shapes:
+    for shape in site.shapes or [()] * len(values):
         if shape:
             end = at + math.prod(shape)
             found.append(np.array(values[at:end], site.dtypes[at].numpy).reshape(shape))
