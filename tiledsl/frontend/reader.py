@@ -33,6 +33,11 @@ _PYTHON: dict[str, type] = {
 _OP_OF = {_PYTHON[text]: op for op, (text, _) in OPERATORS.items()}
 _LOOP_OF = {function: kind for kind, function in LOOPS.items()}
 _DEBUG_OF = {function: kind for kind, function in DEBUG_FUNCTIONS.items()}
+_JUMPS: dict[type[ast.stmt], type[S.Stmt]] = {
+    ast.Break: S.Break,
+    ast.Continue: S.Continue,
+    ast.Return: S.Return,
+}
 _INT32, _FLOAT32 = as_dtype("int32"), as_dtype("float32")
 
 
@@ -259,12 +264,8 @@ class _Reader:
             return S.While(cond, self.block(n.body), loc=loc)
         if isinstance(n, ast.For) and not n.orelse:
             return self.loop(n)
-        if isinstance(n, ast.Break):
-            return S.Break(loc=loc)
-        if isinstance(n, ast.Continue):
-            return S.Continue(loc=loc)
-        if isinstance(n, ast.Return) and n.value is None:
-            return S.Return(loc=loc)
+        if type(n) in _JUMPS and getattr(n, "value", None) is None:
+            return _JUMPS[type(n)](loc=loc)
         if isinstance(n, ast.Pass):
             return None
         self.fail(n, f"unexpected {type(n).__name__}")

@@ -193,7 +193,7 @@ def _compile(function: Function, kernel: Kernel, options: Options) -> _Program:
     statements = Statements(scope, kernel, _views(function, kernel))
     with scope.loop(*kernel.block_vars):
         roots = [*function.buffers, *function.workspaces]
-        makers = [statements.bind_views(b) for b in roots] + [statements.bind_scratch(b) for b in _scratch(kernel)]
+        makers = [statements.bind_views(b) for b in roots] + [statements.bind_view(b) for b in _scratch(kernel)]
         body = statements.block(kernel.body)
 
     def views(env: Env) -> None:

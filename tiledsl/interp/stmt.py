@@ -126,18 +126,17 @@ class Statements:
         nest = scope.nest
         if nest is not None:
             nest.private.add(buffer.root)
-        slot = scope.bind(buffer)
-        init = None if s.init is None else self.expressions.compile(s.init)
-        views = self.bind_views(buffer)
         if buffer.alias_of is not None or buffer.scope == "scratch":
-            make = make_view(self.scope, self.expressions, buffer)
+            bind = self.bind_view(buffer)
 
             def alias(env: Env, mask: Any) -> Any:
-                env[slot] = make(env)
-                views(env)
+                bind(env)
                 return mask
 
             return alias
+        slot = scope.bind(buffer)
+        init = None if s.init is None else self.expressions.compile(s.init)
+        views = self.bind_views(buffer)
         extents = [self.expressions.compile(e) for e in buffer.shape]
         storage, lanes = buffer.dtype.numpy, (buffer.dtype.lanes,) if buffer.dtype.is_vector else ()
         const = buffer.const_shape
@@ -165,8 +164,8 @@ class Statements:
 
         return alloc
 
-    def bind_scratch(self, buffer: Buffer) -> Callable[[Env], None]:
-        """A function that makes a buffer of scratch memory, and its views."""
+    def bind_view(self, buffer: Buffer) -> Callable[[Env], None]:
+        """A function that makes a view or a buffer of scratch memory, and the views of it."""
         slot = self.scope.bind(buffer)
         make, views = make_view(self.scope, self.expressions, buffer), self.bind_views(buffer)
 
@@ -178,19 +177,11 @@ class Statements:
 
     def bind_views(self, root: Buffer) -> Callable[[Env], None]:
         """A function that makes the views of a buffer that have no Alloc of their own, and the views of those."""
-        made: list[tuple[int, Callable[[Env], Any]]] = []
-        for alias in self.aliases.get(root, ()):
-            slot = self.scope.bind(alias)
-            made.append((slot, make_view(self.scope, self.expressions, alias)))
-        deeper = [self.bind_views(alias) for alias in self.aliases.get(root, ())]
-        if not made:
-            return lambda env: None
+        views = [self.bind_view(alias) for alias in self.aliases.get(root, ())]
 
         def bind(env: Env) -> None:
-            for slot, make in made:
-                env[slot] = make(env)
-            for more in deeper:
-                more(env)
+            for view in views:
+                view(env)
 
         return bind
 

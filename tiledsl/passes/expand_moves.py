@@ -16,7 +16,7 @@ from tiledsl.ir.expr import Binary, Const, Expr, Load, Var
 from tiledsl.ir.stmt import Copy, Fill, Function, If, Let, Parallel, Stmt, Store
 from tiledsl.ir.walk import loads_of
 
-__all__ = ["ExpandMoves", "range_tests"]
+__all__ = ["ExpandMoves", "bind_loads", "range_tests"]
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,21 @@ class _Expander(ScopedRewriter):
         return (*lets, _nest(nest, region.extents, tests, Store(buffer, indices, value, loc=s.loc), ()))
 
     def _once(self, values: Iterable[Expr], name: str, lets: list[Stmt]) -> tuple[Expr, ...]:
-        """The values, those that read memory bound before the nest: it may change what they read."""
-        result: list[Expr] = []
-        for value in values:
-            if loads_of(value):
-                bound = Var(f"{name}_at", value.dtype)
-                lets.append(Let(bound, value, loc=value.loc))
-                self.facts.let(bound, value)
-                value = bound
-            result.append(value)
-        return tuple(result)
+        """The values; those that read memory are bound before the nest, which may change what they read."""
+        return bind_loads(values, f"{name}_at", lets, self.facts)
+
+
+def bind_loads(values: Iterable[Expr], name: str, lets: list[Stmt], facts: Facts) -> tuple[Expr, ...]:
+    """The values, with a Let (appended to `lets`) for each that reads memory, so that it is read once."""
+    result: list[Expr] = []
+    for value in values:
+        if loads_of(value):
+            bound = Var(name, value.dtype, loc=value.loc)
+            lets.append(Let(bound, value, loc=value.loc))
+            facts.let(bound, value)
+            value = bound
+        result.append(value)
+    return tuple(result)
 
 
 def _variables(domain: tuple[Expr, ...], facts: Facts) -> list[Var]:

@@ -15,8 +15,7 @@ from tiledsl.ir import build
 from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.expr import Binary, Expr, IfThenElse, Load, Var
 from tiledsl.ir.stmt import Alloc, Atomic, Function, If, Let, Stmt, Store
-from tiledsl.ir.walk import loads_of
-from tiledsl.passes.expand_moves import range_tests
+from tiledsl.passes.expand_moves import bind_loads, range_tests
 
 __all__ = ["GuardBounds"]
 
@@ -43,13 +42,6 @@ class _Guard(ScopedRewriter):
         new = self._store(s) if isinstance(s, Store) else super().visit_stmt(s)
         lets, self.lets = self.lets, outer
         return (*lets, *(new if isinstance(new, tuple) else (new,))) if lets else new
-
-    def visit_while(self, cond: Expr) -> Expr:
-        self.lazy += 1
-        try:
-            return self.visit_expr(cond)
-        finally:
-            self.lazy -= 1
 
     def _store(self, s: Store) -> Stmt:
         indices = tuple(self.visit_expr(i) for i in s.indices)
@@ -96,18 +88,18 @@ class _Guard(ScopedRewriter):
     # -- expressions -----------------------------------------------------------------------------------------
 
     def visit_expr(self, e: Expr) -> Expr:
-        if isinstance(e, IfThenElse) or (isinstance(e, Binary) and e.op in ("and", "or")):
-            self.lazy += 1
-            try:
-                return super().visit_expr(e)
-            finally:
-                self.lazy -= 1
-        return super().visit_expr(e)
+        lazy = isinstance(e, IfThenElse) or (isinstance(e, Binary) and e.op in ("and", "or"))
+        return self.visit_while(e) if lazy else super().visit_expr(e)
+
+    def visit_while(self, cond: Expr) -> Expr:
+        self.lazy += 1
+        try:
+            return super().visit_expr(cond)
+        finally:
+            self.lazy -= 1
 
     def expr(self, e: Expr) -> Expr:
-        if not isinstance(e, Load) or e.proved:
-            return e
-        if _is_vector(e):
+        if not isinstance(e, Load) or e.proved or _is_vector(e):
             return e
         if e.buffer.scope != "global":
             return self.shared(e, proved=True)
@@ -121,17 +113,7 @@ class _Guard(ScopedRewriter):
         """Indices that read memory, bound by a Let before the statement, so that test and access agree on one
         evaluation. Where the access may not happen at all they stay: reading twice in one expression gives the
         same value."""
-        if self.lazy:
-            return indices
-        result: list[Expr] = []
-        for index in indices:
-            if loads_of(index):
-                v = Var("at", index.dtype, loc=index.loc)
-                self.lets.append(Let(v, index, loc=index.loc))
-                self.facts.let(v, index)
-                index = v
-            result.append(index)
-        return tuple(result)
+        return indices if self.lazy else bind_loads(indices, "at", self.lets, self.facts)
 
 
 def _is_vector(n: Load | Store) -> bool:
