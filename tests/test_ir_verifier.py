@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,8 @@ from tiledsl.errors import (
     TileTypeError,
     TileValueError,
 )
+from tiledsl.frontend.reader import from_text
+from tiledsl.ir.printer import to_text
 from tiledsl.ir.verifier import STAGES, verify
 
 F32, I64 = as_dtype("float32"), as_dtype("int64")
@@ -110,7 +113,7 @@ AUTHOR: dict[str, tuple[type[TileError], str, Callable[[], ir.Function]]] = {
     ),
     "inner sizes": (
         TileTypeError,
-        r"inner sizes differ: A \(8x8\) has 8, S \(4x8\) has 4",
+        r"inner sizes differ: A \(8x8 float32\) has 8, S \(4x8 float32\) has 4",
         lambda: local(lambda b: gemm(A, b, A), b=S((4, 8))),
     ),
     "row sizes": (TileTypeError, "row sizes differ", lambda: local(lambda b: gemm(A, A, b), b=S((4, 8)))),
@@ -129,12 +132,17 @@ AUTHOR: dict[str, tuple[type[TileError], str, Callable[[], ir.Function]]] = {
 
 
 @pytest.mark.parametrize("name", AUTHOR)
-def test_what_an_author_can_do_wrong(name: str) -> None:
+def test_what_an_author_can_do_wrong(name: str, golden: Callable[[str, str], None]) -> None:
     error, message, make = AUTHOR[name]
     with pytest.raises(error, match=message) as caught:
         verify(make())
     assert not isinstance(caught.value, InternalError)
     assert caught.value.loc == HERE
+    text = to_text(make())  # a tree that was read from text has places with source
+    linecache.cache["printed.py"] = (len(text), None, text.splitlines(True), "printed.py")
+    with pytest.raises(error, match=message) as caught:
+        verify(from_text(text, "printed.py"))
+    golden(f"errors/verifier_{name.replace(' ', '_')}", f"{error.__name__}: {caught.value}")
 
 
 x16 = ir.Broadcast(zero, 16)

@@ -145,7 +145,7 @@ class _Verifier(ExprChecker):
             self.index(e, f"the {what} of a loop")
             self.require(e.dtype is s.var.type, f"loop variable {s.var.name} is {s.var.type}, its {what} {e.dtype}")
         if isinstance(s.step, E.Const) and s.step.value == 0:
-            raise TileValueError("the step of a loop is 0", self.loc)
+            raise TileValueError("the step of a loop is 0", self.loc, help="a loop advances by 1, -1, ... each round")
         with self.region(None):
             self.define(s.var)
             self.body(s.body)
@@ -166,7 +166,9 @@ class _Verifier(ExprChecker):
 
     def leave(self, s: S.Break | S.Continue) -> None:
         if not self.loops:
-            raise TileSyntaxError(f"{type(s).__name__.lower()} outside a loop", self.loc)
+            raise TileSyntaxError(
+                f"{type(s).__name__.lower()} outside a loop", self.loc, help="put it into a for or while"
+            )
 
     def parallel_nest(self, s: S.Parallel) -> None:
         self.require(
@@ -218,7 +220,11 @@ class _Verifier(ExprChecker):
         b = r.buffer
         self.known(b)
         if not len(r.starts) == len(r.extents) == b.rank:
-            raise TileIndexError(f"{describe(b)} has {b.rank} axes, the region {len(r.starts)}", self.loc)
+            raise TileIndexError(
+                f"{describe(b)} has {b.rank} axes, the region {len(r.starts)}",
+                self.loc,
+                help="give one start and one extent per axis",
+            )
         for e in (*r.starts, *r.extents):
             self.index(e, f"a bound of a region of {b.name}")
 
@@ -239,7 +245,11 @@ class _Verifier(ExprChecker):
         sizes = []
         for r, transposed in ((s.a, s.transpose_a), (s.b, s.transpose_b), (s.c, False)):
             if len(r.extents) < 2 or any(_number(e) != 1 for e in r.extents[:-2]):
-                raise TileTypeError(f"gemm: {_shape(r)} is not a matrix", self.loc, help="leading extents have to be 1")
+                raise TileTypeError(
+                    f"gemm: {_shape(r)} is not a matrix",
+                    self.loc,
+                    help="it needs two axes; axes before them have the extent 1",
+                )
             last = [_number(e) for e in r.extents[-2:]]
             sizes.append(last[::-1] if transposed else last)
         (m, k), (k2, n), (m2, n2) = sizes
@@ -272,11 +282,17 @@ class _Verifier(ExprChecker):
         self.require(s.op in ("sum", "max"), f"unknown scan {s.op!r}")
         self.axis(s.axis, s.src, "scan")
         if not _agree(list(s.dst.extents), list(s.src.extents)):
-            raise TileTypeError(f"scan: {_shape(s.dst)} and {_shape(s.src)} differ in shape", self.loc)
+            raise TileTypeError(
+                f"scan: {_shape(s.dst)} and {_shape(s.src)} differ in shape",
+                self.loc,
+                help="the result has the source's shape",
+            )
 
     def axis(self, axis: int, r: Region, what: str) -> None:
         if not 0 <= axis < len(r.extents):
-            raise TileIndexError(f"{what}: {_shape(r)} has no axis {axis}", self.loc)
+            raise TileIndexError(
+                f"{what}: {_shape(r)} has no axis {axis}", self.loc, help=f"its axes are 0 to {len(r.extents) - 1}"
+            )
 
     def reducer(self, s: S.ReducerOp) -> None:
         self.require(s.action in ("init", "update", "finalize"), f"unknown reducer action {s.action!r}")
@@ -311,7 +327,8 @@ def _agree(a: list[Any], b: list[Any]) -> bool:
 
 
 def _shape(r: Region) -> str:
-    return f"{r.buffer.name} ({'x'.join(str(_number(e) if _number(e) is not None else '?') for e in r.extents)})"
+    extents = "x".join("?" if _number(e) is None else str(_number(e)) for e in r.extents)
+    return f"{r.buffer.name} ({extents} {r.buffer.dtype})"
 
 
 _RULES: dict[type, Callable[[_Verifier, Any], None]] = {

@@ -12,11 +12,13 @@ from tiledsl.ir import expr as E
 from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.build import const
 from tiledsl.ir.intrinsics import INTRINSICS
+from tiledsl.ir.node import Node
 from tiledsl.ir.walk import walk
 
 __all__ = ["ExprChecker", "LOOP_LANES", "describe", "is_index"]
 
 LOOP_LANES = 16  # vectors of the loop stage have exactly this many lanes
+_INTEGER = 'cast it, for example T.cast(x, "int32")'
 _INT_OPS = frozenset(["floordiv", "floormod", "truncdiv", "truncmod", "shl", "shr"])
 
 
@@ -41,6 +43,10 @@ class ExprChecker:
         self.buffers: set[Buffer] = set()
 
     # -- errors and scopes -------------------------------------------------------------------------------
+
+    def place(self, e: Node) -> Loc | None:
+        """Where e is used; a Var's own location is that of its definition."""
+        return self.loc if isinstance(e, E.Var) else e.loc or self.loc
 
     def require(self, holds: bool, message: str, loc: Loc | None = None) -> None:
         """A rule that only a bug of the compiler can break."""
@@ -105,22 +111,30 @@ class ExprChecker:
     def condition(self, e: E.Expr, what: str) -> None:
         self.value(e)
         if e.dtype is not E.BOOL:
-            raise TileTypeError(f"the condition of {what} is {e.dtype}, not bool", e.loc or self.loc)
+            raise TileTypeError(
+                f"the condition of {what} is {e.dtype}, not bool", self.place(e), help="compare it: `x != 0`"
+            )
 
     def index(self, e: E.Expr, what: str) -> None:
         self.value(e)
         if not is_index(e.dtype):
-            raise TileTypeError(f"{what} is {e.dtype}, not an integer", e.loc or self.loc)
+            raise TileTypeError(f"{what} is {e.dtype}, not an integer", self.place(e), help=_INTEGER)
 
     def access(self, b: Buffer, indices: tuple[E.Expr, ...], mask: E.Expr | None, lanes: int, proved: bool) -> int:
         """An element access, its indices checked before; how many elements it touches."""
         self.known(b)
         if len(indices) != b.rank:
-            raise TileIndexError(f"{describe(b)} has {b.rank} axes, {len(indices)} indices are given", self.loc)
+            raise TileIndexError(
+                f"{describe(b)} has {b.rank} axes, {len(indices)} indices are given",
+                self.loc,
+                help="one index per axis",
+            )
         vector = self.stage != "tile"
         for i in indices:
             if not (i.dtype.is_int and (vector or not i.dtype.is_vector)):
-                raise TileTypeError(f"an index of {describe(b)} is {i.dtype}, not an integer", i.loc or self.loc)
+                raise TileTypeError(
+                    f"an index of {describe(b)} is {i.dtype}, not an integer", self.place(i), help=_INTEGER
+                )
             lanes = max(lanes, i.dtype.lanes)
         self.require(vector or (lanes == 1 and mask is None), f"vector access of {describe(b)}")
         if mask is not None:
@@ -139,7 +153,7 @@ class ExprChecker:
                 continue
             if type(n) not in self.allowed:
                 raise InternalError(f"{type(n).__name__} is no expression of the {self.stage} stage", self.loc)
-            with self.at(n.loc):
+            with self.at(self.place(n)):
                 getattr(self, f"on_{type(n).__name__.lower()}")(n)
             assert isinstance(n, E.Expr)
             if self.stage == "loop" and n.dtype.is_half:
@@ -159,6 +173,7 @@ class ExprChecker:
             raise TileNameError(
                 f"{v.name} is used outside the region that defines it",
                 self.loc,
+                (f"{v.name} is defined at {v.loc}",) if v.loc else (),
                 help=f"allocate it with T.alloc_var before, and store into it: {v.name}[0] = ...",
             )
         raise InternalError(f"{self.stage} stage: {v.name} is not defined", self.loc)
