@@ -124,11 +124,13 @@ def _passes(program: Program, kernel: JITKernel, seed: int, want: Arrays) -> Non
     from tiledsl.ir.verifier import verify
 
     function = kernel.function
+    changed = []
     for p in cpu_pipeline():
         before, function = function, p(function)
         if function is before:
             continue
         name = str(getattr(p, "name", p))
+        changed.append(name)
         verify(function)
         args = program.make_args(seed)
         run(function, args, EXACT)
@@ -136,6 +138,16 @@ def _passes(program: Program, kernel: JITKernel, seed: int, want: Arrays) -> Non
     again = from_text(to_text(function))
     if not equal(function, again, hints=True):
         raise Mismatch("text of the loop stage", "it reads as another function")
+    for off in SWITCHED_OFF & set(changed):
+        function = kernel.function
+        for p in cpu_pipeline():
+            function = function if getattr(p, "name", "") == off else p(function)
+        args = program.make_args(seed)
+        run(function, args, EXACT)
+        _same(f"without pass {off}", function, want, args)
+
+
+SWITCHED_OFF = frozenset(["hoist_packs"])  # passes that the others can do without
 
 
 # -- compiled targets --------------------------------------------------------------------------------------------------

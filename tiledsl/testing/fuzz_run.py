@@ -22,7 +22,7 @@ from tiledsl.errors import InternalError
 from tiledsl.ir.walk import walk
 from tiledsl.testing.fuzz import COMPILING, ORACLES, check
 from tiledsl.testing.reduce import reduce
-from tiledsl.testing.strategies import Program, programs
+from tiledsl.testing.strategies import Program, random_program
 
 __all__ = ["Session", "drawn", "failure_key", "main"]
 
@@ -31,19 +31,7 @@ _ROUND = 20
 
 def drawn(number: int, count: int = _ROUND, most: int = 12) -> Iterator[Program]:
     """The programs of one round."""
-    from hypothesis import HealthCheck, Phase, given, seed, settings
-
-    found: list[Program] = []
-
-    @seed(number)
-    @settings(max_examples=count, database=None, deadline=None, suppress_health_check=list(HealthCheck),
-              phases=[Phase.generate])  # fmt: skip
-    @given(programs(most))
-    def collect(program: Program) -> None:
-        found.append(program)
-
-    collect()
-    return iter(found[:count])
+    return (random_program(f"{number}.{k}", most) for k in range(count))
 
 
 def failure_key(error: BaseException) -> str:

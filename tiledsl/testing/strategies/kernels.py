@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 from typing import Any
-
-from hypothesis import strategies as st
 
 from tiledsl.testing.strategies.program import Argument, Program
 from tiledsl.testing.strategies.scope import FLOATS, INTS, Buf, Name, Scope, kind_of
 from tiledsl.testing.strategies.statements import Statements
 
-__all__ = ["programs"]
+__all__ = ["programs", "random_program"]
 
 _TILES = (16, 8, 4, 1, 3, 17, 5, 32, 13, 33)
 _SIZES = (20, 1, 5, 16, 37, 2, 64, 3)
@@ -260,7 +259,13 @@ class _Function(Statements):
                           "kernel = tiledsl.compile(main)\n"])  # fmt: skip
 
 
-@st.composite
-def programs(draw: Any, most: int = 12) -> Program:
-    """Complete kernels, valid and free of races by construction. most: statements of one kernel, roughly."""
-    return _Function(draw, most).program()
+def random_program(seed: int | str, most: int = 12) -> Program:
+    """The program of a seed: every choice is drawn evenly. most: statements of one kernel, roughly."""
+    return _Function(random.Random(seed), most).program()
+
+
+def programs(most: int = 12) -> Any:
+    """A Hypothesis strategy of complete kernels, valid and free of races by construction; they shrink to small ones."""
+    from hypothesis import strategies as st
+
+    return st.composite(lambda draw: _Function(draw, most).program())()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -123,7 +124,7 @@ class Scope:
 
 
 class Source:
-    """Draws, and the text that grows."""
+    """Draws, and the text that grows. draw: Hypothesis's, which shrinks, or a `random.Random`, which is even."""
 
     def __init__(self, draw: Any) -> None:
         self._draw = draw
@@ -135,6 +136,8 @@ class Source:
     # -- draws -----------------------------------------------------------------------------------------------------
 
     def below(self, n: int) -> int:
+        if isinstance(self._draw, random.Random):
+            return self._draw.randrange(n)
         from hypothesis import strategies as st
 
         return int(self._draw(st.integers(0, n - 1))) if n > 1 else 0

@@ -53,16 +53,8 @@ class Statements(Expressions):
         tiles = [b for b in self.scope.buffers if b.is_tile]
         options: list[Callable[[int], object]] = [self.parallel] * 5 + [self.tile] * 2
         if tiles:
-            options += [
-                self.copy_in,
-                self.tile_copy,
-                self.reduce,
-                self.gemm,
-                self.gemm,
-                self.fill,
-                self.store,
-                self.view,
-            ]
+            options += [self.reduce, self.gemm, self.view] * 2
+            options += [self.copy_in, self.tile_copy, self.fill, self.store]
         options += [self.copy_out, self.let, self.variable, self.assign, self.hint]
         if nest > 0:
             options += [self.loop, self.loop, self.branch, self.while_loop, self.macro, self.meta]
@@ -373,9 +365,7 @@ class Statements(Expressions):
         readable = b in self.scope.readable(b.kind)
         if how != "=" and not readable:
             how = "="
-        self.put(f"{b.at(index)} {how} {self.value(b.kind if how == '=' else b.kind, 2)}")
-        if self.chance(3) and how == "=":
-            self.saw("augmented")
+        self.put(f"{b.at(index)} {how} {self.value(b.kind)}")
 
     def lane_branch(self, nest: int) -> None:
         self.saw("if in nest")
