@@ -162,13 +162,11 @@ class Builder:
 
     # -- names ----------------------------------------------------------------------------------
     def define(self, x: Var | Buffer) -> None:
-        """x is visible until the innermost open block closes."""
-        self.owner[x] = self.blocks[-1] if self.blocks else None
-
-    def define_view(self, view: Buffer) -> None:
-        """A view lives as long as the buffer it views."""
-        assert view.alias_of is not None
-        self.owner[view] = self.owner.get(view.alias_of)
+        """x is visible until the innermost open block closes; a view, as long as the buffer it views."""
+        if isinstance(x, Buffer) and x.alias_of is not None:
+            self.owner[x] = self.owner.get(x.alias_of)
+        else:
+            self.owner[x] = self.blocks[-1] if self.blocks else None
 
     def _check_visible(self, x: Var | Buffer, loc: Loc | None) -> None:
         if x not in self.owner:

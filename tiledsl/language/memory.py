@@ -113,7 +113,7 @@ def _view(what: str, src: Any, shape: Any, dtype: DType) -> BufferRef:
             notes=place_text(b),
         )
     made = Buffer("", dtype, extents, b.scope, alias_of=b, loc=here())
-    current(what).define_view(made)
+    current(what).define(made)
     return BufferRef(made)
 
 

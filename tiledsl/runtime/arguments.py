@@ -96,7 +96,8 @@ class Signature:
         if outs is not None and len(outs) != expected:
             raise TileValueError(f"{self.function.name}: out= takes {_count(expected, 'array')}, got {len(outs)}")
         given, made = iter(args), iter(outs or ())
-        guess = self._guess(args)  # for messages
+        shapes = [(s.buffer, getattr(x, "shape", ())) for s, x in zip(self.inputs, args, strict=True)]
+        guess = _first_extents(shapes)  # for messages
         values: list[Any] = []
         for slot in self.slots:
             try:
@@ -144,26 +145,11 @@ class Signature:
             )
         return seen
 
-    def _guess(self, args: Sequence[Any]) -> dict[ir.Var, int]:
-        """What the first array that has a symbol as an extent says about it."""
-        guess: dict[ir.Var, int] = {}
-        for slot, x in zip(self.inputs, args, strict=True):
-            shape = getattr(x, "shape", ())
-            if slot.buffer is not None and len(shape) == slot.buffer.rank:
-                for extent, n in zip(slot.buffer.shape, shape, strict=True):
-                    if isinstance(extent, ir.Var):
-                        guess.setdefault(extent, n)
-        return guess
-
     def _solve(self, values: Sequence[Any]) -> dict[ir.Var, int]:
         """Symbols from shapes and strides. What single symbols and constants say is checked first, and in the
         caller's terms; `solve` does the rest."""
         arrays = [(s, v) for s, v in zip(self.slots, values, strict=True) if isinstance(v, View) and s.buffer]
-        first: dict[ir.Var, int] = {}
-        for slot, seen in arrays:
-            for extent, n in zip(slot.buffer.shape, seen.shape, strict=True):  # type: ignore[union-attr]
-                if isinstance(extent, ir.Var):
-                    first.setdefault(extent, n)
+        first = _first_extents([(s.buffer, v.shape) for s, v in arrays])
         for slot, seen in arrays:
             for extent, n in zip(slot.buffer.shape, seen.shape, strict=True):  # type: ignore[union-attr]
                 if isinstance(extent, (ir.Var, ir.Const)) and n != (
@@ -223,6 +209,17 @@ class Signature:
             slot.param.loc or self.function.loc,
             help=help,
         )
+
+
+def _first_extents(shapes: Sequence[tuple[ir.Buffer | None, Sequence[int]]]) -> dict[ir.Var, int]:
+    """What the first array that has a symbol as an extent says about it."""
+    found: dict[ir.Var, int] = {}
+    for buffer, shape in shapes:
+        if buffer is not None and len(shape) == buffer.rank:
+            for extent, n in zip(buffer.shape, shape, strict=True):
+                if isinstance(extent, ir.Var):
+                    found.setdefault(extent, n)
+    return found
 
 
 def _mentioned(function: ir.Function) -> set[Any]:
