@@ -75,8 +75,6 @@ class Memory:
                 plan = self._box(e.buffer, e.indices)
                 if plan is not None:
                     return self._load_box(access, plan)
-            elif access.contiguous > 1 and self.scope.nest is None:
-                return self._load_run(access, gather)
         if lanes or e.dtype.is_vector or self.scope.options.shadow:
             return gather
         storage, item = e.dtype.numpy, not e.dtype.is_float
@@ -98,12 +96,9 @@ class Memory:
         mask = None if s.mask is None else self.expressions.compile(s.mask)
         scatter = self._scatter(access, mask, value)
         if mask is None and not self.scope.options.tracks:
-            if self.scope.nest is None:
-                if access.scalar:
-                    return self._store_element(access, value)
-                if access.contiguous > 1:
-                    return self._store_run(access, value)
-            elif access.scalar:
+            if self.scope.nest is None and access.scalar:
+                return self._store_element(access, value)
+            if access.scalar:
                 plan = self._box(s.buffer, s.indices)
                 if plan is not None and plan.covers_all:
                     return self._store_box(access, plan, value)
@@ -177,44 +172,6 @@ class Memory:
             at = self._element(access, env, data)
             if at is not None:
                 data[at] = v
-            return mask
-
-        return store
-
-    # -- contiguous vectors, uniform -----------------------------------------------------------------------
-
-    @staticmethod
-    def _run(access: Access, env: Env, data: Any) -> tuple[Any, ...] | None:
-        """The slice that a contiguous vector lies in, or None when some of it is out of range."""
-        *head, last = [f(env, None) for f in access.indices]
-        stop = last + access.contiguous
-        if last < 0 or stop > data.shape[-1]:
-            return None
-        for i, n in zip(head, data.shape, strict=False):
-            if not 0 <= i < n:
-                return None
-        return (*head, slice(last, stop))
-
-    def _load_run(self, access: Access, gather: Fn) -> Fn:
-        slot = access.slot
-
-        def load(env: Env, mask: Any) -> Any:
-            data = env[slot]
-            at = self._run(access, env, data)
-            return gather(env, mask) if at is None else data[at]
-
-        return load
-
-    def _store_run(self, access: Access, value: Fn) -> Fn:
-        slot = access.slot
-        clipped = self._scatter(access, None, value)
-
-        def store(env: Env, mask: Any) -> Any:
-            data = env[slot]
-            at = self._run(access, env, data)
-            if at is None:
-                return clipped(env, mask)
-            data[at] = value(env, mask)
             return mask
 
         return store
