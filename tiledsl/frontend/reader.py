@@ -12,7 +12,7 @@ import inspect
 import linecache
 import textwrap
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import Loc, TileNameError, TileSyntaxError, TileTypeError, suggest
@@ -80,6 +80,18 @@ def _read(module: ast.Module, filename: str, offset: int) -> S.Function:
         raise TileSyntaxError("expressions are nested too deeply to be read", Loc(filename, offset + 1)) from None
 
 
+def _callee(n: ast.AST | None) -> str | None:
+    """f of a call T.f(...), else None."""
+    if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute):
+        owner = n.func.value
+        return n.func.attr if isinstance(owner, ast.Name) and owner.id == "T" else None
+    return None
+
+
+def _calls(n: ast.AST | None, name: str) -> TypeGuard[ast.Call]:
+    return _callee(n) == name
+
+
 class _Reader:
     def __init__(self, filename: str, offset: int) -> None:
         self.filename, self.offset = filename, offset
@@ -118,13 +130,6 @@ class _Reader:
 
     # -- calls -----------------------------------------------------------------------------------------------
 
-    def callee(self, n: ast.AST) -> str | None:
-        """f of a call T.f(...), else None."""
-        if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute):
-            owner = n.func.value
-            return n.func.attr if isinstance(owner, ast.Name) and owner.id == "T" else None
-        return None
-
     def arguments(
         self, n: ast.Call, least: int, most: int | None, *options: str
     ) -> tuple[list[ast.expr], dict[str, Any]]:
@@ -159,9 +164,9 @@ class _Reader:
         for s in n.body:
             if isinstance(s, ast.With):
                 kernels.append(self.kernel(s))
-            elif isinstance(s, ast.Assign) and self.callee(s.value) == "alloc_global":
+            elif isinstance(s, ast.Assign) and _callee(s.value) == "alloc_global":
                 workspaces.append(self.define(s, "global"))
-            elif isinstance(s, ast.Assign) and self.callee(s.value) == "buffer":
+            elif isinstance(s, ast.Assign) and _callee(s.value) == "buffer":
                 self.define(s, "global")
             elif not isinstance(s, ast.Pass):
                 self.fail(s, "a kernel or a workspace was expected")
@@ -187,9 +192,8 @@ class _Reader:
             found = self.scope[a.arg]
             assert isinstance(found, E.Var)
             return S.Param(name, None, found, loc=self.loc(a))
-        if a.annotation is None or self.callee(a.annotation) != "Tensor":
+        if not _calls(a.annotation, "Tensor"):
             self.fail(a, f"parameter {a.arg} has no type")
-        assert isinstance(a.annotation, ast.Call)
         b = self.new_buffer(a.annotation, a.arg, "global")
         self.scope[a.arg] = b
         return S.Param(name, b, loc=self.loc(a))
@@ -216,9 +220,8 @@ class _Reader:
     def kernel(self, n: ast.With) -> S.Kernel:
         call = n.items[0].context_expr
         names = n.items[0].optional_vars
-        if len(n.items) != 1 or self.callee(call) != "Kernel" or not isinstance(names, ast.Tuple):
+        if len(n.items) != 1 or not _calls(call, "Kernel") or not isinstance(names, ast.Tuple):
             self.fail(n, "`with T.Kernel(...) as (...)` was expected")
-        assert isinstance(call, ast.Call)
         grid, options = self.arguments(call, 0, None, "threads", "name", "types", "attrs")
         extents = tuple(map(self.expr, grid))
         threads = self.operand(options["threads"]) if "threads" in options else ()
@@ -226,9 +229,8 @@ class _Reader:
         block_vars = tuple(self.var(v, self.dtype_named(t, v)) for v, t in zip(names.elts, types, strict=True))
         thread_vars: list[E.Var] = []
         body = list(n.body)
-        while body and isinstance(body[0], ast.Assign) and self.callee(body[0].value) == "get_thread_binding":
-            s = body.pop(0)
-            assert isinstance(s, ast.Assign) and isinstance(s.value, ast.Call)
+        while body and isinstance(s := body[0], ast.Assign) and _calls(s.value, "get_thread_binding"):
+            body.pop(0)
             given, _ = self.arguments(s.value, 1, 2)
             thread_vars.append(self.var(s.targets[0], self.dtype(given[1]) if len(given) == 2 else _INT32))
         return S.Kernel(
@@ -278,7 +280,7 @@ class _Reader:
             return S.Store(b, indices, value, None, proved, loc=loc)
         if not isinstance(target, ast.Name):
             self.fail(target, "a name or an element was expected")
-        called = self.callee(n.value)
+        called = _callee(n.value)
         if called == "buffer":
             self.define(n, "global")
             return None
@@ -292,8 +294,7 @@ class _Reader:
     def bound(self, n: ast.stmt, target: ast.expr, value: ast.expr, dtype: DType | None) -> S.Stmt:
         """A Let, or the result of an atomic."""
         loc = self.loc(n)
-        if self.callee(value) == "atomic":
-            assert isinstance(value, ast.Call)
+        if _calls(value, "atomic"):
             s = self.statement(value, loc)
             assert isinstance(s, S.Atomic)
             return s.replace(result=self.var(target, dtype or s.buffer.dtype))
@@ -301,7 +302,7 @@ class _Reader:
         return S.Let(self.var(target, dtype or e.dtype), e, loc=loc)
 
     def loop(self, n: ast.For) -> S.Stmt:
-        called, call, loc = self.callee(n.iter), n.iter, self.loc(n)
+        called, call, loc = _callee(n.iter), n.iter, self.loc(n)
         if not isinstance(call, ast.Call) or (called != "Parallel" and called not in _LOOP_OF):
             self.fail(n, "a loop of the language was expected")
         if called == "Parallel":
@@ -328,7 +329,7 @@ class _Reader:
 
     def statement(self, call: ast.Call, loc: Loc) -> S.Stmt:
         """T.<operation>(...)."""
-        called = self.callee(call)
+        called = _callee(call)
         if called == "alloc":
             args, options = self.arguments(call, 1, 1, "init")
             return S.Alloc(self.buffer(args[0]), self.expr(options["init"]) if "init" in options else None, loc=loc)
@@ -372,11 +373,10 @@ class _Reader:
             return None
         if isinstance(n, ast.Name):
             return self.lookup(n)
-        called = self.callee(n)
-        if called == "region" and isinstance(n, ast.Call):
+        if _calls(n, "region"):
             args, _ = self.arguments(n, 3, 3)
             return Region(self.buffer(args[0]), self.operand(args[1]), self.operand(args[2]), loc=self.loc(n))
-        if called == "participants" and isinstance(n, ast.Call):
+        if _calls(n, "participants"):
             args, _ = self.arguments(n, 1, 1)
             return S.Participants(self.operand(args[0]), loc=self.loc(n))
         return self.expr(n)
@@ -405,7 +405,7 @@ class _Reader:
         if isinstance(n, ast.Call) and len(n.args) == 1 and not n.keywords:
             if isinstance(n.func, ast.Name) and n.func.id == "float":
                 return float(self.data(n.args[0]))
-            called = self.callee(n)
+            called = _callee(n)
             if called == "dtype":
                 return self.dtype(n.args[0])
             if called == "operand":
@@ -462,7 +462,7 @@ class _Reader:
         return b, tuple(map(self.expr, indices)), raw
 
     def call(self, n: ast.Call) -> E.Expr:
-        name, loc = self.callee(n) or "", self.loc(n)
+        name, loc = _callee(n) or "", self.loc(n)
         if name == "load":
             args, options = self.arguments(n, 2, 2, "mask", "lanes", "proved")
             mask = self.expr(options["mask"]) if "mask" in options else None

@@ -8,7 +8,6 @@ from tiledsl.ir import Var
 __all__ = ["is_symbol", "symbol"]
 
 _SYMBOLS: dict[tuple[str, DType], Var] = {}
-_VARS: set[Var] = set()
 
 
 def symbol(name: str, dtype: DType) -> Var:
@@ -16,9 +15,8 @@ def symbol(name: str, dtype: DType) -> Var:
     var = _SYMBOLS.get((name, dtype))
     if var is None:
         var = _SYMBOLS[name, dtype] = Var(name, dtype)
-        _VARS.add(var)
     return var
 
 
 def is_symbol(var: Var) -> bool:
-    return var in _VARS
+    return _SYMBOLS.get((var.name, var.type)) is var

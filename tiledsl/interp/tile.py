@@ -388,15 +388,9 @@ _BITS = {"bitand": np.bitwise_and, "bitor": np.bitwise_or, "bitxor": np.bitwise_
 
 def _combiner(op: str, acc: DType, propagate: bool) -> Callable[[Any, Any], Any]:
     """How an old value joins a reduction."""
-    if op in ("sum", "abssum"):
-        return np.add
-    if op in _BITS:
-        return _BITS[op]
-    largest = op != "min"
-    if not acc.is_float:
-        return np.maximum if largest else np.minimum
-    plain = arithmetic.fmax if largest else arithmetic.fmin
-    if not propagate:
+    plain = arithmetic.binary({"sum": "add", "abssum": "add", "absmax": "max"}.get(op, op), acc, True)
+    assert plain is not None
+    if not (propagate and acc.is_float and op in ("max", "min", "absmax")):
         return plain
 
     def propagating(a: Any, b: Any) -> Any:

@@ -260,8 +260,7 @@ def ceildiv(a: Operand, b: Operand) -> Expr:
     return floordiv(sub(add(a, b), 1), b)
 
 
-def not_(x: Expr) -> Expr:
-    return unary("not", x)
+not_ = partial(unary, "not")
 
 
 def all_of(conditions: Iterable[Expr]) -> Expr:

@@ -13,7 +13,7 @@ from tiledsl.frontend.control import CONTROL, Tracer, tracer
 from tiledsl.frontend.location import error
 from tiledsl.frontend.values import Undefined
 
-__all__ = ["not_inside_parallel", "not_yet", "operation", "surface"]
+__all__ = ["hints", "not_inside_parallel", "not_yet", "operation", "signature_text", "surface"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -94,6 +94,3 @@ def not_yet(what: str, help: str | None = None) -> TileNotImplementedError:
 def hints(**given: Any) -> tuple[tuple[str, Any], ...]:
     """Annotations of a node: the hints that were given."""
     return tuple((name, value) for name, value in given.items() if value is not None)
-
-
-__all__ += ["hints", "signature_text"]
