@@ -153,31 +153,33 @@ class Tiles:
         def copy(env: Env, mask: Any) -> Any:
             source, target = env[src_slot], env[dst_slot]
             domain = [f(env, None) for f in extents]
-            src_starts, dst_starts = src_box.starts(env), dst_box.starts(env)
-            from_part = src_box.clip(src_starts, source.shape, domain)
-            to_part = dst_box.clip(dst_starts, target.shape, domain)
+            from_key, from_part = src_box.place(env, source.shape, domain)
+            to_key, to_part = dst_box.place(env, target.shape, domain)
             if noisy:
                 for buffer, part in ((src, from_part), (dst, to_part)):
                     if part and buffer.root.scope == "global" and buffer.name not in options.oob_allowed:
                         held = f"{describe(buffer)} holds only {part[0]} to {part[1]} of the {domain} elements"
                         raise report(env, f"copy: {held}")
-            # Clipped to what lies in both buffers; a global source pads what it does not cover.
-            low, high = stored = to_part or (zeros, domain)
-            if from_part:
-                low = [max(a, b) for a, b in zip(low, from_part[0], strict=True)]
-                high = [min(a, b) for a, b in zip(high, from_part[1], strict=True)]
-                if pads and (low, high) != stored and _nonempty(*stored):
-                    store(env, pad, _aligned(target[dst_box.key(dst_starts, *stored)], perm_dst))
-            if not (from_part or to_part) or _nonempty(low, high):
-                data = _aligned(source[src_box.key(src_starts, low, high)], perm_src)
-                place = _aligned(target[dst_box.key(dst_starts, low, high)], perm_dst)
-                if perm_dst is not None:
-                    data = _last(data, place)
-                if tracks:
-                    env[TRACKER].read_view(src, env, data, report)
-                    if options.conflicts == "report" and overlap(data, place):
-                        raise overlaps(env, f"copy: {describe(dst)} is written where {describe(src)} is read")
-                store(env, cast(data), place)
+            if (
+                from_part or to_part
+            ):  # clipped to what lies in both buffers; a global source pads what it does not cover
+                low, high = stored = to_part or (zeros, domain)
+                if from_part:
+                    low = [max(a, b) for a, b in zip(low, from_part[0], strict=True)]
+                    high = [min(a, b) for a, b in zip(high, from_part[1], strict=True)]
+                    if pads and (low, high) != stored and _nonempty(*stored):
+                        store(env, pad, _aligned(target[dst_box.part(to_key, *stored)], perm_dst))
+                if not _nonempty(low, high):
+                    return mask
+                from_key, to_key = src_box.part(from_key, low, high), dst_box.part(to_key, low, high)
+            data, place = _aligned(source[from_key], perm_src), _aligned(target[to_key], perm_dst)
+            if perm_dst is not None:
+                data = _last(data, place)
+            if tracks:
+                env[TRACKER].read_view(src, env, data, report)
+                if options.conflicts == "report" and overlap(data, place):
+                    raise overlaps(env, f"copy: {describe(dst)} is written where {describe(src)} is read")
+            store(env, cast(data), place)
             return mask
 
         return copy
@@ -299,25 +301,28 @@ class _Moves:
         self.compiled = starts
         self.by_dim = [axes.index(d) if d in axes else -1 for d in range(len(starts))]
 
-    def starts(self, env: Env) -> list[int]:
-        return [f(env, None) for f in self.compiled]
-
-    def clip(self, starts: list[int], extents: tuple[int, ...], domain: list[int]) -> _Part | None:
-        """(low, high) of what is in range, None for all."""
+    def place(self, env: Env, extents: tuple[int, ...], domain: list[int]) -> tuple[tuple[Any, ...], _Part | None]:
+        """The slice that the domain touches, and (low, high) of what of it is in range, None for all."""
+        key: list[Any] = []
         part: _Part | None = None
-        for start, axis, n in zip(starts, self.by_dim, extents, strict=True):
+        for f, axis, n in zip(self.compiled, self.by_dim, extents, strict=True):
+            start = f(env, None)
             if axis < 0:
+                key.append(start)
                 if not 0 <= start < n:
-                    return [0] * len(domain), [0] * len(domain)
-            elif start < 0 or start + domain[axis] > n:
+                    part = [0] * len(domain), [0] * len(domain)
+                continue
+            stop = start + domain[axis]
+            key.append(slice(start, stop))
+            if start < 0 or stop > n:
                 low, high = part = part or ([0] * len(domain), list(domain))
-                low[axis], high[axis] = max(0, -start), min(domain[axis], n - start)
-        return part
+                low[axis], high[axis] = max(0, -start), min(high[axis], n - start)
+        return tuple(key), part
 
-    def key(self, starts: list[int], low: list[int], high: list[int]) -> tuple[Any, ...]:
-        """The slice that a sub-box of the domain touches."""
-        moved = zip(starts, self.by_dim, strict=True)
-        return tuple([start if axis < 0 else slice(start + low[axis], start + high[axis]) for start, axis in moved])
+    def part(self, key: tuple[Any, ...], low: list[int], high: list[int]) -> tuple[Any, ...]:
+        """The slice that a part of the domain touches."""
+        moved = zip(key, self.by_dim, strict=True)
+        return tuple(k if axis < 0 else slice(k.start + low[axis], k.start + high[axis]) for k, axis in moved)
 
 
 def _alignment(axes: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], tuple[Any, ...]] | None:
