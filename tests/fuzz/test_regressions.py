@@ -162,3 +162,19 @@ def test_a_macro_of_the_module_that_calls_itself() -> None:
     A = np.full(4, 8, np.float32)
     run(kernel.function, [A])
     assert A.tolist() == [1] * 4
+
+
+@pytest.mark.parametrize("dtype", ["uint64", "int64", "uint32", "int32", "int8"])
+def test_a_truncated_remainder_by_a_literal_keeps_its_type(dtype: str) -> None:
+    """It became float64, which loses digits in the product."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((8,), dtype), F: T.Tensor((8,), "int64"), G: T.Tensor((8,), dtype)):
+        with T.Kernel(1):
+            for i in T.Parallel(8):
+                x = T.truncmod(A[i], 3)
+                F[i] = F[i] * x
+                G[i] = x
+
+    A = np.arange(8).astype(dtype) - np.array(4).astype(dtype)
+    agree(kernel, A, -np.arange(8) * 4294967294, np.zeros(8, dtype))

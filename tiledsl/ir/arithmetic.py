@@ -87,7 +87,8 @@ def _truncdiv(a: Any, b: Any) -> Any:
 
 def _truncmod(a: Any, b: Any) -> Any:
     rest = np.remainder(a, b)
-    return rest - np.where((rest != 0) & ((a < 0) != (b < 0)), b, 0)
+    step = np.asarray(b, rest.dtype)  # a Python int would widen the result
+    return rest - np.where((rest != 0) & ((a < 0) != (b < 0)), step, np.zeros_like(step))
 
 
 def _python_truncdiv(a: int, b: int) -> int:

@@ -76,6 +76,14 @@ class _Function(Statements):
             sizes = [3, *sizes]
         return self.input(sizes, self.pick((b.dtype, *FLOATS[:2], *INTS[:3])))
 
+    def input_like(self, sizes: list[int], dtype: str) -> Buf:
+        """A tensor of that type (or a narrower float), old or new."""
+        types = (dtype, dtype, "float16") if dtype == "float32" else (dtype,)
+        found = [a for a in self.scope.tensors if a.is_input and a.dtype in types and a.rank in (2, 3)]
+        if found and self.chance(40):
+            return self.pick(found)
+        return self.input([2, *sizes] if self.chance(20) else sizes, self.pick(types))
+
     def input(self, like: list[int], dtype: str) -> Buf:
         """A tensor that is only read; the sizes are near `like`, or those of the grid."""
         texts, sizes = [], []

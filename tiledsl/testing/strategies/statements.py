@@ -57,7 +57,16 @@ class Statements(Expressions):
             options += [self.copy_in, self.tile_copy, self.fill, self.store]
         options += [self.copy_out, self.let, self.variable, self.assign, self.hint]
         if nest > 0:
-            options += [self.loop, self.loop, self.branch, self.while_loop, self.macro, self.meta]
+            options += [
+                self.matmul,
+                self.matmul,
+                self.loop,
+                self.loop,
+                self.branch,
+                self.while_loop,
+                self.macro,
+                self.meta,
+            ]
         self.pick(options)(nest)
 
     # -- tiles -----------------------------------------------------------------------------------------------------
@@ -279,6 +288,51 @@ class Statements(Expressions):
         if self.chance(15):  # leading extents of 1 are dropped; a slice of everything is the whole
             args[0] = f"{a.name}[0:{a.extents[0]}, 0:{a.extents[1]}]"
         self.put(f"T.gemm({', '.join(args)}{options}{clear})")
+
+    def matmul(self, nest: int) -> None:
+        """The usual K loop over tiles that serve nothing but the product, then what follows with the result."""
+        dtype = self.pick(("float32", "float16", "bfloat16", "float64", "int8", "float32"))
+        m, n, k = (self.pick((16, 8, 32, 5, 17, 33, 1)) for _ in range(3))
+        steps, ta, tb = 1 + self.below(3), self.chance(20), self.chance(35)
+        blocks = [x.text for x in self.scope.names if x.text in ("bx", "by", "bz", "lin") and not x.roots]
+        row, col, loop = self.pick(blocks), self.pick(blocks), self.fresh("k")
+        sides = []
+        for at, size, flip in ((row, m, ta), (col, n, not tb)):
+            shape = (k, size) if flip else (size, k)
+            tile = self.new_tile(shape, dtype, "shared")
+            tensor = self.input_like([steps * k - 1, 3 * size] if flip else [3 * size, steps * k], dtype)
+            odd = self.pick(("", "", "", " + 1"))
+            starts = [f"{loop} * {k}", f"{at} * {size}{odd}"] if flip else [f"{at} * {size}{odd}", f"{loop} * {k}"]
+            lead = [self.pick((*blocks, "0")) for _ in range(tensor.rank - 2)]
+            sides.append((tile, f"T.copy({tensor.name}[{', '.join([*lead, *starts])}], {tile.name})"))
+        results = {"float64": ("float64",), "int8": ("int32",)}.get(dtype, ("float32", "float16", "bfloat16"))
+        c = self.new_tile((m, n), self.pick(results), "fragment")
+        options = "".join(f", transpose_{x}=True" for x, on in (("A", ta), ("B", tb)) if on)
+        clear = self.chance(30)
+        if clear:
+            options += f", clear_accum={loop} == 0"
+        else:
+            self.put(f"T.clear({c.name})")
+        self.saw("matmul")
+        header = self.pick((f"T.Pipelined({steps}, num_stages=2)", f"T.serial({steps})"))
+        if steps == 1 and not clear:
+            self.put(f"{loop} = 0")
+            header = ""
+        if header:
+            self.put(f"for {loop} in {header}:")
+        self.depth += bool(header)
+        for _, copy in sides:
+            self.put(copy)
+        self.put(f"T.gemm({sides[0][0].name}, {sides[1][0].name}, {c.name}{options})")
+        if self.chance(20):
+            self.put(f"T.gemm({sides[0][0].name}, {sides[1][0].name}, {c.name}{options})")
+        self.depth -= bool(header)
+        self.scope.buffers.append(c)
+        if self.chance(50):
+            i, j = self.fresh("i"), self.fresh("i")
+            self.put(f"for {i}, {j} in T.Parallel({m}, {n}):")
+            with self.region(self.lanes_scope([i, j], (m, n), {c.root: (c, (i, j))})):
+                self.put(f"{c.name}[{i}, {j}] = {self.value(c.kind)}")
 
     def operand(self, shape: tuple[int, int], dtype: str) -> Buf:
         b = self.new_tile(shape, dtype, "shared" if self.chance(80) else "fragment")
@@ -602,6 +656,9 @@ class Statements(Expressions):
     # -- tensors: what the kernel around the block provides ------------------------------------------------------
 
     def input_for(self, b: Buf) -> Buf:
+        raise NotImplementedError
+
+    def input_like(self, sizes: list[int], dtype: str) -> Buf:
         raise NotImplementedError
 
     def output(self, extents: tuple[int, ...], dtype: str) -> Buf:
