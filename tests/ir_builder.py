@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import linecache
 from typing import Any
 
 from tiledsl import ir
 from tiledsl.dtypes import as_dtype
+from tiledsl.frontend.reader import from_text
 
 I32 = as_dtype("int32")
 
@@ -97,6 +99,12 @@ def function(
     kernel = ir.Kernel("main", tuple(map(i, grid)), (i(threads),), blocks, thread_vars, tuple(body), attrs)
     made = tuple(ir.Param(p.name, buffer=p) if isinstance(p, ir.Buffer) else ir.Param(p.name, var=p) for p in params)
     return ir.Function("test", made, (kernel,), **kw)
+
+
+def read_text(text: str, file: str = "printed.py") -> ir.Function:
+    """Printed IR read back; its errors show the lines of the text as those of a file."""
+    linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+    return from_text(text, file)
 
 
 def matmul(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ir_builder import (
     matmul,
     op,
     parallel,
+    read_text,
     reduce,
     region,
     store,
@@ -35,6 +37,7 @@ from tiledsl.ir.equal import equal
 from tiledsl.ir.fingerprint import fingerprint
 from tiledsl.ir.printer import to_text
 
+Golden = Callable[[str, str], None]
 F32, F16, BOOL = as_dtype("float32"), as_dtype("float16"), ir.BOOL
 
 
@@ -220,10 +223,11 @@ def test_broken_trees_print_too() -> None:
     survives(function([], body))
 
 
-def test_data_without_notation_is_named_when_read() -> None:
-    f = with_body(ir.Parallel((var("z"),), (i(3),), (), (("loop_layout", object()),)))
-    with pytest.raises(TileSyntaxError, match="no notation"):
-        from_text(to_text(f))
+def test_data_without_notation_is_named_when_read(golden: Golden) -> None:
+    f = with_body(ir.Parallel((var("z"),), (i(3),), (), (("loop_layout", slice(3)),)))
+    with pytest.raises(TileSyntaxError, match="no notation") as caught:
+        read_text(to_text(f))
+    golden("errors/text_opaque", f"TileSyntaxError: {caught.value}")
 
 
 def test_the_text_is_a_module(tmp_path: Path) -> None:
@@ -254,17 +258,26 @@ BAD: dict[str, tuple[str, type[TileError], str]] = {
     "loop": ("for q in range(3): pass", TileSyntaxError, "a loop of the language"),
     "buffer as value": ('b = T.alloc_var((1,), "int32")\n        y = b', TileSyntaxError, "b is a buffer"),
     "string": ("x = 'one'", TileSyntaxError, "a number was expected"),
+    "too deep": ("x = " + " + ".join(["1"] * 1500), TileSyntaxError, "nested too deeply"),
     "syntax": ("x = = 1", TileSyntaxError, "not printed IR"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_errors_point_into_the_text(name: str) -> None:
+def test_errors_point_into_the_text(name: str, golden: Golden) -> None:
     line, error, message = BAD[name]
     assert "x = 1\n" in GOOD
     with pytest.raises(error, match=message) as caught:
-        from_text(GOOD.replace("x = 1", line))
+        read_text(GOOD.replace("x = 1", line))
     assert caught.value.loc is not None and caught.value.loc.line > 9
+    golden(f"errors/text_{name.replace(' ', '_')}", f"{error.__name__}: {caught.value}")
+
+
+def test_a_text_holds_one_function(golden: Golden) -> None:
+    assert GOOD.count("@ir_function") == 1
+    with pytest.raises(TileSyntaxError, match="this text 2") as caught:
+        read_text(GOOD + GOOD)
+    golden("errors/text_two_functions", f"TileSyntaxError: {caught.value}")
 
 
 # -- equality and fingerprints ---------------------------------------------------------------------------------

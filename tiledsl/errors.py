@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 MAX_LINES = 12
+MAX_COLUMNS = 160  # of a source line: generated code can be longer than any screen
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +131,12 @@ def render(error: TileError) -> str:
     source = linecache.getline(loc.file, loc.line).rstrip("\n")
     if source.strip():
         gutter = str(loc.line)
+        left = max(0, loc.col - 41) if len(source) > MAX_COLUMNS else 0
+        source, col = source[left : left + MAX_COLUMNS].rstrip(), loc.col - left
         width = max(1, (loc.end_col or loc.col + 1) - loc.col)
-        width = min(width, max(1, len(source) - loc.col + 1))
+        width = min(width, max(1, len(source) - col + 1))
         head.append(f"{gutter} | {source}")
-        head.append(f"{' ' * len(gutter)} | {' ' * (loc.col - 1)}{'^' * width}")
+        head.append(f"{' ' * len(gutter)} | {' ' * (col - 1)}{'^' * width}")
     chain = []
     caller = loc.caller
     while caller is not None:

@@ -30,7 +30,7 @@ def _evaluate(e: Expr, env: Mapping[Var, Any]) -> Any:
         return e.dtype.numpy.type(e.value) if e.dtype.is_float else e.value
     if isinstance(e, Var):
         if e not in env:
-            raise TileTypeError(f"{e.name} has no value before the kernel runs", e.loc)
+            raise _late(e, e.name)
         return e.dtype.numpy.type(env[e]) if e.dtype.is_float else env[e]
     if isinstance(e, Binary) and e.op in ("and", "or"):
         a = _evaluate(e.a, env)
@@ -39,11 +39,18 @@ def _evaluate(e: Expr, env: Mapping[Var, Any]) -> Any:
         operands = (e.a, e.b) if isinstance(e, Binary) else (e.x,)
         operator: Any = arithmetic.binary if isinstance(e, Binary) else arithmetic.unary
         function = operator(e.op, operands[0].dtype, False)
-        if function is None:
-            raise TileTypeError(f"{e.op} of {operands[0].dtype} has no value before the kernel runs", e.loc)
+        assert function is not None, f"{e.op} of {operands[0].dtype}"
         return function(*(_evaluate(x, env) for x in operands))
     if isinstance(e, Cast):
         return arithmetic.cast(e.x.dtype, e.type, False)(_evaluate(e.x, env))
     if isinstance(e, (Select, IfThenElse)):
         return _evaluate(e.t if _evaluate(e.cond, env) else e.f, env)
-    raise TileTypeError(f"a {type(e).__name__} has no value before the kernel runs", e.loc)
+    raise _late(e, f"a {type(e).__name__}")
+
+
+def _late(e: Expr, what: str) -> TileTypeError:
+    return TileTypeError(
+        f"{what} ({e.dtype}) has no value before the kernel runs",
+        e.loc,
+        help="compute it before the call and pass it as an int32 parameter",
+    )

@@ -33,9 +33,13 @@ class _Equation:
         return TileTypeError(
             f"argument {self.buffer.name}: {what} of axis {self.axis} is {self.value}, but {got}",
             self.buffer.loc,
-            (f"{self.buffer.name} has shape {tuple(self.shape)} and dtype {self.buffer.dtype}",),
+            (_shape_note(self.buffer, self.shape),),
             help,
         )
+
+
+def _shape_note(buffer: Buffer, shape: Shape) -> str:
+    return f"{buffer.name} has shape {tuple(shape)} and dtype {buffer.dtype}"
 
 
 def row_major(shape: Shape) -> tuple[int, ...]:
@@ -71,8 +75,10 @@ def solve(
             continue
         if len(shape) != buffer.rank:
             raise TileTypeError(
-                f"argument {buffer.name} has {len(shape)} axes, expected {buffer.rank}: it has shape {tuple(shape)}",
+                f"argument {buffer.name} has {len(shape)} axes, expected {buffer.rank}",
                 buffer.loc,
+                (_shape_note(buffer, shape),),
+                f"index or reshape it to {buffer.rank} axes",
             )
         by_shape += [
             _Equation(buffer, i, "shape", e, v, shape) for i, (e, v) in enumerate(zip(buffer.shape, shape, strict=True))
@@ -82,7 +88,8 @@ def solve(
             raise TileTypeError(
                 f"argument {buffer.name} has a negative stride: {tuple(actual)} elements",
                 buffer.loc,
-                help="pass a copy, for example numpy.ascontiguousarray(x)",
+                (_shape_note(buffer, shape),),
+                "pass a copy, for example numpy.ascontiguousarray(x)",
             )
         if buffer.strides is None:
             packed.append((buffer, shape, actual))
@@ -148,7 +155,8 @@ def _check_packed(buffer: Buffer, shape: Shape, actual: Shape) -> None:
             f"argument {buffer.name} must be contiguous (row-major): strides are {tuple(actual)}, expected {expected}"
             " elements",
             buffer.loc,
-            help="pass a contiguous copy, or declare the parameter as T.StridedTensor",
+            (_shape_note(buffer, shape),),
+            "pass a contiguous copy, or declare the parameter as T.StridedTensor",
         )
 
 
@@ -165,7 +173,13 @@ def _checked(symbol: Var, env: dict[Var, int], function: Function, shapes: Seque
         )
     value = env[symbol]
     if value < 0:
-        raise TileValueError(f"{symbol.name} = {value}: an extent cannot be negative", symbol.loc)
+        notes = tuple(_shape_note(b, s) for b, s in zip(function.buffers, shapes, strict=True) if s is not None)
+        raise TileValueError(
+            f"{symbol.name} = {value}: an extent cannot be negative",
+            symbol.loc,
+            notes[:4],
+            f"pass arrays from whose shapes {symbol.name} >= 0 follows",
+        )
     if symbol.dtype.bits < 64 and value > 2**31 - 1:
         raise TileValueError(
             f"{symbol.name} = {value} does not fit {symbol.dtype}",

@@ -7,14 +7,30 @@ from typing import Any
 
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import Loc, TileNotImplementedError, TileTypeError, TileValueError
+from tiledsl.frontend.describe import expr_text
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import slice_dtype
 from tiledsl.frontend.storage import BufferRef
 from tiledsl.frontend.symbols import symbol
 from tiledsl.frontend.values import Value, index_expr
 from tiledsl.ir import Buffer, Const, Expr, Param, Var
+from tiledsl.ir.walk import not_on_host
 
-__all__ = ["Const_", "TensorSpec", "dynamic", "make_param", "shape_exprs"]
+__all__ = ["Const_", "TensorSpec", "dynamic", "host_expr", "make_param", "shape_exprs"]
+
+
+def host_expr(x: Any, what: str) -> Expr:
+    """An integer expression that is computed before the kernel runs: of symbols and integer parameters."""
+    e = index_expr(x, what)
+    late = not_on_host(e)
+    if late is None:
+        return e
+    raise error(
+        "host-value",
+        TileTypeError,
+        f"{what} needs {expr_text(late)} ({late.dtype}), which has no value before the kernel runs",
+        help="compute it before the call and pass it as a T.int32 parameter",
+    )
 
 
 def shape_exprs(shape: Any, what: str) -> tuple[Expr, ...]:
@@ -39,6 +55,8 @@ class TensorSpec:
     def make(cls, what: str, shape: Any, dtype: Any, strides: Any = None) -> TensorSpec:
         dims = shape_exprs(shape, what)
         steps = None if strides is None else shape_exprs(strides, f"{what} strides")
+        for e in (*dims, *(steps or ())):
+            host_expr(Value(e), what)
         if steps is not None and len(steps) != len(dims):
             raise error("stride-count", TileTypeError, f"{what}: {len(dims)} extents but {len(steps)} strides")
         return cls(dims, slice_dtype(dtype, what), steps)

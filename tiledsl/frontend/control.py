@@ -242,6 +242,7 @@ class _For(_Loop):
                 "not-iterable",
                 TileTypeError,
                 f"a for loop runs over T.serial, T.Parallel ... or a Python sequence, not over {self.iterable!r}",
+                help="count with range(n)",
             )
         values = CONTROL.freeze(self.iterable, self.targets[0] if self.targets else "")
         self.enter(staged=False)

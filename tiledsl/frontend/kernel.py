@@ -7,11 +7,12 @@ from types import TracebackType
 from typing import Any
 
 from tiledsl.errors import TileSyntaxError, TileTypeError, TileValueError
+from tiledsl.frontend.annotations import host_expr
 from tiledsl.frontend.builder import Block
 from tiledsl.frontend.control import Tracer, tracer
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import INT32
-from tiledsl.frontend.values import Value, index_expr
+from tiledsl.frontend.values import Value
 from tiledsl.ir import Const, Kernel, Var
 
 __all__ = ["BlockIndex", "KernelLaunch"]
@@ -32,14 +33,14 @@ class KernelLaunch:
     def __init__(self, grid: tuple[Any, ...], threads: Any) -> None:
         if not 1 <= len(grid) <= 3:
             raise error("grid-rank", TileTypeError, f"T.Kernel: a grid has 1 to 3 dimensions, got {len(grid)}")
-        self.grid = tuple(index_expr(g, f"T.Kernel: grid dimension {i}") for i, g in enumerate(grid))
+        self.grid = tuple(host_expr(g, f"T.Kernel: grid dimension {i}") for i, g in enumerate(grid))
         for g in self.grid:
             if isinstance(g, Const) and g.value < 0:
                 raise error("grid-negative", TileValueError, f"T.Kernel: grid dimension {g.value} is negative")
         sizes = threads if isinstance(threads, (tuple, list)) else (128 if threads is None else threads,)
         if not 1 <= len(sizes) <= 3:
             raise error("thread-rank", TileTypeError, f"T.Kernel: threads has 1 to 3 dimensions, got {len(sizes)}")
-        self.threads = tuple(index_expr(t, "T.Kernel: threads") for t in sizes)
+        self.threads = tuple(host_expr(t, "T.Kernel: threads") for t in sizes)
         known = [t.value for t in self.threads if isinstance(t, Const)]
         self.total = math.prod(known) if len(known) == len(self.threads) else None
         if self.total is not None and not 1 <= self.total <= _MAX_THREADS:

@@ -38,12 +38,17 @@ class LoopSpec:
             start, stop = 0, start
         step = 1 if step is None else step
         if is_number(step) and step == 0:
-            raise error("zero-step", TileValueError, f"{what}: the step is 0")
+            raise error("zero-step", TileValueError, f"{what}: the step is 0", help="leave it out, or pass 1 or -1")
         bounds = [index_expr(x, f"{what}: {name}") for x, name in ((start, "start"), (stop, "stop"), (step, "step"))]
         dtype: DType = INT32
         for b in bounds:
             if isinstance(b, Const) and b.value >= 1 << 63:
-                raise error("literal-range", TileTypeError, f"{what}: a loop cannot count to {b.value}")
+                raise error(
+                    "literal-range",
+                    TileTypeError,
+                    f"{what}: a loop cannot count to {b.value}",
+                    help="bounds are below 2**63",
+                )
             dtype = promote(dtype, b.dtype)
         first, last, by = (_in(b, dtype) for b in bounds)
         return cls(what, kind, ((first, last, by),), annotations, here())

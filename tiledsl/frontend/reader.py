@@ -38,6 +38,8 @@ _JUMPS: dict[type[ast.stmt], type[S.Stmt]] = {
     ast.Continue: S.Continue,
     ast.Return: S.Return,
 }
+_UNDEFINED = "bind it in the lines before"
+_HELP = "pass one function as ir.printer.to_text prints it"
 _INT32, _FLOAT32 = as_dtype("int32"), as_dtype("float32")
 
 
@@ -51,9 +53,11 @@ def from_text(text: str, filename: str | None = None) -> S.Function:
         linecache.cache[name] = (len(text), None, text.splitlines(True), name)
     try:
         module = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+    except (RecursionError, MemoryError):
+        raise _too_deep(Loc(name, 1)) from None
+    except (SyntaxError, ValueError) as e:
         loc = Loc(name, getattr(e, "lineno", None) or 1, getattr(e, "offset", None) or 1)
-        raise TileSyntaxError(f"not printed IR: {e.args[0] if e.args else e}", loc) from None
+        raise TileSyntaxError(f"not printed IR: {e.args[0] if e.args else e}", loc, help=_HELP) from None
     return _read(module, name, 0)
 
 
@@ -73,11 +77,19 @@ def _read(module: ast.Module, filename: str, offset: int) -> S.Function:
     reader = _Reader(filename, offset)
     found = [n for n in module.body if isinstance(n, ast.FunctionDef)]
     if len(found) != 1:
-        raise TileSyntaxError(f"printed IR holds one function, this text {len(found)}", Loc(filename, offset + 1))
+        raise TileSyntaxError(
+            f"printed IR holds one function, this text {len(found)}", Loc(filename, offset + 1), help=_HELP
+        )
     try:
         return reader.function(found[0])
     except RecursionError:
-        raise TileSyntaxError("expressions are nested too deeply to be read", Loc(filename, offset + 1)) from None
+        raise _too_deep(reader.place or Loc(filename, offset + 1)) from None
+
+
+def _too_deep(loc: Loc) -> TileSyntaxError:
+    return TileSyntaxError(
+        "expressions are nested too deeply to be read", loc, help="bind parts of them to names: `x = ...`"
+    )
 
 
 def _callee(n: ast.AST | None) -> str | None:
@@ -97,6 +109,7 @@ class _Reader:
         self.filename, self.offset = filename, offset
         self.scope: dict[str, E.Var | Buffer] = {}
         self.name = ""
+        self.place: Loc | None = None  # of the statement that is read
 
     # -- places and errors -----------------------------------------------------------------------------------
 
@@ -107,7 +120,7 @@ class _Reader:
         return Loc(self.filename, line + self.offset, col + 1, end, self.name)
 
     def fail(self, n: ast.AST, message: str, help: str | None = None) -> NoReturn:
-        raise TileSyntaxError(f"not printed IR: {message}", self.loc(n), help=help)
+        raise TileSyntaxError(f"not printed IR: {message}", self.loc(n), help=help or _HELP)
 
     def var(self, n: ast.expr, dtype: DType) -> E.Var:
         if not isinstance(n, ast.Name):
@@ -119,7 +132,7 @@ class _Reader:
     def lookup(self, n: ast.Name) -> E.Var | Buffer:
         found = self.scope.get(n.id)
         if found is None:
-            raise TileNameError(f"{n.id} is not defined", self.loc(n), help=suggest(n.id, self.scope))
+            raise TileNameError(f"{n.id} is not defined", self.loc(n), help=suggest(n.id, self.scope) or _UNDEFINED)
         return found
 
     def buffer(self, n: ast.expr) -> Buffer:
@@ -251,7 +264,7 @@ class _Reader:
         return tuple(s for s in found if s is not None)
 
     def stmt(self, n: ast.stmt) -> S.Stmt | None:
-        loc = self.loc(n)
+        self.place = loc = self.loc(n)
         if isinstance(n, ast.Assign) and len(n.targets) == 1:
             return self.assign(n)
         if isinstance(n, ast.AnnAssign) and n.value is not None:

@@ -243,6 +243,7 @@ class BufferRef:
                         "constant-index",
                         TileIndexError,
                         f"index {k} is out of range for dimension {axis} of {self!r}, which has {size.value} elements",
+                        help=f"use an index from 0 to {limit - 1}" if limit else None,
                     )
                 return index_expr(wrapped)
             return index_expr(Value(size) + k) if k < 0 else index_expr(k)

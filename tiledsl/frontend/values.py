@@ -216,7 +216,12 @@ def index_expr(x: Any, what: str = "an index") -> Expr:
     """An integer expression for indices, extents and loop bounds: int32, or a wider type that x has."""
     v = as_value(x, what)
     if not v.dtype.is_int:
-        raise error("index-dtype", TileTypeError, f"{what} must be an integer, got {v!r} ({v.dtype})")
+        raise error(
+            "index-dtype",
+            TileTypeError,
+            f"{what} must be an integer, got {v!r} ({v.dtype})",
+            help="cast it: T.cast(x, T.int32)",
+        )
     e = v.expr
     return e if e.dtype.bits >= 32 else convert(e, INT32)
 

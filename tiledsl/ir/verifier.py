@@ -65,6 +65,8 @@ class _Verifier(ExprChecker):
         for b in [p.buffer for p in f.params if p.buffer is not None] + list(f.workspaces):
             self.require(b.scope == "global", f"{describe(b)} is an argument or workspace, so its scope is global")
             self.define_buffer(b)
+            for e in (*b.shape, *(b.strides or ())):
+                self.host(e, f"a dimension of {b.name}")
         self.require(
             all(0 <= i < len(f.params) for i in f.outputs), f"outputs {f.outputs} of {len(f.params)} parameters"
         )
@@ -80,7 +82,7 @@ class _Verifier(ExprChecker):
                 len(k.thread_vars) == len(k.threads), f"{len(k.thread_vars)} thread variables, {len(k.threads)} extents"
             )
             for e in (*k.grid, *k.threads):
-                self.index(e, "an extent of the launch")
+                self.host(e, "an extent of the launch")
             for v in (*k.block_vars, *k.thread_vars):
                 self.define(v)
             self.block(k.body)

@@ -13,7 +13,7 @@ from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.build import const
 from tiledsl.ir.intrinsics import INTRINSICS
 from tiledsl.ir.node import Node
-from tiledsl.ir.walk import walk
+from tiledsl.ir.walk import not_on_host, walk
 
 __all__ = ["ExprChecker", "LOOP_LANES", "describe", "is_index"]
 
@@ -119,6 +119,18 @@ class ExprChecker:
         self.value(e)
         if not is_index(e.dtype):
             raise TileTypeError(f"{what} is {e.dtype}, not an integer", self.place(e), help=_INTEGER)
+
+    def host(self, e: E.Expr, what: str) -> None:
+        """An integer that is computed before the kernel runs."""
+        self.index(e, what)
+        late = not_on_host(e)
+        if late is not None:
+            name = late.name if isinstance(late, (E.Var, E.Call)) else type(late).__name__
+            raise TileTypeError(
+                f"{what} needs {name} ({late.dtype}), which has no value before the kernel runs",
+                self.place(late),
+                help="compute it before the call and pass it as an int32 parameter",
+            )
 
     def access(self, b: Buffer, indices: tuple[E.Expr, ...], mask: E.Expr | None, lanes: int, proved: bool) -> int:
         """An element access, its indices checked before; how many elements it touches."""

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tiledsl.ir.buffer import Buffer, Region
-from tiledsl.ir.expr import Expr, Load, Var
+from tiledsl.ir.expr import Binary, Cast, Const, Expr, IfThenElse, Load, Select, Unary, Var
 from tiledsl.ir.node import Node, fields_of
 from tiledsl.ir.stmt import Atomic, Function, Kernel, Stmt
 
-__all__ = ["Rewriter", "children", "free_vars", "loads_of", "reads", "substitute", "walk", "writes"]
+__all__ = ["Rewriter", "children", "free_vars", "loads_of", "not_on_host", "reads", "substitute", "walk", "writes"]
 
 
 def children(n: Node) -> Iterator[Node]:
@@ -40,6 +40,19 @@ def walk(root: Node | tuple[Stmt, ...]) -> Iterator[Node]:
 def free_vars(e: Expr) -> set[Var]:
     """The variables that an expression mentions."""
     return {n for n in walk(e) if isinstance(n, Var)}
+
+
+def not_on_host(e: Expr) -> Expr | None:
+    """The first part of e that has no value before the kernel runs: integers of the call and arithmetic have one,
+    memory, functions and float parameters have none."""
+    for n in walk(e):
+        known = not n.dtype.is_float if isinstance(n, Var) else isinstance(n, _ON_HOST)
+        if not known and isinstance(n, Expr):
+            return n
+    return None
+
+
+_ON_HOST = (Const, Unary, Binary, Cast, Select, IfThenElse)
 
 
 def loads_of(n: Node | tuple[Stmt, ...]) -> list[Load]:

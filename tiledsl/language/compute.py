@@ -52,11 +52,25 @@ def gemm(
     (am, ak), (bk, bn), (cm, cn) = _matrix(a, transpose_A), _matrix(b, transpose_B), r_last(c)
     an, bnm, cnm = (r.buffer.name for r in (a, b, c))
     _check_equal("gemm-inner", "inner sizes", (an, "K", ak, a), (bnm, "K", bk, b), _swap_help(a, b, transpose_B))
-    _check_equal("gemm-rows", "the numbers of rows", (an, "M", am, a), (cnm, "M", cm, c), None)
-    _check_equal("gemm-columns", "the numbers of columns", (bnm, "N", bn, b), (cnm, "N", cn, c), None)
+    _check_equal(
+        "gemm-rows", "the numbers of rows", (an, "M", am, a), (cnm, "M", cm, c), f"give {cnm} {dims((am,))} rows"
+    )
+    _check_equal(
+        "gemm-columns",
+        "the numbers of columns",
+        (bnm, "N", bn, b),
+        (cnm, "N", cn, c),
+        f"give {cnm} {dims((bn,))} columns",
+    )
     _check_dtypes(a, b, c)
     if c.buffer.root in (a.buffer.root, b.buffer.root):
-        raise error("gemm-alias", TileValueError, f"T.gemm: {cnm} is both the result and an operand")
+        raise error(
+            "gemm-alias",
+            TileValueError,
+            f"T.gemm: {operand_text(c)} is both the result and an operand",
+            notes=place_text(c.buffer),
+            help="accumulate into a fragment of its own (T.alloc_fragment)",
+        )
     builder.emit(
         Gemm(
             a,

@@ -60,7 +60,12 @@ def assume(condition: Any) -> None:
 def use_swizzle(panel_size: int = 10, order: str = "row", enable: bool = True) -> None:
     """Hint: visit the blocks of the grid in panels, for cache reuse."""
     if not isinstance(panel_size, int):
-        raise error("not-a-scalar", TileTypeError, f"T.use_swizzle: panel_size is a Python int, got {panel_size!r}")
+        raise error(
+            "not-a-scalar",
+            TileTypeError,
+            f"T.use_swizzle: panel_size is a Python int, got {panel_size!r}",
+            help="T.use_swizzle(10)",
+        )
     if enable:
         tracer("T.use_swizzle").kernel_attrs.append(("swizzle", (panel_size, order)))
 
@@ -69,7 +74,12 @@ def use_swizzle(panel_size: int = 10, order: str = "row", enable: bool = True) -
 def annotate_layout(layouts: dict[Any, Any]) -> None:
     """Hint: the physical layout of shared and fragment buffers. On a global tensor it would change its memory."""
     if not isinstance(layouts, dict):
-        raise error("layout-key", TileTypeError, f"T.annotate_layout takes a dict of buffers, got {layouts!r}")
+        raise error(
+            "layout-key",
+            TileTypeError,
+            f"T.annotate_layout takes a dict of buffers, got {layouts!r}",
+            help="T.annotate_layout({A_s: ...})",
+        )
     for key in layouts:
         if not isinstance(key, BufferRef):
             raise error("layout-key", TileTypeError, f"T.annotate_layout: {key!r} is no buffer")
@@ -81,7 +91,12 @@ def annotate_layout(layouts: dict[Any, Any]) -> None:
 def annotate_safe_value(values: dict[Any, Any]) -> None:
     """The value that reads out of range give, per global tensor (0 where nothing is said)."""
     if not isinstance(values, dict):
-        raise error("safe-value-key", TileTypeError, f"T.annotate_safe_value takes a dict of tensors, got {values!r}")
+        raise error(
+            "safe-value-key",
+            TileTypeError,
+            f"T.annotate_safe_value takes a dict of tensors, got {values!r}",
+            help="T.annotate_safe_value({A: 0.0})",
+        )
     for key, value in values.items():
         if not isinstance(key, BufferRef) or key.scope != "global":
             raise error("safe-value-key", TileTypeError, f"T.annotate_safe_value: {key!r} is no global tensor")
