@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 from tiledsl.dtypes import as_dtype
 
-__all__ = ["BOOLS", "FLOATS", "INTS", "Buf", "Name", "Scope", "Source", "kind_of"]
+__all__ = ["FLOATS", "INTS", "STORED", "Buf", "Name", "Scope", "Source", "kind_of"]
 
 # Simplest first: Hypothesis shrinks towards the front.
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 INTS = ("int32", "int8", "uint8", "int64", "uint32", "int16", "uint16", "uint64")
-BOOLS = ("bool",)
+STORED = (*FLOATS, *INTS[:5], "bool")
 
 X = TypeVar("X")
 

@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from tiledsl.dtypes import as_dtype
-from tiledsl.testing.strategies.expressions import Expressions
+from tiledsl.testing.strategies.lanes import Lanes
 from tiledsl.testing.strategies.program import names_in
-from tiledsl.testing.strategies.scope import FLOATS, INTS, Buf, Name, Scope
+from tiledsl.testing.strategies.scope import FLOATS, INTS, STORED, Buf, Name
 
 __all__ = ["Statements"]
 
 _TILES = (16, 4, 1, 8, 3, 5, 17, 2, 7, 13, 31, 32, 33, 48)
 _GEMM_SIZES = (16, 4, 1, 8, 3, 5, 17, 13, 33)
-_STORED = (*FLOATS, *INTS[:5], "bool")
 _REDUCTIONS = ("sum", "max", "min", "absmax", "abssum")
 
 
-class Statements(Expressions):
-    """Draws statements into `lines`. `budget`: statements that may still be drawn."""
+class Statements(Lanes):
+    """Draws statements into `lines`."""
 
-    budget = 20
     macros: list[str]
     threads = "128"
 
     # -- regions ---------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def region(self, scope: Scope) -> Iterator[None]:
-        """An indented block with this scope; never empty."""
-        outer, self.scope = self.scope, scope
-        self.depth += 1
-        before = len(self.lines)
-        try:
-            yield
-            if len(self.lines) == before:
-                self.put("pass")
-        finally:
-            self.scope = outer
-            self.depth -= 1
 
     def statements(self, count: int, nest: int) -> None:
         """Statements of the block; nest: how many more levels of loops and branches are allowed."""
@@ -84,7 +67,7 @@ class Statements(Expressions):
         shape = tuple(self.pick(_TILES) for _ in range(min(rank, 2)))
         if rank == 3:
             shape = (self.pick((2, 1, 3)), *shape)
-        b = self.new_tile(shape, self.pick(_STORED))
+        b = self.new_tile(shape, self.pick(STORED))
         how = self.pick(("copy", "fill", "parallel"))
         self.saw(f"tile by {how}")
         if how == "copy":
@@ -168,7 +151,7 @@ class Statements(Expressions):
         found = self.tiles(writable=False)
         if found:
             a = self.pick(found)
-            b = self.new_tile(a.extents, self.pick(_STORED))
+            b = self.new_tile(a.extents, self.pick(STORED))
             self.put(f"T.copy({a.name}, {b.name})")
             self.scope.buffers.append(b)
 
@@ -184,7 +167,7 @@ class Statements(Expressions):
             for o in self.outputs()
             if o.rank == t.rank and all(x >= y for x, y in zip(o.extents, t.extents, strict=True))
         ]
-        o = self.pick(fits) if fits and self.chance(50) else self.output(t.extents, self.pick((t.dtype, *_STORED)))
+        o = self.pick(fits) if fits and self.chance(50) else self.output(t.extents, self.pick((t.dtype, *STORED)))
         starts = [s or "0" for s in o.starts]
         if not t.frozen and self.chance(25):
             self.saw("copy from an output")
@@ -342,21 +325,11 @@ class Statements(Expressions):
 
     # -- nests -----------------------------------------------------------------------------------------------------
 
-    def lanes_scope(
-        self, lanes: list[str], extents: tuple[int, ...], targets: dict[str, tuple[Buf, tuple[str | None, ...]]]
-    ) -> Scope:
-        scope = self.scope.inner(lanes=tuple(lanes), targets=targets, exits=False)
-        scope.names += [Name(v, "int32", n) for v, n in zip(lanes, extents, strict=True)]
-        for i, n in enumerate(scope.names):
-            if n.writable:
-                scope.names[i] = Name(n.text, n.dtype, n.top, n.roots, n.cell)
-        return scope
-
     def parallel(self, nest: int = 0) -> None:
         """A nest that writes one or two buffers, each iteration its own elements."""
         candidates = self.tiles() + self.outputs()
         if not candidates or self.chance(15):
-            candidates = [self.output((self.pick(_TILES), self.pick(_TILES))[: self.pick((2, 1))], self.pick(_STORED))]
+            candidates = [self.output((self.pick(_TILES), self.pick(_TILES))[: self.pick((2, 1))], self.pick(STORED))]
         first = self.pick(candidates)
         row = first.rank > 1 and self.chance(20)  # one lane per row: the rest of the index is free
         extents = first.extents[: -1 if row else None]
@@ -392,117 +365,7 @@ class Statements(Expressions):
             else:
                 self.lane_statements(1 + self.below(4), 2)
 
-    def lane_statements(self, count: int, nest: int) -> None:
-        """Ends with a store, so that the nest does something."""
-        for _ in range(count - 1):
-            self.budget -= 1
-            self.pick(
-                [self.lane_store] * 3 + [self.let]
-                + [self.lane_branch, self.lane_loop, self.lane_array, self.lane_variable, self.lane_while] * (nest > 0)
-            )(nest - 1)  # fmt: skip
-        self.lane_store(nest)
-
-    def lane_store(self, nest: int = 0) -> None:
-        private = [b for b in self.scope.buffers if b.scope == "local"]
-        if private and self.chance(25):
-            b = self.pick(private)
-            self.put(f"{b.at([self.within(n) for n in b.extents])} = {self.value(b.kind)}")
-            return
-        cells = [n for n in self.scope.names if n.cell and n.writable]
-        if cells and self.chance(30):
-            return self.set_cell(self.pick(cells))
-        b, fixed = self.pick(list(self.scope.targets.values()))
-        index = [self.within(n) if i is None else i for i, n in zip(fixed, b.extents, strict=True)]
-        how = self.pick(("=", "=", "+=", "=", "*=", "-="))
-        if b.kind == "bool":
-            how = "="
-        readable = b in self.scope.readable(b.kind)
-        if how != "=" and not readable:
-            how = "="
-        self.put(f"{b.at(index)} {how} {self.value(b.kind)}")
-
-    def lane_branch(self, nest: int) -> None:
-        self.saw("if in nest")
-        self.put(f"if {self.truth()}:")
-        with self.region(self.scope.inner()):
-            self.lane_statements(1 + self.below(2), nest)
-        if self.chance(40):
-            self.put("else:")
-            with self.region(self.scope.inner()):
-                self.lane_statements(1, nest)
-
-    def lane_loop(self, nest: int) -> None:
-        self.saw("loop in nest")
-        v, n = self.fresh("k"), 1 + self.below(5)
-        stop = str(n) if self.chance(70) else f"({self.whole(1)} % {n + 1})"
-        self.put(f"for {v} in T.{self.pick(('serial', 'unroll', 'vectorized'))}({stop}):")
-        scope = self.scope.inner()
-        scope.names.append(Name(v, "int32", n))
-        with self.region(scope):
-            if self.chance(20):
-                self.saw("exit in nest")
-                self.put(f"if {self.truth()}:")
-                self.put(f"    {self.pick(('break', 'continue'))}")
-            self.lane_statements(1 + self.below(2), nest)
-
-    def lane_while(self, nest: int) -> None:
-        self.saw("while in nest")
-        w = self.fresh("w")
-        self.put(f"{w} = T.alloc_var('int32', 0)")
-        self.put(f"while {w} < {self.within(5)}:")
-        scope = self.scope.inner()
-        scope.names.append(Name(w, "int32", 6, cell=True))
-        with self.region(scope):
-            self.put(f"{w} += 1")
-            self.lane_statements(1, nest)
-
-    def lane_array(self, nest: int) -> None:
-        self.saw("array in nest")
-        name, n, dtype = self.fresh("L"), 1 + self.below(4), self.pick(_STORED)
-        self.put(f"{name} = T.alloc_local(({n},), '{dtype}')")
-        b, q = Buf(name, dtype, (n,), "local", root=name), self.fresh("q")
-        scope = self.scope.inner()
-        scope.names.append(Name(q, "int32", n))
-        self.put(f"for {q} in T.serial({n}):")
-        with self.region(scope):
-            self.put(f"{name}[{q}] = {self.value(b.kind)}")
-        self.scope.buffers.append(b)
-
-    def lane_variable(self, nest: int) -> None:
-        self.saw("variable in nest")
-        self.new_cell()
-
     # -- scalars ---------------------------------------------------------------------------------------------------
-
-    def let(self, nest: int) -> None:
-        kind = self.pick(("float", "int", "bool"))
-        text = self.value(kind)
-        x = self.fresh("x")
-        roots = frozenset(names_in(text, [b.name for b in (*self.scope.tensors, *self.scope.buffers)]))
-        self.put(f"{x} = {text}")
-        dtype = {"float": "float32", "int": "int32", "bool": "bool"}[kind]
-        self.scope.names.append(Name(x, dtype, 0, self.roots(roots, text)))
-
-    def roots(self, names: frozenset[str], text: str) -> frozenset[str]:
-        direct = {b.root for b in (*self.scope.tensors, *self.scope.buffers) if b.name in names}
-        through = [n.roots for n in self.scope.names if n.text in names_in(text, [n.text])]
-        return frozenset(direct.union(*through))
-
-    def new_cell(self) -> None:
-        dtype = self.pick(("float32", "int32", *FLOATS, *INTS, "bool"))
-        v = self.fresh("v")
-        text = self.value({"bool": "bool"}.get(dtype, "float" if dtype in FLOATS else "int"), 1)
-        self.put(f"{v} = T.alloc_var('{dtype}', {text})")
-        every = frozenset(b.root for b in (*self.scope.tensors, *self.scope.buffers))
-        self.scope.names.append(Name(v, dtype, 0, every, cell=True, writable=True))
-
-    def variable(self, nest: int) -> None:
-        self.saw("variable")
-        self.new_cell()
-
-    def set_cell(self, v: Name) -> None:
-        how = self.pick(("=", "+=", "=", "*=", "-=")) if v.kind != "bool" else "="
-        self.put(f"{v.text} {how} {self.value(v.kind)}")
 
     def assign(self, nest: int) -> None:
         cells = [n for n in self.scope.names if n.cell and n.writable]
