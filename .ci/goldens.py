@@ -81,7 +81,7 @@ def diagnostics(root: Path) -> Iterator[Diagnostic]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--max", type=int, help="fail when more diagnostics than this have no golden")
+    parser.add_argument("--max", type=int, help="fail, and name them, when more diagnostics than this have no golden")
     parser.add_argument("--list", action="store_true", help="name them")
     options = parser.parse_args()
     root = Path(__file__).parent.parent.resolve()
@@ -90,9 +90,11 @@ def main() -> int:
     bare = [d for d in found if d.pattern is not None and not re.search(d.pattern, goldens)]
     opaque = [d for d in found if d.pattern is None]
     print(f"goldens: {len(found)} diagnostics, {len(bare)} without a golden, {len(opaque)} with an unreadable message")
-    if options.list:
-        print("\n".join(f"{d.place}: {d.text}" for d in (*bare, *opaque)))
-    return 1 if options.max is not None and len(bare) + len(opaque) > options.max else 0
+    failed = options.max is not None and len(bare) + len(opaque) > options.max
+    if options.list or failed:
+        for d in (*bare, *opaque):
+            print(f"{d.place}: {d.text}")
+    return int(failed)
 
 
 if __name__ == "__main__":

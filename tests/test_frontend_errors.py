@@ -8,7 +8,7 @@ import ast
 import linecache
 import pickle
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +262,13 @@ def load(source: str, file: str) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "kernels"}
     exec(compile(source, file, "exec", dont_inherit=True), names)
     return names
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    """Another test's file may have that name."""
+    yield
+    linecache.cache.pop("kernels.py", None)
 
 
 def indented(statements: str) -> str:

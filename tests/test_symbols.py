@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ir_builder import add, buf, const, function, mul, op, var
+from ir_builder import I32, add, buf, const, function, load, mul, op, read_text, var
 
 from tiledsl import ir
 from tiledsl.analysis.evaluate import evaluate
 from tiledsl.analysis.symbols import row_major, solve
 from tiledsl.dtypes import as_dtype
-from tiledsl.errors import TileTypeError, TileValueError
+from tiledsl.errors import TileError, TileTypeError, TileValueError
 from tiledsl.ir import arithmetic as ops
 from tiledsl.ir.expr import Var
+from tiledsl.ir.printer import to_text
 
 m, n = var("m"), var("n")
 
@@ -100,7 +102,41 @@ def test_evaluate_agrees_with_the_interpreter_and_python() -> None:
     third = ir.Binary("div", const(1.0, "float32"), const(3.0, "float32"))
     assert evaluate(third, {}) == 0.3333333432674408
     assert evaluate(ir.Unary("neg", m), {m: -(2**31)}) == -(2**31)
-    with pytest.raises(TileTypeError, match="n has no value before the kernel runs"):
-        evaluate(add(m, n), {m: 1})
-    with pytest.raises(TileTypeError, match="a Load has no value"):
-        evaluate(buf("X", (3,)).load(m), {m: 1})
+
+
+S = var("s")
+X, Y, FLAT = buf("X", (m, n)), buf("Y", (m, n, 3)), buf("X", (m,))
+ROWS = ir.Buffer("X", as_dtype("float32"), (m, n), "global", (S, const(1, "int32")))
+HALF = ir.Cast(ir.Call("exp2", (const(0.5, "float32"),), as_dtype("float32")), I32)
+
+# name -> (buffers, symbols, shapes, strides); what the arguments of a call can say that no kernel can take
+REFUSED: dict[str, tuple[list[ir.Buffer], tuple[Var, ...], list[Any], list[Any] | None]] = {
+    "rank": ([X, Y], (m, n), [(5, 7), (5, 7)], None),
+    "size": ([X, Y], (m, n), [(5, 7), (5, 8, 3)], None),
+    "no_solution": ([buf("X", (mul(m, 2),))], (m,), [(7,)], None),
+    "stride": ([ROWS], (m, n, S), [(3, 4)], [(10, 2)]),
+    "negative_stride": ([X], (m, n), [(3, 4)], [(-4, 1)]),
+    "not_contiguous": ([X], (m, n), [(3, 4)], [(1, 3)]),
+    "undetermined": ([buf("X", (add(m, n),)), buf("Y", (n,))], (m, n), [(3,), None], None),
+    "too_large": ([FLAT], (m,), [(2**31,)], None),
+    "negative_extent": ([buf("X", (add(m, 5),))], (m,), [(3,)], None),
+    "late_function": ([buf("X", (add(m, HALF),))], (m,), [(3,)], None),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_show_the_parameter(name: str, golden: Callable[[str, str], None]) -> None:
+    buffers, symbols, shapes, strides = REFUSED[name]
+    f = read_text(to_text(function(buffers, [], symbols=symbols)))
+    with pytest.raises(TileError) as caught:
+        solve(f, shapes, strides or [None] * len(shapes))
+    golden(f"errors/symbols_{name}", f"{type(caught.value).__name__}: {caught.value}")
+
+
+def test_what_has_no_value_on_the_host(golden: Callable[[str, str], None]) -> None:
+    grid = (ir.Cast(load(FLAT, m), I32), m)
+    f = read_text(to_text(function([FLAT], [], grid, symbols=(m,))))
+    for name, extent in zip(("load", "name"), f.kernels[0].grid, strict=True):
+        with pytest.raises(TileTypeError, match="has no value before the kernel runs") as caught:
+            evaluate(extent, {f.symbols[0]: 1} if name == "load" else {})
+        golden(f"errors/host_{name}", f"TileTypeError: {caught.value}")

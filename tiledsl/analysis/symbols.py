@@ -28,10 +28,13 @@ class _Equation:
     value: int
     shape: Shape
 
-    def error(self, got: str, help: str | None = None) -> TileTypeError:
-        what = "size" if self.kind == "shape" else "stride"
+    @property
+    def what(self) -> str:
+        return "size" if self.kind == "shape" else "stride"
+
+    def error(self, got: str, help: str) -> TileTypeError:
         return TileTypeError(
-            f"argument {self.buffer.name}: {what} of axis {self.axis} is {self.value}, but {got}",
+            f"argument {self.buffer.name}: {self.what} of axis {self.axis} is {self.value}, but {got}",
             self.buffer.loc,
             (_shape_note(self.buffer, self.shape),),
             help,
@@ -127,7 +130,8 @@ def _bind(equations: list[_Equation], env: dict[Var, int]) -> None:
         expected = evaluate(q.expr, env)
         if expected != q.value:
             names = ", ".join(f"{v.name} = {env[v]}" for v in sorted(free_vars(q.expr), key=lambda v: v.name))
-            raise q.error(f"expected {expected}" + (f" ({names} from other axes or arguments)" if names else ""))
+            known = f" ({names} from other axes or arguments)" if names else ""
+            raise q.error(f"expected {expected}{known}", f"give that axis the {q.what} {expected}")
 
 
 def _solve_one(q: _Equation, unknown: Var, env: dict[Var, int]) -> bool:
@@ -140,8 +144,9 @@ def _solve_one(q: _Equation, unknown: Var, env: dict[Var, int]) -> bool:
     if slope == 0 or at[2] - at[1] != slope:
         return False
     solution, rest = divmod(q.value - at[0], slope)
-    if rest or evaluate(q.expr, {**env, unknown: solution}) != q.value:
-        raise q.error(f"no integer {unknown.name} gives that size")
+    below = evaluate(q.expr, {**env, unknown: solution})
+    if rest or below != q.value:
+        raise q.error(f"no integer {unknown.name} gives that {q.what}", f"{unknown.name} = {solution} gives {below}")
     env[unknown] = solution
     return True
 
