@@ -340,7 +340,8 @@ def test_symbols_scalars_and_strides():
         ("n", "int32"),
         ("row", "int64"),
     ]
-    assert [(p.name, "tensor" if p.buffer else "scalar") for p in kernel.function.params][1:3] == [("alpha", "scalar"), ("on", "scalar")]
+    kinds = [(p.name, "tensor" if p.buffer else "scalar") for p in kernel.function.params]
+    assert kinds[1:3] == [("alpha", "scalar"), ("on", "scalar")]
     A = np.arange(200, dtype=np.float32).reshape(10, 20)[:, 2:15]
     np.testing.assert_array_equal(execute(kernel, A, 0.5, True, np.zeros((10, 13), np.float32)), A * np.float32(0.5))
     assert not execute(kernel, A, 0.5, False, np.zeros((10, 13), np.float32)).any()
