@@ -217,6 +217,11 @@ T.copy(c, C[bx * 20, by * 15])
 x = T.alloc_fragment((20, 50), 'float32')
 r = T.alloc_fragment((20,), 'float32')
 T.copy(A[bx * 20, 0], x)
+for i, j in T.Parallel(20, 50):  # a row of -0, and one of NaN
+    if i == 1:
+        x[i, j] = -0.0
+    if i == 2:
+        x[i, j] = T.infinity('float32') - T.infinity('float32')
 T.reduce_sum(x, r, dim=1)
 T.copy(r, O[0, bx * 20])
 T.reduce_max(x, r, dim=1)
