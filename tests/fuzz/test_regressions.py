@@ -178,3 +178,22 @@ def test_a_truncated_remainder_by_a_literal_keeps_its_type(dtype: str) -> None:
 
     A = np.arange(8).astype(dtype) - np.array(4).astype(dtype)
     agree(kernel, A, -np.arange(8) * 4294967294, np.zeros(8, dtype))
+
+
+@pytest.mark.parametrize("n", [3, 16, 37])
+def test_a_sum_of_negative_zeros(n: int) -> None:
+    """The interpreter started from +0 where there was more than one element per partial sum."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((4, n), "float32"), B: T.Tensor((4,), "float32")):
+        with T.Kernel(1):
+            x = T.alloc_fragment((4, n), "float32")
+            r = T.alloc_fragment((4,), "float32")
+            T.copy(A, x)
+            T.reduce_sum(x, r, dim=1)
+            T.copy(r, B)
+
+    A, B = np.full((4, n), -0.0, np.float32), np.ones(4, np.float32)
+    agree(kernel, A, B)
+    run(kernel.function, [A, B], Options(exact=True))
+    assert np.signbit(B).all()

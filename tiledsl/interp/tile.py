@@ -429,7 +429,8 @@ def _ordered_sum(x: Any, axis: int) -> Any:
         return arithmetic.combine_lanes(x, np.add)
     # NumPy adds along an axis that is not the innermost one row after row (its pairwise summation is for
     # innermost axes); the 16 partials are an axis of smaller stride, so this is the ascending order.
-    partials = np.add.reduce(x[: rows * 16].reshape(rows, 16, *x.shape[1:]), axis=0)
+    # It would start from +0, which a sum of -0 is not.
+    partials = np.add.reduce(x[: rows * 16].reshape(rows, 16, *x.shape[1:]), axis=0, initial=-0.0)
     if rest:
         partials[:rest] += x[rows * 16 :]
     return arithmetic.combine_lanes(partials, np.add)
