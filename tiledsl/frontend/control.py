@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from tiledsl.dtypes import DType
-from tiledsl.errors import Loc, TileNameError, TileSyntaxError, TileTypeError, TileValueError
+from tiledsl.errors import Loc, TileError, TileNameError, TileSyntaxError, TileTypeError, TileValueError
 from tiledsl.frontend.builder import Block, Builder, current
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.loops import LoopSpec, close_loop, open_loop
@@ -362,7 +362,10 @@ class Control:
                 f"{value!r} cannot be unpacked into {len(names)} names",
                 help="a buffer or value is one object; index it to get its elements" if len(names) > 1 else None,
             )
-        items = list(value)
+        try:
+            items = list(value)
+        except TypeError:
+            raise error("not-iterable", TileTypeError, f"{value!r} cannot be unpacked into names") from None
         if star >= 0:
             tail = len(names) - star - 1
             items = [*items[:star], items[star : len(items) - tail], *items[len(items) - tail :]]
@@ -507,7 +510,12 @@ class Control:
         result: Any = True
         for op, thunk in links:
             right = self._operand(thunk, "a < b < c")
-            link = _COMPARE[op](left, right)
+            try:
+                link = _COMPARE[op](left, right)
+            except TileError:
+                raise
+            except TypeError as e:  # Python's own, of objects that do not compare
+                raise error("not-a-value", TileTypeError, f"a comparison of {left!r} and {right!r}: {e}") from None
             result = link if result is True else self.logical("and", result, lambda link=link: link)  # type: ignore[misc]
             if not isinstance(result, Value) and not result:
                 return result
