@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from tiledsl.dtypes import DType, as_dtype
@@ -25,6 +26,7 @@ class _TensorAnnotation:
 
         make.__name__ = self.__name__ = name
         self._make = surface(make)
+        self.__signature__ = inspect.signature(make)
 
     def __call__(self, *args: Any, **kw: Any) -> Any:
         return self._make(*args, **kw)
@@ -46,6 +48,7 @@ class _StridedAnnotation:
 
         make.__name__ = self.__name__
         self._make = surface(make)
+        self.__signature__ = inspect.signature(make)
 
     def __call__(self, *args: Any, **kw: Any) -> Any:
         return self._make(*args, **kw)
