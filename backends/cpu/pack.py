@@ -10,9 +10,11 @@ from .context import Context, vstore
 from .rows import below, convert, element, whole, zero_of
 from .storage import Panels, Place
 from .values import index, scalar, value
-from .wide import LANES, TRUE, ZERO, add, and_, i64, lt, mul, sub
+from .wide import I64, LANES, TRUE, ZERO, add, and_, i64, lt, mul, sub
 
 __all__ = ["fill_panels", "pack_copy", "pack_rows", "transpose_panels"]
+
+_FAR = 1 << 62  # beyond the end of every tensor
 
 # What gives 16 elements of one tile row: (column, mask of the columns that exist) -> vector.
 Loader = Callable[[ir.Expr, "ir.Expr | None"], ir.Expr]
@@ -113,7 +115,7 @@ class _Source:
     def __init__(self, cx: Context, s: ir.Copy) -> None:
         self.cx = cx
         self.buffer = cx.places[s.src.buffer].buffer
-        self.starts = [cx.let("at", index(cx, x).expr) for x in s.src.starts]
+        self.starts = [cx.let("at", _start(cx, x)) for x in s.src.starts]
         self.row, self.col = s.src_axes
         self.shape = [value(cx, e).expr for e in s.src.buffer.shape]
         h, w = (int(scalar(cx, e).value) for e in s.domain)  # type: ignore[attr-defined]
@@ -160,6 +162,15 @@ class _Source:
             return ir.Load(self.buffer, self._at(i, j), cx.let("m", m), LANES, True)
 
         return load
+
+
+def _start(cx: Context, x: ir.Expr) -> ir.Expr:
+    """Where the tile begins, as an int64 that cannot wrap around when the number of a row is added."""
+    if x.dtype.bits < 64 or cx.facts.interval(x)[1] <= _FAR:
+        return index(cx, x).expr
+    e = scalar(cx, x)
+    near = ir.Binary("min", e, ir.Const(_FAR, e.dtype))
+    return near if e.dtype == I64 else ir.Cast(near, I64)
 
 
 def _within(start: ir.Expr, span: int, size: ir.Expr) -> ir.Expr | None:

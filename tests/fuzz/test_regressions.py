@@ -197,3 +197,29 @@ def test_a_sum_of_negative_zeros(n: int) -> None:
     agree(kernel, A, B)
     run(kernel.function, [A, B], Options(exact=True))
     assert np.signbit(B).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint64", "int64", "uint32"])
+def test_a_packed_operand_that_starts_near_the_end_of_its_type_is_out_of_range(dtype: str) -> None:
+    """The row number was added with wrap-around before it was compared: memory outside the tensor was read."""
+
+    @T.prim_func
+    def kernel(
+        P: T.Tensor((2,), dtype), A: T.Tensor((16, 16), "float32"), B: T.Tensor((40, 16), "float32"),
+        C: T.Tensor((16, 16), "float32"),
+    ):  # fmt: skip
+        with T.Kernel(1):
+            a = T.alloc_shared((16, 16), "float32")
+            b = T.alloc_shared((16, 16), "float32")
+            c = T.alloc_fragment((16, 16), "float32")
+            T.clear(c)
+            T.copy(A, a)
+            for k in T.serial(2):
+                T.copy(B[P[k], 0], b)
+                T.gemm(a, b, c)
+            T.copy(c, C)
+
+    most = np.iinfo(dtype).max
+    A, B = np.ones((16, 16), np.float32), np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)
+    for starts in ([most - 2, most - 20], [3, most]):
+        agree(kernel, np.array(starts, dtype), A, B, np.ones((16, 16), np.float32))
