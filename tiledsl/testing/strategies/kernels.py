@@ -96,7 +96,7 @@ class _Function(Statements):
             text, size = self.pick(options)
             texts.append(text or self.symbol(size))
             sizes.append(size)
-        plain = [a for a in self.scope.tensors if a.is_input and self.values_of(a).strides is None]
+        plain = [a for a in self.scope.tensors if a.name[0] in "AI" and self.values_of(a).strides is None]
         twin = self.pick(plain) if plain and self.chance(12) else None
         name = self.fresh("A" if kind_of(dtype) == "float" else "I")
         values = self.pick(("small", "special", "whole") if kind_of(dtype) == "float" else ("index", "huge", "special"))
