@@ -58,6 +58,7 @@ class Facts(System):
         self._free: dict[Var, frozenset[Var]] = dict(parent._free) if parent else {}  # what a variable depends on
         # Atoms whose definition holds from this scope on only: one per expression, so that facts meet questions.
         self._scoped: dict[Expr, int] = dict(parent._scoped) if parent else {}
+        self._told: set[tuple[Expr, bool]] = set(parent._told) if parent else set()  # comparisons, as assumed
         self._memo: dict[int, tuple[Expr, Linear]] = {}
         self._wrapped = False
 
@@ -116,6 +117,7 @@ class Facts(System):
             elif self.prove(cond.b, not holds):
                 self.assume(cond.a, holds)
         elif isinstance(cond, Binary) and cond.op in COMPARISONS and _is_integer(cond.a) and not _reads_memory(cond):
+            self._told.add((cond, holds))
             op = cond.op if holds else _NEGATE[cond.op]
             if op == "eq" and self._divides(cond.a, cond.b):
                 return
@@ -183,6 +185,8 @@ class Facts(System):
             return self.prove(cond.x, not holds)
         if not isinstance(cond, Binary):
             return False
+        if (cond, holds) in self._told:
+            return True
         if cond.op in _JUNCTIONS and cond.a.dtype.is_bool:
             both, first = cond.op in ("and", "bitand"), self.prove(cond.a, holds)
             if first != (both == holds):
