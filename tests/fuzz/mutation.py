@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60.0
 _CPU = (
     "tests/fuzz/test_regressions.py",
+    "tests/fuzz/test_survivors.py",
     "tests/fuzz/test_conformance.py::test_numba_conforms",
     "tests/fuzz/test_fuzz.py::test_interpreter_and_passes[0]",
     "tests/test_numba_ops.py",

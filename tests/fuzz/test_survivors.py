@@ -49,3 +49,20 @@ def test_the_right_side_of_or_guards_its_load() -> None:
     rng = np.random.default_rng(0)
     I = rng.integers(-20, 20, 20).astype(np.int32)
     assert_targets_agree(tiledsl.compile(kernel), I, rng.standard_normal(8).astype(np.float32), np.zeros(20, bool))
+
+
+def test_a_sum_wraps_before_it_is_used() -> None:
+    """Scalars are held in 64 bits; what leaves the author's type wraps before the next operation sees it."""
+
+    @T.prim_func
+    def kernel(X: T.Tensor((9,), "int32"), Y: T.Tensor((9,), "int32"), B: T.Tensor((4, 9), "int32")):
+        with T.Kernel(1):
+            for i in T.serial(9):
+                B[0, i] = (X[i] + Y[i]) // 3
+                B[1, i] = T.cast(X[i] * Y[i] > 0, "int32")
+                B[2, i] = T.cast(T.float32(X[i] - Y[i]) * 1e-3, "int32")
+                B[3, i] = (X[i] + Y[i]) >> 4
+
+    X = np.array([2**31 - 1, -(2**31), 65536, 5, 2**30, -7, 1 << 20, -(2**31), 0], np.int32)
+    Y = np.array([5, -1, 65536, -9, 2**30, 3, 1 << 12, 2**31 - 1, 1], np.int32)
+    assert_targets_agree(tiledsl.compile(kernel), X, Y, np.zeros((4, 9), np.int32))
