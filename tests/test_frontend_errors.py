@@ -83,6 +83,8 @@ IN_KERNEL = {
     "buffer-as-bool": "if s:\n    v += 1",
     "buffer-iteration": "for x in r:\n    v += 1",
     "buffer-length": "v = len(r)",
+    "not-iterable:unpack": "x, *y = 3",
+    "not-a-value:comparison": "if 0 <= None < 3:\n    v += 1",
     "buffer-arithmetic:numpy": "import numpy as np\nT.copy(np.exp(f), f)",
     "unknown-keyword:annotation": "B: T.Tensor((4,), dype=T.float32)",
     "buffer-arithmetic": "T.copy(f + f, f)",

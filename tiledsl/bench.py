@@ -26,6 +26,7 @@ from tiledsl.errors import TileValueError
 __all__ = ["JOBS", "Job", "Row", "arguments", "main", "run"]
 
 Thunk = Callable[[], Any]
+SETTLE = 0.05  # seconds until the spinning threads of another library sleep
 _CHILD = "_TILEDSL_BENCH_CHILD"
 _ROWS = (13, 200, 64, 0, 301, 129, 7, 310)
 
@@ -159,7 +160,8 @@ def measure(jobs: dict[str, Thunk], threads: int, seconds: float = 3.0) -> dict[
     """Median seconds of each contestant, interleaved A B C A B C ... after one warm-up round each.
 
     With one thread everybody runs on the calling thread: its CPU time is taken, which other work on a shared
-    machine does not lengthen. With more, wall time.
+    machine does not lengthen. With more, wall time, after a while of the same untimed: the threads of a
+    library that has just worked spin on, on the cores that the next one needs.
     """
     clock = time.thread_time if threads == 1 else time.perf_counter
     first = {}
@@ -172,6 +174,9 @@ def measure(jobs: dict[str, Thunk], threads: int, seconds: float = 3.0) -> dict[
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds):
         for name, f in jobs.items():
+            until = time.perf_counter() + (SETTLE if threads > 1 else 0.0)
+            while time.perf_counter() < until:
+                f()
             start = clock()
             f()
             times[name].append(clock() - start)
