@@ -8,13 +8,14 @@ from tiledsl.config import VERSION as __version__
 
 if TYPE_CHECKING:
     from tiledsl.backend import resolve
-    from tiledsl.runtime.jit import jit
+    from tiledsl.runtime.jit import JITFunction, jit
     from tiledsl.runtime.kernel import JITKernel, compile
 
-__all__ = ["JITKernel", "__version__", "compile", "jit", "resolve"]
+__all__ = ["JITFunction", "JITKernel", "__version__", "compile", "jit", "resolve"]
 
 # Where the public names live: they are imported when first used, so that `import tiledsl` stays quick.
 _LAZY = {
+    "JITFunction": "tiledsl.runtime",
     "JITKernel": "tiledsl.runtime",
     "compile": "tiledsl.runtime",
     "jit": "tiledsl.runtime",

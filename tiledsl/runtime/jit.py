@@ -13,7 +13,7 @@ from tiledsl.dtypes import as_dtype
 from tiledsl.errors import TileTypeError, TileValueError, suggest
 from tiledsl.runtime.kernel import JITKernel, call_key, compile
 from tiledsl.runtime.options import check_options
-from tiledsl.runtime.views import kind_of, view
+from tiledsl.runtime.views import device_of, kind_of, view
 
 __all__ = ["JITFunction", "freeze", "jit"]
 
@@ -66,6 +66,11 @@ class JITFunction:
         assert self._template is not None
         arrays = [values[n] for n in self._template.arguments]
         return self._eager(arrays, values)(*arrays, **run)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Eager style: the parameters that are arrays and numbers of a launch; the others are compile-time options."""
+        return () if self.lazy or self._template is None else self._template.arguments
 
     # -- other ways to use it -------------------------------------------------------------------------------------
 
@@ -259,7 +264,7 @@ class _Same:
 def _info(name: str, x: Any) -> frontend.ArgInfo | None:
     if kind_of(x) is None:
         return None
-    seen = view(x, name, "cpu")
+    seen = view(x, name, device_of(x))
     try:
         dtype = as_dtype(seen.storage)
     except TypeError:

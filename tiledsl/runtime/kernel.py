@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from tiledsl import config, ir
+from tiledsl.analysis.evaluate import evaluate
 from tiledsl.backend import Target, load_backend, resolve
 from tiledsl.errors import TileTypeError, TileValueError, suggest
 from tiledsl.ir.walk import walk
 from tiledsl.runtime import program
 from tiledsl.runtime.arguments import Signature
 from tiledsl.runtime.launch import Launch, Plan
-from tiledsl.runtime.views import device_of, is_torch
+from tiledsl.runtime.views import allocate, device_of, is_hollow, is_torch
 
 __all__ = ["JITKernel", "call_key", "compile", "with_outputs"]
 
@@ -48,6 +49,11 @@ class JITKernel:
     def out_idx(self) -> tuple[int, ...]:
         return self.function.outputs
 
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Names of the parameters, outputs included, that the kernel stores into."""
+        return tuple(s.name for s in self._signature.slots if s.written)
+
     def __repr__(self) -> str:
         return f"<tiledsl kernel {self.function.name}({', '.join(p.name for p in self.params)})>"
 
@@ -71,6 +77,9 @@ class JITKernel:
         key = call_key(args if outs is None else (*args, *outs), self._keyed)
         plan = self._plans.get((asked, key)) if key is not None else None
         if plan is None:
+            hollow = next((x for x in args if is_hollow(x)), None)
+            if hollow is not None:
+                return self._outputs_of_shapes(hollow, args, outs)
             plan = self._plan(asked, args, outs)
             key = call_key(args if outs is None else (*args, *outs), self._keyed)  # torch's types are known by now
             if key is not None:
@@ -80,10 +89,26 @@ class JITKernel:
         values = plan.values(args, outs)
         ready, words = plan.prepare(values)
         Launch(plan.slots, ready, values, words).run(stream)
-        outputs = self.function.outputs
+        return self._returned([values[i] for i in self.function.outputs])
+
+    def _returned(self, outputs: list[Any]) -> Any:
         if not outputs:
             return None
-        return values[outputs[0]] if self._single else [values[i] for i in outputs]
+        return outputs[0] if self._single else outputs
+
+    def _outputs_of_shapes(self, hollow: Any, args: Sequence[Any], outs: Sequence[Any] | None) -> Any:
+        """What a call with tensors that have no memory gives: arguments are checked, outputs are made in the same
+        way (also with torch's symbolic sizes), and nothing runs."""
+        bound = self._signature.bind(args, device_of(hollow), outs)
+        if outs is not None:
+            return self._returned(list(outs))
+        slots = self._signature.slots
+        scalars = {s.param.var: v for s, v in zip(slots, bound.values, strict=True) if s.param.var is not None}
+        env = {**scalars, **bound.env}
+        made = [self.params[i].buffer for i in self.function.outputs]
+        return self._returned(
+            [allocate(tuple(evaluate(e, env) for e in b.shape), b.dtype, hollow) for b in made if b is not None]
+        )
 
     def _unknown(self, keyword: str) -> TileTypeError:
         known = ("out", "target", "stream")

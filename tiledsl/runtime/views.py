@@ -17,7 +17,18 @@ import numpy as np
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
 
-__all__ = ["View", "address_of", "allocate", "allocator", "as_numpy", "is_array", "is_torch", "kind_of", "view"]
+__all__ = [
+    "View",
+    "address_of",
+    "allocate",
+    "allocator",
+    "as_numpy",
+    "is_array",
+    "is_hollow",
+    "is_torch",
+    "kind_of",
+    "view",
+]
 
 _UNPACKED = {np.dtype(getattr(ml_dtypes, n)).name for n in ("int4", "uint4", "float4_e2m1fn")}
 _KDL_CPU = (1, 3)  # DLPack device types: CPU, and CUDA's page-locked host memory
@@ -45,6 +56,11 @@ class View:
 def is_torch(x: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, getattr(torch, "Tensor", ()))
+
+
+def is_hollow(x: Any) -> bool:
+    """True for a torch tensor without memory: on the meta device, or a fake one of a tracer such as torch.compile."""
+    return is_torch(x) and (x.is_meta or any(t.__name__ == "FakeTensor" for t in type(x).__mro__))
 
 
 def kind_of(x: Any) -> str | None:
@@ -145,7 +161,8 @@ def _torch_view(x: Any, name: str) -> View:
             help="pass x.to_dense() or x.resolve_neg()",
         )
     storage = str(x.dtype).removeprefix("torch.")
-    return View(x, "torch", storage, tuple(x.shape), tuple(x.stride()), x.data_ptr(), True)
+    address = 0 if is_hollow(x) else x.data_ptr()
+    return View(x, "torch", storage, tuple(x.shape), tuple(x.stride()), address, True)
 
 
 def describe(x: Any) -> str:
