@@ -45,9 +45,16 @@ class Loc:
 
 
 def _short(path: str) -> str:
-    """The path relative to the working directory where it lies below it."""
+    """The path relative to the working directory where it lies below it; of a notebook's cell, its number."""
     import os
+    import sys
 
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    compiler = getattr(shell, "compile", None)
+    if path in getattr(compiler, "_filename_map", ()) or path.startswith("<ipython-input-"):
+        cell = compiler.format_code_name(path) if compiler is not None else None
+        if cell:
+            return str(cell[1])
     try:
         rel = os.path.relpath(path)
     except ValueError:
@@ -75,6 +82,10 @@ class TileError(Exception):
 
     def __str__(self) -> str:
         return render(self)
+
+    def _render_traceback_(self) -> list[str]:
+        """What notebooks show instead of a traceback: the message is about the author's lines, not about ours."""
+        return [f"{type(self).__name__}: {self}"]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.message, self.loc, self.notes, self.help))
@@ -117,6 +128,12 @@ class TileRuntimeError(TileError, RuntimeError):
 
 class InternalError(TileError, RuntimeError):
     """A bug of tiledsl. `notes` name a saved, self-contained reproduction."""
+
+    def _render_traceback_(self) -> list[str]:
+        """The whole traceback: whoever reports the bug needs it."""
+        import traceback
+
+        return "".join(traceback.format_exception(self)).splitlines()
 
 
 def render(error: TileError) -> str:

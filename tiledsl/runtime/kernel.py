@@ -15,6 +15,7 @@ from tiledsl.ir.walk import walk
 from tiledsl.runtime import program
 from tiledsl.runtime.arguments import Signature
 from tiledsl.runtime.launch import Launch, Plan
+from tiledsl.runtime.shown import Shown
 from tiledsl.runtime.views import allocate, device_of, is_hollow, is_torch
 
 __all__ = ["JITKernel", "call_key", "compile", "with_outputs"]
@@ -162,9 +163,16 @@ class JITKernel:
             raise TileValueError(f"target {wanted} has no {stage} stage", help="use numba for the loop stage")
         return to_text(lowered)
 
-    def show(self, stage: str = "tile", target: str | Target | None = None) -> None:
-        """Print `text(stage, target)`."""
-        print(self.text(stage, target))
+    def show(self, stage: str = "tile", target: str | Target | None = None) -> Shown:
+        """The kernel for reading: `print(kernel.show())`; a notebook shows it as a panel.
+
+        stage: "tile", "loop" (`text` explains them) or "source" (what the target's compiler gets)
+        """
+        text = self.get_kernel_source(target) if stage == "source" else self.text(stage, target)
+        return Shown(repr(self)[1:-1], stage, text)
+
+    def _repr_html_(self) -> str:
+        return self.show()._repr_html_()
 
 
 def call_key(args: Sequence[Any], keyed: frozenset[int]) -> Any:
