@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tiledsl.ir.buffer import Buffer
-from tiledsl.ir.stmt import Alloc, Atomic, Break, Continue, Debug, Function, Return, Stmt, Sync, While
+from tiledsl.ir.stmt import Alloc, Atomic, Break, Collective, Continue, Debug, Function, Return, Stmt, Sync, Wait, While
 from tiledsl.ir.walk import reads, walk, writes
 
 __all__ = ["Effects", "conflict", "effects", "written"]
@@ -42,7 +42,7 @@ def effects(body: Stmt | Iterable[Stmt]) -> Effects:
             ordered |= s.kind != "assume"
         elif isinstance(s, Atomic):
             ordered |= s.buffer.root.scope == "global"
-        elif isinstance(s, (Sync, Break, Continue, Return, While)):
+        elif isinstance(s, (Sync, Collective, Wait, Break, Continue, Return, While)):
             ordered = True
     return Effects(frozenset(read - own), frozenset(written - own), ordered)
 

@@ -10,6 +10,7 @@ from tiledsl.ir.stmt import (
     Alloc,
     Atomic,
     Break,
+    Collective,
     Continue,
     For,
     If,
@@ -72,6 +73,8 @@ class Varying:
             if isinstance(s, Atomic) and s.result is not None:
                 changed |= self._mark(s.result)  # every lane draws its own
             return changed
+        if isinstance(s, Collective):
+            return self._differs(s) and self._mark(s.result)
         if isinstance(s, Alloc):
             return s.init is not None and self.expr(s.init) and self._mark(s.buffer)
         if isinstance(s, If):
@@ -85,6 +88,11 @@ class Varying:
         if isinstance(s, Parallel):
             return self._block(s.body, divergent)
         return False
+
+    @staticmethod
+    def _differs(s: Collective) -> bool:
+        """Threads of one block may get different results; those that are here together agree on a block's vote."""
+        return s.scope != "block" or s.op == "rank" or bool(s.axes)
 
     def _leaves(self, body: tuple[Stmt, ...], divergent: bool) -> bool:
         """Some lanes, but not all, may leave inside the block."""

@@ -95,6 +95,8 @@ class Builder:
         self.attrs: list[tuple[str, Any]] = []
         self.kernel_attrs: list[tuple[str, Any]] = []
         self.kernel_threads: int | None = None  # None: not a constant
+        self.launch: Any = None  # the KernelLaunch that is open
+        self.thread_level = False  # the kernel looks at its threads
         self.owner: dict[Var | Buffer, Block | None] = {}  # None: the whole function
         self.symbols: dict[Var, Loc | None] = {}  # shape symbols used, with their first use
         self.origins: dict[Var, frozenset[Load]] = {}  # the shared and global elements that a let was computed from
@@ -246,16 +248,19 @@ class Builder:
         self._check_operand(e, loc or here())
 
     # -- statements -----------------------------------------------------------------------------
-    def emit(self, s: Stmt, what: str = "this operation", *, checked: bool = False) -> None:
-        """Appends a statement to the innermost open block. checked: its operands were checked before its body."""
+    def require_kernel(self, what: str, loc: Loc | None = None) -> None:
         if not self.blocks:
             raise error(
                 "outside-kernel",
                 TileSyntaxError,
                 f"{what} must be inside `with T.Kernel(...)`",
-                loc=s.loc,
+                loc=loc,
                 help="move it into the T.Kernel block",
             )
+
+    def emit(self, s: Stmt, what: str = "this operation", *, checked: bool = False) -> None:
+        """Appends a statement to the innermost open block. checked: its operands were checked before its body."""
+        self.require_kernel(what, s.loc)
         block = self.blocks[-1]
         if block.dead:
             return

@@ -236,7 +236,7 @@ class _For(_Loop):
             close_loop(builder, loop)
             return
         if isinstance(self.iterable, (Value, BufferRef, RegionRef)):
-            self.iterable.__iter__()
+            self.iterable = tuple(self.iterable)  # a thread index, or an error
         if not hasattr(type(self.iterable), "__iter__"):
             raise error(
                 "not-iterable",

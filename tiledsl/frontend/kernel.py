@@ -66,6 +66,7 @@ class KernelLaunch:
             builder.check(e, self.loc)
         self.block = builder.push("kernel", self.loc)
         builder.kernel_threads, builder.kernel_attrs = self.total, []
+        builder.launch, builder.thread_level = self, False
         self.block_vars = self._vars(builder, "b", len(self.grid))
         self.thread_vars = self._vars(builder, "t", len(self.threads))
         values = tuple(Value(v) for v in self.block_vars)

@@ -21,7 +21,15 @@ from tiledsl.ir import stmt as S
 from tiledsl.ir.buffer import SCOPES, Buffer, Region
 from tiledsl.ir.intrinsics import INTRINSICS
 from tiledsl.ir.node import fields_of
-from tiledsl.ir.printer import BINARY_FUNCTIONS, DEBUG_FUNCTIONS, LOOPS, OPERATORS, STATEMENTS, UNARY_FUNCTIONS
+from tiledsl.ir.printer import (
+    BINARY_FUNCTIONS,
+    DEBUG_FUNCTIONS,
+    LOOPS,
+    OPERATORS,
+    STATEMENTS,
+    UNARY_FUNCTIONS,
+    result_type,
+)
 
 __all__ = ["from_text", "ir_function"]
 
@@ -305,12 +313,14 @@ class _Reader:
         return self.bound(n, target, n.value, None)
 
     def bound(self, n: ast.stmt, target: ast.expr, value: ast.expr, dtype: DType | None) -> S.Stmt:
-        """A Let, or the result of an atomic."""
+        """A Let, or the result of an atomic or collective."""
         loc = self.loc(n)
-        if _calls(value, "atomic"):
+        if _calls(value, "atomic") or _calls(value, "collective"):
             s = self.statement(value, loc)
-            assert isinstance(s, S.Atomic)
-            return s.replace(result=self.var(target, dtype or s.buffer.dtype))
+            found = dtype or result_type(s)
+            if found is None:
+                self.fail(n, "the result has no type")
+            return s.replace(result=self.var(target, found))
         e = self.expr(value)
         return S.Let(self.var(target, dtype or e.dtype), e, loc=loc)
 
@@ -373,6 +383,8 @@ class _Reader:
         if cls is S.Copy and len(args) == 2:
             axes = tuple(range(len(fields["dst"].extents)))
             fields.update(domain=fields["dst"].extents, src_axes=axes, dst_axes=axes)
+        if cls is S.Collective:
+            fields["result"] = E.Var("_", _INT32)  # `bound` puts the author's there
         made: S.Stmt = cls(**fields, loc=loc)
         return made
 

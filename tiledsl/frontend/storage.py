@@ -274,6 +274,8 @@ def check_uniform_effect(buffer: Buffer, indices: tuple[Expr, ...], value: Expr)
     builder = current("a store")
     if buffer.scope not in ("shared", "global") or builder.kernel_threads == 1 or builder.inside("parallel"):
         return
+    if builder.thread_level:  # whether the effect is uniform shows when the kernel is complete
+        return
     for load in builder.sources(value):
         if load.buffer.root is not buffer.root:
             continue

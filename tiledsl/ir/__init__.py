@@ -25,6 +25,7 @@ from tiledsl.ir.stmt import (
     Alloc,
     Atomic,
     Break,
+    Collective,
     Continue,
     Copy,
     Debug,
@@ -46,13 +47,14 @@ from tiledsl.ir.stmt import (
     Stmt,
     Store,
     Sync,
+    Wait,
     While,
 )
 
 __all__ = [
     "Alloc", "Atomic", "BINARY_OPS", "BLOCK_SCOPES", "BOOL", "Binary", "Break", "Broadcast", "Buffer", "COMPARISONS",
-    "Call", "Cast", "Const", "Continue", "Copy", "Debug", "Expr", "Field", "Fill", "Fma", "For", "Function", "Gemm",
-    "If", "IfThenElse", "Kernel", "Let", "Load", "MicroCall", "Node", "Parallel", "Param", "Participants", "Ramp",
-    "Reduce", "ReducerOp", "Region", "Return", "SCOPES", "Scan", "Select", "Stmt", "Store", "Sync", "UNARY_OPS",
-    "Unary", "Var", "While", "fields_of",
+    "Call", "Cast", "Collective", "Const", "Continue", "Copy", "Debug", "Expr", "Field", "Fill", "Fma", "For",
+    "Function", "Gemm", "If", "IfThenElse", "Kernel", "Let", "Load", "MicroCall", "Node", "Parallel", "Param",
+    "Participants", "Ramp", "Reduce", "ReducerOp", "Region", "Return", "SCOPES", "Scan", "Select", "Stmt", "Store",
+    "Sync", "UNARY_OPS", "Unary", "Var", "Wait", "While", "fields_of",
 ]  # fmt: skip

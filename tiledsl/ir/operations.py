@@ -313,6 +313,62 @@ _row("set_max_nreg", "T.set_max_nreg(reg_count, is_inc)", ("reg_count", "is_inc"
 _row("GemmWarpPolicy", "T.GemmWarpPolicy.Square", (), _H, "how a GPU spreads T.gemm over warps",
      gives="an enumeration")
 
+# -- threads --------------------------------------------------------------------------------------------------------
+_TH = "Threads"
+_row("get_thread_binding", "tx = T.get_thread_binding(0)", ("dim",), _TH, "this thread's index along an axis",
+     gives="an index")
+_row("get_thread_bindings", "tx, ty, tz = T.get_thread_bindings()", (), _TH, "this thread's indices", gives="indices")
+_row("get_thread_extent", "T.get_thread_extent(0)", ("dim",), _TH, "threads of a block along an axis", gives="a size")
+_row("get_block_binding", "bx = T.get_block_binding(0)", ("dim",), _TH, "this block's index", gives="an index")
+_row("get_block_bindings", "bx, by, bz = T.get_block_bindings()", (), _TH, "this block's indices", gives="indices")
+_row("get_block_extent", "T.get_block_extent(0)", ("dim",), _TH, "blocks of the grid along an axis", gives="a size")
+_row("get_lane_idx", "T.get_lane_idx()", ("warp_size",), _TH, "number of the thread in its warp", gives="an index")
+_row("get_warp_idx", "T.get_warp_idx()", ("warp_size",), _TH, "number of the thread's warp", gives="an index")
+_row("get_warp_idx_sync", "T.get_warp_idx_sync()", ("warp_size",), _TH, "same as get_warp_idx", gives="an index")
+_row("get_warp_group_idx", "T.get_warp_group_idx()", ("warp_size", "warps_per_group"), _TH,
+     "number of the thread's group of 4 warps", gives="an index")
+_row("thread_binding", 'for t in T.thread_binding(n, "threadIdx.x"):', ("start", "stop", "thread", "annotations"), _TH,
+     "the thread index that a tag names", gives="an index")
+_row("launch_thread", 'tx = T.launch_thread("threadIdx.x", n)', ("thread", "extent"), _TH,
+     "the thread index that a tag names", gives="an index")
+_row("thread_return", "T.thread_return()", (), _TH, "ends this thread; barriers no longer count it")
+_row("sync_threads", "T.sync_threads()", ("barrier_id", "arrive_count"), _TH, "a barrier of the block",
+     checked="a barrier that only a part of the block's threads reaches")
+_row("sync_warp", "T.sync_warp()", ("mask",), _TH, "a barrier of each warp")
+_row("sync_grid", "T.sync_grid()", (), _TH, "a barrier of all blocks of the launch")
+_row("sync_global", "T.sync_global()", (), _TH, "same as sync_grid")
+_INACTIVE = "a value taken from a thread that is not there"
+_row("shfl_sync", "T.shfl_sync(x, lane)", ("value", "srcLane", "width", "mask"), _TH,
+     "x of a lane of the segment of width lanes", gives="x's dtype", checked=_INACTIVE)
+_row("shfl_up", "T.shfl_up(x, delta)", ("value", "delta", "width", "mask"), _TH, "x of the lane delta below",
+     gives="x's dtype", checked=_INACTIVE)
+_row("shfl_down", "T.shfl_down(x, delta)", ("value", "delta", "width", "mask"), _TH, "x of the lane delta above",
+     gives="x's dtype", checked=_INACTIVE)
+_row("shfl_xor", "T.shfl_xor(x, delta)", ("value", "delta", "width", "mask"), _TH, "x of lane ^ delta",
+     gives="x's dtype", checked=_INACTIVE)
+for _op, _what in (("sum", "sum"), ("max", "largest"), ("min", "smallest"), ("bitand", "bitwise and"),
+                   ("bitor", "bitwise or"), ("bitxor", "bitwise exclusive or")):
+    _row(f"warp_reduce_{_op}", f"T.warp_reduce_{_op}(x)", ("value",), _TH,
+         f"{_what} over the warp: an xor butterfly 16-8-4-2-1", gives="x's dtype", checked=_INACTIVE)
+_row("any_sync", "T.any_sync(p)", ("predicate", "mask"), _TH, "1 where p holds in some thread of the warp",
+     gives="int32")
+_row("all_sync", "T.all_sync(p)", ("predicate", "mask"), _TH, "1 where p holds in every thread of the warp",
+     gives="int32")
+_row("ballot_sync", "T.ballot_sync(p)", ("predicate", "mask"), _TH, "bit i: p holds in lane i", gives="uint32")
+_row("ballot", "T.ballot(p)", ("predicate",), _TH, "bit i: p holds in lane i", gives="uint32")
+_row("activemask", "T.activemask()", (), _TH, "bit i: lane i is here", gives="uint32")
+_row("match_any_sync", "T.match_any_sync(x)", ("value", "mask"), _TH, "bit i: lane i has the same x", gives="uint32")
+_row("match_all_sync", "T.match_all_sync(x)", ("value", "mask"), _TH,
+     "the lanes that are here, where all have the same x, else 0", gives="uint32")
+_row("shuffle_elect", "T.shuffle_elect(n)", ("thread_extent",), _TH,
+     "true for the first thread of each group of n (0: of the block)", gives="bool")
+_row("syncthreads_count", "T.syncthreads_count(p)", ("predicate",), _TH, "a barrier; threads where p holds",
+     gives="int32")
+_row("syncthreads_and", "T.syncthreads_and(p)", ("predicate",), _TH, "a barrier; 1 where p holds in all threads",
+     gives="int32")
+_row("syncthreads_or", "T.syncthreads_or(p)", ("predicate",), _TH, "a barrier; 1 where p holds in some thread",
+     gives="int32")
+
 # fmt: on
 
 OPERATIONS: Mapping[str, Operation] = {row.name: row for row in _ROWS}

@@ -19,10 +19,20 @@ from tiledsl.dtypes import DType
 from tiledsl.ir import expr as E
 from tiledsl.ir import stmt as S
 from tiledsl.ir.buffer import SCOPES, Buffer, Region
+from tiledsl.ir.collectives import COLLECTIVES
 from tiledsl.ir.intrinsics import INTRINSICS
 from tiledsl.ir.node import Node, fields_of
 
-__all__ = ["BINARY_FUNCTIONS", "DEBUG_FUNCTIONS", "LOOPS", "OPERATORS", "STATEMENTS", "UNARY_FUNCTIONS", "to_text"]
+__all__ = [
+    "BINARY_FUNCTIONS",
+    "DEBUG_FUNCTIONS",
+    "LOOPS",
+    "OPERATORS",
+    "STATEMENTS",
+    "UNARY_FUNCTIONS",
+    "result_type",
+    "to_text",
+]
 
 # op -> (Python's operator, its precedence); comparisons do not chain, so their operands bind tighter
 OPERATORS: dict[str, tuple[str, int]] = {
@@ -56,6 +66,8 @@ STATEMENTS: dict[str, type[S.Stmt]] = {
     "reducer": S.ReducerOp,
     "atomic": S.Atomic,
     "sync": S.Sync,
+    "collective": S.Collective,
+    "wait": S.Wait,
     "micro_call": S.MicroCall,
     "debug": S.Debug,
 }
@@ -84,6 +96,15 @@ def to_text(function: S.Function) -> str:
     """The function as text; `tiledsl.frontend.reader.from_text` gives an equal tree (`ir.equal`, hints included).
     Trees that the verifier refuses print as well, so that they can be reported."""
     return _Printer().function(function)
+
+
+def result_type(s: S.Stmt) -> DType | None:
+    """The dtype of what a statement binds."""
+    if isinstance(s, S.Atomic):
+        return s.buffer.dtype
+    if isinstance(s, S.Collective) and s.op in COLLECTIVES and (s.args or not COLLECTIVES[s.op].takes):
+        return COLLECTIVES[s.op].result(tuple(a.dtype for a in s.args))
+    return None
 
 
 def is_standard_copy(s: S.Copy) -> bool:
@@ -323,10 +344,9 @@ class _Printer:
             if f.default is dataclasses.MISSING and f.metadata.get("role", "loc") not in ("loc", "binding")
         ]
         call = f"T.{name}({', '.join(required)}{self.options(s)})"
-        result = s.result if isinstance(s, S.Atomic) else None
+        result = s.result if isinstance(s, (S.Atomic, S.Collective)) else None
         if result is not None:
-            assert isinstance(s, S.Atomic)
-            same = result.type is s.buffer.dtype
+            same = result.type is result_type(s)
             call = f"{self.bind(result)}{'' if same else f': {_quoted(result.type.name)}'} = {call}"
         self.line(call)
 

@@ -17,6 +17,7 @@ __all__ = [
     "Alloc",
     "Atomic",
     "Break",
+    "Collective",
     "Continue",
     "Copy",
     "Debug",
@@ -38,6 +39,7 @@ __all__ = [
     "Stmt",
     "Store",
     "Sync",
+    "Wait",
     "While",
 ]
 
@@ -130,7 +132,7 @@ class Continue(Stmt):
 
 @node
 class Return(Stmt):
-    """Ends the block (thread level: the thread)."""
+    """Ends the thread; where no thread index decides about it, with it the block."""
 
 
 @node
@@ -157,10 +159,43 @@ class Atomic(Stmt):
 
 @node
 class Sync(Stmt):
-    """scope: "block" | "warp" | "grid" | "async"; participants: None = all."""
+    """A barrier. scope: "block" | "warp" | "grid" | "async"; participants: None = all.
+
+    count: how many threads take part in a barrier of the block (None: all that have not ended); barrier: which of the
+    block's barriers, so that groups of threads can meet apart.
+    """
 
     scope: str = attribute()
     participants: Participants | None = operand(default=None)
+    count: int | None = attribute(default=None)
+    barrier: int = attribute(default=0)
+
+
+@node
+class Collective(Stmt):
+    """The threads that are here exchange values; `result` is what this thread gets, in the rest of the block.
+
+    op, args  see `tiledsl.ir.collectives`
+    scope     "warp": among the threads of a warp; "block": of the block, which is a barrier of the block as well
+    width     shuffles: lanes of a segment (1, 2, 4 ... 32)
+    axes      reductions over the block: the thread axes (0 = x) over which they go; () = all
+    mask      uint32 per thread: the lanes of its warp that count for it; None = all that are here
+    """
+
+    op: str = attribute()
+    args: tuple[Expr, ...] = operand()
+    result: Var = binding()
+    scope: str = attribute(default="warp")
+    width: int = attribute(default=32)
+    axes: tuple[int, ...] = attribute(default=())
+    mask: Expr | None = operand(default=None)
+
+
+@node
+class Wait(Stmt):
+    """The thread goes on once cond, a condition over memory that other threads or blocks change, holds."""
+
+    cond: Expr = operand()
 
 
 # -- tile stage: block-collective operations -----------------------------------------------------------

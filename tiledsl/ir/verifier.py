@@ -13,21 +13,22 @@ from tiledsl.errors import InternalError, TileIndexError, TileSyntaxError, TileT
 from tiledsl.ir import expr as E
 from tiledsl.ir import stmt as S
 from tiledsl.ir.buffer import SCOPES, Buffer, Region
+from tiledsl.ir.collectives import COLLECTIVE_REDUCTIONS, COLLECTIVES, WARP
 from tiledsl.ir.verify_expr import ExprChecker, describe, is_index
 from tiledsl.ir.walk import children
 
 __all__ = ["STAGES", "verify"]
 
 _COMMON: frozenset[type] = frozenset(
-    [S.Alloc, S.Let, S.Store, S.For, S.While, S.If, S.Break, S.Continue, S.Return, S.Debug, S.Atomic, S.Sync]
+    [S.Alloc, S.Let, S.Store, S.For, S.While, S.If, S.Break, S.Continue, S.Return, S.Debug, S.Atomic, S.Sync, S.Wait]
     + [E.Const, E.Var, E.Load, E.Unary, E.Binary, E.Fma, E.Select, E.IfThenElse, E.Cast, E.Call]
 )
 _TILE_OPS: frozenset[type] = frozenset([S.Parallel, S.Copy, S.Fill, S.Gemm, S.Reduce, S.Scan])
 # stage -> the node classes that it may hold
 STAGES: dict[str, frozenset[type]] = {
-    "tile": _COMMON | _TILE_OPS | {S.ReducerOp},
+    "tile": _COMMON | _TILE_OPS | {S.ReducerOp, S.Collective},
     "loop": _COMMON | {S.MicroCall, E.Broadcast, E.Ramp},
-    "thread": _COMMON | {E.Broadcast, E.Ramp},
+    "thread": _COMMON | {S.Collective, E.Broadcast, E.Ramp},
 }
 _ATOMICS = frozenset("add max min and or xor exchange load store".split())
 _REDUCTIONS = frozenset("sum max min abssum absmax bitand bitor bitxor".split())
@@ -215,6 +216,28 @@ class _Verifier(ExprChecker):
 
     def sync(self, s: S.Sync) -> None:
         self.require(s.scope in _SYNCS, f"unknown scope {s.scope!r} of a barrier")
+        self.require(s.count is None or s.scope == "block", f"a count of threads at a barrier of the {s.scope}")
+
+    def collective(self, s: S.Collective) -> None:
+        known = COLLECTIVES.get(s.op)
+        self.require(known is not None, f"unknown collective {s.op!r}")
+        assert known is not None
+        self.require(s.scope in known.scopes, f"collective {s.op} over a {s.scope}")
+        self.require(len(s.args) == len(known.takes), f"collective {s.op} of {len(s.args)} arguments")
+        for e, kind in zip(s.args, known.takes, strict=True):
+            self.value(e)
+            fits = not e.dtype.is_vector and (e.dtype.is_int or e.dtype.is_float)
+            self.require(fits if kind == "any" else e.dtype.name == kind, f"collective {s.op} of {e.dtype}")
+        if s.op in COLLECTIVE_REDUCTIONS and s.op.startswith("bit"):
+            self.require(s.args[0].dtype.is_int, f"collective {s.op} of {s.args[0].dtype}")
+        gives = known.result(tuple(e.dtype for e in s.args))
+        self.require(s.result.type is gives, f"result {s.result.name} of collective {s.op} is {s.result.type}")
+        self.require(s.width in (1, 2, 4, 8, 16, WARP), f"collective {s.op} in segments of {s.width} lanes")
+        self.require(len(set(s.axes)) == len(s.axes), f"collective {s.op} over the axes {s.axes}")
+        if s.mask is not None:
+            self.value(s.mask)
+            self.require(s.mask.dtype.name == "uint32", f"mask of collective {s.op} is {s.mask.dtype}")
+        self.define(s.result)
 
     # -- tile operations ---------------------------------------------------------------------------------
 
@@ -346,6 +369,8 @@ _RULES: dict[type, Callable[[_Verifier, Any], None]] = {
     S.Debug: _Verifier.debug,
     S.Atomic: _Verifier.atomic,
     S.Sync: _Verifier.sync,
+    S.Collective: _Verifier.collective,
+    S.Wait: lambda checker, s: checker.condition(s.cond, "a wait"),
     S.Parallel: _Verifier.parallel_nest,
     S.Copy: _Verifier.copy,
     S.Fill: _Verifier.fill,

@@ -11,31 +11,23 @@ __all__ = ["MISSING", "Missing"]
 MISSING = frozenset(
     """
     ClusterKernel Fragment FragmentBuffer Layout LocalBuffer Persistent PersistentTileScheduler PrimExpr
-    SharedBuffer __cos __exp __exp10 __exp2 __log __log10 __log2 __pow __sin __tan abs2 activemask add2 align_up
-    all_of all_sync alloc_barrier alloc_cluster_barrier alloc_descriptor alloc_global alloc_reducer alloc_tmem
-    any_of any_sync async_copy atomic_add atomic_addx2 atomic_addx4 atomic_load atomic_max atomic_min atomic_or
-    atomic_store attr ballot ballot_sync barrier_arrive barrier_wait block_rank_in_cluster c2d_im2col
-    call_extern call_intrin cluster_sync comm_reducer copysign cos cosh cummax cumsum determine_fp8_type erf
-    evaluate extract_lane finalize_reducer fma2 fmod gemm_sp gemm_v2 get_block_binding get_block_bindings
-    get_block_extent get_lane_idx get_thread_binding get_thread_bindings get_thread_extent get_warp_group_idx
-    get_warp_idx handle ieee_add ieee_div ieee_fdiv ieee_fmaf ieee_frcp ieee_frsqrt ieee_fsqrt ieee_mul ieee_sub
-    im2col inline launch_thread ldg128 ldg256 ldg32 ldg64 log10 log1p loop_break make_tensor match_all_sync
-    match_any_sync max2 mbarrier_arrive mbarrier_expect_tx mbarrier_wait_parity meta_class min2 mul2 pdl_sync
-    pdl_trigger popcount pow pow_of_int ptr ptx_arrive_barrier ptx_commit_group ptx_wait_group reducer_init
-    reducer_update rng_init rng_rand rng_rand_float shfl_down shfl_sync shfl_up shfl_xor shuffle_elect sin sinh
-    stg128 stg256 stg32 stg64 sub2 sync_global sync_grid sync_threads sync_warp syncthreads_and
-    syncthreads_count syncthreads_or tan tanh thread_binding thread_return tma_copy transpose
-    tvm_thread_allreduce vectorized_cast wait_wgmma warp_reduce_bitand warp_reduce_bitor warp_reduce_max
-    warp_reduce_min warp_reduce_sum warpgroup_arrive warpgroup_commit_batch warpgroup_fence_operand
-    warpgroup_wait
+    SharedBuffer __cos __exp __exp10 __exp2 __log __log10 __log2 __pow __sin __tan abs2 add2 align_up all_of
+    alloc_barrier alloc_cluster_barrier alloc_descriptor alloc_global alloc_reducer alloc_tmem any_of async_copy
+    atomic_add atomic_addx2 atomic_addx4 atomic_load atomic_max atomic_min atomic_or atomic_store attr
+    barrier_arrive barrier_wait block_rank_in_cluster c2d_im2col call_extern call_intrin cluster_sync comm_reducer
+    copysign cos cosh cummax cumsum determine_fp8_type erf evaluate extract_lane finalize_reducer fma2 fmod gemm_sp
+    gemm_v2 handle ieee_add ieee_div ieee_fdiv ieee_fmaf ieee_frcp ieee_frsqrt ieee_fsqrt ieee_mul ieee_sub im2col
+    inline ldg128 ldg256 ldg32 ldg64 log10 log1p loop_break make_tensor max2 mbarrier_arrive mbarrier_expect_tx
+    mbarrier_wait_parity meta_class min2 mul2 pdl_sync pdl_trigger popcount pow pow_of_int ptr ptx_arrive_barrier
+    ptx_commit_group ptx_wait_group reducer_init reducer_update rng_init rng_rand rng_rand_float sin sinh stg128
+    stg256 stg32 stg64 sub2 tan tanh tma_copy transpose tvm_thread_allreduce vectorized_cast wait_wgmma
+    warpgroup_arrive warpgroup_commit_batch warpgroup_fence_operand warpgroup_wait
     """.split()
 )
 
 _HELP = {
     "tanh": "for now write it with T.exp: 1 - 2 / (T.exp(2 * x) + 1)",
     "pow": "for small powers multiply: x * x",
-    "get_thread_binding": "tile operations and T.Parallel spread work over the threads themselves",
-    "sync_threads": "tile operations and T.Parallel are ordered already; no barrier is needed between them",
 }
 
 
