@@ -12,19 +12,40 @@ from tiledsl.kernels.attention import (
 )
 from tiledsl.kernels.gemm import matmul, matmul_kernel
 from tiledsl.kernels.grouped import grouped_gemm, grouped_gemm_kernel
-from tiledsl.kernels.rowwise import rms_norm, rms_norm_kernel, softmax, softmax_kernel
+from tiledsl.kernels.pointwise import rope, rope_kernel, swiglu, swiglu_kernel
+from tiledsl.kernels.reorder import cumsum, cumsum_kernel, top_k, top_k_kernel, transpose, transpose_kernel
+from tiledsl.kernels.rowwise import (
+    layer_norm,
+    layer_norm_kernel,
+    rms_norm,
+    rms_norm_kernel,
+    softmax,
+    softmax_kernel,
+)
 
 __all__ = [
+    "cumsum",
+    "cumsum_kernel",
     "flash_attention",
     "flash_attention_kernel",
     "flash_attention_varlen",
     "flash_attention_varlen_kernel",
     "grouped_gemm",
     "grouped_gemm_kernel",
+    "layer_norm",
+    "layer_norm_kernel",
     "matmul",
     "matmul_kernel",
     "rms_norm",
     "rms_norm_kernel",
+    "rope",
+    "rope_kernel",
     "softmax",
     "softmax_kernel",
+    "swiglu",
+    "swiglu_kernel",
+    "top_k",
+    "top_k_kernel",
+    "transpose",
+    "transpose_kernel",
 ]

@@ -9,9 +9,12 @@ import numpy as np
 
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
-from tiledsl.runtime import address_of, is_torch
+from tiledsl.runtime import address_of, device_of, is_torch
 
-__all__ = ["check_out", "describe", "dtype_of", "floats", "matrix", "out_dtype", "rank", "same", "strides", "unit_last"]
+__all__ = [
+    "as_int32", "check_out", "check_size", "dense", "describe", "dtype_of", "floats", "matrix", "on_host", "out_dtype",
+    "rank", "same", "strides", "unit_last",
+]  # fmt: skip
 
 FLOATS = ("float32", "float16", "bfloat16")
 
@@ -148,3 +151,28 @@ def _span(x: Any) -> tuple[int, int]:
 def _overlap(x: Any, y: Any) -> bool:
     a, b = _span(x), _span(y)
     return max(a[0], b[0]) < min(a[1], b[1])
+
+
+def dense(x: Any) -> Any:
+    """x, copied unless it is row-major without gaps."""
+    return x if _is_dense(x) else (x.contiguous() if is_torch(x) else np.ascontiguousarray(x))
+
+
+def on_host(x: Any) -> np.ndarray[Any, Any] | None:
+    """The elements as a NumPy array where they lie on the host: what a check of values may read."""
+    return np.asarray(x) if device_of(x) == "cpu" else None
+
+
+def as_int32(x: Any) -> Any:
+    """Integers as int32, of the same kind and on the same device."""
+    if not is_torch(x):
+        return x.astype(np.int32, copy=False)
+    return x.int()
+
+
+def check_size(function: str, what: str, sizes: Any, low: int, high: int) -> None:
+    """Raises TileValueError unless low <= sizes <= high, where sizes lie on the host."""
+    values = on_host(sizes)
+    if values is not None and values.size and not (low <= values.min() and values.max() <= high):
+        bad = values.ravel()[int(np.argmax((values.ravel() < low) | (values.ravel() > high)))]
+        raise TileValueError(f"{function}: {what} holds {int(bad)}, expected {low} to {high}")

@@ -1,4 +1,4 @@
-"""Row-wise kernels over the last axis: softmax and RMS normalisation."""
+"""Row-wise kernels over the last axis: softmax, RMS and layer normalisation."""
 
 # mypy: disable-error-code="no-untyped-def,valid-type"
 import math
@@ -13,7 +13,7 @@ from tiledsl.kernels import arrays
 from tiledsl.kernels.tiles import ROW_TILE, fit, tiles_for
 from tiledsl.runtime import allocate
 
-__all__ = ["rms_norm", "rms_norm_kernel", "softmax", "softmax_kernel"]
+__all__ = ["layer_norm", "layer_norm_kernel", "rms_norm", "rms_norm_kernel", "softmax", "softmax_kernel"]
 
 
 @tiledsl.jit
@@ -91,6 +91,65 @@ def rms_norm_kernel(block_M: int, block_N: int, dtype: DType, weight_dtype: DTyp
     return rms_norm
 
 
+@tiledsl.jit
+def layer_norm_kernel(
+    block_M: int,
+    block_N: int,
+    dtype: DType,
+    weight_dtype: DType,
+    has_weight: bool,
+    has_bias: bool,
+    threads: int = 128,
+) -> Any:
+    """Y[i, j] = (X[i, j] - mean) / sqrt(mean_j (X[i, j] - mean)^2 + eps) * W[j] + B[j], in three passes."""
+    M, N = T.dynamic("M"), T.dynamic("N")
+    ldx, ldy = T.dynamic("ldx", "int64"), T.dynamic("ldy", "int64")
+
+    @T.prim_func
+    def layer_norm(
+        X: T.StridedTensor((M, N), (ldx, 1), dtype),
+        W: T.Tensor((N,), weight_dtype),
+        B: T.Tensor((N,), weight_dtype),
+        eps: T.float32,
+        Y: T.StridedTensor((M, N), (ldy, 1), dtype),
+    ):
+        with T.Kernel(T.ceildiv(M, block_M), threads=threads) as bx:
+            x = T.alloc_fragment((block_M, block_N), T.float32)
+            w = T.alloc_fragment((block_N,), T.float32)
+            b = T.alloc_fragment((block_N,), T.float32)
+            mean = T.alloc_fragment((block_M,), T.float32)
+            square = T.alloc_fragment((block_M,), T.float32)
+            factor = T.alloc_fragment((block_M,), T.float32)
+            T.clear(mean)
+            for k in T.serial(T.ceildiv(N, block_N)):
+                T.copy(X[bx * block_M, k * block_N], x)
+                T.reduce_sum(x, mean, dim=1, clear=False)
+            for i in T.Parallel(block_M):
+                mean[i] = mean[i] / T.cast(N, T.float32)
+            T.clear(square)
+            for k in T.serial(T.ceildiv(N, block_N)):
+                T.copy(X[bx * block_M, k * block_N], x)
+                for i, j in T.Parallel(block_M, block_N):
+                    centred = T.if_then_else(k * block_N + j < N, x[i, j] - mean[i], 0.0)
+                    x[i, j] = centred * centred
+                T.reduce_sum(x, square, dim=1, clear=False)
+            for i in T.Parallel(block_M):
+                factor[i] = T.rsqrt(square[i] / T.cast(N, T.float32) + eps)
+            T.fill(w, 1.0)
+            T.clear(b)
+            for k in T.serial(T.ceildiv(N, block_N)):
+                T.copy(X[bx * block_M, k * block_N], x)
+                if has_weight:
+                    T.copy(W[k * block_N], w)
+                if has_bias:
+                    T.copy(B[k * block_N], b)
+                for i, j in T.Parallel(block_M, block_N):
+                    x[i, j] = (x[i, j] - mean[i]) * factor[i] * w[j] + b[j]
+                T.copy(x, Y[bx * block_M, k * block_N])
+
+    return layer_norm
+
+
 def _rows(function: str, x: Any, out: Any, **others: Any) -> tuple[Any, Any, Any]:
     """x as [rows, n], the array that takes the result, and the latter as [rows, n]. Raises what check_out does."""
     if x.ndim == 0:
@@ -163,4 +222,49 @@ def rms_norm(x: Any, weight: Any, *, eps: float = 1e-6, out: Any = None, target:
         tiles = tiles_for(target)
         kernel = _rms_norm_kernel(fit(tiles.rows, m), ROW_TILE, dtype, weight_dtype, tiles.threads)
         kernel(source, arrays.unit_last(weight), float(eps), result, target=target)
+    return out
+
+
+_layer_norm_kernel = cache(layer_norm_kernel)  # the same values, the same kernel
+
+
+def layer_norm(
+    x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-5, out: Any = None, target: Any = None
+) -> Any:
+    """Layer normalisation over the last axis: y[..., j] = (x[..., j] - mean) / sqrt(variance + eps) * weight[j] +
+    bias[j], with the mean of the squared differences from the mean as variance (Ba, Kiros and Hinton, "Layer
+    Normalization", 2016).
+
+    x             [..., n], float32, float16 or bfloat16; NumPy (ml_dtypes) or torch
+    weight, bias  [n], one of the same three dtypes, the same for both; None: 1 and 0
+    eps           added to the variance; not negative
+    out           contiguous array like x that receives the result; it may be x itself
+    target        where to run (default: TILEDSL_TARGET, else auto)
+
+    Returns an array like x. Computed in float32, rounded once. The variance is summed after the mean is known: no
+    cancellation between large squares.
+
+    Raises TileTypeError for wrong dtypes or shapes, TileValueError when eps is negative or when out shares memory
+    with weight or bias, or overlaps x without being x.
+    """
+    dtype = arrays.dtype_of("layer_norm", "x", x)
+    given = {name: p for name, p in (("weight", weight), ("bias", bias)) if p is not None}
+    weight_dtype = arrays.floats("layer_norm", **given) if given else dtype
+    source, out, result = _rows("layer_norm", x, out, **given)
+    m, n = source.shape
+    for name, p in given.items():
+        if arrays.rank("layer_norm", name, p, "n") != (n,):
+            raise TileTypeError(
+                f"layer_norm: {name} does not fit the last axis: {arrays.describe(x=x, **{name: p})}",
+                help=f"{name} is one vector of {n} elements",
+            )
+    if not eps >= 0:
+        raise TileValueError(f"layer_norm: eps is {eps}, expected a number that is not negative")
+    if m and n:
+        tiles = tiles_for(target)
+        kernel = _layer_norm_kernel(
+            fit(tiles.rows, m), ROW_TILE, dtype, weight_dtype, weight is not None, bias is not None, tiles.threads
+        )
+        w, b = (None if p is None else arrays.unit_last(p) for p in (weight, bias))
+        kernel(source, w, b, float(eps), result, target=target)
     return out
