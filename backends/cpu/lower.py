@@ -19,7 +19,7 @@ from .pack import fill_panels, pack_copy
 from .plan import plan_scratch
 from .reduce import lower_reduce
 from .storage import Place, place_buffers, place_workspaces
-from .values import address, bool_mask, lazily, scalar, store_value, value, vector
+from .values import address, as_held, bool_mask, lazily, round_to, scalar, store_value, value, vector
 from .wide import F32, FALSE, I64, TRUE, narrow, widen
 
 __all__ = ["Lower"]
@@ -189,14 +189,32 @@ def _fill(cx: Context, s: ir.Fill) -> None:
     fill_panels(cx, s, place)
 
 
+_COMBINE = {"and": "bitand", "or": "bitor", "xor": "bitxor"}
+
+
 def _atomic(cx: Context, s: ir.Atomic) -> None:
+    """A hardware atomic on global memory. A block's own memory is touched by one worker: there it is plain code."""
     place, idx, _ = address(cx, s.buffer, s.indices)
-    v = None if s.value is None else store_value(cx, value(cx, s.value), place)
-    result = None if s.result is None else ir.Var(s.result.name, place.buffer.dtype)
-    cx.emit(ir.Atomic(s.op, place.buffer, idx, v, result, s.order))
-    if s.result is not None and result is not None:
-        t = place.logical
-        cx.env[s.result] = Lane(widen(result) if t.is_int and t.name != "uint64" else result)
+    t = place.logical
+    if place.kind == "global":
+        v = None if s.value is None else store_value(cx, value(cx, s.value), place)
+        result = None if s.result is None else ir.Var(s.result.name, place.buffer.dtype)
+        cx.emit(ir.Atomic(s.op, place.buffer, idx, v, result, s.order))
+        if s.result is not None and result is not None:
+            old: ir.Expr = ir.Cast(result, F32) if t.is_half else result
+            cx.env[s.result] = Lane(widen(old) if t.is_int and t.name != "uint64" else old)
+        return
+    at = tuple(cx.let("at", i) for i in idx)
+    given = None if s.value is None else cx.let("given", value(cx, s.value).expr)
+    old = cx.let("old", as_held(ir.Load(place.buffer, at, proved=True), t))
+    if given is not None:
+        new = given
+        if s.op not in ("store", "exchange"):
+            new = ir.Binary(_COMBINE.get(s.op, s.op), old, given)
+            new = round_to(new, t) if t.is_half else new
+        cx.emit(ir.Store(place.buffer, at, store_value(cx, Lane(new), place), proved=True))
+    if s.result is not None:
+        cx.env[s.result] = Lane(old)
 
 
 def _debug(cx: Context, s: ir.Debug) -> None:

@@ -17,7 +17,19 @@ from .context import Context, Lane, LaneLoop
 from .storage import Place
 from .wide import BOOL, F32, I64, LANES, add, and_, mul, narrow, sub, widen
 
-__all__ = ["address", "bool_mask", "held", "index", "lazily", "round_to", "scalar", "store_value", "value", "vector"]
+__all__ = [
+    "address",
+    "as_held",
+    "bool_mask",
+    "held",
+    "index",
+    "lazily",
+    "round_to",
+    "scalar",
+    "store_value",
+    "value",
+    "vector",
+]
 
 _WIDE_OPS = {"add": add, "sub": sub, "mul": mul}
 _MAY_WRAP = frozenset(["add", "sub", "mul", "truncdiv", "floordiv"])
@@ -355,21 +367,21 @@ def _load(cx: Context, e: ir.Load) -> Lane:
     place, idx, lie = address(cx, e.buffer, e.indices)
     b = place.buffer
     if place.kind == "var":
-        return Lane(_as_held(ir.Load(b, idx, proved=True), place.logical), None if b.dtype.lanes > 1 else 0)
+        return Lane(as_held(ir.Load(b, idx, proved=True), place.logical), None if b.dtype.lanes > 1 else 0)
     mask = cx.lane.mask if cx.lane is not None else None
     if lie == 0:
-        x = _as_held(ir.Load(b, idx, proved=True), place.logical)
+        x = as_held(ir.Load(b, idx, proved=True), place.logical)
         if cx.lane is not None and mask is not None and mask is not cx.lane.tail:  # perhaps no lane may read it
             x = ir.IfThenElse(ir.Call("any", (mask,), BOOL), x, _zero(x.dtype))
         return Lane(x)
-    return Lane(_as_held(ir.Load(b, idx, mask, LANES if lie == 1 else 1, True), place.logical), None)
+    return Lane(as_held(ir.Load(b, idx, mask, LANES if lie == 1 else 1, True), place.logical), None)
 
 
 def _zero(t: DType) -> ir.Const:
     return ir.Const(False if t.is_bool else 0.0 if t.is_float else 0, t)
 
 
-def _as_held(x: ir.Expr, logical: DType) -> ir.Expr:
+def as_held(x: ir.Expr, logical: DType) -> ir.Expr:
     lanes = x.dtype.lanes
     if x.dtype.scalar.is_half:
         return ir.Cast(x, F32.with_lanes(lanes))

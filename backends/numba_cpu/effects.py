@@ -16,6 +16,10 @@ from tiledsl.ir.intrinsics import INTRINSICS
 __all__ = ["effect_names"]
 
 
+_ATOMICS = ("add", "max", "min", "and", "or", "xor", "exchange", "load", "store")
+_ORDERS = ("relaxed", "acquire", "release", "acq_rel", "seq_cst")
+
+
 def _cancelled(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) -> Any:
     """Whether the cancel word (context word 1 holds its address) is set."""
     return ring.cancelled(b, args[0])
@@ -42,7 +46,7 @@ def _bits(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) -> A
     return ring.bits(b, kinds[0], args[0])
 
 
-def _atomic(op: str) -> Op:
+def _atomic(op: str, order: str) -> Op:
     def rule(kinds: Sequence[Kind]) -> Kind:
         if not isinstance(kinds[0], Pointer):
             raise TypeError("an atomic needs a place in memory")
@@ -54,9 +58,9 @@ def _atomic(op: str) -> Op:
         value = None
         if len(args) > 2:
             value = args[2] if isinstance(kinds[2], DType) else values.constant(d, kinds[2].value)
-        return ring.atomic(b, op, d, args[0], index, value)
+        return ring.atomic(b, op, d, args[0], index, value, order)
 
-    return Op(f"atomic_{op}", rule, emit)
+    return Op(f"atomic_{op}" + f"_{order}" * (order != "relaxed"), rule, emit)
 
 
 def _math(name: str) -> Op:
@@ -73,7 +77,7 @@ def effect_names() -> dict[str, Op]:
         Op("ring_write", lambda kinds: VOID, _ring_write),
         Op("ring_record", lambda kinds: I64, _ring_record),
         Op("bits", lambda kinds: I64, _bits),
-        *(_atomic(op) for op in ("add", "max", "min", "and", "or", "xor", "exchange", "load", "store")),
+        *(_atomic(op, order) for op in _ATOMICS for order in _ORDERS),
         *(_math(i.name) for i in INTRINSICS.values() if i.kind == "math"),
     ]
     return {op.name: op for op in ops}

@@ -304,7 +304,8 @@ class _KernelPrinter(ExpressionPrinter):
     def do_Atomic(self, s: ir.Atomic) -> None:
         base, index = self.place(s.buffer, s.indices)
         value = "" if s.value is None else f", {self.expr(s.value)}"
-        call = f"{self.use(f'atomic_{s.op}')}({base}, {index}{value})"
+        name = f"atomic_{s.op}" + f"_{s.order}" * (s.order != "relaxed")
+        call = f"{self.use(name)}({base}, {index}{value})"
         self.line(call if s.result is None else f"{self.name(s.result, s.result.name)} = {call}")
 
     def do_Debug(self, s: ir.Debug) -> None:

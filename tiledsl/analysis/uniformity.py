@@ -32,11 +32,14 @@ class Varying:
     """vars, buffers: what may hold different values in different lanes (buffers: private ones of each lane).
 
     Shared, fragment and global storage is one for all lanes, so what is loaded there is uniform where the index is.
+    repeated: atomics outside T.Parallel that all lanes do with the same values (language.md 0.3).
     """
 
     def __init__(self, seeds: Iterable[Var]) -> None:
         self.vars: set[Var] = set(seeds)
         self.buffers: set[Buffer] = set()
+        self.repeated: list[Atomic] = []
+        self._parallel = False
 
     def expr(self, e: Expr) -> bool:
         """True when the value of e may differ between lanes."""
@@ -67,9 +70,11 @@ class Varying:
             return self.expr(s.value) and self._mark(s.var)
         if isinstance(s, (Store, Atomic)):
             parts = [*s.indices, *((s.value,) if s.value is not None else ())]
-            changed = False
-            if s.buffer.root.scope in _PRIVATE and (divergent or any(map(self.expr, parts))):
+            changed, uneven = False, divergent or any(map(self.expr, parts))
+            if s.buffer.root.scope in _PRIVATE and uneven:
                 changed = self._mark(s.buffer)
+            if isinstance(s, Atomic) and not uneven and not self._parallel and _counts(s):
+                self.repeated.append(s)
             if isinstance(s, Atomic) and s.result is not None:
                 changed |= self._mark(s.result)  # every lane draws its own
             return changed
@@ -86,7 +91,10 @@ class Varying:
             changed = isinstance(s, For) and uneven and self._mark(s.var)
             return changed | self._block(s.body, divergent or uneven or self._leaves(s.body, divergent))
         if isinstance(s, Parallel):
-            return self._block(s.body, divergent)
+            self._parallel = True
+            changed = self._block(s.body, divergent)
+            self._parallel = False
+            return changed
         return False
 
     @staticmethod
@@ -113,10 +121,15 @@ class Varying:
         return False
 
 
+def _counts(s: Atomic) -> bool:
+    """It matters how often it is done: max, min, and, or of one value are the same done twice, their old values not."""
+    return s.op in ("add", "xor") or (s.result is not None and s.op != "load")
+
+
 def varying(body: tuple[Stmt, ...], seeds: Iterable[Var]) -> Varying:
     """What depends on the seeds (thread variables, or the variables of a T.Parallel) in a block; exact up to the
     values that conditions take: a fixed point over storage and control."""
     found = Varying(seeds)
     while found._block(body, False):
-        pass
+        found.repeated.clear()
     return found

@@ -19,6 +19,7 @@ from tiledsl.frontend.location import error, here
 from tiledsl.frontend.symbols import is_symbol
 from tiledsl.ir import (
     Alloc,
+    Atomic,
     Break,
     Buffer,
     Continue,
@@ -272,6 +273,8 @@ class Builder:
             self.define(s.var)
         elif isinstance(s, Alloc):
             self.define(s.buffer)
+        elif isinstance(s, Atomic) and s.result is not None:
+            self.define(s.result)
         block.statements.append(s)
         if isinstance(s, (Break, Continue, Return)):
             block.dead = True

@@ -21,7 +21,22 @@ from tiledsl.frontend.loops import LoopSpec, close_loop, open_loop
 from tiledsl.frontend.promotion import as_number, convert, is_number
 from tiledsl.frontend.storage import BufferRef, Cell, RegionRef
 from tiledsl.frontend.values import Undefined, Value, as_bool, as_value, common, to_dtype
-from tiledsl.ir import Binary, Break, Buffer, Const, Continue, Debug, Expr, If, IfThenElse, Return, Unary, Var, While
+from tiledsl.ir import (
+    BOOL,
+    Binary,
+    Break,
+    Buffer,
+    Const,
+    Continue,
+    Debug,
+    Expr,
+    If,
+    IfThenElse,
+    Return,
+    Unary,
+    Var,
+    While,
+)
 from tiledsl.ir.walk import loads_of, walk
 
 __all__ = ["CONTROL", "Control", "Tracer", "choice_dtype", "if_then_else", "tracer"]
@@ -263,9 +278,32 @@ class _While(_Loop):
         with current("while").scratch("the condition of a while loop"):
             return self.cond()
 
+    def _first(self, builder: Tracer) -> tuple[Any, bool]:
+        """The condition, and whether it does something, as `while T.atomic_load(flag[0]) == 0` does."""
+        if not builder.in_kernel:
+            return self.cond(), False
+        block = builder.push("scratch")
+        try:
+            cond = self.cond()
+        except BaseException:
+            builder.abandon(block)
+            raise
+        builder.pop(block)
+        if block.statements and not isinstance(cond, Value):
+            cond = self._evaluate()  # says that it cannot
+        return cond, bool(block.statements)
+
     def __iter__(self) -> Iterator[Any]:
         builder = tracer("a loop")
-        cond = self._evaluate()
+        cond, acts = self._first(builder)
+        if acts:
+            block = builder.push("while", self.loc)  # repeats: the condition's statements, break, the body
+            done = Unary("not", as_bool(self.cond(), "a condition"), loc=self.loc)
+            leave = builder.push("if", self.loc)
+            builder.emit(Break(loc=self.loc))
+            builder.emit(If(done, builder.pop(leave), loc=self.loc), "a while loop")
+            yield from self._trace(builder, block, Const(True, BOOL))
+            return
         if not isinstance(cond, Value) and not self.forever:
             self.enter(staged=False)
             try:
@@ -285,7 +323,10 @@ class _While(_Loop):
                 self.exit()
         test = as_bool(cond, "a condition")
         builder.check(test)
-        block = builder.push("while", self.loc)
+        yield from self._trace(builder, builder.push("while", self.loc), test)
+
+    def _trace(self, builder: Tracer, block: Block, test: Expr) -> Iterator[Any]:
+        """The body, once, into the open block of the loop."""
         self.enter(staged=True)
         yield None
         self.exit()

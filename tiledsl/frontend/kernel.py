@@ -12,6 +12,7 @@ from tiledsl.frontend.builder import Block
 from tiledsl.frontend.control import Tracer, tracer
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import INT32
+from tiledsl.frontend.storage import check_repeated
 from tiledsl.frontend.values import Value
 from tiledsl.ir import Const, Kernel, Var
 
@@ -85,6 +86,8 @@ class KernelLaunch:
             builder.abandon(self.block)
             return
         body = builder.pop(self.block)
+        if self.total != 1:
+            check_repeated(body, self.thread_vars)
         builder.kernels.append(
             Kernel(
                 builder.name,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tiledsl.analysis.symbols import row_major
+from tiledsl.analysis.uniformity import varying
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileIndexError, TileNotImplementedError, TileTypeError
 from tiledsl.frontend.builder import current, is_tracing
@@ -16,9 +17,9 @@ from tiledsl.frontend.linear import difference
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import INT32, is_number
 from tiledsl.frontend.values import Value, binary, describe, index_expr, to_dtype
-from tiledsl.ir import Buffer, Const, Expr, Load, Region, Store
+from tiledsl.ir import Buffer, Const, Expr, Load, Region, Stmt, Store, Var
 
-__all__ = ["BufferRef", "Cell", "Element", "RegionRef", "emit_store"]
+__all__ = ["BufferRef", "Cell", "Element", "RegionRef", "check_repeated", "emit_store"]
 
 
 def _augment(op: str) -> Callable[[Any, Any], Any]:
@@ -284,11 +285,27 @@ def check_uniform_effect(buffer: Buffer, indices: tuple[Expr, ...], value: Expr)
             break
     else:
         return
-    where = f"{buffer.name}[{', '.join(expr_text(i) for i in indices)}]"
     raise error(
         "non-uniform-effect",
         TileTypeError,
-        f"every thread of the block would update {where} ({buffer.dtype} {buffer.scope}) from its own old value",
+        f"every thread of the block would update {_element_text(buffer, indices)} from its own old value",
         help="write `for _ in T.Parallel(1):` around it so that it happens once, use threads=1, or accumulate in a "
         "T.alloc_var or fragment",
     )
+
+
+def _element_text(buffer: Buffer, indices: tuple[Expr, ...]) -> str:
+    return f"{buffer.name}[{', '.join(expr_text(i) for i in indices)}] ({buffer.dtype} {buffer.scope})"
+
+
+def check_repeated(body: tuple[Stmt, ...], threads: tuple[Var, ...]) -> None:
+    """Refuses atomics that every thread of the block would do with the same values (0.3)."""
+    for s in varying(body, threads).repeated:
+        raise error(
+            "repeated-atomic",
+            TileTypeError,
+            f"every thread of the block would do this atomic {s.op} to {_element_text(s.buffer, s.indices)}",
+            loc=s.loc,
+            help="to do it once, write `if T.get_thread_binding() == 0:` or `for _ in T.Parallel(1):` around it, or "
+            "use threads=1",
+        )

@@ -252,6 +252,24 @@ _row("reduce_bitor", "T.reduce_bitor(buffer, out, dim)", _REDUCE, _T, "bitwise o
 _row("reduce_bitxor", "T.reduce_bitxor(buffer, out, dim)", _REDUCE, _T, "bitwise exclusive or along dim", INTEGER,
      whole=lambda x: np.bitwise_xor.reduce(x, -1))
 
+# -- atomics --------------------------------------------------------------------------------------------------------
+_U = "Atomics"
+_UPDATE = ("dst", "value", "memory_order", "return_prev")
+_row("atomic_add", "T.atomic_add(C[i, j], x)", (*_UPDATE, "use_tma"), _U,
+     "adds in one step to an element, or a tile to a box; floats round per addition, in any order")
+_row("atomic_max", "T.atomic_max(C[i, j], x)", _UPDATE, _U, "the larger in one step; a number beats NaN")
+_row("atomic_min", "T.atomic_min(C[i, j], x)", _UPDATE, _U, "the smaller in one step; a number beats NaN")
+_row("atomic_and", "T.atomic_and(C[i, j], x)", _UPDATE, _U, "bitwise and in one step")
+_row("atomic_or", "T.atomic_or(C[i, j], x)", _UPDATE, _U, "bitwise or in one step")
+_row("atomic_xor", "T.atomic_xor(C[i, j], x)", _UPDATE, _U, "bitwise exclusive or in one step")
+_row("atomic_addx2", "T.atomic_addx2(C[i, 2 * j], A[i, 2 * j])", ("dst", "value", "return_prev"), _U,
+     "atomic_add of two neighbours")
+_row("atomic_addx4", "T.atomic_addx4(C[i, 4 * j], A[i, 4 * j])", ("dst", "value", "return_prev"), _U,
+     "atomic_add of four neighbours")
+_row("atomic_load", "T.atomic_load(C[i])", ("src", "memory_order"), _U, "an element, read in one step",
+     gives="the element's dtype")
+_row("atomic_store", "T.atomic_store(C[i], x)", ("dst", "value", "memory_order"), _U, "an element, written in one step")
+
 # -- structure ------------------------------------------------------------------------------------------------------
 _S, _M, _L, _D, _H = "Kernels and arguments", "Storage", "Loops", "Looking in", "Hints"
 _row("prim_func", "@T.prim_func", ("pyfunc",), _S, "traces a function into a kernel", gives="a PrimFunc")

@@ -31,6 +31,7 @@ STAGES: dict[str, frozenset[type]] = {
     "thread": _COMMON | {S.Collective, E.Broadcast, E.Ramp},
 }
 _ATOMICS = frozenset("add max min and or xor exchange load store".split())
+_ORDERS = frozenset("relaxed acquire release acq_rel seq_cst".split())
 _REDUCTIONS = frozenset("sum max min abssum absmax bitand bitor bitxor".split())
 _SYNCS = frozenset("block warp grid async".split())
 _DEBUGS = frozenset("print assert breakpoint assume".split())
@@ -199,6 +200,7 @@ class _Verifier(ExprChecker):
 
     def atomic(self, s: S.Atomic) -> None:
         self.require(s.op in _ATOMICS, f"unknown atomic operation {s.op!r}")
+        self.require(s.order in _ORDERS, f"unknown memory order {s.order!r}")
         self.require(
             (s.value is None) == (s.op == "load"), f"atomic {s.op} with{'out' if s.value is None else ''} a value"
         )

@@ -12,6 +12,18 @@ from tiledsl import dtypes as _dtypes
 from tiledsl.errors import TileAttributeError as _TileAttributeError
 from tiledsl.errors import suggest as _suggest
 from tiledsl.frontend.location import error as _error
+from tiledsl.language.atomics import (
+    atomic_add,
+    atomic_addx2,
+    atomic_addx4,
+    atomic_and,
+    atomic_load,
+    atomic_max,
+    atomic_min,
+    atomic_or,
+    atomic_store,
+    atomic_xor,
+)
 from tiledsl.language.compute import (
     GemmWarpPolicy,
     gemm,
@@ -165,14 +177,15 @@ int, uint, long, ulong, short, ushort = int32, uint32, int64, uint64, int16, uin
 char, uchar = int8, uint8
 
 __all__ = [
-    "Buffer", "Cast", "GemmWarpPolicy", "Kernel", "Parallel", "Pipelined", "Ref", "Select", "Serial",
-    "StridedTensor", "Tensor", "Unroll", "Vectorized", "abs", "activemask", "all_sync", "alloc_fragment",
-    "alloc_local", "alloc_shared", "alloc_var", "annotate_compile_flags", "annotate_l2_hit_ratio",
-    "annotate_layout", "annotate_pass_configs", "annotate_restrict_buffers", "annotate_safe_value", "any_sync",
-    "assume", "ballot", "ballot_sync", "bfloat16", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor",
-    "bool", "boolean", "cast", "ceil", "ceildiv", "char", "clamp", "clear", "const", "copy", "device_assert",
-    "disable_warp_group_reg_alloc", "double", "dtype", "dynamic", "empty", "exp", "exp2", "fill", "float",
-    "float16", "float32", "float4_e2m1fn", "float64", "float8_e4m3", "float8_e4m3fn", "float8_e5m2",
+    "Buffer", "Cast", "GemmWarpPolicy", "Kernel", "Parallel", "Pipelined", "Ref", "Select", "Serial", "StridedTensor",
+    "Tensor", "Unroll", "Vectorized", "abs", "activemask", "all_sync", "alloc_fragment", "alloc_local",
+    "alloc_shared", "alloc_var", "annotate_compile_flags", "annotate_l2_hit_ratio", "annotate_layout",
+    "annotate_pass_configs", "annotate_restrict_buffers", "annotate_safe_value", "any_sync", "assume", "atomic_add",
+    "atomic_addx2", "atomic_addx4", "atomic_and", "atomic_load", "atomic_max", "atomic_min", "atomic_or",
+    "atomic_store", "atomic_xor", "ballot", "ballot_sync", "bfloat16", "bitwise_and", "bitwise_not", "bitwise_or",
+    "bitwise_xor", "bool", "boolean", "cast", "ceil", "ceildiv", "char", "clamp", "clear", "const", "copy",
+    "device_assert", "disable_warp_group_reg_alloc", "double", "dtype", "dynamic", "empty", "exp", "exp2", "fill",
+    "float", "float16", "float32", "float4_e2m1fn", "float64", "float8_e4m3", "float8_e4m3fn", "float8_e5m2",
     "float8_e8m0fnu", "floor", "floordiv", "floormod", "fma", "gemm", "get_block_binding", "get_block_bindings",
     "get_block_extent", "get_lane_idx", "get_thread_binding", "get_thread_bindings", "get_thread_extent",
     "get_warp_group_idx", "get_warp_idx", "get_warp_idx_sync", "grid", "half", "if_then_else", "infinity", "int",
@@ -182,9 +195,9 @@ __all__ = [
     "reduce_bitxor", "reduce_max", "reduce_min", "reduce_sum", "reinterpret", "reshape", "round", "rsqrt", "serial",
     "set_max_nreg", "shfl_down", "shfl_sync", "shfl_up", "shfl_xor", "shift_left", "shift_right", "short",
     "shuffle_elect", "sigmoid", "sqrt", "symbolic", "sync_global", "sync_grid", "sync_threads", "sync_warp",
-    "syncthreads_and", "syncthreads_count", "syncthreads_or", "thread_binding", "thread_return", "trunc",
-    "truncdiv", "truncmod", "uchar", "uint", "uint16", "uint32", "uint4", "uint64", "uint8", "ulong", "unroll",
-    "use_swizzle", "ushort", "vectorized", "view", "warp_reduce_bitand", "warp_reduce_bitor", "warp_reduce_bitxor",
+    "syncthreads_and", "syncthreads_count", "syncthreads_or", "thread_binding", "thread_return", "trunc", "truncdiv",
+    "truncmod", "uchar", "uint", "uint16", "uint32", "uint4", "uint64", "uint8", "ulong", "unroll", "use_swizzle",
+    "ushort", "vectorized", "view", "warp_reduce_bitand", "warp_reduce_bitor", "warp_reduce_bitxor",
     "warp_reduce_max", "warp_reduce_min", "warp_reduce_sum",
 ]  # fmt: skip
 

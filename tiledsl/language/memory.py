@@ -19,7 +19,7 @@ from tiledsl.ir import Alloc, Buffer, Const, Copy, Expr, Fill, Region
 from tiledsl.language.operation import hints, not_inside_parallel, not_yet, operation
 
 __all__ = [
-    "alloc_fragment", "alloc_local", "alloc_shared", "alloc_var", "as_region", "clear", "copy", "fill",
+    "alloc_fragment", "alloc_local", "alloc_shared", "alloc_var", "as_region", "clear", "copy", "fill", "paired",
     "reshape", "view",
 ]  # fmt: skip
 
@@ -211,14 +211,18 @@ def copy(
         dst.store(src)
         return
     builder = not_inside_parallel("T.copy")
-    a, b = _side(src, "src"), _side(dst, "dst")
-    if isinstance(src, Element):
-        a = _inherit(a, b)
-    elif isinstance(dst, Element):
-        b = _inherit(b, a)
-    a, b = _broadcast(a, b)
     given = hints(coalesced_width=coalesced_width, disable_tma=disable_tma, eviction_policy=eviction_policy)
-    builder.emit(_paired(a, b, given), "T.copy")
+    builder.emit(paired(src, dst, "T.copy", given), "T.copy")
+
+
+def paired(src: Any, dst: Any, what: str, given: tuple[tuple[str, Any], ...] = ()) -> Copy:
+    """The copy from src to dst: which boxes, and how their dimensions go together."""
+    a, b = _side(src, f"{what}: src"), _side(dst, f"{what}: dst")
+    if isinstance(src, Element):
+        a = _inherit(a, b, what)
+    elif isinstance(dst, Element):
+        b = _inherit(b, a, what)
+    return _aligned(*_broadcast(a, b, what), what, given)
 
 
 def _moving(r: Region) -> list[int]:
@@ -230,12 +234,12 @@ def _is_one(e: Expr) -> bool:
     return isinstance(e, Const) and e.value == 1
 
 
-def _side(x: Any, name: str) -> Region:
+def _side(x: Any, what: str) -> Region:
     """One side of a copy; an element is a corner, without extents yet."""
-    return Region(x.buffer, x.indices, ()) if isinstance(x, Element) else as_region(x, f"T.copy: {name}")
+    return Region(x.buffer, x.indices, ()) if isinstance(x, Element) else as_region(x, what)
 
 
-def _inherit(corner: Region, box: Region) -> Region:
+def _inherit(corner: Region, box: Region, what: str) -> Region:
     """The corner's box: the other side's extents, right-aligned."""
     rank = len(corner.starts)
     extents = list(box.extents)
@@ -247,13 +251,13 @@ def _inherit(corner: Region, box: Region) -> Region:
         raise error(
             "copy-rank",
             TileTypeError,
-            f"T.copy: {corner.buffer.name} is {rank}-dimensional and cannot hold a box of {dims(box.extents)}",
+            f"{what}: {corner.buffer.name} is {rank}-dimensional and cannot hold a box of {dims(box.extents)}",
             notes=place_text(corner.buffer),
         )
     return corner.replace(extents=(*[Const(1, INT32)] * (rank - len(extents)), *extents))
 
 
-def _broadcast(a: Region, b: Region) -> tuple[Region, Region]:
+def _broadcast(a: Region, b: Region, what: str) -> tuple[Region, Region]:
     """Where the counts of moving dimensions differ: right-aligned, an extent of 1 takes the other side's."""
     if len(_moving(a)) == len(_moving(b)):
         return a, b
@@ -268,14 +272,14 @@ def _broadcast(a: Region, b: Region) -> tuple[Region, Region]:
         raise error(
             "copy-shape",
             TileTypeError,
-            f"T.copy: the shapes do not match: {operand_text(a)} -> {operand_text(b)}",
+            f"{what}: the shapes do not match: {operand_text(a)} -> {operand_text(b)}",
             notes=place_text(a.buffer) + place_text(b.buffer),
             help="slice both sides to the same box",
         )
     return a, b
 
 
-def _paired(a: Region, b: Region, given: tuple[tuple[str, Any], ...]) -> Copy:
+def _aligned(a: Region, b: Region, what: str, given: tuple[tuple[str, Any], ...]) -> Copy:
     """The copy over the moving dimensions, paired in order; the side closer to the registers gives the extents."""
     src_axes, dst_axes = _moving(a), _moving(b)
     closer_is_dst = _CLOSENESS[b.buffer.scope] > _CLOSENESS[a.buffer.scope]
@@ -286,7 +290,7 @@ def _paired(a: Region, b: Region, given: tuple[tuple[str, Any], ...]) -> Copy:
             raise error(
                 "copy-extent",
                 TileTypeError,
-                f"T.copy: extent {expr_text(left[i])} of the source meets {expr_text(right[j])} of the destination: "
+                f"{what}: extent {expr_text(left[i])} of the source meets {expr_text(right[j])} of the destination: "
                 f"{operand_text(a)} -> {operand_text(b)}",
                 notes=place_text(a.buffer) + place_text(b.buffer),
                 help="slice both sides to the same box",

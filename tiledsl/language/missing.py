@@ -10,10 +10,9 @@ __all__ = ["MISSING", "Missing"]
 
 MISSING = frozenset(
     """
-    ClusterKernel Fragment FragmentBuffer Layout LocalBuffer Persistent PersistentTileScheduler PrimExpr
-    SharedBuffer __cos __exp __exp10 __exp2 __log __log10 __log2 __pow __sin __tan abs2 add2 align_up all_of
-    alloc_barrier alloc_cluster_barrier alloc_descriptor alloc_global alloc_reducer alloc_tmem any_of async_copy
-    atomic_add atomic_addx2 atomic_addx4 atomic_load atomic_max atomic_min atomic_or atomic_store attr
+    ClusterKernel Fragment FragmentBuffer Layout LocalBuffer Persistent PersistentTileScheduler PrimExpr SharedBuffer
+    __cos __exp __exp10 __exp2 __log __log10 __log2 __pow __sin __tan abs2 add2 align_up all_of alloc_barrier
+    alloc_cluster_barrier alloc_descriptor alloc_global alloc_reducer alloc_tmem any_of async_copy attr
     barrier_arrive barrier_wait block_rank_in_cluster c2d_im2col call_extern call_intrin cluster_sync comm_reducer
     copysign cos cosh cummax cumsum determine_fp8_type erf evaluate extract_lane finalize_reducer fma2 fmod gemm_sp
     gemm_v2 handle ieee_add ieee_div ieee_fdiv ieee_fmaf ieee_frcp ieee_frsqrt ieee_fsqrt ieee_mul ieee_sub im2col

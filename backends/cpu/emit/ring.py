@@ -68,14 +68,18 @@ def reserve(b: Any, context: Value, kind: Value, site: Value, count: int) -> Val
 
 
 _RMW = {"add": "add", "and": "and", "or": "or", "xor": "xor", "exchange": "xchg"}
+_ORDERS = {"relaxed": "monotonic"}  # what LLVM calls it
+_FAILED = {"release": "monotonic", "acq_rel": "acquire"}  # a compare and swap that fails does not write
 
 
-def atomic(b: Any, op: str, d: DType, base: Value, index: Value, value: Value | None) -> Value | None:
-    """One relaxed read-modify-write of base[index]; gives the old value (None for a store).
+def atomic(
+    b: Any, op: str, d: DType, base: Value, index: Value, value: Value | None, order: str = "relaxed"
+) -> Value | None:
+    """One read-modify-write of base[index]; gives the old value (None for a store).
 
     Integers use the hardware's operation; floats, halves (rounded per operation) and bool compare and swap.
     """
-    t = memory_type(d)
+    t, order = memory_type(d), _ORDERS.get(order, order)
     word = ir.IntType(d.bits)
     place = b.gep(base, [index], inbounds=True, source_etype=t)
     address = b.inttoptr(b.ptrtoint(place, I64), word.as_pointer())  # llvmlite wants to see the element's type
@@ -85,13 +89,13 @@ def atomic(b: Any, op: str, d: DType, base: Value, index: Value, value: Value | 
         return b.zext(v, word) if d.is_bool else v if v.type == word else b.bitcast(v, word)
 
     if op == "store":
-        b.store_atomic(as_word(value), address, "monotonic", align)
+        b.store_atomic(as_word(value), address, order, align)
         return None
     if op == "load":
-        return _out(b, d, b.load_atomic(address, ordering="monotonic", align=align, typ=word))
+        return _out(b, d, b.load_atomic(address, ordering=order, align=align, typ=word))
     if d.is_int or op == "exchange":
         name = _RMW.get(op) or (op if d.kind == "int" else f"u{op}")
-        return _out(b, d, b.atomic_rmw(name, address, as_word(value), "monotonic"))
+        return _out(b, d, b.atomic_rmw(name, address, as_word(value), order))
     before = b.block
     first = b.load_atomic(address, ordering="monotonic", align=align, typ=word)
     again, done = b.append_basic_block(), b.append_basic_block()
@@ -102,7 +106,7 @@ def atomic(b: Any, op: str, d: DType, base: Value, index: Value, value: Value | 
     wide = as_dtype("float32") if d.is_half else d
     x, y = (convert.cast(b, d, wide, v) for v in (_out(b, d, old), value))
     new = convert.cast(b, wide, d, arith.binary(b, op, wide, x, y))
-    swapped = b.cmpxchg(address, old, as_word(new), "monotonic", "monotonic")
+    swapped = b.cmpxchg(address, old, as_word(new), order, _FAILED.get(order, order))
     old.add_incoming(b.extract_value(swapped, 0), b.block)
     b.cbranch(b.extract_value(swapped, 1), done, again)
     b.position_at_end(done)
