@@ -90,7 +90,7 @@ def run(inputs: Sequence[Array], dtypes: Sequence[DType], makes: Sequence[Make],
         loads = []
         for s in sources:
             x: ir.Expr = ir.Load(s, (i,), lanes=lanes, proved=True)
-            loads.append(ir.Cast(x, F32.with_lanes(lanes)) if s.dtype.is_half else x)
+            loads.append(ir.Cast(x, F32.with_lanes(lanes)) if s.dtype.is_narrow else x)
         for k, make in enumerate(makes):
             value = make(loads)
             out = ir.Buffer(f"y{k}_{lanes}", value.dtype.scalar, (n,), "global")

@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-__all__ = ["DType", "as_dtype", "promote", "set_cast_hook"]
+__all__ = ["DType", "SCALARS", "as_dtype", "promote", "set_cast_hook"]
 
 _CastHook = Callable[["DType", tuple[Any, ...]], Any]
 _cast_hook: _CastHook | None = None
@@ -70,8 +70,13 @@ class DType:
 
     @property
     def is_half(self) -> bool:
-        """float16 and bfloat16: arithmetic is the float32 operation followed by one rounding."""
+        """float16 and bfloat16."""
         return self.kind == "float" and self.bits == 16
+
+    @property
+    def is_narrow(self) -> bool:
+        """Floats of 16 bits and less: arithmetic is the float32 operation followed by one rounding."""
+        return self.kind == "float" and self.bits <= 16
 
     # -- relatives ------------------------------------------------------------------------------
     @property
@@ -141,6 +146,7 @@ _SCALARS: dict[str, tuple[str, int, Any]] = {
 }
 _NUMPY: dict[str, np.dtype[Any]] = {name: np.dtype(storage) for name, (_, _, storage) in _SCALARS.items()}
 _TABLE = {name: DType(name, kind, bits) for name, (kind, bits, _) in _SCALARS.items()}
+SCALARS = frozenset(_TABLE) - {"handle"}  # names of the types that kernels compute with
 _ALIASES = {
     "float": "float32",
     "half": "float16",

@@ -31,7 +31,7 @@ def lower_gemm(cx: Context, s: ir.Gemm) -> None:
     cx.emit(ir.MicroCall("gemm", (c,), (a, b), (i64(m), i64(n), i64(k)), attrs))
     if back is not None:
         copy_rows(cx, c, back, m, n)
-    elif s.c.buffer.dtype.is_half:
+    elif s.c.buffer.dtype.is_narrow:
         round_rows(cx, c, m, n, s.c.buffer.dtype)
 
 

@@ -19,7 +19,7 @@ from .pack import fill_panels, pack_copy
 from .plan import plan_scratch
 from .reduce import lower_reduce
 from .storage import Place, place_buffers, place_workspaces
-from .values import address, as_held, bool_mask, lazily, round_to, scalar, store_value, value, vector
+from .values import address, as_held, bool_mask, encode, lazily, round_to, scalar, store_value, value, vector
 from .wide import F32, FALSE, I64, TRUE, narrow, widen
 
 __all__ = ["Lower"]
@@ -57,7 +57,7 @@ def _kernel(function: ir.Function, kernel: ir.Kernel, workspaces: dict[ir.Buffer
 
 
 def _parameter(v: ir.Var) -> ir.Expr:
-    if v.type.is_half:
+    if v.type.is_narrow:
         return ir.Cast(v, F32)
     return widen(v) if v.type.is_int and v.type.name != "uint64" else v
 
@@ -114,8 +114,8 @@ def _store(cx: Context, s: ir.Store) -> None:
         cx.emit(ir.Store(place.buffer, idx, store_value(cx, v, place), None, True))
     else:
         x = vector(cx, v, place.logical)
-        if place.buffer.dtype.is_half:
-            x = ir.Cast(x, place.buffer.dtype.with_lanes(16))
+        if place.buffer.dtype.is_narrow:
+            x = encode(x, place.buffer.dtype)
         cx.emit(ir.Store(place.buffer, idx, x, mask, True))
 
 
@@ -228,7 +228,7 @@ def _debug(cx: Context, s: ir.Debug) -> None:
             values.append(cx.places[x].buffer)
         else:
             v = scalar(cx, x)
-            v = narrow(v, x.dtype) if x.dtype.is_int else ir.Cast(v, x.dtype) if x.dtype.is_half else v
+            v = narrow(v, x.dtype) if x.dtype.is_int else encode(v, x.dtype) if x.dtype.is_narrow else v
             values.append(v)  # of the author's type: the text of 1000 differs between float16 and float32
     cx.emit(ir.Debug(s.kind, tuple(values), s.message, loc=s.loc))
 

@@ -83,7 +83,7 @@ class _Reduction:
         """An element: converted to the accumulator's type, absolute value."""
         lanes = x.dtype.lanes
         want = self.t.with_lanes(lanes)
-        if x.dtype.scalar.is_half:
+        if x.dtype.scalar.is_narrow:
             x = ir.Cast(x, F32.with_lanes(lanes))
         if x.dtype != want:
             x = ir.Cast(x, want)
@@ -249,7 +249,7 @@ def _finish(
     result = cx.let("r", result)
     if not (isinstance(s.clear, ir.Const) and s.clear.value):
         old: ir.Expr = ir.Load(place.buffer, idx, mask, width, True)
-        if old.dtype.scalar.is_half:
+        if old.dtype.scalar.is_narrow:
             old = ir.Cast(old, F32.with_lanes(width))
         if old.dtype != result.dtype:
             old = ir.Cast(old, result.dtype)
@@ -260,7 +260,7 @@ def _finish(
             fresh, both = result, cx.let("r2", red.combine(old, result))
             result = ir.Select(ir.Broadcast(cond, LANES) if lanes else cond, fresh, both)
     t = s.dst.buffer.dtype
-    if t.is_half:
+    if t.is_narrow:
         result = ir.Cast(ir.Cast(result, t.with_lanes(width)), F32.with_lanes(width))
     if not lanes and t.is_int and result.dtype != I64:
         result = widen(result)

@@ -222,7 +222,7 @@ def can_pack(s: ir.Copy) -> bool:
         return False
     unit = src.strides is None or (isinstance(src.strides[-1], ir.Const) and src.strides[-1].value == 1)
     same = src.dtype == s.dst.buffer.dtype or (
-        src.dtype.is_float and s.dst.buffer.dtype in (F32,) and src.dtype.is_half
+        src.dtype.is_float and s.dst.buffer.dtype in (F32,) and src.dtype.is_narrow
     )
     return unit and same and not src.dtype.is_bool and src.scope != "var"
 
@@ -236,7 +236,7 @@ def accumulator_type(g: ir.Gemm) -> DType:
 
 
 def _held(dtype: DType) -> DType:
-    return F32 if dtype.is_half else dtype
+    return F32 if dtype.is_narrow else dtype
 
 
 def _const_shape(b: ir.Buffer) -> tuple[ir.Const, ...]:

@@ -1,6 +1,6 @@
 """Expressions: from the author's types to what a CPU computes with, as scalars or as 16 lanes at once.
 
-Half floats become float32 values rounded after every operation (language.md 0.7); scalar integers are held in
+Narrow floats become float32 values rounded after every operation (language.md 0.7); scalar integers are held in
 int64 and wrapped where they could leave their type; in a vector loop a value is uniform, affine in the lane
 number, or a vector.
 """
@@ -21,6 +21,7 @@ __all__ = [
     "address",
     "as_held",
     "bool_mask",
+    "encode",
     "held",
     "index",
     "lazily",
@@ -39,7 +40,7 @@ _U64 = as_dtype("uint64")
 
 def held(t: DType) -> DType:
     """The type that values of this (scalar) type have in the loop stage when they are vectors."""
-    return F32 if t.is_half else t
+    return F32 if t.is_narrow else t
 
 
 def _scalar_held(t: DType) -> DType:
@@ -50,6 +51,21 @@ def round_to(x: ir.Expr, t: DType) -> ir.Expr:
     """x, a float of some width (scalar or vector), rounded to half type t but still held as float32."""
     lanes = x.dtype.lanes
     return ir.Cast(ir.Cast(x, t.with_lanes(lanes)), F32.with_lanes(lanes))
+
+
+def encode(x: ir.Expr, t: DType) -> ir.Expr:
+    """x, held as float32 but already a value of narrow type t, as it is in memory."""
+    lanes = x.dtype.lanes
+    u8, u16, to = as_dtype("uint8").with_lanes(lanes), as_dtype("uint16").with_lanes(lanes), t.with_lanes(lanes)
+    if isinstance(x, ir.Cast) and isinstance(x.x, ir.Cast) and x.x.type is to:
+        return x.x  # it has just been rounded
+    if t.name != "float8_e5m2":
+        return ir.Cast(x, to)
+    # A conversion would make infinity the largest number; e5m2 is the upper half of float16.
+    word = ir.Call("reinterpret", (ir.Cast(x, as_dtype("float16").with_lanes(lanes)),), u16)
+    eight = ir.Const(8, u16.scalar)
+    upper = ir.Binary("shr", word, eight if lanes == 1 else ir.Broadcast(eight, lanes))
+    return ir.Call("reinterpret", (ir.Cast(upper, u8),), to)
 
 
 # -- materialising lanes -------------------------------------------------------------------------------------
@@ -164,7 +180,7 @@ def _elementwise(cx: Context, e: ir.Expr, operands: tuple[ir.Expr, ...], make: o
     else:
         xs = [vector(cx, v, x.dtype) for v, x in zip(lanes, operands, strict=True)]
     out = make(xs)
-    if t.is_half and not (isinstance(e, ir.Unary) and e.op in ("neg", "abs")):
+    if t.is_narrow and not (isinstance(e, ir.Unary) and e.op in ("neg", "abs") and t.name != "float8_e8m0fnu"):
         out = round_to(out, t)
     return Lane(widen(out) if uniform and t.is_int and t is not _U64 else out, 0 if uniform else None)
 
@@ -191,10 +207,10 @@ def _reinterpret(cx: Context, e: ir.Call) -> Lane:
     uniform = v.coef == 0
     raw = _typed(v.expr, x.dtype) if uniform else vector(cx, v, x.dtype)
     lanes = raw.dtype.lanes
-    if x.dtype.is_half:
-        raw = ir.Cast(raw, x.dtype.with_lanes(lanes))
+    if x.dtype.is_narrow:
+        raw = encode(raw, x.dtype)
     out: ir.Expr = ir.Call("reinterpret", (raw,), e.type.with_lanes(lanes))
-    if e.type.is_half:
+    if e.type.is_narrow:
         out = ir.Cast(out, F32.with_lanes(lanes))
     return Lane(widen(out) if uniform and e.type.is_int and e.type is not _U64 else out, 0 if uniform else None)
 
@@ -214,7 +230,7 @@ def _binary(cx: Context, e: ir.Binary) -> Lane:
             return Lane(widen(ir.Cast(out, t)))
     else:
         out = ir.Binary(e.op, vector(cx, a, t), vector(cx, b, t))
-    if t.is_half and e.op in _ROUNDED:
+    if t.is_narrow and e.op in _ROUNDED:
         out = round_to(out, t)
     return Lane(out, 0 if a.coef == 0 and b.coef == 0 else None)
 
@@ -328,7 +344,7 @@ def _cast(cx: Context, e: ir.Cast) -> Lane:
     uniform = v.coef == 0
     x = v.expr if uniform else vector(cx, v, src)
     lanes = x.dtype.lanes
-    if dst.is_half:
+    if dst.is_narrow:
         out: ir.Expr = round_to(x, dst)
     elif dst.is_bool:
         zero = ir.Const(0.0 if x.dtype.is_float else 0, x.dtype.scalar)
@@ -383,7 +399,7 @@ def _zero(t: DType) -> ir.Const:
 
 def as_held(x: ir.Expr, logical: DType) -> ir.Expr:
     lanes = x.dtype.lanes
-    if x.dtype.scalar.is_half:
+    if x.dtype.scalar.is_narrow:
         return ir.Cast(x, F32.with_lanes(lanes))
     return widen(x) if lanes == 1 and logical.is_int and logical is not _U64 else x
 
@@ -394,4 +410,4 @@ def store_value(cx: Context, v: Lane, place: Place) -> ir.Expr:
     x = _typed(v.expr, dtype) if v.coef == 0 and not dtype.is_float else v.expr
     if v.coef != 0:
         x = vector(cx, v, place.logical)
-    return ir.Cast(x, dtype.with_lanes(x.dtype.lanes)) if dtype.is_half else x
+    return encode(x, dtype) if dtype.is_narrow else x

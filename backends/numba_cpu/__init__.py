@@ -17,12 +17,12 @@ from typing import Any
 
 from tiledsl import ir
 from tiledsl.backend import Artifact, Availability, Capabilities, CompiledFunction, Target
+from tiledsl.dtypes import SCALARS
 from tiledsl.errors import TileValueError
 
 __all__ = ["NumbaCpu", "backend", "compile_function", "run_loop_function"]
 
 _COMPILER_ROOMS = ("ir", "analysis", "passes")
-_DTYPES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64"
 
 
 def _cpu(target: Target) -> Any:
@@ -66,7 +66,7 @@ class NumbaCpu:
         return Availability(True, _versions())
 
     def capabilities(self, target: Target) -> Capabilities:
-        return Capabilities(dtypes=frozenset(_DTYPES.split()))
+        return Capabilities(dtypes=SCALARS)
 
     def pipeline(self, target: Target) -> Sequence[Callable[[ir.Function], ir.Function]]:
         from tiledsl.backends.cpu.pipeline import cpu_pipeline

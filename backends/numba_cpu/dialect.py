@@ -28,6 +28,7 @@ I64, BOOL, F64 = as_dtype("int64"), as_dtype("bool"), as_dtype("float64")
 # Short names of the scalar types; the vectors of 16 lanes append x16.
 TYPE_NAMES = {
     "float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16", "bool": "boolean",
+    "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2", "float8_e8m0fnu": "e8m0", "float4_e2m1fn": "e2m1",
     **{f"{sign}int{bits}": f"{sign or 'i'}{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }  # fmt: skip
 
@@ -250,7 +251,7 @@ def _cast(d: DType) -> Op:
         src, v = _dtype(kinds[0]), args[0]
         if isinstance(kinds[0], Literal):
             return values.constant(d, kinds[0].value)
-        if isinstance(v, ll.Constant) and src is F64 and d.is_float and not d.is_half:
+        if isinstance(v, ll.Constant) and src is F64 and d.is_float and not d.is_narrow:
             return values.constant(d, v.constant)
         v = convert.cast(b, src, d.with_lanes(src.lanes), v)
         return values.splat(b, v, d.lanes) if src.lanes != d.lanes else v

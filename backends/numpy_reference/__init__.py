@@ -13,11 +13,10 @@ import numpy as np
 
 from tiledsl import ir
 from tiledsl.backend import Artifact, Availability, Call, Capabilities, Target
+from tiledsl.dtypes import SCALARS
 from tiledsl.errors import TileValueError
 
 __all__ = ["NumpyReference", "backend"]
-
-_DTYPES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64"
 
 
 class _Interpreted:
@@ -43,7 +42,7 @@ class NumpyReference:
         return Availability(True, f"NumPy {np.__version__}")
 
     def capabilities(self, target: Target) -> Capabilities:
-        return Capabilities(dtypes=frozenset(_DTYPES.split()), cacheable=False)
+        return Capabilities(dtypes=SCALARS, cacheable=False)
 
     def pipeline(self, target: Target) -> Sequence[Any]:
         return ()

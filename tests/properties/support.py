@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 import tiledsl
+from tiledsl.conversions import convert
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.interp import Options, run
 from tiledsl.ir.operations import Operation
@@ -21,9 +22,10 @@ from tiledsl.testing import available_targets
 
 Array = np.ndarray[Any, Any]
 
-FLOATS = ("float32", "float64", "float16", "bfloat16")
+FLOATS = ("float32", "float64", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu")
 INTS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = (*FLOATS, *INTS, "bool")
+CHOICES = ("-x", "abs", "max", "min", "clamp", "Select", "if_then_else", "y if x < z else z")  # round nothing
 SIZES = (1, 2, 3, 7, 13, 31, 33, 48, 64, 127, 229)  # one, primes, around a vector of 16 and a block of 64
 TARGETS = available_targets()
 EXACT = Options(exact=True)
@@ -155,6 +157,8 @@ def assert_within_ulps(got: Array, exact: Array, dtype: DType, row: Operation, i
     wide = got.astype(np.float64).astype(np.longdouble)
     assert_same(np.isnan(wide), np.isnan(exact), f"{row.name}: NaN", inputs)
     precision, _, largest = float_format(dtype)
+    if dtype.name == "float8_e8m0fnu":  # no sign: what is below becomes the smallest number
+        exact = np.where(exact < float(ml_dtypes.finfo(dtype.numpy).min), ml_dtypes.finfo(dtype.numpy).min, exact)
     top = np.longdouble(float(largest))
     too_large = np.abs(exact) > top
     with np.errstate(all="ignore"):
@@ -197,7 +201,7 @@ def specials(dtype: DType) -> Array:
             3.0,
             1 / eps + 1,
         ]
-        return np.array([*positive, *(-v for v in positive), np.nan], np.float64).astype(dtype.numpy)
+        return rounded(np.array([*positive, *(-v for v in positive), np.nan], np.float64), dtype)
     low, high = int_range(dtype)
     values = [
         0,
@@ -233,7 +237,7 @@ def random_values(dtype: DType, count: int, rng: np.random.Generator) -> Array:
     half = count // 2
     bits = rng.integers(0, 256, half * dtype.bytes, np.uint8).view(dtype.numpy)
     if dtype.is_float:
-        return np.concatenate([bits, (rng.standard_normal(count - half) * 4).astype(dtype.numpy)])
+        return np.concatenate([bits, rounded(rng.standard_normal(count - half) * 4, dtype)])
     low = max(-20, int_range(dtype)[0])
     return np.concatenate([bits, rng.integers(low, 21, count - half).astype(dtype.numpy)])
 
@@ -279,7 +283,17 @@ def expected(row: Operation, dtype: DType, arrays: Sequence[Array]) -> Array:
             return np.asarray(row.real(*wide))
         inner = dtype if dtype.bits >= 32 else as_dtype("float32")
         value = rational(row.real, wide, inner) if row.rational else np.asarray(row.real(*wide))
-        return value.astype(inner.numpy).astype(dtype.numpy)
+        value = value.astype(inner.numpy)
+        if row.name in CHOICES and dtype.name != "float8_e8m0fnu":
+            return value.astype(dtype.numpy)  # the result is an operand, infinity included
+        return rounded(value, dtype)
+
+
+def rounded(value: Array, dtype: DType) -> Array:
+    """Once to nearest even; to 8 bits and less by the table of conversions (saturating), which has tests of its own."""
+    if dtype.bits >= 16:
+        return value.astype(dtype.numpy)
+    return convert(value, as_dtype(value.dtype.name), dtype)
 
 
 def whole(meaning: Callable[..., Any], dtype: DType, given: Sequence[Array], flag: bool) -> Array:

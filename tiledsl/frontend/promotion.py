@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,8 @@ __all__ = [
 BOOL, INT32, FLOAT32 = (as_dtype(n) for n in ("bool", "int32", "float32"))
 
 _SUPPORTED = frozenset(
-    "float64 float32 float16 bfloat16 bool int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
+    "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 float8_e8m0fnu bool int8 int16 int32 int64 uint8 "
+    "uint16 uint32 uint64".split()
 )
 
 
@@ -59,13 +59,12 @@ def fits(value: int | float, dtype: DType) -> bool:
         return isinstance(value, int) and low <= value <= high
     if dtype.is_bool:
         return isinstance(value, bool)
-    if math.isnan(value) or math.isinf(value):
-        return True
     with np.errstate(over="ignore"):
         try:
-            return bool(float(np.asarray(value, dtype=np.float64).astype(dtype.numpy)) == value)
+            held = float(np.asarray(value, dtype=np.float64).astype(dtype.numpy))
         except OverflowError:
             return False
+    return held == value or (held != held and value != value)
 
 
 def literal_dtype(value: int | float) -> DType:

@@ -115,6 +115,7 @@ _PYTHON: dict[str, Function2] = {
     "max": max, "min": min, "bitand": operator.and_, "bitor": operator.or_, "bitxor": operator.xor,
     "shl": lambda a, b: a << min(b, 64) if b >= 0 else 0, "shr": lambda a, b: a >> (b if b >= 0 else 64),
 }  # fmt: skip
+_EXACT = frozenset(["neg", "abs", "max", "min"])  # of operands of a type that holds the result as it is
 _ON_BOOLS = frozenset(["bitand", "bitor", "bitxor", "min", "max"])
 _NEVER_WRAPS = _ON_BOOLS | {"shr", "floormod", "truncmod"}
 _COMPARE: dict[str, Function2] = {
@@ -144,7 +145,7 @@ def binary(op: str, dtype: DType, array: bool) -> Function2 | None:
         return lambda a, b: bool(compare(a, b))
     if dtype.is_float:
         function = _FLOAT.get(op)
-        return _through_float32(function, dtype) if function is not None and dtype.bits < 16 else function
+        return _through_float32(op, function, dtype) if function is not None and dtype.bits < 16 else function
     if not array:
         plain = _PYTHON.get(op) if op in _ON_BOOLS or not dtype.is_bool else None
         return plain if plain is None or op in _NEVER_WRAPS else _wrapping(plain, dtype)
@@ -163,7 +164,7 @@ def unary(op: str, dtype: DType, array: bool) -> Function1 | None:
         function = _UNARY.get(op)
         if function is None or op in ("bitnot", "not"):
             return None
-        return _through_float32(function, dtype) if dtype.bits < 16 else function
+        return _through_float32(op, function, dtype) if dtype.bits < 16 else function
     if op in ("floor", "ceil", "trunc", "rint"):
         return lambda x: x
     if array:
@@ -173,9 +174,11 @@ def unary(op: str, dtype: DType, array: bool) -> Function1 | None:
     return _wrapping(_PYTHON_UNARY[op], dtype) if op in _PYTHON_UNARY else None
 
 
-def _through_float32(function: Callable[..., Any], dtype: DType) -> Callable[..., Any]:
-    """Floats of 8 bits and less: the float32 operation, then one rounding."""
+def _through_float32(op: str, function: Callable[..., Any], dtype: DType) -> Callable[..., Any]:
+    """Floats of 8 bits and less: the float32 operation, then one rounding (which would saturate infinities)."""
     widen, narrow = converter(dtype, _F32), converter(_F32, dtype)
+    if op in _EXACT and dtype.name != "float8_e8m0fnu":  # which has no negative numbers
+        narrow = lambda x: x.astype(dtype.numpy)  # noqa: E731
 
     def rounded(*args: Any) -> Any:
         wide = [widen(np.asarray(a)) for a in args]

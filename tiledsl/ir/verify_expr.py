@@ -168,7 +168,7 @@ class ExprChecker:
             with self.at(self.place(n)):
                 getattr(self, f"on_{type(n).__name__.lower()}")(n)
             assert isinstance(n, E.Expr)
-            if self.stage == "loop" and n.dtype.is_half:
+            if self.stage == "loop" and n.dtype.is_narrow:
                 plain = isinstance(n, (E.Load, E.Cast, E.Broadcast, E.Const)) or _is_bits(n)
                 self.require(plain, f"arithmetic in {n.dtype}")
 

@@ -37,9 +37,9 @@ def gemm(
 ) -> None:  # fmt: skip
     """C += op(A) @ op(B) over the last two dimensions; leading extents must be 1.
 
-    A [M, K] ([K, M] with transpose_A), B [K, N] ([N, K] with transpose_B): shared or fragment, of one dtype.
-    C [M, N]: float32, float16 or bfloat16 for float operands of at most 32 bits, float64 for float64, int32 for
-    8-bit integers. clear_accum: bool or condition; start from 0. policy and k_pack are hints.
+    A [M, K] ([K, M] with transpose_A), B [K, N] ([N, K] with transpose_B): shared or fragment, of one dtype, or two
+    floats or two integers of at most 8 bits. C [M, N]: float32, float16 or bfloat16 for float operands of at most 32
+    bits, float64 for float64, int32 for integers of at most 8 bits. clear_accum: bool or condition; start from 0. policy and k_pack are hints.
 
     Raises TileTypeError when the shapes or dtypes do not go together.
     """
@@ -147,12 +147,17 @@ def _accumulators(operand: DType) -> tuple[str, ...]:
         return ("float64",)
     if operand.is_float:
         return ("float32", "float16", "bfloat16")
-    return ("int32",) if operand.is_int and operand.bits == 8 else ()
+    return ("int32",) if operand.is_int and operand.bits <= 8 else ()
+
+
+def _mix(a: DType, b: DType) -> bool:
+    """Operands of 8 bits and less need not be of one dtype: their products are exact."""
+    return a.bits <= 8 and b.bits <= 8 and a.is_float == b.is_float and not (a.is_bool or b.is_bool)
 
 
 def _check_dtypes(a: Region, b: Region, c: Region) -> None:
     notes = place_text(a.buffer) + place_text(b.buffer) + place_text(c.buffer)
-    if a.buffer.dtype is not b.buffer.dtype:
+    if a.buffer.dtype is not b.buffer.dtype and not _mix(a.buffer.dtype, b.buffer.dtype):
         raise error(
             "gemm-operand-dtypes",
             TileTypeError,

@@ -1,12 +1,14 @@
 """Casts between the dtypes of the loop stage: the table of conversions (language.md 0.11) in LLVM IR.
 
-To narrower floats: round to nearest even, NaN stays NaN. To integers: truncate and saturate, NaN gives 0.
-bfloat16 is made by integer arithmetic, because the hardware instruction flushes denormals. A wide source is first
-rounded to odd in float32, which makes the second rounding exact.
+To narrower floats: round to nearest even, NaN stays NaN; to 8 and 4 bits saturating. To integers: truncate and
+saturate, NaN gives 0. bfloat16 and the floats of 8 and 4 bits are made by integer arithmetic: for bfloat16 because the
+hardware instruction flushes denormals. A wide source is first rounded to odd in float32, which makes the second
+rounding exact.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
@@ -25,14 +27,14 @@ def cast(b: Any, src: DType, dst: DType, x: Value) -> Value:
     if src is dst:
         return x
     lanes = dst.lanes
-    if src.is_half:
+    if src.is_narrow:
         wide = F32.with_lanes(lanes)
         return cast(b, wide, dst, _widen(b, src, x))
     if dst.is_bool:
         zero = constant(src, 0)
         return b.fcmp_unordered("!=", x, zero) if src.is_float else b.icmp_unsigned("!=", x, zero)
-    if dst.is_half:
-        return _to_half(b, src, dst, x)
+    if dst.is_narrow:
+        return _to_narrow(b, src, dst, x)
     t = value_type(dst)
     if src.is_bool:
         return b.uitofp(x, t) if dst.is_float else b.zext(x, t)
@@ -65,20 +67,101 @@ def _half_type(lanes: int) -> Any:
     return ir.HalfType() if lanes == 1 else ir.VectorType(ir.HalfType(), lanes)
 
 
+@dataclass(frozen=True)
+class _Small:
+    """A float of 8 or 4 bits with a sign: its code without the sign, `mantissa` bits up from bit 0, read as the top of
+    a float32, is the number times 2**-rebias, subnormal ones included."""
+
+    mantissa: int
+    rebias: int
+    largest: float
+    nan: int
+    special: int | None = None  # codes from here on are infinite or NaN
+
+    @property
+    def shift(self) -> int:
+        return 23 - self.mantissa
+
+
+_SMALL = {
+    "float8_e4m3fn": _Small(3, 120, 448.0, 0x7F, 0x7F),
+    "float8_e5m2": _Small(2, 112, 57344.0, 0x7E, 0x7C),
+    "float4_e2m1fn": _Small(1, 126, 6.0, 0x07),
+}
+
+
 def _widen(b: Any, src: DType, bits: Value) -> Value:
-    t = value_type(F32.with_lanes(src.lanes))
-    if src.scalar.name == "float16":
+    f32, u32 = F32.with_lanes(src.lanes), as_dtype("uint32").with_lanes(src.lanes)
+    t = value_type(f32)
+    name = src.scalar.name
+    if name == "float16":
         return b.fpext(b.bitcast(bits, _half_type(src.lanes)), t)
-    u32 = as_dtype("uint32").with_lanes(src.lanes)
-    return b.bitcast(b.shl(b.zext(bits, value_type(u32)), constant(u32, 16)), t)
+    code = b.zext(bits, value_type(u32))
+    if name == "bfloat16":
+        return b.bitcast(b.shl(code, constant(u32, 16)), t)
+    if name == "float8_e8m0fnu":
+        exponent = b.shl(code, constant(u32, 23))
+        lowest = b.select(b.icmp_unsigned("==", code, constant(u32, 0)), constant(u32, 0x400000), exponent)
+        nan = b.icmp_unsigned("==", code, constant(u32, 0xFF))
+        return b.bitcast(b.select(nan, constant(u32, 0x7FC00000), lowest), t)
+    form = _SMALL[name]
+    top = src.bits - 1
+    size = b.and_(code, constant(u32, (1 << top) - 1))
+    number = b.fmul(b.bitcast(b.shl(size, constant(u32, form.shift)), t), constant(f32, 2.0**form.rebias))
+    word = b.bitcast(number, value_type(u32))
+    if form.special is not None:
+        special = b.or_(b.shl(size, constant(u32, form.shift)), constant(u32, 0x7F800000))
+        word = b.select(b.icmp_unsigned(">=", size, constant(u32, form.special)), special, word)
+    sign = b.and_(b.shl(code, constant(u32, 31 - top)), constant(u32, 0x80000000))
+    return b.bitcast(b.or_(word, sign), t)
 
 
-def _to_half(b: Any, src: DType, dst: DType, x: Value) -> Value:
+def _to_small(b: Any, dst: DType, x: Value) -> Value:
+    """float32 -> e4m3, e5m2, e2m1: below the smallest normal number a float32 addition rounds, above it integers do."""
+    lanes, form = dst.lanes, _SMALL[dst.scalar.name]
+    f32, u32 = F32.with_lanes(lanes), as_dtype("uint32").with_lanes(lanes)
+    top, t = dst.bits - 1, value_type(u32)
+    word = b.bitcast(x, t)
+    size = b.and_(word, constant(u32, 0x7FFFFFFF))
+    most = b.bitcast(constant(f32, form.largest), t)
+    size = b.select(b.icmp_unsigned(">", size, most), most, size)
+    last = b.and_(b.lshr(size, constant(u32, form.shift)), constant(u32, 1))
+    even = b.add(size, b.add(last, constant(u32, (1 << (form.shift - 1)) - 1)))
+    normal = b.sub(b.lshr(even, constant(u32, form.shift)), constant(u32, form.rebias << form.mantissa))
+    # A float32 around `magic` moves in steps of the smallest number of dst: its last bits are the code.
+    magic = 2.0 ** (form.rebias - form.mantissa - 103)
+    near = b.bitcast(b.fadd(b.bitcast(size, value_type(f32)), constant(f32, magic)), t)
+    tiny = b.sub(near, b.bitcast(constant(f32, magic), t))
+    below = b.icmp_unsigned("<", size, constant(u32, (form.rebias + 1) << 23))
+    code = b.select(below, tiny, normal)
+    code = b.select(b.fcmp_unordered("uno", x, x), constant(u32, form.nan), code)
+    sign = b.and_(b.lshr(word, constant(u32, 31 - top)), constant(u32, 1 << top))
+    if top == 3:  # what stands for NaN is a number: +6
+        sign = b.select(b.fcmp_unordered("uno", x, x), constant(u32, 0), sign)
+    return b.trunc(b.or_(code, sign), value_type(dst))
+
+
+def _to_e8m0(b: Any, dst: DType, x: Value) -> Value:
+    """float32 -> the exponent of the next power of two; 2**-127 and less, negative ones too, give 0."""
+    i32 = as_dtype("int32").with_lanes(dst.lanes)
+    word = b.bitcast(x, value_type(i32))
+    up = b.lshr(b.add(word, constant(i32, 0x7FFFFF)), constant(i32, 23))
+    up = b.select(b.icmp_signed(">", up, constant(i32, 0xFE)), constant(i32, 0xFE), up)
+    code = b.select(b.icmp_signed("<=", word, constant(i32, 0x400000)), constant(i32, 0), up)
+    code = b.select(b.fcmp_unordered("uno", x, x), constant(i32, 0xFF), code)
+    return b.trunc(code, value_type(dst))
+
+
+def _to_narrow(b: Any, src: DType, dst: DType, x: Value) -> Value:
     lanes = dst.lanes
     if src.scalar.name != "float32":
         if not src.is_float:
             x = _to_float64(b, src, x)
         x = _round_to_odd(b, lanes, x)
+    if dst.scalar.name == "float8_e8m0fnu":
+        return _to_e8m0(b, dst, x)
+    if dst.bits <= 8:
+        return _to_small(b, dst, x)
     if dst.scalar.name == "float16":
         return b.bitcast(b.fptrunc(x, _half_type(lanes)), value_type(dst))
     u32 = as_dtype("uint32").with_lanes(lanes)

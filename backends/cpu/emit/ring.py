@@ -36,7 +36,7 @@ def bits(b: Any, d: DType, v: Value) -> Value:
     if d.is_bool:
         return b.zext(v, I64)
     if d.is_float:
-        width = as_dtype(f"uint{d.bits}")
+        width = as_dtype(f"uint{max(8, d.bits)}")
         return convert.cast(b, width, WORD, arith.reinterpret(b, width, v))
     return convert.cast(b, d, WORD, v)
 
@@ -103,7 +103,7 @@ def atomic(
     b.position_at_end(again)
     old = b.phi(word)
     old.add_incoming(first, before)
-    wide = as_dtype("float32") if d.is_half else d
+    wide = as_dtype("float32") if d.is_narrow else d
     x, y = (convert.cast(b, d, wide, v) for v in (_out(b, d, old), value))
     new = convert.cast(b, wide, d, arith.binary(b, op, wide, x, y))
     swapped = b.cmpxchg(address, old, as_word(new), order, _FAILED.get(order, order))

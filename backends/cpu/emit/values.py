@@ -1,7 +1,7 @@
 """LLVM types, constants, lane shuffles and memory of the loop stage's values.
 
-An emitter is a pure function over an llvmlite IRBuilder. It knows dtypes, not Numba and not tiles. float16 and
-bfloat16 values are their 16 bits (i16): the loop stage only loads, stores and converts them.
+An emitter is a pure function over an llvmlite IRBuilder. It knows dtypes, not Numba and not tiles. Values of narrow
+floats are their bits (i16, i8; four bits in an i8): the loop stage only loads, stores and converts them.
 bool is i1 as a value and one byte in memory.
 """
 
@@ -30,9 +30,9 @@ Value = Any  # llvmlite values are untyped for mypy
 
 
 def value_type(d: DType) -> Any:
-    """The LLVM type of a value: i1 for bool, bits for the half types, <n x ...> for vectors."""
+    """The LLVM type of a value: i1 for bool, bits for narrow floats, <n x ...> for vectors."""
     scalar = d.scalar
-    t = _FLOATS.get(scalar.name) or (I1 if scalar.is_bool else ir.IntType(scalar.bits))
+    t = _FLOATS.get(scalar.name) or (I1 if scalar.is_bool else ir.IntType(max(8, scalar.bits)))
     return t if d.lanes == 1 else ir.VectorType(t, d.lanes)
 
 
@@ -75,7 +75,7 @@ def intrinsic(b: Any, name: str, result: Any, args: Sequence[Value], aligned: di
 def constant(d: DType, x: Any) -> Value:
     """A Python bool, int or float as a constant of d (all lanes). Integers wrap."""
     t = value_type(d.scalar)
-    if d.is_float and not d.is_half:
+    if d.is_float and not d.is_narrow:
         c = ir.Constant(t, float(x))
     elif d.is_bool:
         c = ir.Constant(t, int(bool(x)))
@@ -163,7 +163,7 @@ def store(b: Any, d: DType, base: Value, index: Value, v: Value, mask: Value | N
         with b.if_then(mask):
             b.store(v, address, align=align)
     else:
-        if d.bits < 64 and not d.is_float or d.is_half:
+        if d.bits < 64 and not d.is_float or d.is_narrow:
             _keep(b, v)
         intrinsic(b, f"llvm.masked.store.{suffix(v.type)}.p0", VOID, [v, address, mask], {1: align})
 
