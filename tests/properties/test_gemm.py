@@ -44,6 +44,9 @@ CASES = [
     Case("bfloat16", "float32", (64, 64, 32)),
     Case("bfloat16", "bfloat16", (13, 48, 16), True, True, clear="load"),
     Case("float64", "float64", (31, 13, 7), False, True),
+    Case("float8_e4m3fn", "float32", (31, 33, 48), False, True),
+    Case("float8_e5m2", "float16", (13, 17, 33), True, clear="clear_accum"),
+    Case("float8_e4m3fn", "bfloat16", (16, 31, 7), False, True, clear="regions"),
     Case("int8", "int32", (33, 31, 48)),
     Case("uint8", "int32", (7, 64, 13), True, clear="clear_accum"),
 ]

@@ -103,12 +103,20 @@ def test_reductions(dtype: str, tile: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "out"),
-    [("float16", "float32"), ("float32", "float16"), ("int8", "int32"), ("int32", "float32"), ("float32", "float64")],
+    [
+        ("float16", "float32"),
+        ("float32", "float16"),
+        ("int8", "int32"),
+        ("int32", "float32"),
+        ("float32", "float64"),
+        ("float8_e4m3fn", "float32"),
+        ("float8_e5m2", "bfloat16"),
+    ],
 )
 def test_elements_are_converted_to_the_accumulator_first(dtype: str, out: str) -> None:
     """The output's dtype, at least float32; what is narrower is rounded once, at the end."""
     tile = (13, 37)
-    accumulator = "float32" if out == "float16" else out
+    accumulator = "float32" if as_dtype(out).is_narrow else out
     args = arguments(dtype, tile, out, 3)
     got = support.agree(kernel(dtype, tile, out), *args)
     with np.errstate(all="ignore"):
@@ -163,14 +171,14 @@ def floats(row: Operation, dtype: DType, values: list[float], last: list[float],
         total = partials[0]
         for v in olds:
             total = inner.type(total + v)
-        return dtype.numpy.type(total)
+        return support.rounded(np.asarray(total), dtype)[()]
     combine = OPERATIONS["min" if "min" in row.name else "max"].real
     assert combine is not None
     if nan_propagate and any(np.isnan(v) for v in xs + olds):
         return dtype.numpy.type(np.nan)
     start = {"reduce_max": -np.inf, "reduce_min": np.inf, "reduce_absmax": 0.0}[row.name]
     best = functools.reduce(lambda p, q: combine(np.float64(p), np.float64(q)), xs + olds, np.float64(start))
-    return dtype.numpy.type(np.float64(best))
+    return support.rounded(np.asarray(best, np.float64), dtype)[()]
 
 
 def test_float_sums_lie_within_the_bound() -> None:

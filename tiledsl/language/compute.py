@@ -39,7 +39,8 @@ def gemm(
 
     A [M, K] ([K, M] with transpose_A), B [K, N] ([N, K] with transpose_B): shared or fragment, of one dtype, or two
     floats or two integers of at most 8 bits. C [M, N]: float32, float16 or bfloat16 for float operands of at most 32
-    bits, float64 for float64, int32 for integers of at most 8 bits. clear_accum: bool or condition; start from 0. policy and k_pack are hints.
+    bits, float64 for float64, int32 for integers of at most 8 bits. clear_accum: bool or condition; start from 0.
+    policy and k_pack are hints.
 
     Raises TileTypeError when the shapes or dtypes do not go together.
     """
