@@ -201,7 +201,7 @@ def _atomic(cx: Context, s: ir.Atomic) -> None:
         result = None if s.result is None else ir.Var(s.result.name, place.buffer.dtype)
         cx.emit(ir.Atomic(s.op, place.buffer, idx, v, result, s.order))
         if s.result is not None and result is not None:
-            old: ir.Expr = ir.Cast(result, F32) if t.is_half else result
+            old: ir.Expr = ir.Cast(result, F32) if t.is_narrow else result
             cx.env[s.result] = Lane(widen(old) if t.is_int and t.name != "uint64" else old)
         return
     at = tuple(cx.let("at", i) for i in idx)
@@ -211,7 +211,7 @@ def _atomic(cx: Context, s: ir.Atomic) -> None:
         new = given
         if s.op not in ("store", "exchange"):
             new = ir.Binary(_COMBINE.get(s.op, s.op), old, given)
-            new = round_to(new, t) if t.is_half else new
+            new = round_to(new, t) if t.is_narrow else new
         cx.emit(ir.Store(place.buffer, at, store_value(cx, Lane(new), place), proved=True))
     if s.result is not None:
         cx.env[s.result] = Lane(old)
