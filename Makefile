@@ -11,8 +11,10 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --
 PYTEST_ARGS ?= -n 2
 
 FUZZ_ARGS ?=
+MUTATION_ARGS ?=
+HOSTILE_ARGS ?=
 
-.PHONY: demo test fuzz fuzz-long lint format types check clean
+.PHONY: demo test fuzz fuzz-long mutants hostile lint format types check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tiledsl demo
@@ -26,6 +28,14 @@ fuzz: $(VENV)/.test
 
 fuzz-long: $(VENV)/.test
 	$(BIN)/python -m tiledsl.testing.fuzz_run --minutes 480 $(FUZZ_ARGS)
+
+# 200 drawn mistakes in the compiler and the planted ones: does a test notice each? About an hour of one core.
+mutants: $(VENV)/.test
+	$(BIN)/python tests/mutation/run.py --count 200 $(MUTATION_ARGS)
+
+# 20,000 wrong programs: each ends in a kernel or in a diagnostic with a place.
+hostile: $(VENV)/.test
+	$(BIN)/python -m tiledsl.testing.hostile --count 20000 $(HOSTILE_ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

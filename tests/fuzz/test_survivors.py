@@ -1,4 +1,4 @@
-"""Mistakes that mutation.py planted and no test noticed; now these do."""
+"""Mistakes that tests/mutation planted and no test noticed; now these do."""
 
 # mypy: disable-error-code="no-untyped-def,valid-type,misc"
 from __future__ import annotations

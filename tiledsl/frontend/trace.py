@@ -83,10 +83,13 @@ def parameter_annotations(pyfunc: Callable[..., Any], names: Mapping[str, Any]) 
         if isinstance(value, str):
             try:
                 found[name] = eval(value, pyfunc.__globals__, scope)  # noqa: S307 - the author's own annotation
-            except NameError as e:
-                raise error(
-                    "annotation-name", TileNameError, f"parameter {name}: {e}", loc=compiled(pyfunc).parameters[name]
-                ) from None
+            except (NameError, TileError) as e:
+                place = compiled(pyfunc).parameters[name]
+                if not isinstance(e, TileError):
+                    raise error("annotation-name", TileNameError, f"parameter {name}: {e}", loc=place) from None
+                if e.loc is None or e.loc.file == "<string>":  # the text itself has no place
+                    e.loc = place
+                raise
     return found
 
 

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import copy
+import io
+import json
+import os
 import random
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,32 +128,42 @@ class _TooLong(Exception):
     pass
 
 
-def judge(program: Program, seconds: int = 20) -> tuple[str, str]:
-    """("kernel" | "diagnostic" | "python" | "wrong", details): what becomes of the program up to the loop stage."""
+def judge(program: Program, seconds: int = 20, depth: int = 1) -> tuple[str, str]:
+    """("kernel" | "diagnostic" | "python" | "wrong", details): what becomes of the program.
+
+    depth: 0 the frontend and the verifier, 1 the CPU pipeline down to the loop stage too, 2 a run by the checked
+    interpreter as well, where a kernel that does not end within `seconds` is the author's.
+    """
     from tiledsl.backends.cpu.pipeline import cpu_pipeline
     from tiledsl.ir.verifier import verify
 
     def stop(*_: Any) -> None:
         raise _TooLong(f"longer than {seconds} s")
 
+    running = False
     old = signal.signal(signal.SIGALRM, stop)
     signal.alarm(seconds)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            function = program.function
+            kernel = program.kernel()
+            function = kernel.function
             verify(function)
-            for p in cpu_pipeline():
-                function = p(function)
-            verify(function)
+            if depth:
+                for p in cpu_pipeline():
+                    function = p(function)
+                verify(function)
+            if depth > 1:
+                running = True
+                kernel(*program.make_args(1), target="numpy:checked")
     except InternalError as e:
         return "wrong", f"InternalError {e}\n{traceback.format_exc()}"
     except TileError as e:
         if not str(e).strip() or (e.loc is None and not _at_the_call(e)):
             return "wrong", f"{type(e).__name__} without a place: {e}\n{traceback.format_exc()}"
         return "diagnostic", type(e).__name__
-    except _TooLong as e:
-        return "wrong", str(e)
+    except (_TooLong, MemoryError) as e:  # the author's loop, the author's sizes
+        return ("kernel", "without an end") if running else ("wrong", f"{type(e).__name__} {e}")
     except Exception as e:
         if _authors_own(e):
             return "python", type(e).__name__
@@ -174,30 +189,74 @@ def edited(number: int, count: int) -> Iterator[Program]:
             yield replace(base, source=text)
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one program. kind: the error and the innermost line of the traceback."""
+
+    ending: str
+    details: str
+    program: Program
+
+    @property
+    def kind(self) -> str:
+        lines = [x.strip() for x in self.details.splitlines() if x.strip().startswith("File")]
+        return f"{self.details.splitlines()[0][:60]} {lines[-1] if lines else ''}"
+
+
+def round_of(number: int, count: int, lower_every: int, run_every: int) -> Iterator[Verdict]:
+    """Judge `count` programs in a forked process: a crash, or what uses up the memory, ends that process and is the
+    verdict on the program it was at; the rest of the round follows in another one."""
+    programs = list(edited(number, count))
+    done = 0
+    while done < count:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            with contextlib.suppress(BaseException), os.fdopen(writing, "w", encoding="utf-8") as out:
+                limit_memory()
+                for k in range(done, count):
+                    depth = 2 if k % run_every == 0 else 1 if k % lower_every == 0 else 0
+                    out.write(json.dumps(judge(programs[k], depth=depth)) + "\n")
+                    out.flush()
+            os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading, encoding="utf-8") as rows:
+            for row in rows:
+                ending, details = json.loads(row)
+                yield Verdict(ending, details, programs[done])
+                done += 1
+        _, status = os.waitpid(child, 0)
+        if done < count:
+            yield Verdict("wrong", f"the process ended with status {status}", programs[done])
+            done += 1
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the number of kinds of wrong endings, at most 100."""
     parser = argparse.ArgumentParser(prog="python -m tiledsl.testing.hostile", description=__doc__.split("\n\n")[0])
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--start", type=int, default=0, help="number of the first round of 100")
+    parser.add_argument("--lower-every", type=int, default=4, help="which programs go through the CPU pipeline too")
+    parser.add_argument("--run-every", type=int, default=10, help="which programs are run by the interpreter too")
     parser.add_argument("--folder", type=Path, default=Path(".fuzz") / "hostile")
     given = parser.parse_args(argv)
-    limit_memory()
     endings: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
+    begin = time.monotonic()
     for number in range(given.start, given.start + -(-given.count // 100)):
-        for program in edited(number, 100):
-            ending, details = judge(program)
-            endings[ending] += 1
-            if ending == "wrong":
-                lines = [x.strip() for x in details.splitlines() if x.strip().startswith("File")]
-                key = f"{details.splitlines()[0][:60]} {lines[-1] if lines else ''}"
-                kinds[key] += 1
-                if kinds[key] == 1:
+        for verdict in round_of(number, 100, given.lower_every, given.run_every):
+            endings[verdict.ending] += 1
+            if verdict.ending == "wrong":
+                kinds[verdict.kind] += 1
+                if kinds[verdict.kind] == 1:
                     given.folder.mkdir(parents=True, exist_ok=True)
                     path = given.folder / f"{number}-{len(kinds)}.py"
-                    path.write_text(program.text(0, details), encoding="utf-8")
-                    print(f"\n{key}\n  saved as {path}", file=sys.stderr)
-        print(f"\r{sum(endings.values())} programs: {dict(endings)} ", end="", file=sys.stderr, flush=True)
+                    path.write_text(verdict.program.text(0, verdict.details), encoding="utf-8")
+                    print(f"\n{verdict.kind}\n  saved as {path}", file=sys.stderr)
+        spent = time.monotonic() - begin
+        text = f"{sum(endings.values())} programs in {spent:.0f} s: {dict(endings)}"
+        print(f"\r{text} ", end="", file=sys.stderr, flush=True)
     print(f"\n{dict(endings)}")
     for key, n in kinds.most_common():
         print(f"{n:6} {key}")
