@@ -34,6 +34,8 @@ class LaneLoop:
     """The vector loop being emitted: its lane mask, what it writes, where invariant values are hoisted to.
 
     mask may be narrower than `tail`, the mask of the loop itself, which has at least one lane.
+    exits: registers of the innermost loop that lanes leave one by one: those that go on, those that are in this round.
+    branches: lanes are threads, whose conditions often hold for none of sixteen: what follows is then jumped over.
     """
 
     mask: ir.Expr | None
@@ -43,6 +45,8 @@ class LaneLoop:
     inner: set[ir.Var] = field(default_factory=set)  # author's variables bound inside the loop
     guarded: int = 0  # > 0: inside a conditional or lazy operand, where loads must not be hoisted
     hoisted: dict[ir.Expr, Lane] = field(default_factory=dict)
+    exits: tuple[ir.Buffer, ir.Buffer] | None = None
+    branches: bool = False
 
 
 @dataclass

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 from tiledsl import ir
 from tiledsl.analysis.bounds import kernel_facts
 from tiledsl.errors import InternalError, TileNotImplementedError
-from tiledsl.ir.walk import map_kernels
+from tiledsl.ir.walk import map_kernels, walk
 
 from .boundary import inline_integer_lets, split_boundary
 from .context import Context, Lane, get, put
 from .gemm import lower_gemm
+from .lane_loops import any_lane, lane_atomic, lane_for, lane_leave, lane_while, leaves, only_here
 from .nest import lower_parallel
 from .pack import fill_panels, pack_copy
 from .plan import plan_scratch
@@ -69,6 +70,8 @@ def lower_block(cx: Context, body: tuple[ir.Stmt, ...]) -> None:
         if handler is None:
             raise TileNotImplementedError(f"{type(s).__name__.lower()} is not yet supported by the CPU targets", s.loc)
         handler(cx, s)
+        if cx.lane is not None and cx.lane.exits is not None and leaves(s):
+            only_here(cx)
         cx.loc = outer
 
 
@@ -110,7 +113,7 @@ def _store(cx: Context, s: ir.Store) -> None:
             if mask is not None:
                 x = ir.Select(mask, x, get(place.buffer))
         cx.emit(put(place.buffer, x))
-    elif lie == 0:
+    elif lie == 0 and cx.lane is None:
         cx.emit(ir.Store(place.buffer, idx, store_value(cx, v, place), None, True))
     else:
         x = vector(cx, v, place.logical)
@@ -132,14 +135,29 @@ def _if(cx: Context, s: ir.If) -> None:
         cx.emit(ir.If(c.expr, tuple(then), tuple(orelse)))
         return
     m = cx.let("m", bool_mask(cx, c))
-    with lazily(cx, m):
-        lower_block(cx, s.then)
+    _if_lanes(cx, m, s.then)
     if s.orelse:
-        with lazily(cx, ir.Unary("not", m)):
-            lower_block(cx, s.orelse)
+        _if_lanes(cx, ir.Unary("not", m), s.orelse)
+
+
+_JUMP = 12  # nodes: what is worth a jump where no lane needs it
+
+
+def _if_lanes(cx: Context, mask: ir.Expr, body: tuple[ir.Stmt, ...]) -> None:
+    with lazily(cx, mask):
+        assert cx.lane is not None
+        if cx.lane.branches and cx.lane.mask is not None and sum(1 for _ in walk(body)) > _JUMP:
+            some = any_lane(cx.lane.mask)
+            with cx.block() as then:
+                lower_block(cx, body)
+            cx.emit(ir.If(some, tuple(then)))
+        else:
+            lower_block(cx, body)
 
 
 def _for(cx: Context, s: ir.For) -> None:
+    if cx.lane is not None and lane_for(cx, s, lower_block):
+        return
     start, stop, step = (scalar(cx, e) for e in (s.start, s.stop, s.step))
     var = ir.Var(s.var.name, I64)
     cx.env[s.var] = Lane(var)
@@ -153,10 +171,20 @@ def _for(cx: Context, s: ir.For) -> None:
 
 
 def _while(cx: Context, s: ir.While) -> None:
+    if cx.lane is not None:
+        lane_while(cx, s, lower_block)
+        return
     cond = scalar(cx, s.cond)
     with cx.block() as body:
         lower_block(cx, s.body)
     cx.emit(ir.While(cond, tuple(body)))
+
+
+def _leave(cx: Context, s: ir.Break | ir.Continue) -> None:
+    if cx.lane is not None and cx.lane.exits is not None:
+        lane_leave(cx, s)
+    else:
+        cx.emit(s)
 
 
 def _parallel(cx: Context, s: ir.Parallel) -> None:
@@ -194,6 +222,9 @@ _COMBINE = {"and": "bitand", "or": "bitor", "xor": "bitxor"}
 
 def _atomic(cx: Context, s: ir.Atomic) -> None:
     """A hardware atomic on global memory. A block's own memory is touched by one worker: there it is plain code."""
+    if cx.lane is not None:
+        lane_atomic(cx, s, _atomic)
+        return
     place, idx, _ = address(cx, s.buffer, s.indices)
     t = place.logical
     if place.kind == "global":
@@ -255,8 +286,8 @@ _HANDLERS: dict[type, Callable[[Context, Any], None]] = {
     ir.Fill: _fill,
     ir.Atomic: _atomic,
     ir.Debug: _debug,
-    ir.Break: _same,
-    ir.Continue: _same,
+    ir.Break: _leave,
+    ir.Continue: _leave,
     ir.Return: _same,
     ir.Sync: _nothing,
 }

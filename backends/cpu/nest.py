@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from tiledsl import ir
 from tiledsl.ir.walk import free_vars, loads_of, walk, writes
@@ -41,7 +42,7 @@ def _vector_loop(cx: Context, p: ir.Parallel, var: ir.Var, n: ir.Expr, body: Bod
     stored = frozenset(b.root for s in walk(p.body) if isinstance(s, ir.Stmt) for b in writes(s))
     written = stored | _allocated_inside(p)
     inner = {var} | {v for s in walk(p.body) for v in bound_vars(s)}
-    lane = LaneLoop(None, written, [], inner=inner)
+    lane = LaneLoop(None, written, [], inner=inner, branches=_of_threads(p))
     with cx.when(None if isinstance(n, ir.Const) else lt(ZERO, n)):
         full: ir.Expr = i64(n.value // LANES * LANES) if isinstance(n, ir.Const) else _round_down(cx, n)
         with cx.block() as loops:
@@ -75,7 +76,7 @@ def bound_vars(s: ir.Node) -> tuple[ir.Var, ...]:
     """Variables that a statement inside a nest introduces."""
     if isinstance(s, (ir.Let, ir.For)):
         return (s.var,)
-    return ()
+    return (s.result,) if isinstance(s, ir.Atomic) and s.result is not None else ()
 
 
 # -- which axis ------------------------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ def _choose_axis(p: ir.Parallel) -> int | None:
         if isinstance(extent, ir.Const) and extent.value < 2:
             continue
         lets: dict[ir.Var, int | None] = {p.vars[axis]: 1}
-        if not _vectorisable(p.body, lets, _allocated_inside(p)):
+        if not _Lanes(lets, _allocated_inside(p), _of_threads(p)).block(p.body):
             continue
         score = 1.0 + sum(_score(n, lets) for n in walk(p.body))
         if isinstance(extent, ir.Const) and extent.value < LANES:
@@ -148,31 +149,49 @@ def _outer_vars_written(p: ir.Parallel) -> list[ir.Buffer]:
     return [b for b in found if b not in inside]
 
 
-def _vectorisable(body: tuple[ir.Stmt, ...], lets: dict[ir.Var, int | None], inside: frozenset[ir.Buffer]) -> bool:
-    """Whether all lanes can run this block together; records in `lets` how each let moves with the lane."""
-    for s in body:
+def _of_threads(p: ir.Parallel) -> bool:
+    """The nest runs over the threads of a block (`regions.py`)."""
+    return bool(dict(p.annotations).get("threads"))
+
+
+@dataclass
+class _Lanes:
+    """Whether all lanes can run a block together; records in `lets` how each let moves with the lane.
+
+    threads: loops that lanes leave one by one, and stores of all lanes to one place, are worth vectors
+    """
+
+    lets: dict[ir.Var, int | None]
+    inside: frozenset[ir.Buffer]
+    threads: bool
+
+    def block(self, body: tuple[ir.Stmt, ...]) -> bool:
+        return all(map(self.statement, body))
+
+    def statement(self, s: ir.Stmt) -> bool:
         if isinstance(s, ir.Let):
-            lets[s.var] = _coef(s.value, lets)
-        elif isinstance(s, ir.Store):
-            per_thread = s.buffer.scope in ("var", "local")
-            if per_thread and s.buffer not in inside:
+            self.lets[s.var] = _coef(s.value, self.lets)
+            return True
+        if isinstance(s, ir.Store):
+            if s.buffer.scope in ("var", "local"):
+                return s.buffer in self.inside
+            return self.threads or any(_coef(i, self.lets) != 0 for i in s.indices)
+        if isinstance(s, ir.Alloc):
+            return s.buffer.scope == "var"
+        if isinstance(s, ir.If):
+            return self.block(s.then) and self.block(s.orelse)
+        if isinstance(s, ir.For):
+            even = all(_coef(x, self.lets) == 0 and not _per_lane(x) for x in (s.start, s.stop, s.step))
+            self.lets[s.var] = 0 if even else None
+            if not self.threads and (not even or any(isinstance(n, (ir.Break, ir.Continue)) for n in walk(s.body))):
                 return False
-            if not per_thread and all(_coef(i, lets) == 0 for i in s.indices):
-                return False
-        elif isinstance(s, ir.Alloc):
-            if s.buffer.scope != "var":
-                return False
-        elif isinstance(s, ir.If):
-            if not (_vectorisable(s.then, lets, inside) and _vectorisable(s.orelse, lets, inside)):
-                return False
-        elif isinstance(s, ir.For):
-            if any(_coef(x, lets) != 0 or _per_lane(x) for x in (s.start, s.stop, s.step)):
-                return False
-            lets[s.var] = 0
-            if any(isinstance(n, (ir.Break, ir.Continue)) for n in walk(s.body)):
-                return False
-            if not _vectorisable(s.body, lets, inside):
-                return False
-        elif not (isinstance(s, ir.Debug) and s.kind == "assume"):
-            return False
-    return True
+            return self.block(s.body)
+        if isinstance(s, ir.Atomic):
+            if s.result is not None:
+                self.lets[s.result] = None
+            return self.threads
+        if isinstance(s, ir.While):
+            return self.threads and self.block(s.body)
+        if isinstance(s, (ir.Break, ir.Continue)):
+            return self.threads
+        return isinstance(s, ir.Debug) and s.kind == "assume"

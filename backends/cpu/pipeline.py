@@ -14,6 +14,7 @@ from tiledsl.passes.guard_bounds import GuardBounds
 
 from .hoist import HoistPacks
 from .lower import Lower
+from .spread import SpreadThreads
 from .storage import packed_buffers
 
 __all__ = ["cpu_pipeline"]
@@ -34,8 +35,8 @@ class _ExpandUnpacked:
 def cpu_pipeline() -> tuple[Pass, ...]:
     """The passes.
 
-    Prints and asserts learn where they are while loops are still the author's. Constants fold first, so that extents
-    and guards are as simple as they can be. Packing that blocks would repeat moves out of the grid. Copies become
-    nests. Then every access is proved or guarded, and the statements are lowered one by one.
+    Prints and asserts learn where they are while loops are still the author's. Threads become loops. Constants fold,
+    so that extents and guards are as simple as they can be. Packing that blocks would repeat moves out of the grid.
+    Copies become nests. Then every access is proved or guarded, and the statements are lowered one by one.
     """
-    return (ExplainDebug(), Fold(), HoistPacks(), _ExpandUnpacked(), GuardBounds(), Fold(), Lower())
+    return (ExplainDebug(), SpreadThreads(), Fold(), HoistPacks(), _ExpandUnpacked(), GuardBounds(), Fold(), Lower())

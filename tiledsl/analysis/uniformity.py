@@ -21,7 +21,7 @@ from tiledsl.ir.stmt import (
     Store,
     While,
 )
-from tiledsl.ir.walk import walk
+from tiledsl.ir.walk import walk, writes
 
 __all__ = ["Varying", "varying"]
 
@@ -95,7 +95,14 @@ class Varying:
             changed = self._block(s.body, divergent)
             self._parallel = False
             return changed
-        return False
+        own = [b for b in writes(s) if b.root.scope in _PRIVATE]  # a tile operation on each thread's storage
+        return bool(own) and (divergent or self.statement(s)) and any([self._mark(b) for b in own])
+
+    def statement(self, s: Stmt) -> bool:
+        """True when something that s mentions may differ between lanes."""
+        return any(
+            n in self.vars if isinstance(n, Var) else isinstance(n, Buffer) and n.root in self.buffers for n in walk(s)
+        )
 
     @staticmethod
     def _differs(s: Collective) -> bool:

@@ -1,0 +1,371 @@
+"""What threads exchange, as arrays over the threads: each writes its value, then reads or combines those of others.
+
+Reductions are the xor butterfly 16-8-4-2-1 of the table in `tiledsl.ir.collectives`. Over numbers of 32 bits and more
+that is exactly the order of T.reduce over 32 elements, so where all threads are here a reduction is one of those.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tiledsl import ir
+from tiledsl.dtypes import DType, as_dtype
+from tiledsl.errors import TileNotImplementedError
+from tiledsl.ir import build
+from tiledsl.ir.build import INT32, TRUE, add, all_of, and_, const, eq, floordiv, floormod, lt, mul, ne, select, sub
+from tiledsl.ir.collectives import COLLECTIVE_REDUCTIONS, WARP
+from tiledsl.ir.walk import substitute
+
+if TYPE_CHECKING:
+    from .spread import Spreader
+
+__all__ = ["lower_collective"]
+
+_U32 = as_dtype("uint32")
+Element = Callable[[ir.Expr], ir.Expr]
+
+
+def lower_collective(sp: Spreader, s: ir.Collective) -> None:
+    """Writes one collective; its result is a value of the threads that go on."""
+    _Exchange(sp, s).write()
+
+
+def _bits(a: ir.Expr, op: str, b: int) -> ir.Expr:
+    return build.binary(op, a, const(b, a.dtype))
+
+
+class _Exchange:
+    """One collective.
+
+    presence  an array that says which threads are here; None: all of them
+    mask      an array of the masks that the threads ask with; None: nobody is left out
+    """
+
+    def __init__(self, sp: Spreader, s: ir.Collective) -> None:
+        self.sp, self.s = sp, s
+        self.thread, self.count = sp.thread, sp.regions.count
+        self.presence: ir.Buffer | None = None
+        self.mask: ir.Expr | None = None
+
+    def write(self) -> None:
+        sp, s = self.sp, self.s
+        masks = sp.level.masks
+        if s.mask is not None:
+            name = ir.Var("mask", _U32)
+            sp.level.pending.append(ir.Let(name, s.mask, loc=s.loc))
+            self.mask = name
+        if masks:
+            sp.flush()
+            self.presence = sp.mask("present")
+            sp.everywhere(sp.set(self.presence, sp.here()))
+        if s.op in COLLECTIVE_REDUCTIONS:
+            self.reduction()
+        elif s.op.startswith("shfl"):
+            self.shuffle()
+        elif s.op.startswith("match"):
+            self.match()
+        elif s.op == "rank":
+            self.rank()
+        elif s.scope == "block":
+            self.block_vote()
+        else:
+            self.warp_vote()
+
+    # -- pieces ----------------------------------------------------------------------------------------------
+
+    def publish(self, name: str, value: ir.Expr, absent: ir.Expr | None = None) -> ir.Buffer:
+        """An array with the value of each thread; absent: that of threads that are not here."""
+        array = self.sp.regions.per_thread(name, value.dtype)
+        if absent is not None and self.presence is not None:
+            self.sp.everywhere(ir.Store(array, (self.thread,), absent, loc=self.s.loc))
+        self.sp.level.pending.append(ir.Store(array, (self.thread,), value, loc=self.s.loc))
+        self.sp.flush()
+        return array
+
+    def result(self, value: ir.Expr) -> None:
+        self.sp.level.pending.append(ir.Let(self.s.result, value, loc=self.s.loc))
+
+    def exists(self, j: ir.Expr, known: bool = False) -> ir.Expr:
+        """Thread j takes part, as this thread sees it. known: j is below the number of threads."""
+        tests: list[ir.Expr] = []
+        if not known and self.count % WARP:
+            tests.append(lt(j, self.count))
+        if self.presence is not None:
+            tests.append(ne(self.presence.load(j), 0))
+        if self.mask is not None:
+            tests.append(
+                ne(_bits(build.binary("shr", self.mask, build.cast(_bits(j, "bitand", 31), _U32)), "bitand", 1), 0)
+            )
+        return all_of(tests)
+
+    def warp_start(self) -> ir.Expr:
+        return _bits(self.thread, "bitand", -WARP)
+
+    def warps(self) -> int:
+        return -(-self.count // WARP)
+
+    # -- shuffles --------------------------------------------------------------------------------------------
+
+    def shuffle(self) -> None:
+        s, width = self.s, self.s.width
+        lane = ir.Var("lane", INT32)
+        self.sp.level.pending.append(ir.Let(lane, s.args[1], loc=s.loc))
+        values = self.publish("values", s.args[0])
+        mine = _bits(self.thread, "bitand", width - 1)
+        fixed = s.args[1].value if isinstance(s.args[1], ir.Const) else None
+        by: ir.Expr = lane if fixed is None else const(fixed, INT32)
+        inside: ir.Expr = TRUE
+        if s.op == "shfl":
+            source = add(sub(self.thread, mine), _bits(by, "bitand", width - 1))
+        elif s.op == "shfl_xor":
+            other = build.binary("bitxor", _bits(self.thread, "bitand", WARP - 1), by)
+            source = add(self.warp_start(), other)
+            if fixed is None or not 0 <= fixed < width:
+                last = add(sub(_bits(self.thread, "bitand", WARP - 1), mine), width)
+                inside = and_(build.ge(other, 0), lt(other, last))
+            elif self.count % WARP == 0:
+                source = build.binary("bitxor", self.thread, by)
+        else:
+            moved = (sub if s.op == "shfl_up" else add)(mine, by)
+            source = (sub if s.op == "shfl_up" else add)(self.thread, by)
+            tests = [] if fixed is not None and fixed >= 0 and s.op == "shfl_down" else [build.ge(moved, 0)]
+            if not (fixed is not None and fixed >= 0 and s.op == "shfl_up"):
+                tests.append(lt(moved, width))
+            inside = all_of(tests)
+        if self.count % WARP:
+            inside = and_(inside, lt(source, self.count))
+        if inside != TRUE:
+            source = select(inside, source, self.thread)
+        found: ir.Expr = values.load(source)
+        there = self.exists(source, known=True)
+        if there != TRUE:
+            found = select(there, found, values.load(self.thread))
+        self.result(found)
+
+    # -- votes ---------------------------------------------------------------------------------------------------
+
+    def ballot(self, holds: ir.Expr) -> ir.Expr:
+        """What this thread reads of the vote of its warp, without its own mask."""
+        lane = build.cast(_bits(self.thread, "bitand", WARP - 1), _U32)
+        bit = build.binary("shl", const(1, _U32), lane)
+        votes = self.publish("votes", select(holds, bit, const(0, _U32)), const(0, _U32))
+        return self.of_group(votes, "bitor", WARP)
+
+    def masked(self, votes: ir.Expr) -> ir.Expr:
+        return votes if self.mask is None else build.binary("bitand", votes, self.mask)
+
+    def warp_vote(self) -> None:
+        s = self.s
+        if s.op == "activemask":
+            self.result(self.masked(self.ballot(TRUE)))
+        elif s.op == "ballot":
+            self.result(self.masked(self.ballot(s.args[0])))
+        elif s.op == "any":
+            self.result(ne(self.masked(self.ballot(s.args[0])), 0))
+        else:
+            self.result(eq(self.masked(self.ballot(build.not_(s.args[0]))), 0))
+
+    def block_vote(self) -> None:
+        s = self.s
+        idle = const(1 if s.op == "all" else 0, INT32)
+        votes = self.publish("votes", build.cast(s.args[0], INT32), idle)
+        total = self.sp.regions.array("vote", INT32, 1)
+        kind = {"any": "max", "all": "min", "count": "sum"}[s.op]
+        self.sp.emit(ir.Reduce(kind, _whole(votes), _whole(total), 0, TRUE, loc=s.loc))
+        found = total.load(const(0, INT32))
+        value = found if s.op == "count" else ne(found, 0)
+        self.block_result(value)
+
+    def block_result(self, value: ir.Expr) -> None:
+        """A result that all threads that are here share."""
+        if self.s.result in self.sp.varying.vars:
+            self.result(value)
+        else:
+            self.sp.uniform_let(ir.Let(self.s.result, value, loc=self.s.loc))
+
+    def rank(self) -> None:
+        if self.presence is None:
+            self.result(self.thread)
+            return
+        ranks = self.sp.regions.per_thread("ranks", INT32)
+        seen = ir.Buffer("seen", INT32, (const(1, INT32),), "var")
+        i, zero = ir.Var("i", INT32), (const(0, INT32),)
+        step = (
+            ir.Store(ranks, (i,), seen.load(*zero)),
+            ir.Store(seen, zero, add(seen.load(*zero), self.presence.load(i))),
+        )
+        self.sp.emit(
+            ir.Alloc(seen, const(0, INT32)),
+            ir.For(i, const(0, INT32), const(self.count, INT32), const(1, INT32), step, loc=self.s.loc),
+        )
+        self.result(ranks.load(self.thread))
+
+    def match(self) -> None:
+        """Bit by bit: who of the warp has this thread's value."""
+        s = self.s
+        value = s.args[0]
+        if value.dtype.is_float:
+            unsigned = as_dtype(f"uint{value.dtype.bits}")
+            value = ir.Call("reinterpret", (value,), unsigned)
+        values = self.publish("values", value)
+        same = ir.Buffer("same", _U32, (const(1, INT32),), "var")
+        other = ir.Buffer("other", _U32, (const(1, INT32),), "var")
+        j, zero = ir.Var("j", INT32), (const(0, INT32),)
+        at = add(self.warp_start(), j)
+        bit = build.binary("shl", const(1, _U32), build.cast(j, _U32))
+        equal = eq(values.load(at), values.load(self.thread))
+
+        def put(b: ir.Buffer) -> ir.Stmt:
+            return ir.Store(b, zero, build.binary("bitor", b.load(*zero), bit), loc=s.loc)
+
+        step: ir.Stmt = ir.If(equal, (put(same),), (put(other),), loc=s.loc)
+        here = self.exists(at)
+        if here != TRUE:
+            step = ir.If(here, (step,), loc=s.loc)
+        loop = ir.For(j, const(0, INT32), const(WARP, INT32), const(1, INT32), (step,), loc=s.loc)
+        self.sp.level.pending += [ir.Alloc(same, const(0, _U32)), ir.Alloc(other, const(0, _U32)), loop]
+        found: ir.Expr = same.load(*zero)
+        if s.op == "match_all":
+            found = select(eq(other.load(*zero), 0), found, const(0, _U32))
+        self.result(found)
+
+    # -- reductions ----------------------------------------------------------------------------------------------
+
+    def reduction(self) -> None:
+        s = self.s
+        counts = self.sp.regions.counts
+        axes = tuple(sorted(s.axes)) if s.axes else tuple(range(len(counts)))
+        group = WARP if s.scope == "warp" else math.prod(counts[a] for a in axes)
+        neighbours = s.scope == "warp" or all(counts[a] == 1 for a in range(axes[-1] + 1) if a not in axes)
+        plain = self.presence is None and self.mask is None and neighbours
+        if plain and self._foldable(group):
+            values = self.publish("values", s.args[0])
+            found = self.of_group(values, s.op, group)
+            if group >= self.count and s.scope == "block":
+                self.block_result(substitute(found, {self.thread: const(0, INT32)}))
+            else:
+                self.result(found)
+            return
+        values = self.publish("values", s.args[0])
+        if s.scope == "warp":
+            self.result(self.by_each(WARP, lambda k: add(self.warp_start(), k), values))
+            return
+        steps = [math.prod(counts[:a]) for a in range(len(counts))]
+        start: ir.Expr = const(0, INT32)
+        for a, v in enumerate(self.sp.kernel.thread_vars):
+            if a not in axes:
+                start = add(start, mul(v, steps[a]))
+
+        def place(k: ir.Expr) -> ir.Expr:
+            at = start
+            for a in axes:
+                at = add(at, mul(floormod(k, counts[a]), steps[a]))
+                k = floordiv(k, counts[a])
+            return at
+
+        found = self.by_each(group, place, values)
+        self.result(found)
+
+    def _foldable(self, group: int) -> bool:
+        """`of_group` has the butterfly's bits: no rounding between its steps, NaN and -0 as the operator has them."""
+        t = self.s.args[0].dtype
+        wide = t.is_int or (t.bits >= 32 and self.s.op == "sum")
+        rest = group > WARP and group % WARP and group < self.count
+        return wide and not rest
+
+    def of_group(self, values: ir.Buffer, op: str, group: int) -> ir.Expr:
+        """The reduction over each `group` neighbouring threads, as one of them reads it; the last may be fewer."""
+        n, t, loc = self.count, values.dtype, self.s.loc
+        inner = min(group, WARP)
+        whole, rest = divmod(n, inner)
+        found = self.sp.regions.array("found", t, whole + (rest > 0))
+        if whole:
+            view = _view(values, whole, inner)
+            out = ir.Region(found, (const(0, INT32),), (const(whole, INT32),))
+            self.sp.emit(ir.Reduce(op, _whole(view), out, 1, TRUE, loc=loc))
+        if rest:
+            src = ir.Region(values, (const(whole * inner, INT32),), (const(rest, INT32),))
+            out = ir.Region(found, (const(whole, INT32),), (const(1, INT32),))
+            self.sp.emit(ir.Reduce(op, src, out, 0, TRUE, loc=loc))
+        if group > WARP:
+            parts = whole + (rest > 0)
+            per = -(-min(group, n) // WARP)
+            total = self.sp.regions.array("total", t, parts // per)
+            self.sp.emit(ir.Reduce(op, _whole(_view(found, parts // per, per)), _whole(total), 1, TRUE, loc=loc))
+            found = total
+        if found.const_shape == (1,):
+            return found.load(const(0, INT32))
+        shift = group.bit_length() - 1
+        own = _bits(self.thread, "shr", shift) if group == 1 << shift else floordiv(self.thread, const(group, INT32))
+        return found.load(own)
+
+    def by_each(self, group: int, place: Element, values: ir.Buffer) -> ir.Expr:
+        """Each thread goes through its group itself; place: the number of the group's k-th thread."""
+        if group > WARP * WARP:
+            raise TileNotImplementedError("a reduction over more than 1024 threads", self.s.loc)
+        t = values.dtype
+        zero = (const(0, INT32),)
+        rounds = -(-group // WARP)
+        part, has = _local("part", t, WARP), _local("has", INT32, WARP)
+        parts, have = _local("parts", t, rounds), _local("have", INT32, rounds)
+        g, j = ir.Var("g", INT32), ir.Var("j", INT32)
+        k = add(mul(g, WARP), j)
+
+        def of_thread(at: ir.Expr) -> tuple[ir.Expr, ir.Expr]:
+            tests = [lt(k, group)] if group % WARP else []
+            there = self.exists(at, known=self.s.scope == "block")
+            return all_of([*tests, there]), values.load(at)
+
+        def of_part(at: ir.Expr) -> tuple[ir.Expr, ir.Expr]:
+            return and_(lt(j, rounds), ne(have.load(j), 0)), parts.load(at)
+
+        at = place(k)
+        fill = self._gather(*of_thread(at), part, has, j)
+        keep = (ir.Store(parts, (g,), part.load(*zero)), ir.Store(have, (g,), has.load(*zero)))
+        body = (*fill, *self._butterfly(part, has), *keep)
+        out: list[ir.Stmt] = [ir.Alloc(b) for b in (part, has, parts, have)]
+        out.append(ir.For(g, const(0, INT32), const(rounds, INT32), const(1, INT32), body, loc=self.s.loc))
+        if rounds > 1:
+            out += [*self._gather(*of_part(j), part, has, j), *self._butterfly(part, has)]
+        self.sp.level.pending += out
+        return part.load(*zero)
+
+    def _gather(
+        self, there: ir.Expr, value: ir.Expr, part: ir.Buffer, has: ir.Buffer, j: ir.Var
+    ) -> tuple[ir.Stmt, ...]:
+        zero, one = const(0, INT32), const(1, INT32)
+        yes = (ir.Store(part, (j,), value, loc=self.s.loc), ir.Store(has, (j,), one))
+        no = (ir.Store(part, (j,), build.zero(part.dtype)), ir.Store(has, (j,), zero))
+        step = yes if there == TRUE else (ir.If(there, yes, no),)
+        return (ir.For(j, zero, const(WARP, INT32), one, step, loc=self.s.loc),)
+
+    def _butterfly(self, part: ir.Buffer, has: ir.Buffer) -> tuple[ir.Stmt, ...]:
+        """part[0] combines what is there; the lanes of the other half would have the same."""
+        op = COLLECTIVE_REDUCTIONS[self.s.op]
+        out: list[ir.Stmt] = []
+        for half in (16, 8, 4, 2, 1):
+            i = ir.Var("i", INT32)
+            a, b = part.load(i), part.load(add(i, half))
+            mine, other = ne(has.load(i), 0), ne(has.load(add(i, half)), 0)
+            both = select(mine, select(other, ir.Binary(op, a, b), a), b)
+            step = (
+                ir.Store(part, (i,), both, loc=self.s.loc),
+                ir.Store(has, (i,), build.binary("bitor", has.load(i), has.load(add(i, half)))),
+            )
+            out.append(ir.For(i, const(0, INT32), const(half, INT32), const(1, INT32), step, loc=self.s.loc))
+        return tuple(out)
+
+
+def _local(name: str, t: DType, n: int) -> ir.Buffer:
+    return ir.Buffer(name, t, (const(n, INT32),), "local")
+
+
+def _whole(b: ir.Buffer) -> ir.Region:
+    return ir.Region(b, tuple(build.zero(e.dtype) for e in b.shape), b.shape)
+
+
+def _view(b: ir.Buffer, *extents: int) -> ir.Buffer:
+    """The leading elements of an array in another shape."""
+    return ir.Buffer(b.name, b.dtype, tuple(const(n, INT32) for n in extents), "shared", alias_of=b)

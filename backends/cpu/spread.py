@@ -1,0 +1,524 @@
+"""Thread-level kernels become tile-level ones: after this pass nobody mentions a thread.
+
+A kernel in which threads differ is cut at its synchronisation points (barriers, collectives, block-wide tile
+operations, T.Parallel) into regions (`regions.py`), each a T.Parallel over the threads of the block. Control flow that
+all threads share stays around the regions. Control flow in which they part stays inside a region where it holds no
+synchronisation point, and else becomes masks: an array says which threads are here, and the loop goes on while any is.
+A thread that returns leaves the mask of the living. The result is ordinary tile IR, which the interpreter runs too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tiledsl import ir
+from tiledsl.analysis.uniformity import Varying, varying
+from tiledsl.errors import TileNotImplementedError
+from tiledsl.ir import build
+from tiledsl.ir.build import INT32, TRUE, all_of, const, ne
+from tiledsl.ir.walk import Rewriter, loads_of, map_kernels, walk, writes
+
+from .collectives import lower_collective
+from .private_tiles import TILE_OPS, expand_private
+from .regions import Regions
+from .thread_nests import own_iterations
+
+__all__ = ["Spreader", "SpreadThreads"]
+
+_PRIVATE = ("local", "var")
+_ZERO = const(0, INT32)
+_SHORT = 32  # rounds
+Masks = tuple[ir.Buffer, ...]
+
+
+@dataclass(frozen=True)
+class SpreadThreads:
+    """The pass; kernels that do not tell their threads apart stay as they are."""
+
+    name: ClassVar[str] = "spread_threads"
+
+    def __call__(self, function: ir.Function) -> ir.Function:
+        return map_kernels(lambda k: Spreader(k).run() if _observes(k) else k, function)
+
+
+def _observes(kernel: ir.Kernel) -> bool:
+    threads = set(kernel.thread_vars)
+    return any(n in threads if isinstance(n, ir.Var) else isinstance(n, ir.Collective) for n in walk(kernel.body))
+
+
+@dataclass(eq=False)
+class _Loop:
+    """A loop around what is being written. masks: None where all threads leave it together; else `going` holds the
+    threads that have not left it, `here` those that are in this round."""
+
+    masks: tuple[ir.Buffer, ir.Buffer] | None = None
+
+
+@dataclass(eq=False)
+class _Level:
+    """One block of the result. masks: threads are here only where all of them hold."""
+
+    out: list[ir.Stmt]
+    pending: list[ir.Stmt]  # of the region that is open
+    masks: Masks
+
+
+class Spreader:
+    """The rewriting of one kernel."""
+
+    def __init__(self, kernel: ir.Kernel) -> None:
+        self.kernel = kernel
+        nests = [v for n in walk(kernel.body) if isinstance(n, ir.Parallel) for v in n.vars]
+        self.varying: Varying = varying(kernel.body, (*kernel.thread_vars, *nests))
+        self.regions = Regions(kernel, self.varying)
+        self.thread = self.regions.thread
+        self.level = _Level([], [], ())
+        self.loops: list[_Loop] = []
+        self.alive: ir.Buffer | None = None
+
+    def run(self) -> ir.Kernel:
+        body = self.block(self.kernel.body, ())
+        if self.alive is not None:
+            body = (self.regions.region((self.set(self.alive, TRUE),)), *body)
+        return self.kernel.replace(body=self.regions.resolve(body))
+
+    # -- writing -------------------------------------------------------------------------------------------
+
+    def block(self, body: Iterable[ir.Stmt], masks: Masks) -> tuple[ir.Stmt, ...]:
+        """The statements of a block that the threads run for which the masks hold."""
+        outer, self.level = self.level, _Level([], [], masks)
+        for s in body:
+            self.statement(s)
+        self.flush()
+        level, self.level = self.level, outer
+        return tuple(level.out)
+
+    def flush(self) -> None:
+        """Ends the open region."""
+        level = self.level
+        if level.pending:
+            self.everywhere(*level.pending, guard=self.here())
+            level.pending = []
+
+    def emit(self, *s: ir.Stmt) -> None:
+        """Statements that run once for the block, in their place."""
+        self.flush()
+        self.level.out += s
+
+    def everywhere(self, *body: ir.Stmt, guard: ir.Expr = TRUE) -> None:
+        """A region of its own, of all threads for which the guard holds."""
+        inner = body if guard == TRUE else (ir.If(guard, body, loc=body[0].loc),)
+        self.level.out.append(self.regions.region(inner))
+
+    def here(self) -> ir.Expr:
+        """This thread is here."""
+        return all_of(self.holds(m) for m in self.level.masks)
+
+    def holds(self, mask: ir.Buffer) -> ir.Expr:
+        return ne(mask.load(self.thread), 0)
+
+    def set(self, mask: ir.Buffer, value: ir.Expr) -> ir.Stmt:
+        return ir.Store(mask, (self.thread,), build.cast(value, INT32))
+
+    def mask(self, name: str) -> ir.Buffer:
+        return self.regions.per_thread(name, INT32)
+
+    def some(self, mask: ir.Buffer, flag: ir.Buffer) -> ir.Expr:
+        """A condition for the block, computed here: the mask holds for some thread."""
+        self.emit(ir.Reduce("max", whole(mask), whole(flag), 0, TRUE))
+        return ne(flag.load(_ZERO), 0)
+
+    def uniform_let(self, s: ir.Let) -> None:
+        """A value of the block; it moves before the open region unless that writes what it reads."""
+        stored = {b.root for p in self.level.pending for n in walk(p) if isinstance(n, ir.Stmt) for b in writes(n)}
+        shared = any(b.scope == "global" for b in stored)
+        for load in loads_of(s.value):
+            root = load.buffer.root
+            if root in stored or (shared and root.scope == "global"):
+                self.flush()
+        self.level.out.append(s)
+
+    # -- questions -----------------------------------------------------------------------------------------
+
+    def differs(self, n: ir.Node | tuple[ir.Stmt, ...]) -> bool:
+        """Something in n is not the same for all threads."""
+        found = self.varying
+        return any(
+            x in found.vars if isinstance(x, ir.Var) else isinstance(x, ir.Buffer) and x.root in found.buffers
+            for x in walk(n)
+        )
+
+    def is_point(self, n: ir.Node) -> bool:
+        """Threads meet here."""
+        if isinstance(n, TILE_OPS):
+            return not self.differs(n)
+        return isinstance(n, (ir.Sync, ir.Collective, ir.Parallel, ir.Wait))
+
+    def stays_inside(self, s: ir.Stmt) -> bool:
+        """Threads can run this whole statement each for itself."""
+        if any(self.is_point(n) for n in walk(s)) or _escapes(s):
+            return False
+        return not self._uniform_effect((s,), bool(self.level.masks))
+
+    def _uniform_effect(self, body: tuple[ir.Stmt, ...], divergent: bool) -> bool:
+        """Something in the block happens once for all threads."""
+        for s in body:
+            if isinstance(s, (ir.Store, ir.Atomic)):
+                private = s.buffer.root.scope in _PRIVATE
+                if not self.differs(s) and (private or not divergent):
+                    return True
+            elif isinstance(s, ir.Debug):
+                if s.kind != "assume" and not divergent and not self.differs(s):
+                    return True
+            elif isinstance(s, ir.Alloc):
+                if s.buffer.root.scope not in _PRIVATE:
+                    return True
+            elif isinstance(s, ir.If):
+                inner = divergent or self.differs(s.cond)
+                if self._uniform_effect(s.then, inner) or self._uniform_effect(s.orelse, inner):
+                    return True
+            elif isinstance(s, (ir.For, ir.While)) and self._uniform_effect(s.body, divergent or self._uneven(s)):
+                return True
+        return False
+
+    def _uneven(self, s: ir.For | ir.While) -> bool:
+        """Threads may run different numbers of rounds, by the loop's own bounds."""
+        return any(map(self.differs, (s.start, s.stop, s.step) if isinstance(s, ir.For) else (s.cond,)))
+
+    def _parts(self, body: tuple[ir.Stmt, ...], divergent: bool, returns: bool) -> bool:
+        """Some threads, but not all that are here, may leave the loop or the kernel from within the block.
+        returns: only Return counts (inside another loop)."""
+        for s in body:
+            if isinstance(s, ir.Return) or (isinstance(s, (ir.Break, ir.Continue)) and not returns):
+                if divergent:
+                    return True
+            elif isinstance(s, ir.If):
+                inner = divergent or self.differs(s.cond)
+                if self._parts(s.then, inner, returns) or self._parts(s.orelse, inner, returns):
+                    return True
+            elif isinstance(s, (ir.For, ir.While)) and self._parts(s.body, divergent or self._uneven(s), True):
+                return True
+        return False
+
+    # -- statements ------------------------------------------------------------------------------------------
+
+    def statement(self, s: ir.Stmt) -> None:
+        who = getattr(s, "participants", None)
+        if who is not None and who.predicate is not None and not isinstance(s, ir.Sync):
+            s = ir.If(who.predicate, (s.replace(participants=None),), loc=s.loc)
+        handler = _HANDLERS.get(type(s))
+        if handler is None:
+            raise TileNotImplementedError(
+                f"{type(s).__name__.lower()} in a kernel that uses its thread indices is not yet supported by the CPU "
+                "targets",
+                s.loc,
+                help="run on target='numpy'",
+            )
+        handler(self, s)
+        if self.alive is not None and self.alive not in self.level.masks:
+            if any(isinstance(n, ir.Return) for n in walk(s)):
+                self.flush()
+                self.level.masks += (self.alive,)
+
+    def _let(self, s: ir.Let) -> None:
+        if self.differs(s.value):
+            self.level.pending.append(s)
+        else:
+            self.uniform_let(s)
+
+    def _alloc(self, s: ir.Alloc) -> None:
+        if s.buffer.root.scope in _PRIVATE and s.buffer.root in self.varying.buffers:
+            self.level.pending.append(s)
+        elif s.init is not None and loads_of(s.init):
+            self.emit(s)
+        else:
+            self.level.out.append(s)
+
+    def _effect(self, s: ir.Store | ir.Atomic | ir.Debug) -> None:
+        if self.differs(s) or self.level.masks:
+            self.level.pending.append(s)
+        elif isinstance(s, ir.Debug) and s.kind == "assume":
+            self.level.out.append(s)
+        else:
+            self.emit(s)
+
+    def expanded(self, s: ir.Stmt) -> tuple[ir.Stmt, ...]:
+        """A statement that each thread runs for itself, its tile operations written out."""
+        return _Expand(self.kernel).visit_block((s,))
+
+    def _inside(self, s: ir.Stmt) -> None:
+        """A whole statement in the open region."""
+        self.level.pending += self.expanded(s)
+
+    def _if(self, s: ir.If) -> None:
+        splits = self.differs(s.cond)
+        if self.stays_inside(s):
+            if not self.differs(s) and not self.level.masks:
+                self.emit(s)
+                return
+            only = self._only_thread(s.cond)
+            if only is None:
+                self._inside(s)
+                return
+            self.flush()
+            body = self.expanded(s)
+            here = self.here()
+            body = body if here == TRUE else (ir.If(here, body, loc=s.loc),)
+            self.level.out.append(self.regions.region(body, only))
+            return
+        if not splits:
+            then, orelse = (self._branch(b) for b in (s.then, s.orelse))
+            self.emit(s.replace(then=then, orelse=orelse))
+            return
+        kills = self._kills()
+        cond = ir.Var("cond", ir.BOOL)
+        yes, no = self.mask("then"), self.mask("otherwise")
+        here = self.here()
+        self.flush()
+        sides: list[ir.Stmt] = [self.set(yes, build.and_(here, cond))]
+        if s.orelse:
+            sides.append(self.set(no, build.and_(here, build.not_(cond))))
+        value = s.cond if here == TRUE else build.and_(here, s.cond)
+        self.everywhere(ir.Let(cond, value, loc=s.loc), *sides)
+        for mask, body in ((yes, s.then), (no, s.orelse)):
+            if body:
+                some = self.some(mask, self.regions.array("some", INT32, 1))
+                self.emit(ir.If(some, self.block(body, (mask, *kills)), loc=s.loc))
+
+    def _branch(self, body: tuple[ir.Stmt, ...]) -> tuple[ir.Stmt, ...]:
+        self.flush()
+        return self.block(body, self.level.masks)
+
+    def _kills(self) -> Masks:
+        """The masks that may lose threads while they are in use."""
+        loops = [loop.masks[1] for loop in self.loops[-1:] if loop.masks is not None]
+        return tuple(m for m in self.level.masks if m in loops or m is self.alive)
+
+    def _only_thread(self, cond: ir.Expr) -> tuple[int, ...] | None:
+        """The indices of the one thread for which the condition can hold."""
+        found: dict[ir.Var, int] = {}
+        parts = [cond]
+        while parts:
+            e = parts.pop()
+            if isinstance(e, ir.Binary) and e.op == "and":
+                parts += [e.a, e.b]
+            elif isinstance(e, ir.Binary) and e.op == "eq":
+                for a, b in ((e.a, e.b), (e.b, e.a)):
+                    if isinstance(a, ir.Var) and isinstance(b, ir.Const):
+                        found.setdefault(a, int(b.value))
+        only = []
+        for v, n in zip(self.kernel.thread_vars, self.regions.counts, strict=True):
+            at = found.get(v, 0 if n == 1 else -1)
+            if not 0 <= at < n:
+                return None
+            only.append(at)
+        return tuple(only)
+
+    # -- loops -----------------------------------------------------------------------------------------------
+
+    def _for(self, s: ir.For) -> None:
+        uneven = self._uneven(s)
+        if self.stays_inside(s) and (uneven or self._short(s) or self._parts(s.body, False, False)):
+            if self.differs(s) or self.level.masks:
+                self._inside(s)
+            else:
+                self.emit(s)
+        elif uneven:
+            self._for_masked(s)
+        elif self._parts(s.body, False, False) or self._returns(s):
+            self._even_masked(s)
+        else:
+            self.loops.append(_Loop())
+            body = self._branch(s.body)
+            self.loops.pop()
+            self.emit(s.replace(body=body))
+
+    def _short(self, s: ir.For) -> bool:
+        """Few rounds: better inside a region, in registers. Long loops stay outside, so that neighbouring threads
+        touch neighbouring memory at the same time."""
+        if not (isinstance(s.start, ir.Const) and isinstance(s.stop, ir.Const) and isinstance(s.step, ir.Const)):
+            return False
+        return not self.differs(s) or (
+            s.step.value != 0 and len(range(s.start.value, s.stop.value, s.step.value)) <= 32
+        )
+
+    def _returns(self, s: ir.For | ir.While) -> bool:
+        return bool(self.level.masks) and any(isinstance(n, ir.Return) for n in walk(s.body))
+
+    def _masked_body(
+        self, body: tuple[ir.Stmt, ...], going: ir.Buffer, before: tuple[ir.Stmt, ...], after: Callable[[], None]
+    ) -> tuple[ir.Stmt, ...]:
+        """One round for the threads in `going`."""
+        here = self.mask("here")
+        self.flush()
+        outer, self.level = self.level, _Level([], [], ())
+        self.everywhere(self.set(here, self.holds(going)))
+        masks: Masks = (here,)
+        if any(isinstance(n, ir.Return) for s in body for n in walk(s)):
+            masks += (self._living(),)
+        self.loops.append(_Loop((going, here)))
+        self.level.masks = masks
+        self.level.pending += before
+        for s in body:
+            self.statement(s)
+        self.flush()
+        self.level.masks = ()
+        self.loops.pop()
+        after()
+        self.flush()
+        level, self.level = self.level, outer
+        return tuple(level.out)
+
+    def _living(self) -> ir.Buffer:
+        if self.alive is None:
+            self.alive = self.mask("alive")
+        return self.alive
+
+    def _going(self, going: ir.Buffer, *conditions: ir.Expr) -> ir.Expr:
+        still = [self.holds(going)] if going else []
+        return all_of([*still, *([self.holds(self.alive)] if self.alive is not None else ()), *conditions])
+
+    def _even_masked(self, s: ir.For) -> None:
+        """All threads would run the same rounds, but some leave early."""
+        going, flag = self.mask("going"), self.regions.array("some", INT32, 1)
+        self.flush()
+        self.everywhere(self.set(going, self.here()))
+        body = self._masked_body(s.body, going, (), lambda: None)
+        outer, self.level = self.level, _Level([], [], ())
+        if self.alive is not None:
+            self.everywhere(self.set(going, self._going(going)))
+        none = build.not_(self.some(going, flag))
+        self.emit(ir.If(none, (ir.Break(),), loc=s.loc))
+        head, self.level = tuple(self.level.out), outer
+        self.emit(s.replace(body=(*head, *body)))
+
+    def _for_masked(self, s: ir.For) -> None:
+        """Each thread counts for itself."""
+        t = s.var.type
+        down = isinstance(s.step, ir.Const) and s.step.value < 0
+        count, last, by = (self.regions.per_thread(n, t) for n in (s.var.name, "last", "by"))
+        at = (self.thread,)
+        inside = ir.Binary("gt" if down else "lt", count.load(*at), last.load(*at))
+        start = [ir.Store(b, at, e, loc=s.loc) for b, e in ((count, s.start), (last, s.stop), (by, s.step))]
+        self.level.pending += start
+
+        def step() -> None:
+            self.level.pending.append(ir.Store(count, at, build.add(count.load(*at), by.load(*at)), loc=s.loc))
+
+        self._rounds(s.body, inside, (ir.Let(s.var, count.load(*at), loc=s.loc),), step, s)
+
+    def _while(self, s: ir.While) -> None:
+        if self.stays_inside(s):
+            if self.differs(s) or self.level.masks:
+                self._inside(s)
+            else:
+                self.emit(s)
+        elif self._uneven(s) or self._parts(s.body, False, False) or self._returns(s):
+            self._rounds(s.body, s.cond, (), lambda: None, s)
+        else:
+            self.loops.append(_Loop())
+            body = self._branch(s.body)
+            self.loops.pop()
+            self.emit(s.replace(body=body))
+
+    def _rounds(
+        self, body: tuple[ir.Stmt, ...], cond: ir.Expr, before: tuple[ir.Stmt, ...], step: Callable[[], None],
+        s: ir.Stmt,
+    ) -> None:  # fmt: skip
+        """Rounds while cond holds for some thread that is still here."""
+        going, flag = self.mask("going"), self.regions.array("some", INT32, 1)
+        self.flush()
+        self.everywhere(self.set(going, build.and_(self.here(), cond)))
+        some = self.some(going, flag)
+
+        def after() -> None:
+            step()
+            self.level.pending.append(self.set(going, self._going(going, cond)))
+            self.flush()
+            self.some(going, flag)
+
+        self.emit(ir.While(some, self._masked_body(body, going, before, after), loc=s.loc))
+
+    def _leave(self, s: ir.Break | ir.Continue) -> None:
+        masks = self.loops[-1].masks
+        if masks is None:
+            self.emit(s)
+            return
+        going, here = masks
+        self.level.pending.append(self.set(here, build.FALSE))
+        if isinstance(s, ir.Break):
+            self.level.pending.append(self.set(going, build.FALSE))
+
+    def _return(self, s: ir.Return) -> None:
+        if all(m is self.alive for m in self.level.masks) and not any(loop.masks for loop in self.loops):
+            self.emit(s)
+            return
+        self.level.pending.append(self.set(self._living(), build.FALSE))
+
+    # -- where threads meet ----------------------------------------------------------------------------------
+
+    def _sync(self, s: ir.Sync) -> None:
+        if s.scope == "grid":
+            self.emit(s)
+        self.flush()
+
+    def _tile(self, s: ir.Stmt) -> None:
+        if self.differs(s):
+            self._inside(s)
+        else:
+            self.emit(s)
+
+    def _parallel(self, s: ir.Parallel) -> None:
+        own_iterations(self, s)
+
+    def _collective(self, s: ir.Collective) -> None:
+        lower_collective(self, s)
+
+
+def whole(b: ir.Buffer) -> ir.Region:
+    """All of a buffer."""
+    return ir.Region(b, tuple(build.zero(e.dtype) for e in b.shape), b.shape)
+
+
+def _escapes(s: ir.Stmt, loops: int = 0) -> bool:
+    """Control may leave s for a place outside of it."""
+    if isinstance(s, ir.Return):
+        return True
+    if isinstance(s, (ir.Break, ir.Continue)):
+        return loops == 0
+    if isinstance(s, ir.If):
+        return any(_escapes(x, loops) for x in (*s.then, *s.orelse))
+    if isinstance(s, (ir.For, ir.While)):
+        return any(_escapes(x, loops + 1) for x in s.body)
+    return False
+
+
+class _Expand(Rewriter):
+    """Tile operations inside what a thread runs for itself."""
+
+    def __init__(self, kernel: ir.Kernel) -> None:
+        self.kernel = kernel
+
+    def stmt(self, s: ir.Stmt) -> ir.Stmt | tuple[ir.Stmt, ...]:
+        return expand_private(self.kernel, s) if isinstance(s, TILE_OPS) else s
+
+
+_HANDLERS: dict[type, Callable[[Spreader, Any], None]] = {
+    ir.Alloc: Spreader._alloc,
+    ir.Let: Spreader._let,
+    ir.Store: Spreader._effect,
+    ir.Atomic: Spreader._effect,
+    ir.Debug: Spreader._effect,
+    ir.If: Spreader._if,
+    ir.For: Spreader._for,
+    ir.While: Spreader._while,
+    ir.Break: Spreader._leave,
+    ir.Continue: Spreader._leave,
+    ir.Return: Spreader._return,
+    ir.Sync: Spreader._sync,
+    ir.Collective: Spreader._collective,
+    ir.Parallel: Spreader._parallel,
+    **dict.fromkeys(TILE_OPS, Spreader._tile),
+}
