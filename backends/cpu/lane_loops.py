@@ -78,11 +78,11 @@ def lane_for(cx: Context, s: ir.For, lower: Body) -> bool:
             facts.bind(s.var, s.start, s.stop, s.step)
             _stop_if_none(cx, going)
             _round(cx, going, s.body, lower)
-        bounds = (e.expr if t.name != "uint64" else ir.Cast(e.expr, I64) for e in (start, stop, step))
-        cx.emit(ir.For(var, *bounds, tuple(body), s.kind, s.annotations))
+        first, end, by = (e.expr if t.name != "uint64" else ir.Cast(e.expr, I64) for e in (start, stop, step))
+        cx.emit(ir.For(var, first, end, by, tuple(body), s.kind, s.annotations))
         return True
     count = cx.var(s.var.name, t.with_lanes(LANES), vector(cx, start, t))
-    last, by = cx.let("last", vector(cx, stop, t)), cx.let("by", vector(cx, step, t))
+    last, stride = cx.let("last", vector(cx, stop, t)), cx.let("by", vector(cx, step, t))
     down = isinstance(s.step, ir.Const) and s.step.value < 0
 
     def inside() -> ir.Stmt:
@@ -93,7 +93,7 @@ def lane_for(cx: Context, s: ir.For, lower: Body) -> bool:
         facts.bind(s.var, s.start, s.stop, s.step)
         cx.env[s.var] = Lane(cx.let(s.var.name, get(count)), None)
         _round(cx, going, s.body, lower)
-        cx.emit(put(count, ir.Binary("add", get(count), by)))
+        cx.emit(put(count, ir.Binary("add", get(count), stride)))
         cx.emit(inside())
     cx.emit(ir.While(any_lane(get(going)), tuple(body)))
     return True

@@ -21,7 +21,7 @@ from .plan import plan_scratch
 from .reduce import lower_reduce
 from .storage import Place, place_buffers, place_workspaces
 from .values import address, as_held, bool_mask, encode, lazily, round_to, scalar, store_value, value, vector
-from .wide import F32, FALSE, I64, TRUE, narrow, widen
+from .wide import F32, FALSE, I64, LANES, TRUE, narrow, widen
 
 __all__ = ["Lower"]
 
@@ -113,9 +113,11 @@ def _store(cx: Context, s: ir.Store) -> None:
             if mask is not None:
                 x = ir.Select(mask, x, get(place.buffer))
         cx.emit(put(place.buffer, x))
-    elif lie == 0 and cx.lane is None:
+    elif lie == 0 and (cx.lane is None or (v.coef == 0 and mask is cx.lane.tail)):
         cx.emit(ir.Store(place.buffer, idx, store_value(cx, v, place), None, True))
     else:
+        if lie == 0:  # all lanes to one place: a scatter, whose last lane stays
+            idx = (*idx[:-1], ir.Broadcast(idx[-1], LANES))
         x = vector(cx, v, place.logical)
         if place.buffer.dtype.is_narrow:
             x = encode(x, place.buffer.dtype)
