@@ -19,6 +19,7 @@ from .nest import lower_parallel
 from .pack import fill_panels, pack_copy
 from .plan import plan_scratch
 from .reduce import lower_reduce
+from .scan import lower_scan
 from .storage import Place, place_buffers, place_workspaces
 from .values import address, as_held, bool_mask, encode, lazily, round_to, scalar, store_value, value, vector
 from .wide import F32, FALSE, I64, LANES, TRUE, narrow, widen
@@ -284,6 +285,7 @@ _HANDLERS: dict[type, Callable[[Context, Any], None]] = {
     ir.Parallel: _parallel,
     ir.Gemm: lower_gemm,
     ir.Reduce: lower_reduce,
+    ir.Scan: lower_scan,
     ir.Copy: _copy,
     ir.Fill: _fill,
     ir.Atomic: _atomic,

@@ -14,7 +14,7 @@ from .storage import Place
 from .values import index, scalar, store_value
 from .wide import F32, I64, LANES, ZERO, add, i64, widen
 
-__all__ = ["lower_reduce"]
+__all__ = ["Reduction", "accumulator", "element", "lower_reduce", "store_rounded"]
 
 _COMBINE = {"sum": "add", "abssum": "add", "max": "max", "absmax": "max", "min": "min"}
 _COMBINE |= {"bitand": "bitand", "bitor": "bitor", "bitxor": "bitxor"}
@@ -24,10 +24,10 @@ def lower_reduce(cx: Context, s: ir.Reduce) -> None:
     """One output element (or 16 neighbouring ones) at a time."""
     src, dst = s.src, s.dst
     extents = [_const(cx, e, s) for e in src.extents]
-    t = _accumulator(dst.buffer.dtype)
+    t = accumulator(dst.buffer.dtype)
     if src.buffer.dtype.is_int and src.buffer.dtype.bits < 32 and not t.is_float:
         t = dst.buffer.dtype
-    red = _Reduction(s, t)
+    red = Reduction(s.op, t, s.nan_propagate)
     kept = [d for d in range(len(extents)) if d != s.axis and extents[d] > 1]
     lanes_axis = len(extents) - 1
     same_rank = len(dst.extents) == len(src.extents)
@@ -45,17 +45,17 @@ def lower_reduce(cx: Context, s: ir.Reduce) -> None:
         _finish(cx, red, s, place, idx, result, None)
 
 
-class _Reduction:
+class Reduction:
     """Operation, accumulator type, and how an element enters."""
 
-    def __init__(self, s: ir.Reduce, t: DType) -> None:
-        self.s, self.t = s, t
-        self.op = _COMBINE[s.op]
-        self.absolute = s.op in ("abssum", "absmax")
+    def __init__(self, name: str, t: DType, propagate: bool = False) -> None:
+        self.name, self.t, self.propagate = name, t, propagate and t.is_float
+        self.op = _COMBINE[name]
+        self.absolute = name in ("abssum", "absmax")
 
     def combine(self, a: ir.Expr, b: ir.Expr) -> ir.Expr:
         out: ir.Expr = ir.Binary(self.op, a, b)
-        if self.s.nan_propagate and self.t.is_float:
+        if self.propagate:
             nan = ir.Binary("ne", a, a)
             out = ir.Select(nan, a, ir.Select(ir.Binary("ne", b, b), b, out))
         return out
@@ -68,7 +68,7 @@ class _Reduction:
             return ir.Const(0, self.t)
         if self.op == "bitand":
             return ir.Const(-1 if self.t.kind == "int" else int_range(self.t)[1], self.t)
-        if self.s.op == "absmax":
+        if self.name == "absmax":
             return ir.Const(0.0 if self.t.is_float else 0, self.t)
         if self.t.is_float:
             return ir.Const(float("-inf") if self.op == "max" else float("inf"), self.t)
@@ -90,7 +90,7 @@ class _Reduction:
         return ir.Unary("abs", x) if self.absolute else x
 
 
-def _accumulator(t: DType) -> DType:
+def accumulator(t: DType) -> DType:
     return F32 if t.is_float and t.bits < 32 else t
 
 
@@ -103,11 +103,12 @@ def _const(cx: Context, e: ir.Expr, s: ir.Reduce) -> int:
     return int(n.value)
 
 
-def _element(
-    cx: Context, red: _Reduction, s: ir.Reduce, at: dict[int, ir.Expr], lanes: bool, mask: ir.Expr | None
+def element(
+    cx: Context, red: Reduction, src: ir.Region, at: dict[int, ir.Expr], lanes: bool, mask: ir.Expr | None
 ) -> ir.Expr:
-    place = cx.places[s.src.buffer]
-    idx = tuple(add(index(cx, start).expr, at[d]) for d, start in enumerate(s.src.starts))
+    """The element (lanes: 16 of them) of a region at an index per dimension, as the reduction takes it."""
+    place = cx.places[src.buffer]
+    idx = tuple(add(index(cx, start).expr, at[d]) for d, start in enumerate(src.starts))
     if place.kind == "var":
         x: ir.Expr = get(place.buffer)
     else:
@@ -115,7 +116,7 @@ def _element(
     return red.enter(x)
 
 
-def _along(cx: Context, red: _Reduction, s: ir.Reduce, extents: list[int], at: dict[int, ir.Expr]) -> ir.Expr:
+def _along(cx: Context, red: Reduction, s: ir.Reduce, extents: list[int], at: dict[int, ir.Expr]) -> ir.Expr:
     """Reduce along the contiguous dimension (lanes are the 16 partials) or, when nothing else runs along the
     lanes, along any dimension element by element with 16 registers."""
     n, axis = extents[s.axis], s.axis
@@ -126,26 +127,26 @@ def _along(cx: Context, red: _Reduction, s: ir.Reduce, extents: list[int], at: d
     ident = ir.Broadcast(red.identity(), LANES)
     first_is_element = full > 0 and not red.starts_at_identity()
     if first_is_element:
-        acc = cx.var("acc", v16, _element(cx, red, s, {**at, axis: ZERO}, True, None))
+        acc = cx.var("acc", v16, element(cx, red, s.src, {**at, axis: ZERO}, True, None))
     else:
         acc = cx.var("acc", v16, ident)
     start = LANES if first_is_element else 0
     if full > start:
         with cx.loop("k", i64(full), i64(start), LANES) as k:
-            x = _element(cx, red, s, {**at, axis: k}, True, None)
+            x = element(cx, red, s.src, {**at, axis: k}, True, None)
             cx.emit(put(acc, red.combine(get(acc), x)))
     if full < n:
         mask = cx.let("tail", ir.Binary("lt", ir.Ramp(i64(full), 1, LANES), ir.Broadcast(i64(n), LANES)))
-        x = cx.let("x", _element(cx, red, s, {**at, axis: i64(full)}, True, mask))
+        x = cx.let("x", element(cx, red, s.src, {**at, axis: i64(full)}, True, mask))
         both = x if full == 0 and not red.starts_at_identity() else red.combine(get(acc), x)
         cx.emit(put(acc, ir.Select(mask, both, get(acc))))
     return _horizontal(cx, red, get(acc))
 
 
-def _horizontal(cx: Context, red: _Reduction, x: ir.Expr) -> ir.Expr:
+def _horizontal(cx: Context, red: Reduction, x: ir.Expr) -> ir.Expr:
     name = f"hreduce_{red.op}"
     r: ir.Expr = ir.Call(name, (x,), red.t)
-    if red.s.nan_propagate and red.t.is_float:
+    if red.propagate:
         v = cx.let("v", x)
         nan = ir.Call("any", (ir.Binary("ne", v, v),), ir.BOOL)
         r = ir.Select(nan, ir.Const(float("nan"), red.t), ir.Call(name, (v,), red.t))
@@ -153,7 +154,7 @@ def _horizontal(cx: Context, red: _Reduction, x: ir.Expr) -> ir.Expr:
 
 
 def _down_lanes(
-    cx: Context, red: _Reduction, s: ir.Reduce, extents: list[int], at: dict[int, ir.Expr], lanes: int, same_rank: bool
+    cx: Context, red: Reduction, s: ir.Reduce, extents: list[int], at: dict[int, ir.Expr], lanes: int, same_rank: bool
 ) -> None:
     """Reduce along another dimension than the contiguous one: 16 outputs per vector, 16 partial vectors."""
     n = extents[lanes]
@@ -168,7 +169,7 @@ def _down_lanes(
 
 def _one_strip(
     cx: Context,
-    red: _Reduction,
+    red: Reduction,
     s: ir.Reduce,
     extents: list[int],
     at: dict[int, ir.Expr],
@@ -182,7 +183,7 @@ def _one_strip(
 
 def _partials(
     cx: Context,
-    red: _Reduction,
+    red: Reduction,
     s: ir.Reduce,
     n: int,
     at: dict[int, ir.Expr],
@@ -195,7 +196,7 @@ def _partials(
     ident: ir.Expr = ir.Broadcast(red.identity(), LANES) if lanes else red.identity()
 
     def at_k(k: ir.Expr) -> ir.Expr:
-        return _element(cx, red, s, {**at, s.axis: k}, lanes, mask)
+        return element(cx, red, s.src, {**at, s.axis: k}, lanes, mask)
 
     regs = []
     for p in range(count):
@@ -236,7 +237,7 @@ def _target(cx: Context, s: ir.Reduce, at: dict[int, ir.Expr], same_rank: bool) 
 
 def _finish(
     cx: Context,
-    red: _Reduction,
+    red: Reduction,
     s: ir.Reduce,
     place: Place,
     idx: tuple[ir.Expr, ...],
@@ -259,10 +260,17 @@ def _finish(
             cond = scalar(cx, s.clear)
             fresh, both = result, cx.let("r2", red.combine(old, result))
             result = ir.Select(ir.Broadcast(cond, LANES) if lanes else cond, fresh, both)
-    t = s.dst.buffer.dtype
+    store_rounded(cx, place, idx, result, mask)
+
+
+def store_rounded(
+    cx: Context, place: Place, idx: tuple[ir.Expr, ...], result: ir.Expr, mask: ir.Expr | None = None
+) -> None:
+    """Stores a value of the accumulator's type (or 16), rounded once to what the author's buffer holds."""
+    t, lanes = place.logical, result.dtype.lanes
     if t.is_narrow:
-        result = ir.Cast(ir.Cast(result, t.with_lanes(width)), F32.with_lanes(width))
-    if not lanes and t.is_int and result.dtype != I64:
+        result = ir.Cast(ir.Cast(result, t.with_lanes(lanes)), F32.with_lanes(lanes))
+    if lanes == 1 and t.is_int and result.dtype != I64:
         result = widen(result)
-    v = Lane(result, None if lanes else 0)
+    v = Lane(result, None if lanes > 1 else 0)
     cx.emit(ir.Store(place.buffer, idx, store_value(cx, v, place), mask, True))

@@ -251,6 +251,11 @@ _row("reduce_bitor", "T.reduce_bitor(buffer, out, dim)", _REDUCE, _T, "bitwise o
      whole=lambda x: np.bitwise_or.reduce(x, -1))
 _row("reduce_bitxor", "T.reduce_bitxor(buffer, out, dim)", _REDUCE, _T, "bitwise exclusive or along dim", INTEGER,
      whole=lambda x: np.bitwise_xor.reduce(x, -1))
+_row("cumsum", "T.cumsum(src, dst, dim)", ("src", "dst", "dim", "reverse"), _T,
+     "running sum along dim, one element after the other", NUMBER, real=lambda x: np.cumsum(x, -1),
+     whole=lambda x: np.cumsum(x, -1))
+_row("cummax", "T.cummax(src, dst, dim)", ("src", "dst", "dim", "reverse"), _T, "running maximum along dim", NUMBER,
+     real=lambda x: np.fmax.accumulate(x, -1), whole=lambda x: np.maximum.accumulate(x, -1))
 
 # -- atomics --------------------------------------------------------------------------------------------------------
 _U = "Atomics"

@@ -1,4 +1,4 @@
-"""Tile arithmetic: T.gemm and the reductions."""
+"""Tile arithmetic: T.gemm, the reductions and the scans."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tiledsl.frontend.describe import dims, operand_text, place_text
 from tiledsl.frontend.linear import difference
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.values import as_bool
-from tiledsl.ir import Const, Expr, Gemm, Reduce, Region
+from tiledsl.ir import Const, Expr, Gemm, Reduce, Region, Scan
 from tiledsl.language.memory import as_region
 from tiledsl.language.operation import hints, not_inside_parallel, not_yet, operation
 
 __all__ = [
-    "GemmWarpPolicy", "gemm", "reduce_abssum", "reduce_absmax", "reduce_bitand", "reduce_bitor", "reduce_bitxor",
-    "reduce_max", "reduce_min", "reduce_sum",
+    "GemmWarpPolicy", "cummax", "cumsum", "gemm", "reduce_abssum", "reduce_absmax", "reduce_bitand", "reduce_bitor",
+    "reduce_bitxor", "reduce_max", "reduce_min", "reduce_sum",
 ]  # fmt: skip
 
 
@@ -187,23 +187,7 @@ def _reduce(op: str, src: Any, out: Any, dim: Any, clear: Any, nan_propagate: bo
     what = f"T.reduce_{op}"
     builder = not_inside_parallel(what)
     s, d = as_region(src, f"{what}: buffer"), as_region(out, f"{what}: out")
-    rank = len(s.extents)
-    if not isinstance(dim, int) or not -rank <= dim < rank:
-        raise error(
-            "reduce-dim",
-            TileValueError,
-            f"{what}: there is no dimension {dim!r} in {operand_text(s)}",
-            help=f"dim is -{rank} to {rank - 1}",
-        )
-    axis = dim % rank
-    for r in (s, d):
-        if r.buffer.scope == "global":
-            raise error(
-                "reduce-scope",
-                TileTypeError,
-                f"{what} works on block-local buffers: {operand_text(r)}",
-                help="copy the tile into shared memory or a fragment first",
-            )
+    axis = _axis(what, s, d, dim)
     kept = s.extents[:axis] + s.extents[axis + 1 :]
     one = (Const(1, s.extents[axis].dtype),)
     wanted = [kept, s.extents[:axis] + one + s.extents[axis + 1 :]] if kept else [one]
@@ -224,6 +208,27 @@ def _reduce(op: str, src: Any, out: Any, dim: Any, clear: Any, nan_propagate: bo
         raise error("reduce-alias", TileValueError, f"{what}: {s.buffer.name} is both source and result")
     condition = as_bool(clear, f"{what}: clear")
     builder.emit(Reduce(op, s, d, axis, condition, bool(nan_propagate), loc=here()), what)
+
+
+def _axis(what: str, src: Region, dst: Region, dim: Any) -> int:
+    """The dimension along which block-local tiles are reduced or scanned."""
+    rank = len(src.extents)
+    if not isinstance(dim, int) or not -rank <= dim < rank:
+        raise error(
+            "reduce-dim",
+            TileValueError,
+            f"{what}: there is no dimension {dim!r} in {operand_text(src)}",
+            help=f"dim is -{rank} to {rank - 1}",
+        )
+    for r in (src, dst):
+        if r.buffer.scope == "global":
+            raise error(
+                "reduce-scope",
+                TileTypeError,
+                f"{what} works on block-local buffers: {operand_text(r)}",
+                help="copy the tile into shared memory or a fragment first",
+            )
+    return dim % rank
 
 
 @operation
@@ -282,3 +287,48 @@ def reduce_bitor(buffer: Any, out: Any, dim: int = -1, clear: Any = True, batch:
 def reduce_bitxor(buffer: Any, out: Any, dim: int = -1, clear: Any = True, batch: int = 1) -> None:
     """out = bitwise exclusive or over `dim`; integers."""
     _reduce("bitxor", buffer, out, dim, clear)
+
+
+# -- scans ------------------------------------------------------------------------------------------------
+
+
+def _scan(op: str, src: Any, dst: Any, dim: Any, reverse: bool) -> None:
+    what = f"T.cum{op}"
+    builder = not_inside_parallel(what)
+    s = as_region(src, f"{what}: src")
+    d = s if dst is None else as_region(dst, f"{what}: dst")
+    axis = _axis(what, s, d, dim)
+    same = len(s.extents) == len(d.extents)
+    if not same or any(difference(x, y) != 0 for x, y in zip(s.extents, d.extents, strict=True)):
+        raise error(
+            "scan-shape",
+            TileTypeError,
+            f"{what}: {operand_text(s)} and {operand_text(d)} differ in shape",
+            notes=place_text(d.buffer),
+        )
+    if s.buffer.root is d.buffer.root and (s.buffer is not d.buffer or s.starts != d.starts):
+        raise error(
+            "scan-alias",
+            TileValueError,
+            f"{what}: source and result overlap in {s.buffer.name}",
+            help="scan in place (leave dst out), or into another tile",
+        )
+    if s.buffer.dtype.is_bool or d.buffer.dtype.is_bool:
+        raise error("scan-dtype", TileTypeError, f"{what} takes numbers: {operand_text(s)}, {operand_text(d)}")
+    builder.emit(Scan(op, s, d, axis, bool(reverse), loc=here()), what)
+
+
+@operation
+def cumsum(src: Any, dst: Any = None, dim: int = 0, reverse: bool = False) -> None:
+    """dst = running sum of src along `dim`, each element included; from the end when reverse.
+
+    src and dst are block-local buffers or slices of one shape; dst=None works in place. Elements are added one after
+    the other in dst's dtype, at least float32, and each sum is rounded to dst's dtype.
+    """
+    _scan("sum", src, dst, dim, reverse)
+
+
+@operation
+def cummax(src: Any, dst: Any = None, dim: int = 0, reverse: bool = False) -> None:
+    """dst = running maximum of src along `dim`; like `cumsum`. NaN is ignored (-inf while there is nothing else)."""
+    _scan("max", src, dst, dim, reverse)

@@ -14,9 +14,9 @@ MISSING = frozenset(
     __cos __exp __exp10 __exp2 __log __log10 __log2 __pow __sin __tan abs2 add2 align_up all_of alloc_barrier
     alloc_cluster_barrier alloc_descriptor alloc_global alloc_reducer alloc_tmem any_of async_copy attr
     barrier_arrive barrier_wait block_rank_in_cluster c2d_im2col call_extern call_intrin cluster_sync comm_reducer
-    copysign cos cosh cummax cumsum determine_fp8_type erf evaluate extract_lane finalize_reducer fma2 fmod gemm_sp
-    gemm_v2 handle ieee_add ieee_div ieee_fdiv ieee_fmaf ieee_frcp ieee_frsqrt ieee_fsqrt ieee_mul ieee_sub im2col
-    inline ldg128 ldg256 ldg32 ldg64 log10 log1p loop_break make_tensor max2 mbarrier_arrive mbarrier_expect_tx
+    copysign cos cosh determine_fp8_type erf evaluate extract_lane finalize_reducer fma2 fmod gemm_sp gemm_v2 handle
+    ieee_add ieee_div ieee_fdiv ieee_fmaf ieee_frcp ieee_frsqrt ieee_fsqrt ieee_mul ieee_sub im2col inline ldg128
+    ldg256 ldg32 ldg64 log10 log1p loop_break make_tensor max2 mbarrier_arrive mbarrier_expect_tx
     mbarrier_wait_parity meta_class min2 mul2 pdl_sync pdl_trigger popcount pow pow_of_int ptr ptx_arrive_barrier
     ptx_commit_group ptx_wait_group reducer_init reducer_update rng_init rng_rand rng_rand_float sin sinh stg128
     stg256 stg32 stg64 sub2 tan tanh tma_copy transpose tvm_thread_allreduce vectorized_cast wait_wgmma
