@@ -93,6 +93,7 @@ class Builder:
         self.name = name
         self.blocks: list[Block] = []
         self.kernels: list[Kernel] = []
+        self.workspaces: list[Buffer] = []
         self.attrs: list[tuple[str, Any]] = []
         self.kernel_attrs: list[tuple[str, Any]] = []
         self.kernel_threads: int | None = None  # None: not a constant

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,21 +12,27 @@ from tiledsl.frontend.builder import Block, Builder
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import INT32, convert, is_number
 from tiledsl.frontend.values import Value, index_expr
-from tiledsl.ir import Const, Expr, For, Parallel, Var
+from tiledsl.ir import Const, Expr, For, If, Parallel, Var
 from tiledsl.ir.walk import free_vars
 
 __all__ = ["LoopSpec", "OpenLoop", "close_loop", "open_loop"]
 
 
+# From the loop's variable: whether there is an iteration, and then (in its block) what the `for` targets get.
+Decode = Callable[[Value], tuple[Value, Callable[[], tuple[Value, ...]]]]
+
+
 @dataclass(eq=False)
 class LoopSpec:
-    """What stands after `in`. ranges: (start, stop, step) per axis, all of one dtype per axis."""
+    """What stands after `in`. ranges: (start, stop, step) per axis, all of one dtype per axis.
+    decode: the targets are not the loop variables but computed from them."""
 
     what: str
     kind: str  # "serial" | "pipelined" | "unroll" | "vectorized" | "parallel"
     ranges: tuple[tuple[Expr, Expr, Expr], ...]
     annotations: tuple[tuple[str, Any], ...] = ()
     loc: Loc | None = None
+    decode: Decode | None = None
 
     @classmethod
     def serial(
@@ -85,11 +91,12 @@ class OpenLoop:
     vars: tuple[Var, ...]
     blocks: list[Block]
     loc: Loc | None
+    targets: tuple[Value, ...]
+    guard: tuple[Expr, Block] | None = None
 
     @property
     def values(self) -> Any:
-        values = tuple(Value(v) for v in self.vars)
-        return values if len(values) > 1 else values[0]
+        return self.targets if len(self.targets) > 1 else self.targets[0]
 
 
 def open_loop(builder: Builder, spec: LoopSpec, targets: tuple[str, ...]) -> OpenLoop:
@@ -117,7 +124,16 @@ def open_loop(builder: Builder, spec: LoopSpec, targets: tuple[str, ...]) -> Ope
         for v in variables:
             blocks.append(builder.push("for", loc))
             builder.define(v)
-    return OpenLoop(spec, variables, blocks, loc)
+    values = tuple(Value(v) for v in variables)
+    if spec.decode is None:
+        return OpenLoop(spec, variables, blocks, loc, values)
+    inside, coordinates = spec.decode(values[0])
+    builder.check(inside.expr, loc)
+    guard = inside.expr, builder.push("if", loc)
+    made = coordinates()
+    names = targets if len(targets) == len(made) else tuple(f"i{k}" for k in range(len(made)))
+    lets = tuple(Value(builder.let(n, v.typed)) for n, v in zip(names, made, strict=True))
+    return OpenLoop(spec, variables, blocks, loc, lets, guard)
 
 
 def _check_nesting(builder: Builder, spec: LoopSpec) -> None:
@@ -145,6 +161,9 @@ def _check_nesting(builder: Builder, spec: LoopSpec) -> None:
 def close_loop(builder: Builder, loop: OpenLoop) -> None:
     """Ends the body and emits the loop."""
     spec = loop.spec
+    if loop.guard is not None:
+        cond, block = loop.guard
+        builder.emit(If(cond, builder.pop(block), loc=loop.loc), spec.what, checked=True)
     if spec.kind == "parallel":
         body = builder.pop(loop.blocks[0])
         extents = tuple(stop for _, stop, _ in spec.ranges)

@@ -204,7 +204,8 @@ def finish(builder: Tracer, params: list[Param], outputs: tuple[int, ...], loc: 
     kernels = tuple(builder.kernels)
     if len(kernels) > 1:
         kernels = tuple(k.replace(name=f"{builder.name}_{i}") for i, k in enumerate(kernels))
-    return Function(builder.name, tuple(params), kernels, tuple(symbols), outputs, attrs=tuple(builder.attrs), loc=loc)
+    workspaces, attrs = tuple(builder.workspaces), tuple(builder.attrs)
+    return Function(builder.name, tuple(params), kernels, tuple(symbols), outputs, workspaces, attrs=attrs, loc=loc)
 
 
 def _shape_vars(b: Buffer) -> list[Var]:

@@ -227,6 +227,10 @@ _row("copy", "T.copy(src, dst)",
      "dst = src converted to dst's dtype; global memory out of range reads 0, stores out of range are skipped")
 _row("fill", "T.fill(dst, value)", ("dst", "value"), _T, "every element gets the value")
 _row("clear", "T.clear(dst)", ("dst",), _T, "every element becomes 0")
+_row("im2col", "T.im2col(img, col, m_tile, k_tile, kernel, stride, dilation, pad)",
+     ("img", "col", "nhw_step", "c_step", "kernel", "stride", "dilation", "pad", "eviction_policy"), _T,
+     "windows of an image [N, H, W, C] as rows of a matrix; 0 outside")
+_row("transpose", "T.transpose(src, dst)", ("src", "dst"), _T, "dst[j, i] = src[i, j]")
 _row("gemm", "T.gemm(A, B, C)",
      ("A", "B", "C", "transpose_A", "transpose_B", "policy", "clear_accum", "k_pack", "mbar", "annotations"), _T,
      "C += A @ B in float32 (float64, int32): one k-ascending fma chain per element, rounded once to C's dtype",
@@ -275,6 +279,29 @@ _row("atomic_load", "T.atomic_load(C[i])", ("src", "memory_order"), _U, "an elem
      gives="the element's dtype")
 _row("atomic_store", "T.atomic_store(C[i], x)", ("dst", "value", "memory_order"), _U, "an element, written in one step")
 
+# -- asynchronous hardware, in order ----------------------------------------------------------------------------------
+_Y = "Asynchronous names"
+_row("async_copy", "T.async_copy(src, dst)", ("src", "dst", "coalesced_width", "annotations", "loop_layout"), _Y,
+     "copy: the data is there at once")
+_row("tma_copy", "T.tma_copy(src, dst)", ("src", "dst", "barrier", "eviction_policy", "annotations"), _Y,
+     "copy: the data is there at once")
+for _name, _params, _what in (
+    ("ptx_commit_group", (), "ends a group of copies"),
+    ("ptx_wait_group", ("num",), "waits for copies"),
+    ("tma_store_arrive", (), "ends a group of stores"),
+    ("tma_store_wait", ("count",), "waits for stores"),
+    ("pdl_trigger", (), "lets the next kernel begin"),
+    ("pdl_sync", (), "waits for the kernel before"),
+    ("warpgroup_arrive", (), "orders the operands of a product"),
+    ("warpgroup_commit_batch", (), "ends a batch of products"),
+    ("warpgroup_wait", ("num_mma",), "waits for products"),
+    ("warpgroup_fence_operand", ("buffer_or_ptr", "offset", "num_regs", "dtype"), "keeps registers of a product"),
+    ("wait_wgmma", ("id",), "waits for products"),
+    ("fence_proxy_async", (), "orders memory between engines"),
+    ("fence_barrier_init", (), "makes barriers visible"),
+):
+    _row(_name, f"T.{_name}({', '.join(_params)})", _params, _Y, f"{_what}: everything is in order already")
+
 # -- structure ------------------------------------------------------------------------------------------------------
 _S, _M, _L, _D, _H = "Kernels and arguments", "Storage", "Loops", "Looking in", "Hints"
 _row("prim_func", "@T.prim_func", ("pyfunc",), _S, "traces a function into a kernel", gives="a PrimFunc")
@@ -299,6 +326,8 @@ _row("alloc_local", "T.alloc_local(shape, dtype)", ("shape", "dtype", "scope"), 
      "an array per thread; inside T.Parallel per iteration", gives="a buffer")
 _row("alloc_var", "v = T.alloc_var(dtype, init)", ("dtype", "init", "scope"), _M, "a mutable scalar",
      gives="a variable")
+_row("alloc_global", "T.alloc_global(shape, dtype)", ("shape", "dtype", "scope"), _M,
+     "a workspace per launch, seen by all blocks and kernels", gives="a buffer")
 _row("reshape", "T.reshape(src, shape)", ("src", "shape"), _M, "the same storage with another shape",
      gives="a buffer")
 _row("view", "T.view(src, shape, dtype)", ("src", "shape", "dtype"), _M,
@@ -310,6 +339,9 @@ _row("parallel", "for i in T.parallel(n):", ("extents",), _L, "same as Parallel"
 _row("Pipelined", "for k in T.Pipelined(n, num_stages=2):",
      ("start", "stop", "num_stages", "order", "stage", "sync", "group", "annotations"), _L,
      "a sequential loop whose copies may overlap its arithmetic", gives="an index")
+_row("Persistent", "for by, bx in T.Persistent([m, n], blocks, b):",
+     ("domain", "wave_size", "index", "group_size", "annotations"), _L,
+     "the tiles of one of several persistent blocks; each tile once", gives="indices")
 _row("serial", "for i in T.serial(start, stop, step):", ("start", "stop", "step", "annotations"), _L,
      "a sequential loop", gives="an index")
 _row("unroll", "for i in T.unroll(n):", ("start", "stop", "step", "explicit", "unroll_factor", "annotations"), _L,

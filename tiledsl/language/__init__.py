@@ -12,6 +12,23 @@ from tiledsl import dtypes as _dtypes
 from tiledsl.errors import TileAttributeError as _TileAttributeError
 from tiledsl.errors import suggest as _suggest
 from tiledsl.frontend.location import error as _error
+from tiledsl.language.asynchronous import (
+    async_copy,
+    fence_barrier_init,
+    fence_proxy_async,
+    pdl_sync,
+    pdl_trigger,
+    ptx_commit_group,
+    ptx_wait_group,
+    tma_copy,
+    tma_store_arrive,
+    tma_store_wait,
+    wait_wgmma,
+    warpgroup_arrive,
+    warpgroup_commit_batch,
+    warpgroup_fence_operand,
+    warpgroup_wait,
+)
 from tiledsl.language.atomics import (
     atomic_add,
     atomic_addx2,
@@ -53,9 +70,11 @@ from tiledsl.language.debug import (
     set_max_nreg,
     use_swizzle,
 )
+from tiledsl.language.im2col import c2d_im2col, im2col
 from tiledsl.language.launch import (
     Kernel,
     Parallel,
+    Persistent,
     Pipelined,
     Ref,
     Serial,
@@ -111,6 +130,7 @@ from tiledsl.language.math import (
 )
 from tiledsl.language.memory import (
     alloc_fragment,
+    alloc_global,
     alloc_local,
     alloc_shared,
     alloc_var,
@@ -118,10 +138,12 @@ from tiledsl.language.memory import (
     copy,
     fill,
     reshape,
+    transpose,
     view,
 )
 from tiledsl.language.missing import MISSING as _MISSING
 from tiledsl.language.missing import Missing as _Missing
+from tiledsl.language.missing import refused as _refused
 from tiledsl.language.threads import (
     activemask,
     all_sync,
@@ -179,35 +201,38 @@ int, uint, long, ulong, short, ushort = int32, uint32, int64, uint64, int16, uin
 char, uchar = int8, uint8
 
 __all__ = [
-    "Buffer", "Cast", "GemmWarpPolicy", "Kernel", "Parallel", "Pipelined", "Ref", "Select", "Serial", "StridedTensor",
-    "Tensor", "Unroll", "Vectorized", "abs", "activemask", "all_sync", "alloc_fragment", "alloc_local",
-    "alloc_shared", "alloc_var", "annotate_compile_flags", "annotate_l2_hit_ratio", "annotate_layout",
-    "annotate_pass_configs", "annotate_restrict_buffers", "annotate_safe_value", "any_sync", "assume", "atomic_add",
-    "atomic_addx2", "atomic_addx4", "atomic_and", "atomic_load", "atomic_max", "atomic_min", "atomic_or",
-    "atomic_store", "atomic_xor", "ballot", "ballot_sync", "bfloat16", "bitwise_and", "bitwise_not", "bitwise_or",
-    "bitwise_xor", "bool", "boolean", "c2d_im2col", "cast", "ceil", "ceildiv", "char", "clamp", "clear", "const",
-    "copy", "cummax", "cumsum", "device_assert", "disable_warp_group_reg_alloc", "double", "dtype", "dynamic",
-    "empty", "exp", "exp2", "fill", "float", "float16", "float32", "float4_e2m1fn", "float64", "float8_e4m3",
-    "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "floor", "floordiv", "floormod", "fma", "gemm",
-    "get_block_binding", "get_block_bindings", "get_block_extent", "get_lane_idx", "get_thread_binding",
-    "get_thread_bindings", "get_thread_extent", "get_warp_group_idx", "get_warp_idx", "get_warp_idx_sync", "grid",
-    "half", "if_then_else", "im2col", "infinity", "int", "int16", "int32", "int4", "int64", "int8", "isfinite",
-    "isinf", "isnan", "launch_thread", "log", "log2", "long", "macro", "match_all_sync", "match_any_sync", "max",
-    "max_value", "min", "min_value", "no_set_max_nreg", "parallel", "prim_func", "print", "reduce_absmax",
+    "Buffer", "Cast", "GemmWarpPolicy", "Kernel", "Parallel", "Persistent", "Pipelined", "Ref", "Select", "Serial",
+    "StridedTensor", "Tensor", "Unroll", "Vectorized", "abs", "activemask", "all_sync", "alloc_fragment",
+    "alloc_global", "alloc_local", "alloc_shared", "alloc_var", "annotate_compile_flags", "annotate_l2_hit_ratio",
+    "annotate_layout", "annotate_pass_configs", "annotate_restrict_buffers", "annotate_safe_value", "any_sync",
+    "assume", "async_copy", "atomic_add", "atomic_addx2", "atomic_addx4", "atomic_and", "atomic_load", "atomic_max",
+    "atomic_min", "atomic_or", "atomic_store", "atomic_xor", "ballot", "ballot_sync", "bfloat16", "bitwise_and",
+    "bitwise_not", "bitwise_or", "bitwise_xor", "bool", "boolean", "c2d_im2col", "cast", "ceil", "ceildiv", "char",
+    "clamp", "clear", "const", "copy", "cummax", "cumsum", "device_assert", "disable_warp_group_reg_alloc", "double",
+    "dtype", "dynamic", "empty", "exp", "exp2", "fence_barrier_init", "fence_proxy_async", "fill", "float", "float16",
+    "float32", "float4_e2m1fn", "float64", "float8_e4m3", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "floor",
+    "floordiv", "floormod", "fma", "gemm", "get_block_binding", "get_block_bindings", "get_block_extent",
+    "get_lane_idx", "get_thread_binding", "get_thread_bindings", "get_thread_extent", "get_warp_group_idx",
+    "get_warp_idx", "get_warp_idx_sync", "grid", "half", "if_then_else", "im2col", "infinity", "int", "int16",
+    "int32", "int4", "int64", "int8", "isfinite", "isinf", "isnan", "launch_thread", "log", "log2", "long", "macro",
+    "match_all_sync", "match_any_sync", "max", "max_value", "min", "min_value", "no_set_max_nreg", "parallel",
+    "pdl_sync", "pdl_trigger", "prim_func", "print", "ptx_commit_group", "ptx_wait_group", "reduce_absmax",
     "reduce_abssum", "reduce_bitand", "reduce_bitor", "reduce_bitxor", "reduce_max", "reduce_min", "reduce_sum",
     "reinterpret", "reshape", "round", "rsqrt", "serial", "set_max_nreg", "shfl_down", "shfl_sync", "shfl_up",
     "shfl_xor", "shift_left", "shift_right", "short", "shuffle_elect", "sigmoid", "sqrt", "symbolic", "sync_global",
     "sync_grid", "sync_threads", "sync_warp", "syncthreads_and", "syncthreads_count", "syncthreads_or",
-    "thread_binding", "thread_return", "trunc", "truncdiv", "truncmod", "uchar", "uint", "uint16", "uint32", "uint4",
-    "uint64", "uint8", "ulong", "unroll", "use_swizzle", "ushort", "vectorized", "view", "warp_reduce_bitand",
-    "warp_reduce_bitor", "warp_reduce_bitxor", "warp_reduce_max", "warp_reduce_min", "warp_reduce_sum",
+    "thread_binding", "thread_return", "tma_copy", "tma_store_arrive", "tma_store_wait", "transpose", "trunc",
+    "truncdiv", "truncmod", "uchar", "uint", "uint16", "uint32", "uint4", "uint64", "uint8", "ulong", "unroll",
+    "use_swizzle", "ushort", "vectorized", "view", "wait_wgmma", "warp_reduce_bitand", "warp_reduce_bitor",
+    "warp_reduce_bitxor", "warp_reduce_max", "warp_reduce_min", "warp_reduce_sum", "warpgroup_arrive",
+    "warpgroup_commit_batch", "warpgroup_fence_operand", "warpgroup_wait",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name.startswith("__") and name.endswith("__"):
         raise AttributeError(name)
-    if name in _MISSING:
+    if name in _MISSING or _refused(name):
         return _Missing(name)
     try:
         return _dtypes.as_dtype(name)  # vector types: T.float32x4

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from tiledsl.errors import TileNotImplementedError
+from tiledsl.errors import TileNotImplementedError, TileValueError
+from tiledsl.frontend.builder import current
 from tiledsl.frontend.kernel import KernelLaunch
 from tiledsl.frontend.location import error
 from tiledsl.frontend.loops import LoopSpec
+from tiledsl.frontend.promotion import INT32
 from tiledsl.frontend.trace import Macro, PrimFunc, Ref, trace_prim_func
+from tiledsl.frontend.values import Value, index_expr
+from tiledsl.ir import Const
+from tiledsl.language import math
 from tiledsl.language.operation import hints, operation
 
 __all__ = [
-    "Kernel", "Parallel", "Pipelined", "Ref", "Serial", "Unroll", "Vectorized", "grid", "macro", "parallel",
-    "prim_func", "serial", "unroll", "vectorized",
+    "Kernel", "Parallel", "Persistent", "Pipelined", "Ref", "Serial", "Unroll", "Vectorized", "grid", "macro",
+    "parallel", "prim_func", "serial", "unroll", "vectorized",
 ]  # fmt: skip
 
 
@@ -75,6 +81,50 @@ def Pipelined(
 ) -> LoopSpec:  # fmt: skip
     """A sequential loop whose copies may overlap its arithmetic; num_stages and the other keywords are hints."""
     return LoopSpec.serial("T.Pipelined", start, stop, None, "pipelined", hints(num_stages=num_stages or 0))
+
+
+@operation
+def Persistent(
+    domain: Any, wave_size: Any, index: Any, group_size: int = 8, annotations: dict[str, Any] | None = None
+) -> LoopSpec:  # fmt: skip
+    """The tiles of one of `wave_size` persistent blocks: `for by, bx in T.Persistent([m, n], blocks, b):`.
+
+    domain      extents of the grid of tiles; the loop gives one coordinate per extent
+    wave_size   blocks that share the tiles; each tile is visited once, by one of them
+    index       number of this block, below wave_size
+    group_size  tiles go in groups of so many along the last dimension, for cache reuse: the order of tiles only
+    """
+    what = "T.Persistent"
+    extents = domain if isinstance(domain, (tuple, list)) else (domain,)
+    if not extents or not isinstance(group_size, int) or group_size < 1:
+        raise error(
+            "persistent-domain",
+            TileValueError,
+            f"{what} takes a list of extents and a positive group size, got {extents!r} and {group_size!r}",
+            help="T.Persistent([tiles_m, tiles_n], blocks, b)",
+        )
+    sizes = [Value(index_expr(n, f"{what}: domain")) for n in extents]
+    wave, number = (Value(index_expr(x, f"{what}: {n}")) for x, n in ((wave_size, "wave_size"), (index, "index")))
+    outer = functools.reduce(lambda a, b: a * b, sizes[:-1], Value(Const(1, INT32)))
+    total = outer * sizes[-1]
+
+    def decode(w: Value) -> tuple[Value, Callable[[], tuple[Value, ...]]]:
+        tile = w * wave + number
+        return tile < total, lambda: coordinates(Value(current(what).let("tile", tile.typed)))
+
+    def coordinates(tile: Value) -> tuple[Value, ...]:
+        first = tile // (outer * group_size) * group_size
+        width = Value(current(what).let("width", math.min(sizes[-1] - first, group_size).typed))
+        inside = tile - first * outer
+        found, rest = [first + inside % width], inside // width
+        for n in reversed(sizes[1:-1]):
+            found.append(rest % n)
+            rest = rest // n
+        return tuple(reversed([*found, rest] if len(sizes) > 1 else found))
+
+    spec = LoopSpec.serial(what, (total + wave - 1) // wave)
+    spec.decode = decode
+    return spec
 
 
 @operation

@@ -6,7 +6,7 @@ from typing import Any
 
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileSyntaxError, TileTypeError, TileValueError
-from tiledsl.frontend.annotations import shape_exprs
+from tiledsl.frontend.annotations import host_expr, shape_exprs
 from tiledsl.frontend.builder import current
 from tiledsl.frontend.control import tracer
 from tiledsl.frontend.describe import dims, expr_text, operand_text, place_text
@@ -16,11 +16,12 @@ from tiledsl.frontend.promotion import INT32, is_number, slice_dtype
 from tiledsl.frontend.storage import BufferRef, Cell, Element, RegionRef, emit_store
 from tiledsl.frontend.values import Value, to_dtype
 from tiledsl.ir import Alloc, Buffer, Const, Copy, Expr, Fill, Region
+from tiledsl.ir.walk import free_vars
 from tiledsl.language.operation import hints, not_inside_parallel, not_yet, operation
 
 __all__ = [
-    "alloc_fragment", "alloc_local", "alloc_shared", "alloc_var", "as_region", "clear", "copy", "fill", "paired",
-    "reshape", "view",
+    "alloc_fragment", "alloc_global", "alloc_local", "alloc_shared", "alloc_var", "as_region", "clear", "copy", "fill",
+    "paired", "reshape", "transpose", "view",
 ]  # fmt: skip
 
 
@@ -90,6 +91,31 @@ def _scalar(x: Any, what: str) -> Any:
     if isinstance(x, Value) or is_number(x):
         return x
     raise error("not-a-scalar", TileTypeError, f"{what} must be a number or scalar value, got {type(x).__name__} {x!r}")
+
+
+@operation
+def alloc_global(shape: Any, dtype: Any = "float32", scope: str = "global") -> Any:
+    """A workspace in global memory: one per launch, seen by all blocks and by all kernels of the function.
+
+    shape: ints, symbols and integer parameters. Contents are undefined until written.
+    """
+    what = "T.alloc_global"
+    builder = tracer(what)
+    extents = tuple(host_expr(n, what) for n in (shape if isinstance(shape, (tuple, list)) else (shape,)))
+    for e in extents:
+        builder.check(e)
+        late = next((v for v in free_vars(e) if builder.owner.get(v) is not None), None)
+        if late is not None:
+            raise error(
+                "host-value",
+                TileTypeError,
+                f"{what} needs {late.name}, which has no value before the kernel runs",
+                help="a workspace belongs to the whole launch: give each block a part of it",
+            )
+    buffer = Buffer("", slice_dtype(dtype, what), extents, "global", loc=here())
+    builder.owner[buffer] = None
+    builder.workspaces.append(buffer)
+    return BufferRef(buffer)
 
 
 # -- views ------------------------------------------------------------------------------------------------
@@ -308,3 +334,32 @@ def _aligned(a: Region, b: Region, what: str, given: tuple[tuple[str, Any], ...]
         annotations=given,
         loc=here(),
     )
+
+
+@operation
+def transpose(src: Any, dst: Any) -> None:
+    """dst[j, i] = src[i, j], converted to dst's dtype: src [M, N], dst [N, M], block-local matrices or slices."""
+    what = "T.transpose"
+    builder = not_inside_parallel(what)
+    a, b = as_region(src, f"{what}: src"), as_region(dst, f"{what}: dst")
+    rows, columns = _moving_pair(a), _moving_pair(b)
+    fits = all(difference(a.extents[i], b.extents[j]) in (0, None) for i, j in zip(rows, columns[::-1], strict=True))
+    if not fits or a.buffer.root is b.buffer.root:
+        raise error(
+            "transpose-shape",
+            TileTypeError,
+            f"{what}: {operand_text(b)} does not hold the transpose of {operand_text(a)}",
+            notes=place_text(b.buffer),
+            help="src is [M, N], dst another matrix [N, M]",
+        )
+    domain = tuple(a.extents[i] for i in rows)
+    builder.emit(Copy(a, b, domain, rows, columns[::-1], loc=here()), what)
+
+
+def _moving_pair(r: Region) -> tuple[int, int]:
+    """The two dimensions of a matrix: those that move, or the last two."""
+    moving, rank = _moving(r), len(r.extents)
+    if rank < 2 or len(moving) > 2:
+        raise error("transpose-rank", TileTypeError, f"T.transpose takes matrices: {operand_text(r)}")
+    first, second = moving if len(moving) == 2 else (rank - 2, rank - 1)
+    return first, second

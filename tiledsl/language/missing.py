@@ -1,28 +1,50 @@
-"""Names of the language that this version does not have yet: they say so when used."""
+"""Names that say so when used: what this version does not have yet, and what no portable kernel can have."""
 
 from __future__ import annotations
 
 from typing import Any, NoReturn
 
+from tiledsl.errors import TileNotImplementedError
+from tiledsl.frontend.location import error
 from tiledsl.language.operation import not_yet
 
-__all__ = ["MISSING", "Missing"]
+__all__ = ["HARDWARE", "MISSING", "RANDOM", "Missing", "refused"]
 
 MISSING = frozenset(
     """
-    ClusterKernel Fragment FragmentBuffer Layout LocalBuffer Persistent PersistentTileScheduler PrimExpr SharedBuffer
-    __cos __exp __exp10 __exp2 __log __log10 __log2 __pow __sin __tan abs2 add2 align_up all_of alloc_barrier
-    alloc_cluster_barrier alloc_descriptor alloc_global alloc_reducer alloc_tmem any_of async_copy attr
-    barrier_arrive barrier_wait block_rank_in_cluster c2d_im2col call_extern call_intrin cluster_sync comm_reducer
-    copysign cos cosh determine_fp8_type erf evaluate extract_lane finalize_reducer fma2 fmod gemm_sp gemm_v2 handle
-    ieee_add ieee_div ieee_fdiv ieee_fmaf ieee_frcp ieee_frsqrt ieee_fsqrt ieee_mul ieee_sub im2col inline ldg128
-    ldg256 ldg32 ldg64 log10 log1p loop_break make_tensor max2 mbarrier_arrive mbarrier_expect_tx
-    mbarrier_wait_parity meta_class min2 mul2 pdl_sync pdl_trigger popcount pow pow_of_int ptr ptx_arrive_barrier
-    ptx_commit_group ptx_wait_group reducer_init reducer_update rng_init rng_rand rng_rand_float sin sinh stg128
-    stg256 stg32 stg64 sub2 tan tanh tma_copy transpose tvm_thread_allreduce vectorized_cast wait_wgmma
-    warpgroup_arrive warpgroup_commit_batch warpgroup_fence_operand warpgroup_wait
+    ClusterKernel Fragment FragmentBuffer Layout LocalBuffer PersistentTileScheduler PrimExpr SharedBuffer __cos
+    __exp __exp10 __exp2 __log __log10 __log2 __pow __sin __tan abs2 add2 align_up all_of alloc_barrier alloc_reducer
+    any_of attr barrier_arrive barrier_wait call_extern comm_reducer copysign cos cosh determine_fp8_type erf
+    evaluate extract_lane finalize_reducer fma2 fmod gemm_sp gemm_v2 handle ieee_add ieee_div ieee_fdiv ieee_fmaf
+    ieee_frcp ieee_frsqrt ieee_fsqrt ieee_mul ieee_sub inline ldg128 ldg256 ldg32 ldg64 log10 log1p loop_break
+    make_tensor max2 mbarrier_arrive mbarrier_expect_tx mbarrier_wait_parity meta_class min2 mul2 popcount pow
+    pow_of_int ptr ptx_arrive_barrier reducer_init reducer_update sin sinh stg128 stg256 stg32 stg64 sub2 tan tanh
+    tvm_thread_allreduce vectorized_cast
     """.split()
 )
+
+# A closed list: what these do exists on some NVIDIA GPUs only, so no portable kernel contains it.
+_HARDWARE = {
+    "tensor memory": "alloc_tmem tmem_allocate tmem_deallocate",
+    "clusters of blocks and their distributed shared memory": """
+    alloc_cluster_barrier block_rank_in_cluster cluster_arrive cluster_sync cluster_wait copy_cluster map_shared_rank
+    """,
+    "descriptors of matrix instructions": "alloc_descriptor alloc_tcgen05_instruction_desc alloc_tcgen05_smem_desc "
+    "alloc_wgmma_desc initialize_tcgen05_descriptor initialize_wgmma_descriptor",
+    "PTX or C text": "call_intrin import_source ptx ptx_ldmatrix ptx_mma ptx_mma_sp ptx_stmatrix ptx_wgmma_rs "
+    "ptx_wgmma_ss",
+}
+HARDWARE = {name: what for what, names in _HARDWARE.items() for name in names.split()}
+RANDOM = frozenset(["rng_init", "rng_rand", "rng_rand_float"])
+
+
+def refused(name: str) -> str | None:
+    """Why the language will never have a name that its model has; None for others."""
+    if name in RANDOM:
+        return "is left out: random numbers come from outside; pass them as a tensor"
+    what = "tensor memory" if name.startswith("tcgen05_") else HARDWARE.get(name)
+    return None if what is None else f"is hardware-only: it needs {what}, which only some GPUs have"
+
 
 _HELP = {
     "tanh": "for now write it with T.exp: 1 - 2 / (T.exp(2 * x) + 1)",
@@ -37,6 +59,9 @@ class Missing:
         self._name = name
 
     def _use(self, *args: Any, **kw: Any) -> NoReturn:
+        why = refused(self._name)
+        if why is not None:
+            raise error("hardware-only", TileNotImplementedError, f"T.{self._name} {why}")
         raise not_yet(f"T.{self._name}", _HELP.get(self._name))
 
     __call__ = __getitem__ = __getattr__ = _use
