@@ -289,6 +289,10 @@ def _classify(name: str) -> Op:
     )
 
 
+def _bits(name: str) -> Op:
+    return Op(name, lambda kinds: kinds[0], lambda b, kinds, result, args: arith.bit_function(b, name, args[0]))
+
+
 def _hreduce(op: str) -> Op:
     return Op(
         f"hreduce_{op}",
@@ -319,6 +323,7 @@ def dialect_names() -> dict[str, Op]:
         _binary_function("truncmod", "truncmod"),
         _binary_function("floordiv", "floordiv"),
         *(_classify(name) for name in ("isnan", "isinf", "isfinite")),
+        *(_bits(name) for name in ("popcount", "clz", "brev")),
         *(_hreduce(op) for op in ("add", "max", "min", "bitand", "bitor", "bitxor")),
         _any_all("any_lane", "any"),
         _any_all("all_lanes", "all"),

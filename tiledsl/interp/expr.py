@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -243,6 +243,9 @@ class Expressions:
         array = self.is_array(e.args[0])
         if e.name == "reinterpret":
             return _reinterpret(x, e.args[0].dtype, e.type, array)
+        if e.name in arithmetic.BIT_FUNCTIONS:
+            bits = arithmetic.bit_function(e.name, e.type, array)
+            return lambda env, mask: bits(x(env, mask))
         if e.name in _PREDICATES:
             predicate = _PREDICATES[e.name]
             return (
@@ -272,27 +275,31 @@ class Expressions:
 
     def _math(self, e: Call) -> Fn:
         """The function's expansion; narrow floats go through float32."""
-        (arg,) = e.args
-        dtype = arg.dtype.scalar
+        dtype = e.args[0].dtype.scalar
         if not dtype.is_float:
             raise TileTypeError(f"{e.name} takes floats, not {dtype}", self.scope.where, help="cast the argument")
-        x = self.compile(arg)
+        given = [self.compile(a) for a in e.args]
+        arrays = [self.is_array(a) for a in e.args]
         if dtype.bits >= 32:
-            return self._expand(expansion(e.name, dtype), x, self.is_array(arg))
-        array = self.is_array(arg)
-        widen, narrow = self.cast(dtype, _F32, array), self.cast(_F32, dtype, array)
-        wide = self._expand(expansion(e.name, _F32), lambda env, mask: widen(x(env, mask)), array)
+            return self._expand(expansion(e.name, dtype), given, arrays)
+
+        def widened(x: Fn, array: bool) -> Fn:
+            widen = self.cast(dtype, _F32, array)
+            return lambda env, mask: widen(x(env, mask))
+
+        narrow = self.cast(_F32, dtype, any(arrays))
+        wide = self._expand(expansion(e.name, _F32), list(map(widened, given, arrays)), arrays)
         return lambda env, mask: narrow(wide(env, mask))
 
-    def _expand(self, function: MathFunction, x: Fn, array: bool) -> Fn:
+    def _expand(self, function: MathFunction, given: list[Fn], arrays: list[bool]) -> Fn:
         """The lets of an expansion, run on values of any shape: arrays as if they were one lane axis."""
         scope = Scope(replace(self.scope.options, shadow=False))
         inner = type(self)(scope)
-        (param,) = function.params
-        start = scope.bind(param)
-        if array:
-            scope.nest = Nest((param,), scope.new_slot())
-            scope.varying.add(param)
+        starts = [scope.bind(p) for p in function.params]
+        lanes = [p for p, array in zip(function.params, arrays, strict=True) if array]
+        if lanes:
+            scope.nest = Nest((lanes[0],), scope.new_slot())
+            scope.varying.update(lanes)
         steps: list[tuple[int, Fn]] = []
         for var, value in function.lets:
             f = inner.compile(value)
@@ -302,20 +309,21 @@ class Expressions:
         result = inner.compile(function.result)
         size = scope.size
 
-        def expand(inside: Env, value: Any) -> Any:
-            inside[start] = value
+        def expand(inside: Env, values: Sequence[Any]) -> Any:
+            for start, value in zip(starts, values, strict=True):
+                inside[start] = value
             for slot, f in steps:
                 inside[slot] = f(inside, None)
             return result(inside, None)
 
         if self.scope.options.shadow:
-            exact = shadow.math(function.name, lambda v: expand([None] * size, v))
-            return lambda env, mask: exact(x(env, mask))
+            exact = shadow.math(function.name, lambda *values: expand([None] * size, values))
+            return lambda env, mask: exact(*(x(env, mask) for x in given))
 
         def run(env: Env, mask: Any) -> Any:
             inside: Env = [None] * size
             inside[STEPS] = 0
-            value = expand(inside, x(env, mask))
+            value = expand(inside, [x(env, mask) for x in given])
             env[STEPS] += inside[STEPS]
             return value
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from itertools import product
+from math import erf
 from typing import Any
 
 import numpy as np
@@ -356,14 +358,39 @@ _MATH: dict[str, tuple[Callable[[Any], Any], Callable[[Any, Any, Any], Any]]] = 
 }
 
 
-def math(name: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A math function (`function`: its expansion on plain arrays) for shadowed arguments."""
-    exact, spread = _MATH[name]
+_EXACT_MATH: dict[str, Callable[..., Any]] = {
+    "exp10": lambda x: np.power(10.0, x), "expm1": np.expm1, "log10": np.log10, "log1p": np.log1p, "sinh": np.sinh,
+    "cosh": np.cosh, "tanh": np.tanh, "sin": np.sin, "cos": np.cos, "tan": np.tan, "pow": np.power, "fmod": np.fmod,
+    "copysign": np.copysign, "erf": np.vectorize(erf, otypes=[np.float64]),
+    "round_away": lambda x: np.copysign(np.floor(np.abs(x) + 0.5), x),
+}  # fmt: skip
 
-    def of(x: Any) -> Any:
-        primary, value, bound = _parts(x)
-        p, y = np.asarray(function(primary)), exact(value)
-        return shadowed(p, y, np.where(bound == 0, 0.0, spread(value, bound, y)) + _rounding(p, p.dtype, 3.0))
+
+def _corners(function: Callable[..., Any], parts: Sequence[Parts], y: Any) -> Any:
+    """How far the function may be from y where its arguments are within their bounds: what their ends give."""
+    ends = [(v - e - np.abs(v) * 2.0**-52, v + e + np.abs(v) * 2.0**-52) for _, v, e in parts]
+    away = [np.abs(function(*corner) - y) for corner in product(*ends)]
+    return np.nan_to_num(np.maximum.reduce(away), nan=np.inf)
+
+
+def math(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A math function (`function`: its expansion on plain arrays) for shadowed arguments."""
+    name = name.removeprefix("fast_")
+
+    def of(*args: Any) -> Any:
+        parts = [_parts(x) for x in args]
+        p = np.asarray(function(*(part[0] for part in parts)))
+        if name in _MATH:
+            exact, spread_of = _MATH[name]
+            y = exact(parts[0][1])
+            spread = spread_of(*parts[0][1:], y)
+        else:
+            y = _EXACT_MATH[name](*(part[1] for part in parts))
+            spread = _corners(_EXACT_MATH[name], parts, y)
+            if name in ("sin", "cos"):
+                spread = np.minimum(parts[0][2], 2.0)
+        known = np.logical_and.reduce([part[2] == 0 for part in parts])
+        return shadowed(p, y, np.where(known, 0.0, spread) + _rounding(p, p.dtype, 6.0))
 
     return of
 

@@ -16,7 +16,7 @@ from tiledsl.conversions import converter
 from tiledsl.dtypes import DType, as_dtype
 
 __all__ = [
-    "binary", "cast", "combine_lanes", "extremes", "fmax", "fmin", "int_range", "ordered_keys", "unary", "wrapper",
+    "BIT_FUNCTIONS", "binary", "bit_function", "cast", "combine_lanes", "extremes", "fmax", "fmin", "int_range", "ordered_keys", "unary", "wrapper",
 ]  # fmt: skip
 
 Function1 = Callable[[Any], Any]
@@ -203,6 +203,36 @@ def cast(src: DType, dst: DType, array: bool) -> Function1:
     if dst.is_float:
         return lambda x: convert(np.asarray(x, src.numpy))[()]
     return lambda x: convert(np.asarray(x, src.numpy)).item()
+
+
+def _popcount(x: Any) -> Any:
+    return np.bitwise_count(x)
+
+
+def _clz(x: Any) -> Any:
+    width = 8 * x.dtype.itemsize
+    for shift in (1, 2, 4, 8, 16, 32)[: width.bit_length() - 1]:
+        x = x | x >> x.dtype.type(shift)
+    return width - np.bitwise_count(x)
+
+
+def _brev(x: Any) -> Any:
+    width = 8 * x.dtype.itemsize
+    swapped = np.ascontiguousarray(x).view(np.uint8).reshape(*x.shape, width // 8)[..., ::-1]
+    return np.packbits(np.unpackbits(swapped, axis=-1, bitorder="little"), axis=-1).view(x.dtype)[..., 0]
+
+
+BIT_FUNCTIONS: dict[str, Function1] = {"popcount": _popcount, "clz": _clz, "brev": _brev}
+
+
+def bit_function(name: str, dtype: DType, array: bool) -> Function1:
+    """popcount, clz or brev on arrays of an integer type, or on Python ints."""
+    plain, storage = BIT_FUNCTIONS[name], dtype.scalar.numpy
+    unsigned = np.dtype(f"u{storage.itemsize}")
+    if array:
+        return lambda x: plain(x.view(unsigned)).astype(unsigned).view(storage)
+    wrap = wrapper(dtype)
+    return lambda x: wrap(int(plain(np.array([x & (1 << dtype.bits) - 1], unsigned))[0]))
 
 
 # -- reductions ---------------------------------------------------------------------------------------------

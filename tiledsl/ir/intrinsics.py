@@ -6,14 +6,14 @@ kind "prim"    a primitive that every interpreter and printer knows
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["INTRINSICS", "Intrinsic"]
+__all__ = ["FAST", "INTRINSICS", "Intrinsic"]
 
 
 @dataclass(frozen=True)
 class Intrinsic:
-    """arity, what dtypes it takes ("float", "any", "vector"), its kind and one line of documentation."""
+    """arity, what dtypes it takes ("float", "int", "any", "vector"), its kind and one line of documentation."""
 
     name: str
     arity: int
@@ -27,8 +27,26 @@ _ALL = [
     Intrinsic("exp", 1, "float", "math", "e**x, at most 1 ulp in float32"),
     Intrinsic("log2", 1, "float", "math", "base-2 logarithm, at most 1 ulp in float32"),
     Intrinsic("log", 1, "float", "math", "natural logarithm, at most 1 ulp in float32"),
+    Intrinsic("exp10", 1, "float", "math", "10**x"),
+    Intrinsic("expm1", 1, "float", "math", "e**x - 1, accurate near 0"),
+    Intrinsic("log10", 1, "float", "math", "base-10 logarithm"),
+    Intrinsic("log1p", 1, "float", "math", "log(1 + x), accurate near 0"),
+    Intrinsic("sinh", 1, "float", "math", "hyperbolic sine"),
+    Intrinsic("cosh", 1, "float", "math", "hyperbolic cosine"),
+    Intrinsic("tanh", 1, "float", "math", "hyperbolic tangent"),
+    Intrinsic("pow", 2, "float", "math", "x**y"),
     Intrinsic("rsqrt", 1, "float", "math", "1 / sqrt(x): two correctly rounded operations"),
+    Intrinsic("sin", 1, "float", "math", "sine, of any argument"),
+    Intrinsic("cos", 1, "float", "math", "cosine, of any argument"),
+    Intrinsic("tan", 1, "float", "math", "tangent, of any argument"),
+    Intrinsic("erf", 1, "float", "math", "error function"),
+    Intrinsic("fmod", 2, "float", "math", "x - trunc(x / y) * y, exact"),
+    Intrinsic("copysign", 2, "float", "math", "the magnitude of x with the sign of y"),
+    Intrinsic("round_away", 1, "float", "math", "nearest whole number, ties away from zero"),
     Intrinsic("reinterpret", 1, "any", "prim", "the same bits as another type of equal width"),
+    Intrinsic("popcount", 1, "int", "prim", "bits that are set; 32 and 64 bits"),
+    Intrinsic("clz", 1, "int", "prim", "zero bits above the highest one; 32 and 64 bits"),
+    Intrinsic("brev", 1, "int", "prim", "the bits in reverse order; 32 and 64 bits"),
     Intrinsic("isnan", 1, "float", "prim", "true for NaN; bool"),
     Intrinsic("isinf", 1, "float", "prim", "true for infinities; bool"),
     Intrinsic("isfinite", 1, "float", "prim", "neither NaN nor infinite; bool"),
@@ -42,4 +60,10 @@ _ALL = [
     Intrinsic("all", 1, "vector", "prim", "true if every lane of a bool vector is; scalar bool"),
 ]
 
+FAST = ("exp", "exp2", "exp10", "log", "log2", "log10", "sin", "cos", "tan", "pow")
+"""Functions with a second name `fast_...`, for which a target may use a hardware approximation (language.md 0.8)."""
+
 INTRINSICS: dict[str, Intrinsic] = {i.name: i for i in _ALL}
+INTRINSICS |= {
+    f"fast_{n}": replace(INTRINSICS[n], name=f"fast_{n}", doc=f"{INTRINSICS[n].doc}; may be approximate") for n in FAST
+}

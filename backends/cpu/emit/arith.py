@@ -24,7 +24,7 @@ from tiledsl.backends.cpu.emit.values import (
 )
 from tiledsl.dtypes import DType
 
-__all__ = ["any_all", "binary", "classify", "fma", "hreduce", "reinterpret", "unary"]
+__all__ = ["any_all", "binary", "bit_function", "classify", "fma", "hreduce", "reinterpret", "unary"]
 
 Value = Any
 
@@ -172,6 +172,13 @@ def classify(b: Any, name: str, d: DType, x: Value) -> Value:
     magnitude = unary(b, "abs", d, x)
     infinity = constant(d, float("inf"))
     return b.fcmp_ordered("==" if name == "isinf" else "<", magnitude, infinity)
+
+
+def bit_function(b: Any, name: str, x: Value) -> Value:
+    """popcount, clz or brev of an integer."""
+    which = {"popcount": "ctpop", "clz": "ctlz", "brev": "bitreverse"}[name]
+    zero_is_defined = [ir.Constant(I1, 0)] if name == "clz" else []
+    return intrinsic(b, f"llvm.{which}.{suffix(x.type)}", x.type, [x, *zero_is_defined])
 
 
 def hreduce(b: Any, op: str, d: DType, v: Value) -> Value:

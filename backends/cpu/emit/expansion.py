@@ -16,6 +16,7 @@ from tiledsl.ir.math import expansion
 __all__ = ["emit_math"]
 
 Value = Any
+_INLINED = 60  # steps: a longer function costs more time to compile in several places than a call costs
 
 
 def emit_math(module: Any, name: str, d: DType) -> Any:
@@ -27,7 +28,8 @@ def emit_math(module: Any, name: str, d: DType) -> Any:
     t = value_type(d)
     f = ll.Function(module, ll.FunctionType(t, [t] * len(meaning.params)), symbol)
     f.linkage = "internal"
-    f.attributes.add("alwaysinline")
+    if len(meaning.lets) <= _INLINED:
+        f.attributes.add("alwaysinline")
     b = ll.IRBuilder(f.append_basic_block())
     known: dict[ir.Var, Value] = dict(zip(meaning.params, f.args, strict=True))
     for var, value in meaning.lets:
