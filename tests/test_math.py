@@ -146,6 +146,6 @@ def test_expansions_use_no_function_but_exactly_rounded_operations() -> None:
                 for n in walk(e):
                     assert isinstance(n, allowed)
                     if isinstance(n, ir.Call):
-                        assert n.name == "reinterpret"
+                        assert n.name == "reinterpret" or n.name in table  # another expansion
     with pytest.raises(TypeError, match="cast the argument"):
         expansion("exp", "float16")

@@ -310,6 +310,7 @@ class Expressions:
         size = scope.size
 
         def expand(inside: Env, values: Sequence[Any]) -> Any:
+            inside[STEPS] = 0
             for start, value in zip(starts, values, strict=True):
                 inside[start] = value
             for slot, f in steps:
@@ -322,7 +323,6 @@ class Expressions:
 
         def run(env: Env, mask: Any) -> Any:
             inside: Env = [None] * size
-            inside[STEPS] = 0
             value = expand(inside, [x(env, mask) for x in given])
             env[STEPS] += inside[STEPS]
             return value

@@ -16,7 +16,8 @@ from tiledsl.conversions import converter
 from tiledsl.dtypes import DType, as_dtype
 
 __all__ = [
-    "BIT_FUNCTIONS", "binary", "bit_function", "cast", "combine_lanes", "extremes", "fmax", "fmin", "int_range", "ordered_keys", "unary", "wrapper",
+    "BIT_FUNCTIONS", "binary", "bit_function", "cast", "combine_lanes", "extremes", "fmax", "fmin", "int_range",
+    "ordered_keys", "unary", "wrapper",
 ]  # fmt: skip
 
 Function1 = Callable[[Any], Any]

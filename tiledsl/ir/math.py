@@ -5,13 +5,13 @@ the same bits on every target. Only + - * / sqrt fma, integer operations, compar
 and floats, and reinterpretations are used.
 
 Polynomials are fits in 60 digits (Remez exchange, or interpolation at Chebyshev nodes; relative error, rounded to the
-type afterwards) of the function named beside the coefficients, lowest degree first. Largest errors measured, in units in
-the last place:
+type afterwards) of the function named beside the coefficients, lowest degree first. Largest errors measured, in units
+in the last place:
 float32 exp2 0.952 and exp 0.801 over every argument of magnitude 2**-25 and more whose result is not 0 or infinite
 (smaller ones give 1), log2 0.983 and log 0.825 over every mantissa of 22 of the 255 binades, not over all arguments;
 float64 below 1 on random samples (tests/test_math.py); rsqrt = 1 / sqrt(x) rounds twice, below 1.5.
-On samples, float32 and float64: exp10 0.83, log10 0.87, log1p 0.81, expm1 1.6, sinh and tanh 2.3, cosh 1.6, pow 1.0, erf
-0.97, sin and cos 0.51 and 0.74, tan 0.51 and 1.7 (of arguments of any size). fmod and copysign are exact.
+On samples, float32 and float64: exp10 0.83, log10 0.87, log1p 0.81, expm1 1.6, sinh and tanh 2.3, cosh 1.6, pow 1.0,
+erf 0.97, sin and cos 0.51 and 0.74, tan 0.51 and 1.7 (of arguments of any size). fmod and copysign are exact.
 The names `fast_...` share the expansions here; a target may approximate them.
 float16 and bfloat16 arguments go through float32: whoever makes the call casts.
 """

@@ -188,10 +188,6 @@ class Builder:
     def term(self, x: Expr) -> Term:
         return Term(self, x)
 
-    def word(self, value: int, dtype: str) -> Term:
-        """An integer literal."""
-        return Term(self, Const(value, as_dtype(dtype)))
-
     def series(self, x: Term, coefficients: tuple[float, ...]) -> Term:
         """Horner's scheme, one fma per degree, in x's type."""
         value = x.like(coefficients[-1])
@@ -200,7 +196,10 @@ class Builder:
         return value
 
 
-def _operator(op: str) -> tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]:
+_Method = Callable[[Any, Any], "Term"]
+
+
+def _operator(op: str) -> tuple[_Method, _Method]:
     def method(self: Term, other: Any) -> Term:
         return self.named(Binary(op, self.expr, self.like(other).expr))
 
@@ -238,10 +237,10 @@ class Term:
     __hash__ = None  # type: ignore[assignment]
 
     def __and__(self, other: Any) -> Term:
-        return _operator("and" if self.expr.dtype.is_bool else "bitand")[0](self, other)  # type: ignore[no-any-return]
+        return _operator("and" if self.expr.dtype.is_bool else "bitand")[0](self, other)
 
     def __or__(self, other: Any) -> Term:
-        return _operator("or" if self.expr.dtype.is_bool else "bitor")[0](self, other)  # type: ignore[no-any-return]
+        return _operator("or" if self.expr.dtype.is_bool else "bitor")[0](self, other)
 
     __xor__ = _operator("bitxor")[0]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tiledsl.ir.expr import Binary, Cast, Expr, Fma, Select, Unary, Var
 from tiledsl.ir.math_builder import F32, Builder, Term, fma, select
 
@@ -247,7 +249,7 @@ def _pow(b: Builder, x: Var, y: Var) -> Expr:
     return select(unknown, float("nan"), value).expr
 
 
-BODIES = {
+BODIES: dict[str, Callable[..., Expr]] = {
     "exp2": _exp2, "exp": _exp, "exp10": _exp10, "expm1": _expm1, "log2": _log2, "log": _log, "log10": _log10,
     "log1p": _log1p, "sinh": _sinh, "cosh": _cosh, "tanh": _tanh, "pow": _pow, "rsqrt": _rsqrt,
 }  # fmt: skip

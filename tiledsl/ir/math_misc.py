@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tiledsl.ir.expr import Expr, Var
 from tiledsl.ir.math_builder import F32, Builder, fma, select
 
@@ -40,7 +42,7 @@ def _erf(b: Builder, x: Var) -> Expr:
     place = (outer - centre) / (outer + centre)
     complement = (-(outer * outer)).apply("exp") * b.series(place, far)
     y = select(size < 1.0, small, 1.0 - complement)
-    return select(t == t, y.signed_like(t), t).expr
+    return select(t == t, y.signed_like(t), t + t).expr
 
 
 def _fmod(b: Builder, x: Var, y: Var) -> Expr:
@@ -74,4 +76,4 @@ def _round_away(b: Builder, x: Var) -> Expr:
     return select(up, whole + 1.0, whole).signed_like(t).expr
 
 
-BODIES = {"erf": _erf, "fmod": _fmod, "copysign": _copysign, "round_away": _round_away}
+BODIES: dict[str, Callable[..., Expr]] = {"erf": _erf, "fmod": _fmod, "copysign": _copysign, "round_away": _round_away}

@@ -8,6 +8,8 @@ and shorter polynomials, and rounded once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tiledsl.ir.expr import Expr, Var
 from tiledsl.ir.math_builder import F32, Builder, Term, fma, select
 
@@ -133,4 +135,4 @@ def _tan(b: Builder, x: Var) -> Expr:
     return _finish(b, wide, _negate_where(wide.bits("int64") < 0, y))
 
 
-BODIES = {"sin": _sin, "cos": _cos, "tan": _tan}
+BODIES: dict[str, Callable[..., Expr]] = {"sin": _sin, "cos": _cos, "tan": _tan}

@@ -97,6 +97,17 @@ def _sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
+def _erf(x: Any) -> Any:
+    """2 / sqrt(pi) * exp(-x**2) * sum of 2**n x**(2n+1) / (2n+1)!!: positive terms, so nothing cancels."""
+    size = np.minimum(np.abs(x), x.dtype.type(7))
+    term = total = size
+    for n in range(1, 200):
+        term = term * (2 * size * size / (2 * n + 1))
+        total = total + term
+    pi = x.dtype.type(4) * np.arctan(x.dtype.type(1))
+    return np.copysign(2 / np.sqrt(pi) * np.exp(-size * size) * total, x)
+
+
 _ROWS: list[Operation] = []
 
 
@@ -187,6 +198,8 @@ _row("ceil", "T.ceil(x)", ("x",), "Rounding", "the smallest whole number not bel
      real=lambda x: np.ceil(x), whole=lambda x: x)
 _row("trunc", "T.trunc(x)", ("x",), "Rounding", "x without its fraction", NUMBER, real=lambda x: np.trunc(x),
      whole=lambda x: x)
+_row("nearbyint", "T.nearbyint(x)", ("x",), "Rounding", "same as round: ties to even", NUMBER,
+     real=lambda x: np.rint(x), whole=lambda x: x)
 _row("round", "T.round(x)", ("x", "rounding_mode"), "Rounding", "the nearest whole number, ties to even", NUMBER,
      real=lambda x: np.rint(x), whole=lambda x: x)
 _F = "Functions of floats"
@@ -201,10 +214,63 @@ _row("log", "T.log(x)", ("x",), _F, "natural logarithm", (FLOAT,), real=lambda x
 # exp within 1 ulp (2 u), then two rounded operations (u each): 4 u, and an ulp is at least u
 _row("sigmoid", "T.sigmoid(x)", ("x",), _F, "1 / (1 + exp(0 - x)); 0 where exp overflows", (FLOAT,), real=_sigmoid,
      ulps=4.0, flushes=True)
+_row("exp10", "T.exp10(x)", ("x",), _F, "10**x", (FLOAT,), real=lambda x: np.power(x.dtype.type(10), x), ulps=1.0)
+_row("expm1", "T.expm1(x)", ("x",), _F, "e**x - 1, accurate near 0", (FLOAT,), real=lambda x: np.expm1(x), ulps=2.0)
+_row("log10", "T.log10(x)", ("x",), _F, "base-10 logarithm", (FLOAT,), real=lambda x: np.log10(x), ulps=1.0)
+_row("log1p", "T.log1p(x)", ("x",), _F, "log(1 + x), accurate near 0", (FLOAT,), real=lambda x: np.log1p(x), ulps=1.0)
+_row("sin", "T.sin(x)", ("x",), _F, "sine of any argument", (FLOAT,), real=lambda x: np.sin(x), ulps=1.0)
+_row("cos", "T.cos(x)", ("x",), _F, "cosine of any argument", (FLOAT,), real=lambda x: np.cos(x), ulps=1.0)
+_row("tan", "T.tan(x)", ("x",), _F, "tangent of any argument", (FLOAT,), real=lambda x: np.tan(x), ulps=2.0)
+_row("sinh", "T.sinh(x)", ("x",), _F, "hyperbolic sine", (FLOAT,), real=lambda x: np.sinh(x), ulps=2.5)
+_row("cosh", "T.cosh(x)", ("x",), _F, "hyperbolic cosine", (FLOAT,), real=lambda x: np.cosh(x), ulps=2.0)
+_row("tanh", "T.tanh(x)", ("x",), _F, "hyperbolic tangent", (FLOAT,), real=lambda x: np.tanh(x), ulps=2.5)
+_row("erf", "T.erf(x)", ("x",), _F, "the error function", (FLOAT,), real=_erf, ulps=1.0)
+_row("pow", "T.pow(x, y)", ("x", "y"), _F, "x**y; a Python int from 1 to 64 multiplies, of integers too", (FLOAT,),
+     real=lambda x, y: np.power(x, y), ulps=1.0)
+_row("power", "T.power(x, y)", ("x", "y"), _F, "same as pow", (FLOAT,), real=lambda x, y: np.power(x, y), ulps=1.0)
+_row("pow_of_int", "T.pow_of_int(x, 3)", ("x", "y"), _F, "x to a Python int from 0 to 64, by multiplication")
+_row("fmod", "T.fmod(x, y)", ("x", "y"), _F, "x - trunc(x / y) * y; the sign is x's", (FLOAT,),
+     real=lambda x, y: np.fmod(x, y))
+_row("copysign", "T.copysign(x, y)", ("x", "y"), _F, "the magnitude of x with the sign of y", (FLOAT,),
+     real=lambda x, y: np.copysign(x, y))
+for _name, _meaning in (
+    ("exp2", lambda x: np.exp2(x)), ("exp", lambda x: np.exp(x)), ("exp10", lambda x: np.power(x.dtype.type(10), x)),
+    ("log2", lambda x: np.log2(x)), ("log", lambda x: np.log(x)), ("log10", lambda x: np.log10(x)),
+    ("sin", lambda x: np.sin(x)), ("cos", lambda x: np.cos(x)), ("tan", lambda x: np.tan(x)),
+):
+    _row(f"__{_name}", f"T.__{_name}(x)", ("x",), _F, f"{_name}, which a GPU may approximate", (FLOAT,), real=_meaning,
+         ulps=2.0)
+_row("__pow", "T.__pow(x, y)", ("x", "y"), _F, "pow, which a GPU may approximate", (FLOAT,),
+     real=lambda x, y: np.power(x, y), ulps=2.0)
+_MODE = ("x", "y", "rounding_mode")
+_row("ieee_add", "T.ieee_add(x, y)", _MODE, _F, "x + y with a rounding mode", (FLOAT,), real=lambda x, y: x + y,
+     rational=True)
+_row("ieee_sub", "T.ieee_sub(x, y)", _MODE, _F, "x - y with a rounding mode", (FLOAT,), real=lambda x, y: x - y,
+     rational=True)
+_row("ieee_mul", "T.ieee_mul(x, y)", _MODE, _F, "x * y with a rounding mode", (FLOAT,), real=lambda x, y: x * y,
+     rational=True)
+_row("ieee_fdiv", "T.ieee_fdiv(x, y)", _MODE, _F, "x / y with a rounding mode", (FLOAT,), real=lambda x, y: x / y,
+     rational=True)
+_row("ieee_div", "T.ieee_div(x, y)", _MODE, _F, "same as ieee_fdiv", (FLOAT,), real=lambda x, y: x / y, rational=True)
+_row("ieee_fmaf", "T.ieee_fmaf(x, y, z)", ("x", "y", "z", "rounding_mode"), _F, "fma with a rounding mode", (FLOAT,),
+     real=lambda x, y, z: x * y + z, rational=True)
+_row("ieee_frcp", "T.ieee_frcp(x)", ("x", "rounding_mode"), _F, "1 / x with a rounding mode", (FLOAT,),
+     real=lambda x: 1 / x, rational=True)
+_row("ieee_fsqrt", "T.ieee_fsqrt(x)", ("x", "rounding_mode"), _F, "square root with a rounding mode", (FLOAT,),
+     real=lambda x: np.sqrt(x))
+_row("ieee_frsqrt", "T.ieee_frsqrt(x)", ("x",), _F, "same as rsqrt", (FLOAT,), real=lambda x: 1 / np.sqrt(x), ulps=1.5)
 _row("isnan", "T.isnan(x)", ("x",), _F, "true for NaN", (FLOAT,), "bool", real=lambda x: np.isnan(x))
 _row("isinf", "T.isinf(x)", ("x",), _F, "true for the two infinities", (FLOAT,), "bool", real=lambda x: np.isinf(x))
 _row("isfinite", "T.isfinite(x)", ("x",), _F, "neither NaN nor infinite", (FLOAT,), "bool",
      real=lambda x: np.isfinite(x))
+
+_B = "Bits"
+_row("popcount", "T.popcount(x)", ("x",), _B, "bits that are set")
+_row("clz", "T.clz(x)", ("x",), _B, "zero bits above the highest one")
+_row("ffs", "T.ffs(x)", ("x",), _B, "position of the lowest one, from 1; 0 for 0")
+_row("brev", "T.brev(x)", ("x",), _B, "the bits in reverse order")
+_row("byte_perm", "T.byte_perm(x, y, selector)", ("x", "y", "selector"), _B, "four of eight bytes")
+_row("align_up", "T.align_up(value, alignment)", ("value", "alignment"), _A, "the multiple that is not below value")
 
 _C = "Conversions and limits"
 _row("cast", "T.cast(value, dtype)", ("value", "dtype", "round", "sat", "rbits"), _C,
@@ -318,6 +384,8 @@ _row("dynamic", 'm, n = T.dynamic("m, n")', ("names", "dtype"), _S, "sizes that 
 _row("symbolic", 'm = T.symbolic("m")', ("names", "dtype"), _S, "older name of dynamic", gives="symbols")
 _row("const", 'M, N = T.const("M, N")', ("names",), _S, "sizes that specialise an eager kernel", gives="ints")
 _row("empty", "C = T.empty((m, n), dtype)", ("shape", "dtype"), _S, "an output of an eager kernel", gives="a tensor")
+_row("any_of", "T.any_of(buffer)", ("buffer",), "Choice", "true if some element is not 0", gives="bool of a buffer")
+_row("all_of", "T.all_of(buffer)", ("buffer",), "Choice", "true if no element is 0", gives="bool of a buffer")
 _row("alloc_shared", "T.alloc_shared(shape, dtype)", ("shape", "dtype", "scope"), _M, "a tile, one per block",
      gives="a buffer")
 _row("alloc_fragment", "T.alloc_fragment(shape, dtype)", ("shape", "dtype", "scope"), _M,
@@ -348,12 +416,16 @@ _row("unroll", "for i in T.unroll(n):", ("start", "stop", "step", "explicit", "u
      "a sequential loop to be unrolled", gives="an index")
 _row("vectorized", "for i in T.vectorized(n):", ("start", "stop", "annotations"), _L,
      "a sequential loop to be run in vector lanes", gives="an index")
+_row("loop_break", "T.loop_break()", (), _L, "leaves the innermost loop, as `break` does")
 _row("grid", "for i, j in T.grid(m, n):", ("extents",), _L, "nested sequential loops", gives="indices")
 _row("print", "T.print(obj, msg)", ("obj", "msg", "warp_group_id", "warp_id"), _D, "prints a buffer or scalar")
 _row("device_assert", "T.device_assert(condition, msg)", ("condition", "msg", "no_stack_info"), _D,
      "stops the kernel with an error unless the condition holds")
 _row("assume", "T.assume(condition)", ("condition",), _D, "a promise to the compiler; the checked mode tests it",
      checked="a promise that does not hold")
+_row("evaluate", "T.evaluate(value)", ("value",), _D, "a value whose result is not needed")
+_row("determine_fp8_type", "T.determine_fp8_type(fp8_format)", ("fp8_format",), _C, "the name of an 8-bit float",
+     gives="text")
 _row("use_swizzle", "T.use_swizzle(panel_size)", ("panel_size", "order", "enable"), _H, "visit blocks in panels")
 _row("annotate_layout", "T.annotate_layout({buffer: layout})", ("layouts",), _H, "physical layout of tiles")
 _row("annotate_safe_value", "T.annotate_safe_value({tensor: value})", ("values",), _M,

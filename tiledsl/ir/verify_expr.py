@@ -244,7 +244,9 @@ class ExprChecker:
         assert known is not None
         self.require(len(e.args) == known.arity, f"{e.name} of {len(e.args)} arguments")
         for a in e.args:
-            ok: Any = {"float": a.dtype.is_float, "vector": a.dtype.is_vector, "int": a.dtype.is_int}.get(known.takes, True)
+            ok: Any = {"float": a.dtype.is_float, "vector": a.dtype.is_vector, "int": a.dtype.is_int}.get(
+                known.takes, True
+            )
             self.require(ok, f"{e.name} of {a.dtype}")
 
     def on_broadcast(self, e: E.Broadcast) -> None:

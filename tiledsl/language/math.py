@@ -6,6 +6,7 @@ sizes too.
 
 from __future__ import annotations
 
+import functools
 import math as _math
 from collections.abc import Callable
 from typing import Any
@@ -25,8 +26,8 @@ from tiledsl.language.operation import not_yet, surface
 
 __all__ = [
     "Cast", "Select", "abs", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "cast", "ceil",
-    "ceildiv", "clamp", "exp", "exp2", "floor", "floordiv", "floormod", "fma", "if_then_else", "infinity",
-    "isfinite", "isinf", "isnan", "log", "log2", "max", "max_value", "min", "min_value", "reinterpret", "round",
+    "ceildiv", "clamp", "floor", "floordiv", "floormod", "fma", "if_then_else", "infinity",
+    "isfinite", "isinf", "isnan", "max", "max_value", "min", "min_value", "nearbyint", "reinterpret", "round",
     "rsqrt", "shift_left", "shift_right", "sigmoid", "sqrt", "trunc", "truncdiv", "truncmod",
 ]  # fmt: skip
 
@@ -159,8 +160,13 @@ def Select(cond: Any, t: Any, f: Any) -> Any:
             f"T.Select: the sides differ in dtype: {left!r} ({left.dtype}), {right!r} ({right.dtype})",
             help="cast one side, or use T.if_then_else",
         )
+    return select_value(cond, t, f)
+
+
+def select_value(cond: Any, t: Any, f: Any) -> Any:
+    """An eager choice in the sides' common dtype."""
     dtype = choice_dtype("Select", t, f)
-    return Value(ir.Select(as_bool(cond, "T.Select"), to_dtype(t, dtype), to_dtype(f, dtype), loc=here()))
+    return Value(ir.Select(as_bool(cond, "a choice"), to_dtype(t, dtype), to_dtype(f, dtype), loc=here()))
 
 
 # -- floats -----------------------------------------------------------------------------------------------
@@ -178,48 +184,33 @@ def _float(name: str, x: Any) -> Value:
     return v
 
 
-def _math_call(name: str, x: Any) -> Value:
+def number_operands(name: str, *args: Any) -> tuple[tuple[ir.Expr, ...], DType]:
+    """Float operands in their common dtype, and it; Python ints take the dtype of the others."""
+    values = [_float(name, x) for x in args]
+    known = [v.dtype for x, v in zip(args, values, strict=True) if not isinstance(x, (int, np.integer))]
+    dtype = functools.reduce(promote, known or [FLOAT32])
+    return tuple(to_dtype(v, dtype) for v in values), dtype
+
+
+def math_call(name: str, intrinsic: str, *args: Any) -> Value:
     """A function that is expanded in float32 or float64; halves go through float32."""
-    v = _float(name, x)
-    inner = FLOAT32 if v.dtype.bits < 32 else v.dtype
-    return Value(convert(ir.Call(name, (convert(v.expr, inner),), inner, loc=here()), v.dtype, loc=True))
-
-
-@surface
-def exp2(x: Any) -> Any:
-    """2**x, at most 1 ulp from the exact value in float32; keeps the dtype."""
-    return _math_call("exp2", x)
-
-
-@surface
-def exp(x: Any) -> Any:
-    """e**x, at most 1 ulp from the exact value in float32; keeps the dtype."""
-    return _math_call("exp", x)
-
-
-@surface
-def log2(x: Any) -> Any:
-    """Base-2 logarithm, at most 1 ulp from the exact value in float32; keeps the dtype."""
-    return _math_call("log2", x)
-
-
-@surface
-def log(x: Any) -> Any:
-    """Natural logarithm, at most 1 ulp from the exact value in float32; keeps the dtype."""
-    return _math_call("log", x)
+    operands, dtype = number_operands(name, *args)
+    inner = FLOAT32 if dtype.bits < 32 else dtype
+    call = ir.Call(intrinsic, tuple(convert(e, inner) for e in operands), inner, loc=here())
+    return Value(convert(call, dtype, loc=True))
 
 
 @surface
 def rsqrt(x: Any) -> Any:
     """1 / sqrt(x), both correctly rounded; keeps the dtype."""
-    return _math_call("rsqrt", x)
+    return math_call("rsqrt", "rsqrt", x)
 
 
 @surface
 def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(0 - x)); keeps the dtype."""
     v = _float("sigmoid", x)
-    return 1 / (1 + exp(0 - v))
+    return 1 / (1 + math_call("exp", "exp", 0 - v))
 
 
 @surface
@@ -261,10 +252,26 @@ def trunc(x: Any) -> Any:
 
 @surface
 def round(x: Any, rounding_mode: str = "ties-to-even") -> Any:
-    """The nearest whole number, ties to even; keeps the dtype."""
-    if rounding_mode != "ties-to-even":
-        raise not_yet(f"T.round(rounding_mode={rounding_mode!r})")
-    return _rounding("round", "rint", x, lambda v: int(np.rint(v)))
+    """The nearest whole number; keeps the dtype. rounding_mode: "ties-to-even" or "ties-away-from-zero"."""
+    if rounding_mode == "ties-to-even":
+        return _rounding("round", "rint", x, lambda v: int(np.rint(v)))
+    if rounding_mode != "ties-away-from-zero":
+        raise error(
+            "round-mode",
+            TileValueError,
+            f"T.round: unknown rounding_mode {rounding_mode!r}",
+            help='"ties-to-even" or "ties-away-from-zero"',
+        )
+    if is_number(x):
+        return int(_math.copysign(_math.floor(_abs(as_number(x)) + 0.5), as_number(x)))
+    v = as_value(x, "T.round: the argument")
+    return v if v.dtype.is_int else math_call("round", "round_away", v)
+
+
+@surface
+def nearbyint(x: Any) -> Any:
+    """Same as `round`: ties to even."""
+    return round(x)
 
 
 @surface

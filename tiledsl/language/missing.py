@@ -12,14 +12,11 @@ __all__ = ["HARDWARE", "MISSING", "RANDOM", "Missing", "refused"]
 
 MISSING = frozenset(
     """
-    ClusterKernel Fragment FragmentBuffer Layout LocalBuffer PersistentTileScheduler PrimExpr SharedBuffer __cos
-    __exp __exp10 __exp2 __log __log10 __log2 __pow __sin __tan abs2 add2 align_up all_of alloc_barrier alloc_reducer
-    any_of attr barrier_arrive barrier_wait call_extern comm_reducer copysign cos cosh determine_fp8_type erf
-    evaluate extract_lane finalize_reducer fma2 fmod gemm_sp gemm_v2 handle ieee_add ieee_div ieee_fdiv ieee_fmaf
-    ieee_frcp ieee_frsqrt ieee_fsqrt ieee_mul ieee_sub inline ldg128 ldg256 ldg32 ldg64 log10 log1p loop_break
-    make_tensor max2 mbarrier_arrive mbarrier_expect_tx mbarrier_wait_parity meta_class min2 mul2 popcount pow
-    pow_of_int ptr ptx_arrive_barrier reducer_init reducer_update sin sinh stg128 stg256 stg32 stg64 sub2 tan tanh
-    tvm_thread_allreduce vectorized_cast
+    ClusterKernel Fragment FragmentBuffer Layout LocalBuffer PersistentTileScheduler PrimExpr SharedBuffer abs2 add2
+    alloc_barrier alloc_reducer attr barrier_arrive barrier_wait call_extern comm_reducer extract_lane
+    finalize_reducer fma2 gemm_sp gemm_v2 handle inline ldg128 ldg256 ldg32 ldg64 make_tensor max2 mbarrier_arrive
+    mbarrier_expect_tx mbarrier_wait_parity meta_class min2 mul2 ptr ptx_arrive_barrier reducer_init reducer_update
+    stg128 stg256 stg32 stg64 sub2 tvm_thread_allreduce vectorized_cast
     """.split()
 )
 
@@ -46,10 +43,7 @@ def refused(name: str) -> str | None:
     return None if what is None else f"is hardware-only: it needs {what}, which only some GPUs have"
 
 
-_HELP = {
-    "tanh": "for now write it with T.exp: 1 - 2 / (T.exp(2 * x) + 1)",
-    "pow": "for small powers multiply: x * x",
-}
+_HELP: dict[str, str] = {}
 
 
 class Missing:
