@@ -33,6 +33,7 @@ ENTRY_POINTS = "tiledsl.backends"
 BUILT_IN: dict[str, str] = {
     "numpy": "tiledsl.backends.numpy_reference:backend",
     "numba": "tiledsl.backends.numba_cpu:backend",
+    "llvm": "tiledsl.backends.llvm_cpu:backend",
 }
 
 
@@ -271,7 +272,7 @@ class _Broken:
 # -- choice of a target (language.md 0.22) --------------------------------------------------------------------
 
 ALIASES = ("auto", "cpu")
-PLANNED = ("llvm", "cuda", "cuda-emulator")
+PLANNED = ("cuda", "cuda-emulator")
 
 
 def resolve(target: str | Target | None, device: str = "cpu") -> Target:

@@ -9,13 +9,14 @@ import re
 import numpy as np
 
 from tiledsl import ir
+from tiledsl.backends.cpu.printing import constant_index, count_of, row_major_strides
 from tiledsl.backends.numba_cpu.dialect import TYPE_NAMES
 from tiledsl.backends.numba_cpu.names import NAMES
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import InternalError
 from tiledsl.ir.intrinsics import INTRINSICS
 
-__all__ = ["RESERVED", "ExpressionPrinter", "constant_index", "count_of", "plain", "type_name", "unique"]
+__all__ = ["RESERVED", "ExpressionPrinter", "plain", "type_name", "unique"]
 
 I64 = as_dtype("int64")
 
@@ -113,16 +114,7 @@ class ExpressionPrinter:
         """Strides in elements as constants or expressions over symbols, computed once per kernel."""
         found = self.strides.get(b)
         if found is None:
-            if b.strides is not None:
-                found = b.strides
-            else:
-                running: ir.Expr = ir.Const(1, I64)
-                backwards = []
-                for extent in reversed(b.shape):
-                    backwards.append(running)
-                    running = _times(running, extent)
-                found = tuple(reversed(backwards))
-            self.strides[b] = found
+            found = self.strides[b] = row_major_strides(b)
         return found
 
     def stride(self, e: ir.Expr) -> str:
@@ -263,26 +255,3 @@ class ExpressionPrinter:
 
     def on_Ramp(self, e: ir.Ramp) -> tuple[str, int]:
         return f"{self.use('ramp')}({self.expr(e.base)}, {e.stride})", _ATOM
-
-
-def _times(a: ir.Expr, extent: ir.Expr) -> ir.Expr:
-    if isinstance(extent, ir.Const):
-        extent = ir.Const(int(extent.value), I64)
-    elif extent.dtype is not I64:
-        extent = ir.Cast(extent, I64)
-    if isinstance(a, ir.Const) and isinstance(extent, ir.Const):
-        return ir.Const(a.value * extent.value, I64)
-    return extent if isinstance(a, ir.Const) and a.value == 1 else ir.Binary("mul", a, extent)
-
-
-def count_of(b: ir.Buffer) -> int:
-    shape = b.const_shape
-    if shape is None:
-        raise InternalError(f"{b.name} has no constant shape")
-    return math.prod(shape)
-
-
-def constant_index(indices: tuple[ir.Expr, ...]) -> int:
-    if len(indices) == 1 and isinstance(indices[0], ir.Const):
-        return int(indices[0].value)
-    raise InternalError("a variable is indexed by constants only")

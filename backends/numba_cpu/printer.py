@@ -13,19 +13,18 @@ from dataclasses import dataclass
 
 from tiledsl import ir
 from tiledsl.backend import Site
+from tiledsl.backends.cpu.printing import buffers_of, constant_index, count_of, printable
 from tiledsl.backends.numba_cpu.dialect import TYPE_NAMES
 from tiledsl.backends.numba_cpu.expressions import (
     RESERVED,
     ExpressionPrinter,
-    constant_index,
-    count_of,
     plain,
     type_name,
     unique,
 )
 from tiledsl.backends.numba_cpu.micro import micro_names
 from tiledsl.dtypes import DType, as_dtype
-from tiledsl.errors import InternalError, Loc, TileNotImplementedError
+from tiledsl.errors import InternalError, Loc
 from tiledsl.ir.walk import free_vars, walk
 
 __all__ = ["Printed", "print_function"]
@@ -119,7 +118,7 @@ class _KernelPrinter(ExpressionPrinter):
         """Pointers, scalars and symbols out of the argument words."""
         function = self.function
         used = {n for n in walk(self.kernel.body) if isinstance(n, ir.Var)}
-        buffers = _buffers_of(self.kernel.body)
+        buffers = buffers_of(self.kernel.body)
         for b in list(buffers):
             for e in (*b.shape, *(b.strides or ()), *((b.offset,) if b.offset is not None else ())):
                 used |= free_vars(e)
@@ -318,7 +317,7 @@ class _KernelPrinter(ExpressionPrinter):
             self.depth += 1
             values = values[1:]
         site = len(self.sites)
-        shapes = tuple(_printable(v, s) if isinstance(v, ir.Buffer) else () for v in values)
+        shapes = tuple(printable(v, s) if isinstance(v, ir.Buffer) else () for v in values)
         dtypes = [v.dtype.scalar for v, shape in zip(values, shapes, strict=True) for _ in range(math.prod(shape))]
         self.sites.append(Site(s.kind, s.message, tuple(dtypes), s.loc, shapes))
         head = f"context, {0 if s.kind == 'print' else 1}, {site}"
@@ -354,30 +353,6 @@ class _KernelPrinter(ExpressionPrinter):
                 self.line(f"    {slots}[{at} + {element}] = {bits}({self.pointer(v)}[{element}])")
             at += n
         self.depth -= 1
-
-
-def _buffers_of(body: tuple[ir.Stmt, ...]) -> list[ir.Buffer]:
-    """Buffers that a kernel touches, with the roots of views, in order of appearance."""
-    found: dict[ir.Buffer, None] = {}
-    for n in walk(body):
-        if isinstance(n, ir.Buffer) and n.scope != "var":
-            chain = [n]
-            while chain[-1].alias_of is not None:
-                chain.append(chain[-1].alias_of)
-            for b in reversed(chain):
-                found.setdefault(b)
-    return list(found)
-
-
-def _printable(b: ir.Buffer, s: ir.Debug) -> tuple[int, ...]:
-    """The shape of a buffer that is printed whole."""
-    if b.const_shape is None or b.strides is not None:
-        raise TileNotImplementedError(
-            f"printing {b.name} whole is not possible yet: its shape or strides are known only at run time",
-            s.loc,
-            help="print single elements",
-        )
-    return b.const_shape
 
 
 def _describe(b: ir.Buffer) -> str:

@@ -1,0 +1,75 @@
+"""What every printer of the loop stage asks of it: places in memory, strides, the buffers of a kernel, debug sites."""
+
+from __future__ import annotations
+
+import math
+
+from tiledsl import ir
+from tiledsl.dtypes import as_dtype
+from tiledsl.errors import InternalError, TileNotImplementedError
+from tiledsl.ir.walk import walk
+
+__all__ = ["buffers_of", "constant_index", "count_of", "printable", "row_major_strides"]
+
+I64 = as_dtype("int64")
+
+
+def count_of(b: ir.Buffer) -> int:
+    """Number of elements of a buffer of constant shape."""
+    shape = b.const_shape
+    if shape is None:
+        raise InternalError(f"{b.name} has no constant shape")
+    return math.prod(shape)
+
+
+def constant_index(indices: tuple[ir.Expr, ...]) -> int:
+    """The one constant index of an element of a variable."""
+    if len(indices) == 1 and isinstance(indices[0], ir.Const):
+        return int(indices[0].value)
+    raise InternalError("a variable is indexed by constants only")
+
+
+def row_major_strides(b: ir.Buffer) -> tuple[ir.Expr, ...]:
+    """Strides in elements: the buffer's own, or the products of its extents, as int64 expressions."""
+    if b.strides is not None:
+        return b.strides
+    running: ir.Expr = ir.Const(1, I64)
+    backwards = []
+    for extent in reversed(b.shape):
+        backwards.append(running)
+        running = _times(running, extent)
+    return tuple(reversed(backwards))
+
+
+def _times(a: ir.Expr, extent: ir.Expr) -> ir.Expr:
+    if isinstance(extent, ir.Const):
+        extent = ir.Const(int(extent.value), I64)
+    elif extent.dtype is not I64:
+        extent = ir.Cast(extent, I64)
+    if isinstance(a, ir.Const) and isinstance(extent, ir.Const):
+        return ir.Const(a.value * extent.value, I64)
+    return extent if isinstance(a, ir.Const) and a.value == 1 else ir.Binary("mul", a, extent)
+
+
+def buffers_of(body: tuple[ir.Stmt, ...]) -> list[ir.Buffer]:
+    """Buffers in memory that a kernel touches, with the roots of views, in order of appearance."""
+    found: dict[ir.Buffer, None] = {}
+    for n in walk(body):
+        if isinstance(n, ir.Buffer) and n.scope != "var":
+            chain = [n]
+            while chain[-1].alias_of is not None:
+                chain.append(chain[-1].alias_of)
+            for b in reversed(chain):
+                found.setdefault(b)
+    return list(found)
+
+
+def printable(b: ir.Buffer, s: ir.Debug) -> tuple[int, ...]:
+    """The shape of a buffer that is printed whole."""
+    if b.const_shape is None or b.strides is not None:
+        raise TileNotImplementedError(
+            f"printing {b.name} whole is not possible yet: its shape or strides are known only at run time",
+            s.loc,
+            help="print single elements",
+        )
+    return b.const_shape

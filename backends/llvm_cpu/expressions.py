@@ -1,0 +1,184 @@
+"""Expressions and places of the loop stage as LLVM IR; `kernel.py` adds the statements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir as ll
+
+from tiledsl import ir
+from tiledsl.backends.cpu.emit import arith, convert, values
+from tiledsl.backends.cpu.emit.expansion import emit_math
+from tiledsl.backends.cpu.printing import constant_index, row_major_strides
+from tiledsl.dtypes import DType, as_dtype
+from tiledsl.errors import InternalError
+from tiledsl.ir.intrinsics import INTRINSICS
+from tiledsl.ir.walk import loads_of
+
+__all__ = ["ExpressionEmitter"]
+
+I64, BOOL = as_dtype("int64"), as_dtype("bool")
+
+Value = Any  # llvmlite values are untyped for mypy
+
+
+class ExpressionEmitter:
+    """Values, variables and addresses of one kernel.
+
+    b         the builder; the module it writes into says in `register_bytes` how wide the CPU's registers are
+    values    what Lets, loops, parameters and symbols are
+    slots     where the elements of a variable live: in memory that LLVM turns into registers
+    pointers  addresses of buffers that do not move
+    """
+
+    def __init__(self, kernel: ir.Kernel, b: Any) -> None:
+        self.kernel, self.b = kernel, b
+        self.values: dict[ir.Var, Value] = {}
+        self.slots: dict[tuple[ir.Buffer, int], Value] = {}
+        self.pointers: dict[ir.Buffer, Value] = {}
+
+    # -- places ------------------------------------------------------------------------------------------------
+
+    def slot(self, b: ir.Buffer, i: int) -> Value:
+        found = self.slots.get((b, i))
+        if found is None:
+            with self.b.goto_entry_block():
+                found = self.b.bitcast(self.b.alloca(values.value_type(b.dtype), name=b.name), values.PTR)
+            self.slots[(b, i)] = found
+        return found
+
+    def pointer(self, b: ir.Buffer) -> Value:
+        """The address of a buffer's first element; of a view its root's, moved by its offset in elements."""
+        found = self.pointers.get(b)
+        if found is not None:
+            return found
+        if b.alias_of is not None:
+            root = self.pointer(b.alias_of)
+            return root if b.offset is None else self.moved(root, b.dtype, self.index(b.offset))
+        if b.base is not None:
+            return self.b.inttoptr(self.index(b.base), values.PTR)
+        raise InternalError(f"buffer {b.name} ({b.scope}) has no address in kernel {self.kernel.name}")
+
+    def moved(self, pointer: Value, d: DType, index: Value) -> Value:
+        """The address `index` elements further."""
+        return self.b.gep(pointer, [index], inbounds=True, source_etype=values.memory_type(d.scalar))
+
+    def index(self, e: ir.Expr) -> Value:
+        """An integer expression as int64, lane by lane for a vector."""
+        return convert.cast(self.b, e.dtype, I64.with_lanes(e.dtype.lanes), self.value(e))
+
+    def place(self, b: ir.Buffer, indices: tuple[ir.Expr, ...]) -> tuple[Value, Value]:
+        """The pointer, and the linear index: a scalar, or a vector for gathers and scatters."""
+        constant, scalars, vectors = 0, [], []
+        for e, stride in zip(indices, row_major_strides(b), strict=True):
+            if isinstance(e, ir.Const) and isinstance(stride, ir.Const):
+                constant += int(e.value) * int(stride.value)
+                continue
+            if isinstance(e, ir.Const) and e.value == 0:
+                continue
+            at = self.index(e)
+            if not (isinstance(stride, ir.Const) and stride.value == 1):
+                by = self.index(stride)
+                at = self.b.mul(at, values.splat(self.b, by, e.dtype.lanes) if e.dtype.lanes > 1 else by)
+            (scalars if e.dtype.lanes == 1 else vectors).append(at)
+        if constant or not scalars:
+            scalars.append(values.constant(I64, constant))
+        scalar = self._sum(scalars)
+        base = self.pointer(b)
+        if not vectors:
+            return base, scalar
+        return self.moved(base, b.dtype, scalar), self._sum(vectors)
+
+    def _sum(self, terms: list[Value]) -> Value:
+        total = terms[0]
+        for t in terms[1:]:
+            total = self.b.add(total, t)
+        return total
+
+    # -- expressions ---------------------------------------------------------------------------------------------
+
+    def value(self, e: ir.Expr) -> Value:
+        method: Callable[[Any], Value] | None = getattr(self, f"on_{type(e).__name__}", None)
+        if method is None:
+            raise InternalError(f"{type(e).__name__} has no place in the loop stage")
+        return method(e)
+
+    def on_Const(self, e: ir.Const) -> Value:
+        return values.constant(e.type, e.value)
+
+    def on_Var(self, e: ir.Var) -> Value:
+        if e not in self.values:
+            raise InternalError(f"{e.name} is used in kernel {self.kernel.name} before it is defined")
+        return self.values[e]
+
+    def on_Load(self, e: ir.Load) -> Value:
+        b = e.buffer
+        if b.scope == "var":
+            return self.b.load(self.slot(b, constant_index(e.indices)), typ=values.value_type(b.dtype))
+        base, index = self.place(b, e.indices)
+        mask = None if e.mask is None else self.value(e.mask)
+        if any(i.dtype.lanes > 1 for i in e.indices):
+            return values.gather(self.b, b.dtype, base, index, mask)
+        return values.load(self.b, b.dtype.with_lanes(e.lanes), base, index, mask)
+
+    def on_Unary(self, e: ir.Unary) -> Value:
+        return arith.unary(self.b, e.op, e.dtype, self.value(e.x))
+
+    def on_Binary(self, e: ir.Binary) -> Value:
+        if e.op in ("and", "or") and e.dtype.lanes == 1 and any(x.buffer.scope != "var" for x in loads_of(e.b)):
+            decided = ir.Const(e.op == "or", BOOL)
+            sides = (decided, e.b) if e.op == "or" else (e.b, decided)
+            return self.chosen(self.value(e.a), *sides)
+        return arith.binary(self.b, e.op, e.a.dtype, self.value(e.a), self.value(e.b))
+
+    def on_Fma(self, e: ir.Fma) -> Value:
+        return arith.fma(self.b, *(self.value(x) for x in (e.a, e.b, e.c)))
+
+    def on_Select(self, e: ir.Select) -> Value:
+        return self.b.select(*(self.value(x) for x in (e.cond, e.t, e.f)))
+
+    def on_IfThenElse(self, e: ir.IfThenElse) -> Value:
+        return self.chosen(self.value(e.cond), e.t, e.f)
+
+    def chosen(self, cond: Value, t: ir.Expr, f: ir.Expr) -> Value:
+        """One of two values; only that one is computed."""
+        with self.b.if_else(cond) as (then, otherwise):
+            with then:
+                yes, yes_end = self.value(t), self.b.block
+            with otherwise:
+                no, no_end = self.value(f), self.b.block
+        phi = self.b.phi(values.value_type(t.dtype))
+        phi.add_incoming(yes, yes_end)
+        phi.add_incoming(no, no_end)
+        return phi
+
+    def on_Cast(self, e: ir.Cast) -> Value:
+        return convert.cast(self.b, e.x.dtype, e.type, self.value(e.x))
+
+    def on_Call(self, e: ir.Call) -> Value:
+        args = [self.value(a) for a in e.args]
+        if e.name == "reinterpret":
+            return arith.reinterpret(self.b, e.type, args[0])
+        if e.name in ("isnan", "isinf", "isfinite"):
+            return arith.classify(self.b, e.name, e.args[0].dtype, args[0])
+        if e.name in ("any", "all"):
+            return arith.any_all(self.b, e.name, args[0])
+        if e.name.startswith("hreduce_"):
+            return arith.hreduce(self.b, e.name.removeprefix("hreduce_"), e.args[0].dtype, args[0])
+        if e.name in INTRINSICS and INTRINSICS[e.name].kind == "math":
+            return self.b.call(emit_math(self.b.module, e.name, e.type), args)
+        raise InternalError(f"unknown intrinsic {e.name}")
+
+    def on_Broadcast(self, e: ir.Broadcast) -> Value:
+        return values.splat(self.b, self.value(e.x), e.lanes)
+
+    def on_Ramp(self, e: ir.Ramp) -> Value:
+        return values.ramp(self.b, self.value(e.base), e.stride, e.lanes)
+
+    def from_word(self, d: DType, word: Value) -> Value:
+        """A scalar out of its argument word (zero- or sign-extended bits)."""
+        if not d.is_float:
+            return convert.cast(self.b, I64, d, word)
+        bits = self.b.trunc(word, ll.IntType(max(8, d.bits))) if d.bits < 64 else word
+        return arith.reinterpret(self.b, d, bits)
