@@ -8,14 +8,14 @@ from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tiledsl import ir
-from tiledsl.backend import Artifact, Availability, Capabilities, CompiledFunction, Target
+from tiledsl.backend import Artifact, Availability, Capabilities, CompiledFunction, Site, Target
 from tiledsl.dtypes import SCALARS
 from tiledsl.errors import TileValueError
 
-__all__ = ["CpuBackend"]
+__all__ = ["CpuBackend", "Modules"]
 
 _COMPILER_ROOMS = ("ir", "analysis", "passes")
 
@@ -36,8 +36,18 @@ def _compiler(printer: str) -> str:
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
 
 
+class Modules(NamedTuple):
+    """What a printer makes: text for people, llvmlite modules, the C symbol of each kernel, sites of debug records."""
+
+    source: str
+    modules: Sequence[Any]
+    symbols: tuple[str, ...]
+    sites: tuple[Site, ...]
+
+
 class CpuBackend:
-    """All members of a CPU backend but `emit`. Architectures: "" is this machine, "x86-64-v3" its AVX2 subset.
+    """All members of a CPU backend; a printer adds `modules`. Architectures: "" is this machine, "x86-64-v3" its AVX2
+    subset.
 
     name      the target's name; printer: the folder of its sources; packages: what it needs
     """
@@ -72,6 +82,18 @@ class CpuBackend:
         from tiledsl.backends.cpu.pipeline import cpu_pipeline
 
         return cpu_pipeline()
+
+    def modules(self, function: ir.Function, cpu: Any) -> Modules:
+        """A loop-stage function for `cpu` before LLVM sees it."""
+        raise NotImplementedError
+
+    def emit(self, function: ir.Function, target: Target) -> Artifact:
+        from tiledsl.backends.cpu.native import compile_module
+
+        cpu = self.cpu(target)
+        made = self.modules(function, cpu)
+        code = compile_module(made.modules, cpu)
+        return Artifact.of(function, made.source, symbols=made.symbols, code=code, sites=made.sites)
 
     def load(self, artifact: Artifact) -> CompiledFunction:
         from tiledsl.backends.cpu.native import load_object

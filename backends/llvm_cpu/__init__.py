@@ -5,9 +5,10 @@ The same lowering and the same emitters as "numba", without Numba between: compi
 
 from __future__ import annotations
 
+from typing import Any
+
 from tiledsl import ir
-from tiledsl.backend import Artifact, Target
-from tiledsl.backends.cpu.target import CpuBackend
+from tiledsl.backends.cpu.target import CpuBackend, Modules
 
 __all__ = ["LlvmCpu", "backend"]
 
@@ -19,14 +20,11 @@ class LlvmCpu(CpuBackend):
     printer = "llvm_cpu"
     packages = ("llvmlite",)
 
-    def emit(self, function: ir.Function, target: Target) -> Artifact:
-        from tiledsl.backends.cpu.native import compile_module
+    def modules(self, function: ir.Function, cpu: Any) -> Modules:
         from tiledsl.backends.llvm_cpu.kernel import emit_function
 
-        cpu = self.cpu(target)
         module, symbols, sites = emit_function(function, cpu)
-        code = compile_module([module], cpu)
-        return Artifact.of(function, str(module), symbols=symbols, code=code, sites=sites)
+        return Modules(str(module), [module], symbols, sites)
 
 
 backend = LlvmCpu()

@@ -70,7 +70,9 @@ class ExpressionEmitter:
 
     def place(self, b: ir.Buffer, indices: tuple[ir.Expr, ...]) -> tuple[Value, Value]:
         """The pointer, and the linear index: a scalar, or a vector for gathers and scatters."""
-        constant, scalars, vectors = 0, [], []
+        constant = 0
+        scalars: list[Value] = []
+        vectors: list[Value] = []
         for e, stride in zip(indices, row_major_strides(b), strict=True):
             if isinstance(e, ir.Const) and isinstance(stride, ir.Const):
                 constant += int(e.value) * int(stride.value)

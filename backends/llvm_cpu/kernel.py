@@ -43,12 +43,10 @@ def emit_function(function: ir.Function, cpu: Cpu) -> tuple[Any, tuple[str, ...]
     module.triple = cpu.triple
     symbols: list[str] = []
     sites: list[Site] = []
-    for k in function.kernels:
-        name = re.sub(r"\W", "_", k.name, flags=re.ASCII)
-        symbol = name if name not in symbols else f"{name}_{len(symbols)}"
-        symbols.append(symbol)
-        inner = _KernelEmitter(module, function, k, f"{symbol}.blocks", sites).emit()
-        emit_entry(module, inner, symbol, cpu.triple)
+    for i, k in enumerate(function.kernels):
+        symbols.append(f"tiledsl.{i}.{re.sub(r'[^A-Za-z0-9_]', '_', k.name)}")  # unlike any name of LLVM, libc or ours
+        inner = _KernelEmitter(module, function, k, f"{symbols[-1]}.blocks", sites).emit()
+        emit_entry(module, inner, symbols[-1], cpu.triple)
     return module, tuple(symbols), tuple(sites)
 
 
@@ -310,8 +308,7 @@ class _KernelEmitter(ExpressionEmitter):
         site = len(self.sites)
         self.sites.append(Site(s.kind, s.message, tuple(dtypes), s.loc, shapes))
         words = [None if isinstance(v, ir.Buffer) else ring.bits(b, v.dtype, self.value(v)) for v in shown]
-        numbers = (values.constant(I64, n) for n in (kind, site))
-        place = ring.reserve(b, self.context, *numbers, len(dtypes))
+        place = ring.reserve(b, self.context, values.constant(I64, kind), values.constant(I64, site), len(dtypes))
         with b.if_then(b.icmp_unsigned("!=", place, values.constant(I64, 0))):
             record = b.inttoptr(place, values.PTR)
             at = 0
@@ -334,5 +331,3 @@ class _KernelEmitter(ExpressionEmitter):
         with self.counted(zero, values.constant(I64, n), one, up=True) as (i, _):
             word = ring.bits(b, v.dtype, values.load(b, v.dtype, self.pointer(v), i))
             b.store(word, self.moved(record, I64, b.add(i, values.constant(I64, at))))
-
-

@@ -10,8 +10,9 @@ import pytest
 from properties.support import kernel_from
 
 from tiledsl import ir
-from tiledsl.backends.cpu.native import LEVELS, Cpu, host_cpu, x86_level
-from tiledsl.backends.numba_cpu.compile import compile_function, run_loop_function
+from tiledsl.backend import Target, load_backend
+from tiledsl.backends.cpu.driver import run_loop_function
+from tiledsl.backends.cpu.native import LEVELS, host_cpu, x86_level
 from tiledsl.conversions import convert
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.ir import arithmetic as ops
@@ -78,7 +79,9 @@ def same(got: Array, wanted: Array, what: str) -> None:
 Make = Callable[[Sequence[ir.Expr]], ir.Expr]
 
 
-def run(inputs: Sequence[Array], dtypes: Sequence[DType], makes: Sequence[Make], cpu: Cpu) -> list[tuple[Array, Array]]:
+def run(
+    inputs: Sequence[Array], dtypes: Sequence[DType], makes: Sequence[Make], cpu: Target
+) -> list[tuple[Array, Array]]:
     """Each of `makes` applied to the elements of the inputs, by vector code and by scalar code."""
     n = ir.Var("n", I64)
     i = ir.Var("i", I64)
@@ -101,21 +104,21 @@ def run(inputs: Sequence[Array], dtypes: Sequence[DType], makes: Sequence[Make],
     body = list(loops)
     kernel = ir.Kernel("k", (ir.Const(1, I64),), (ir.Const(1, I64),), (ir.Var("bx", I64),), (), tuple(body))
     function = ir.Function("k", tuple(ir.Param(b.name, buffer=b) for b in params), (kernel,), (n,), stage="loop")
-    code = run_loop_function(function, [*inputs, *results], compiled=compile_function(function, cpu))
+    code = run_loop_function(function, [*inputs, *results], backend=load_backend(cpu.name), arch=cpu.arch)
     assert code == 0
     half = len(makes)
     return list(zip(results[:half], results[half:], strict=True))
 
 
-def cpus() -> list[Cpu]:
-    """This machine, and its AVX2 subset where it has more."""
-    host = host_cpu()
-    return [host, x86_level("x86-64-v3")] if host.register_bytes == 64 else [host]
+def builds() -> list[Target]:
+    """Both printers for this machine, and its AVX2 subset where it has more."""
+    both = [Target("numba"), Target("llvm")]
+    return [*both, Target("llvm", "x86-64-v3")] if host_cpu().register_bytes == 64 else both
 
 
-@pytest.fixture(params=cpus(), ids=lambda c: c.name)
-def cpu(request: pytest.FixtureRequest) -> Cpu:
-    found: Cpu = request.param
+@pytest.fixture(params=builds(), ids=str)
+def cpu(request: pytest.FixtureRequest) -> Target:
+    found: Target = request.param
     return found
 
 
@@ -134,7 +137,7 @@ BINARY_FLOAT = [op for op in BINARY_INT if ops.binary(op, F32, True) is not None
 
 
 @pytest.mark.parametrize("name", ["bool", *INTS, *FLOATS])
-def test_binary(name: str, cpu: Cpu) -> None:
+def test_binary(name: str, cpu: Target) -> None:
     d = as_dtype(name)
     a, b = pairs(d)
     known = BINARY_FLOAT if d.is_float else BINARY_INT + ["div"]
@@ -150,7 +153,7 @@ def test_binary(name: str, cpu: Cpu) -> None:
 
 
 @pytest.mark.parametrize("name", ["bool", *INTS, *FLOATS])
-def test_unary(name: str, cpu: Cpu) -> None:
+def test_unary(name: str, cpu: Target) -> None:
     d = as_dtype(name)
     x = special(d)
     known = [op for op in sorted(ir.UNARY_OPS) if ops.unary(op, d, True) is not None]
@@ -165,7 +168,7 @@ def test_unary(name: str, cpu: Cpu) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_casts(name: str, cpu: Cpu) -> None:
+def test_casts(name: str, cpu: Target) -> None:
     """Exhaustive for sources of 16 bits and less."""
     src = as_dtype(name)
     x = special(src)
@@ -178,7 +181,7 @@ def test_casts(name: str, cpu: Cpu) -> None:
 
 
 @pytest.mark.parametrize("name", FLOATS)
-def test_fma_and_classification(name: str, cpu: Cpu) -> None:
+def test_fma_and_classification(name: str, cpu: Target) -> None:
     from tiledsl.ir.exact import fma
 
     d = as_dtype(name)
