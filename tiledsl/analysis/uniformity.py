@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tiledsl.ir.buffer import Buffer
-from tiledsl.ir.expr import Expr, Load, Var
+from tiledsl.ir.expr import Expr, Var
 from tiledsl.ir.stmt import (
     Alloc,
     Atomic,
@@ -14,24 +14,33 @@ from tiledsl.ir.stmt import (
     Continue,
     For,
     If,
+    Kernel,
     Let,
     Parallel,
     Return,
     Stmt,
     Store,
+    Wait,
     While,
 )
 from tiledsl.ir.walk import walk, writes
 
-__all__ = ["Varying", "varying"]
+__all__ = ["Varying", "thread_level", "varying"]
 
 _PRIVATE = ("local", "var")
+
+
+def thread_level(kernel: Kernel) -> bool:
+    """The kernel looks at its threads: statements that are no tile operations belong to each of them."""
+    threads = set(kernel.thread_vars)
+    return any(isinstance(n, (Collective, Wait)) or (isinstance(n, Var) and n in threads) for n in walk(kernel.body))
 
 
 class Varying:
     """vars, buffers: what may hold different values in different lanes (buffers: private ones of each lane).
 
     Shared, fragment and global storage is one for all lanes, so what is loaded there is uniform where the index is.
+    Iterations of a T.Parallel count as lanes: they belong to different threads.
     repeated: atomics outside T.Parallel that all lanes do with the same values (language.md 0.3).
     """
 
@@ -40,12 +49,16 @@ class Varying:
         self.buffers: set[Buffer] = set()
         self.repeated: list[Atomic] = []
         self._parallel = False
+        self._partial: set[int] = set()
 
-    def expr(self, e: Expr) -> bool:
-        """True when the value of e may differ between lanes."""
+    def partial(self, s: Stmt) -> bool:
+        """Not all lanes need come to this statement of the block."""
+        return id(s) in self._partial
+
+    def expr(self, e: Expr | Stmt) -> bool:
+        """True when the value of e, or the operands of a tile operation, may differ between lanes."""
         return any(
-            n in self.vars if isinstance(n, Var) else isinstance(n, Load) and n.buffer.root in self.buffers
-            for n in walk(e)
+            n in self.vars if isinstance(n, Var) else isinstance(n, Buffer) and n.root in self.buffers for n in walk(e)
         )
 
     def _mark(self, n: Var | Buffer) -> bool:
@@ -61,6 +74,8 @@ class Varying:
         """One pass over a block; divergent: not all lanes need be here. True when something new was marked."""
         changed = False
         for s in body:
+            if divergent:
+                self._partial.add(id(s))
             changed |= self._stmt(s, divergent)
             divergent = divergent or self._leaves((s,), divergent)
         return changed
@@ -91,8 +106,9 @@ class Varying:
             changed = isinstance(s, For) and uneven and self._mark(s.var)
             return changed | self._block(s.body, divergent or uneven or self._leaves(s.body, divergent))
         if isinstance(s, Parallel):
+            changed = any([self._mark(v) for v in s.vars])
             self._parallel = True
-            changed = self._block(s.body, divergent)
+            changed |= self._block(s.body, divergent)
             self._parallel = False
             return changed
         own = [b for b in writes(s) if b.root.scope in _PRIVATE]  # a tile operation on each thread's storage

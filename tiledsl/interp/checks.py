@@ -1,7 +1,7 @@
-"""The checked mode's memory of who touched what: uninitialised reads, races of lanes, races of blocks.
+"""The checked mode's memory of who touched what: uninitialised reads, races of lanes, of threads, of blocks.
 
 The storage of a root buffer is divided into cells (the smallest element size of its views). Each cell knows whether
-it was written, by which lane of the current T.Parallel, and by which block of the current launch.
+it was written, by which lane of the current T.Parallel or thread since the last barrier, and by which block.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from tiledsl.errors import Loc, TileError, TileRuntimeError
 from tiledsl.interp.options import Options
 from tiledsl.interp.scope import BLOCK, Env
 from tiledsl.ir.buffer import Buffer
+from tiledsl.ir.collectives import WARP
 
 __all__ = ["Tracker", "overlap"]
 
 Array = np.ndarray[Any, Any]
 Fail = Callable[..., Exception]
 _NOBODY, _SEVERAL = -1, -2
+# Of threads, per warp (minus its number): several of this warp; somebody of it, before the warp's last barrier.
+_TOGETHER, _SETTLED = -(1 << 41), -(1 << 40)
 
 
 def overlap(a: Array, b: Array) -> bool:
@@ -64,6 +67,7 @@ class Tracker:
         self.grains = grains
         self.cells: dict[Buffer, _Cells] = {}
         self.lanes: Array | None = None  # lane numbers, of the nest's shape
+        self.who = "lane"
 
     # -- life of storage ---------------------------------------------------------------------------------
 
@@ -76,13 +80,48 @@ class Tracker:
             cells.block_writer.fill(_NOBODY)
             cells.block_reader.fill(_NOBODY)
 
+    # -- threads -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def threads(self, shape: tuple[int, ...]) -> Iterator[None]:
+        """The threads of a block."""
+        self.lanes, self.who = np.arange(int(np.prod(shape))).reshape(shape), "thread"
+        self.barrier()
+        try:
+            yield
+        finally:
+            self.lanes, self.who = None, "lane"
+
+    @contextmanager
+    def whole_block(self) -> Iterator[None]:
+        """What the block does as a whole is ordered before and after what its threads do."""
+        saved = self.lanes, self.who
+        self.lanes, self.who = None, "lane"
+        try:
+            yield
+        finally:
+            self.lanes, self.who = saved
+            self.barrier()
+
+    def barrier(self) -> None:
+        """What threads, or lanes, did so far no longer races."""
+        for cells in self.cells.values():
+            cells.lane_writer.fill(_NOBODY)
+            cells.lane_reader.fill(_NOBODY)
+
+    def warp_barrier(self, here: Array) -> None:
+        """What threads did so far no longer races with those of the same warp. here: the warps at the barrier."""
+        for cells in self.cells.values():
+            for codes in (cells.lane_writer, cells.lane_reader):
+                warp = _warp(codes)
+                met = (warp >= 0) & here[np.maximum(warp, 0)]
+                codes[met] = _SETTLED - warp[met]
+
     @contextmanager
     def nest(self, shape: tuple[int, ...], copies: Mapping[Buffer, Array]) -> Iterator[None]:
         """A T.Parallel: inside, each lane has its copy of these buffers; outside sees the last lane's again."""
         self.lanes = np.arange(int(np.prod(shape))).reshape(shape)
-        for cells in self.cells.values():
-            cells.lane_writer.fill(_NOBODY)
-            cells.lane_reader.fill(_NOBODY)
+        self.barrier()
         outer = {b: self.cells[b] for b in copies if b in self.cells}
         for b, cells in outer.items():
             inner = _Cells(copies[b], cells.grain, False, cells.loc)
@@ -119,13 +158,12 @@ class Tracker:
                 raise self._error(fail, env, buffer, cells, flat, bad, lanes, what)
             _note_reader(readers, touched, np.broadcast_to(owner, touched.shape))
 
-    @staticmethod
     def _racers(
-        buffer: Buffer, env: Env, cells: _Cells, lanes: Array | None
+        self, buffer: Buffer, env: Env, cells: _Cells, lanes: Array | None
     ) -> Iterator[tuple[str, Any, Array, Array]]:
-        """Who can race on the buffer: ("lane" or "block", who it is here, writers and readers of its cells)."""
+        """Who can race on the buffer: ("lane", "thread" or "block", who it is here, writers, readers of its cells)."""
         if lanes is not None:
-            yield "lane", lanes[..., None], cells.lane_writer, cells.lane_reader
+            yield self.who, lanes[..., None], cells.lane_writer, cells.lane_reader
         if buffer.root.scope == "global":
             yield "block", env[BLOCK], cells.block_writer, cells.block_reader
 
@@ -155,7 +193,7 @@ class Tracker:
         changed = np.asarray(differs)[..., None]
         for who, owner, writers, readers in self._racers(buffer, env, cells, lanes):
             bad = (_others(writers[touched], owner) & changed).any(-1)
-            if who == "lane":
+            if who != "block":
                 bad |= _twice(touched, values)
             if bad.any():
                 what = f"is written by two {who}s with different values"
@@ -242,7 +280,14 @@ class Tracker:
 
 def _others(cells: Array, owner: Any) -> Any:
     """Where somebody else than the owner was."""
-    return (cells != _NOBODY) & (cells != owner)
+    return (cells != _NOBODY) & (cells != owner) & (cells != _SETTLED - np.asarray(owner) // WARP)
+
+
+def _warp(codes: Any) -> Any:
+    """The warp that a code speaks of; -1 for none, or several."""
+    return np.select(
+        [codes >= 0, codes <= _TOGETHER, codes <= _SETTLED], [codes // WARP, _TOGETHER - codes, _SETTLED - codes], -1
+    )
 
 
 def _differs(old: Any, new: Any) -> Any:
@@ -272,5 +317,8 @@ def _twice(touched: Array, values: Any) -> Any:
 def _note_reader(reader: Array, touched: Array, who: Array) -> None:
     before = reader[touched]
     reader[touched] = who
-    others = (reader[touched] != who) | _others(before, who)
-    reader[touched[others]] = _SEVERAL
+    last = reader[touched]
+    clash = (last != who) | _others(before, who)
+    one_warp = (last // WARP == who // WARP) & ((before == _NOBODY) | (_warp(before) == who // WARP))
+    reader[touched[clash]] = _TOGETHER - last[clash] // WARP
+    reader[touched[clash & ~one_warp]] = _SEVERAL

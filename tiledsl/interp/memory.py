@@ -96,7 +96,8 @@ class Memory:
         mask = None if s.mask is None else self.expressions.compile(s.mask)
         scatter = self._scatter(access, mask, value)
         if mask is None and not self.scope.options.tracks:
-            if self.scope.nest is None and access.scalar:
+            varies = access.private or any(map(self.scope.varies, (*s.indices, s.value)))
+            if access.scalar and not varies:
                 return self._store_element(access, value)
             if access.scalar:
                 plan = self._box(s.buffer, s.indices)

@@ -179,7 +179,6 @@ def _compiled(function: Function, options: Options) -> list[_Program]:
 
 def _compile(function: Function, kernel: Kernel, options: Options) -> _Program:
     scope = Scope(options)
-    scope.thread_vars = set(kernel.thread_vars)
     scalars = [p.var for p in function.params if p.var is not None]
     names: tuple[Var | Buffer, ...] = (
         *scalars,
@@ -194,7 +193,7 @@ def _compile(function: Function, kernel: Kernel, options: Options) -> _Program:
     with scope.loop(*kernel.block_vars):
         roots = [*function.buffers, *function.workspaces]
         makers = [statements.bind_views(b) for b in roots] + [statements.bind_view(b) for b in _scratch(kernel)]
-        body = statements.block(kernel.body)
+        body = statements.kernel_body()
 
     def views(env: Env) -> None:
         for make in makers:

@@ -37,11 +37,13 @@ def of_lane(value: Any, lane: Sequence[Any]) -> Any:
 
 @dataclass
 class Nest:
-    """One T.Parallel nest: its variables (one lane axis each), where its shape lies, and the private buffers."""
+    """One T.Parallel nest, or the threads of a block: its variables (one lane axis each), where its shape lies, and the
+    private buffers. threads: the lanes are threads, z outermost, so that x runs fastest."""
 
     vars: tuple[Var, ...]
     shape_slot: int
     private: set[Buffer] = field(default_factory=set)
+    threads: bool = False
 
     @property
     def rank(self) -> int:
@@ -56,7 +58,6 @@ class Scope:
         self.slots: dict[Var | Buffer, int] = {}
         self.scratch_slot = 4
         self.size = 5
-        self.thread_vars: set[Var] = set()
         self.nest: Nest | None = None
         self.varying: set[Var] = set()
         self.loops: list[Var] = []  # enclosing loop, block and lane variables, outermost first
@@ -80,8 +81,6 @@ class Scope:
         """The slot of a variable or buffer that is used here."""
         slot = self.slots.get(name)
         if slot is None:
-            if name in self.thread_vars:
-                raise self.not_yet("thread indices outside T.Parallel")
             raise InternalError(f"interpreter: {name.name} is used where nothing defines it", self.where)
         return slot
 
@@ -103,6 +102,21 @@ class Scope:
             del self.loops[len(self.loops) - len(loop_vars) :]
 
     # -- lanes -------------------------------------------------------------------------------------------
+
+    @property
+    def threaded(self) -> bool:
+        """The lanes are the threads of the block."""
+        return self.nest is not None and self.nest.threads
+
+    @contextmanager
+    def whole_block(self) -> Iterator[None]:
+        """What is compiled inside belongs to the block, not to its threads one by one."""
+        saved = self.nest, self.varying
+        self.nest, self.varying = None, set()
+        try:
+            yield
+        finally:
+            self.nest, self.varying = saved
 
     def is_private(self, buffer: Buffer) -> bool:
         """Every lane has its own copy: the array has the lane axes in front."""

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from tiledsl.analysis.effects import effects
+from tiledsl.analysis.uniformity import thread_level, varying
 from tiledsl.errors import InternalError, TileValueError
 from tiledsl.interp.atomic import Atomics
+from tiledsl.interp.collective import Collectives
 from tiledsl.interp.debug import Debugs
 from tiledsl.interp.expr import Expressions
 from tiledsl.interp.scope import RETURNED, TRACKER, Env, Fn, Nest, Scope
@@ -27,6 +29,7 @@ from tiledsl.ir.stmt import (
     Alloc,
     Atomic,
     Break,
+    Collective,
     Continue,
     Copy,
     Debug,
@@ -64,10 +67,53 @@ class Statements:
         self.expressions = Expressions(scope)
         self.tiles = Tiles(scope, self.expressions)
         self.atomics = Atomics(scope, self.expressions)
+        self.collectives = Collectives(scope, self.expressions)
         self.debugs = Debugs(scope, self.expressions)
         self.kernel = kernel
         self.aliases = aliases  # views without an Alloc of their own, by what they are a view of
         self.exits: list[int] = []  # slots of the enclosing loops: lanes (or True) that broke out
+
+    # -- the kernel --------------------------------------------------------------------------------------
+
+    def kernel_body(self) -> Fn:
+        """The body of the kernel for one block; where it looks at its threads, they are lanes all the way."""
+        kernel, scope = self.kernel, self.scope
+        if not thread_level(kernel):
+            return self.block(kernel.body)
+        extents = [self.expressions.compile(e) for e in reversed(kernel.threads)]
+        found = varying(kernel.body, kernel.thread_vars)
+        threads = kernel.thread_vars[::-1]  # lanes are row-major and x runs fastest
+        scope.nest = Nest(threads, scope.new_slot(), found.buffers, threads=True)
+        scope.varying = set(threads)
+        slots = [(scope.bind(v), v.dtype.numpy) for v in threads]
+        shape_slot, tracks = scope.nest.shape_slot, scope.options.tracks
+        with scope.loop(*kernel.thread_vars):
+            body = self.block(kernel.body)
+
+        def run(env: Env, mask: Any) -> Any:
+            env[shape_slot] = shape = tuple([f(env, None) for f in extents])
+            if any(n < 1 for n in shape):
+                return mask
+            for (slot, storage), index in zip(slots, np.ogrid[tuple(slice(n) for n in shape)], strict=True):
+                env[slot] = index.astype(storage)
+            if not tracks:
+                return body(env, None)
+            with env[TRACKER].threads(shape):
+                return body(env, None)
+
+        return run
+
+    def _collectively(self, f: Fn) -> Fn:
+        """f, done by the block: once, if some thread comes to it."""
+        if not self.scope.options.tracks:
+            return f
+
+        def run(env: Env, mask: Any) -> Any:
+            with env[TRACKER].whole_block():
+                f(env, None)
+            return mask
+
+        return run
 
     # -- blocks ------------------------------------------------------------------------------------------
 
@@ -100,6 +146,10 @@ class Statements:
             compiler = _COMPILERS.get(type(s))
             if compiler is None:
                 raise self.scope.not_yet(f"the statement {type(s).__name__}")
+            if self.scope.threaded and isinstance(s, _COLLECTIVE):
+                with self.scope.whole_block():
+                    f = compiler(self, s)
+                return self.scope.counted(self._collectively(f))
             return self.scope.counted(compiler(self, s))
 
     # -- names and storage -------------------------------------------------------------------------------
@@ -124,8 +174,10 @@ class Statements:
         if buffer.dtype.is_packed:
             raise scope.not_yet(f"packed {buffer.dtype} buffers")
         nest = scope.nest
-        if nest is not None:
+        if nest is not None and not nest.threads:
             nest.private.add(buffer.root)
+        if nest is not None and not scope.is_private(buffer):
+            nest = None  # one for all threads
         if buffer.alias_of is not None or buffer.scope == "scratch":
             bind = self.bind_view(buffer)
 
@@ -156,7 +208,7 @@ class Statements:
             env[slot] = data = lift(data) if shadowed else data
             if init is not None:
                 first = init(env, mask)
-                data[...] = first if shape_slot is None or not isinstance(first, np.ndarray) else first[..., None]
+                data[...] = first[..., None] if isinstance(first, np.ndarray) else first
             if poison:
                 env[TRACKER].allocate(buffer, data, written=init is not None, loc=loc)
             views(env)
@@ -311,11 +363,12 @@ class Statements:
                     c = _owned(c)
                     active = c if active is None else active & c
                 elif not c:
-                    return mask
+                    break
                 if active is not None and not active.any():
-                    return mask
+                    break
                 body(env, active)
-                active = _without(active, env[exit_slot])
+                active = _without(_without(active, env[exit_slot]), env[RETURNED])
+            return _some(_without(mask, env[RETURNED]))
 
         return lanes
 
@@ -336,11 +389,16 @@ class Statements:
         return leave
 
     def _return(self, s: Return) -> Fn:
-        if self.scope.nest is not None:
+        nest = self.scope.nest
+        if nest is not None and not nest.threads:
             raise self.scope.not_yet("return inside T.Parallel")
 
         def leave(env: Env, mask: Any) -> Any:
-            env[RETURNED] = True
+            if nest is None:
+                env[RETURNED] = True
+            else:  # these threads end
+                mask = np.ones((1,) * nest.rank, np.bool_) if mask is None else mask
+                env[RETURNED] = mask if env[RETURNED] is False else env[RETURNED] | mask
             return False
 
         return leave
@@ -351,6 +409,8 @@ class Statements:
         scope = self.scope
         if scope.nest is not None:
             raise scope.not_yet("a T.Parallel inside another that is not perfectly nested")
+        if any(n in self.kernel.thread_vars for n in walk(s) if isinstance(n, Var)):
+            raise InternalError("a T.Parallel that looks at threads has not been written out for them", s.loc)
         while len(s.body) == 1 and isinstance(s.body[0], Parallel):
             inner = s.body[0]
             s = s.replace(vars=s.vars + inner.vars, extents=s.extents + inner.extents, body=inner.body)
@@ -360,7 +420,6 @@ class Statements:
         scope.nest = nest
         scope.varying.update(s.vars)
         axes = [(scope.bind(v), k, v.dtype.numpy) for k, v in enumerate(s.vars)]
-        threads = self._thread_lanes(s.body)
         exits, self.exits = self.exits, []
         with scope.loop(*s.vars):
             body = self.block(s.body)
@@ -383,8 +442,6 @@ class Statements:
                 view = [1] * rank
                 view[axis] = shape[axis]
                 env[slot] = np.arange(shape[axis], dtype=storage).reshape(view)
-            if threads is not None:
-                threads(env, shape)
             outer = [env[slot] for slot in copies]
             for slot, data in zip(copies, outer, strict=True):
                 env[slot] = np.broadcast_to(data, shape + data.shape).copy()
@@ -409,31 +466,12 @@ class Statements:
         """Per-thread storage from outside the nest that its lanes write: one copy per lane."""
         return {b for b in effects(body).writes if b.scope in ("local", "var")}
 
-    def _thread_lanes(self, body: Sequence[Stmt]) -> Callable[[Env, tuple[int, ...]], None] | None:
-        """Iteration f of the flattened nest belongs to thread f % threads; x runs fastest."""
-        used = {n for s in body for n in walk(s) if isinstance(n, Var)} & set(self.kernel.thread_vars)
-        if not used:
-            return None
-        self.scope.varying.update(used)
-        counts = [self.expressions.compile(e) for e in self.kernel.threads]
-        slots = [(self.scope.bind(v), v.dtype.numpy) for v in self.kernel.thread_vars]
-
-        def assign(env: Env, shape: tuple[int, ...]) -> None:
-            flat = np.arange(int(np.prod(shape))).reshape(shape)
-            for (slot, storage), f in zip(slots, counts, strict=True):
-                n = f(env, None)
-                env[slot] = (flat % n).astype(storage)
-                flat = flat // n
-            # the last quotient counts whole rounds of the block's threads and is dropped
-
-        return assign
-
     # -- the rest ----------------------------------------------------------------------------------------
 
     def _sync(self, s: Sync) -> Fn:
         if s.scope == "grid":
             raise self.scope.not_yet("a barrier across blocks")
-        return lambda env, mask: mask
+        return self.collectives.sync(s)
 
     def _micro(self, s: MicroCall) -> Fn:
         meaning = MICRO.get(s.name)
@@ -470,10 +508,17 @@ def _either(a: Any, b: Any) -> Any:
 
 
 def _without(active: Any, gone: Any) -> Any:
-    if gone is None:
+    if gone is None or gone is False:
         return active
     return ~gone if active is None else active & ~gone
 
+
+def _some(mask: Any) -> Any:
+    """A mask of the lanes that go on; False when there are none."""
+    return mask if mask is None or mask.any() else False
+
+
+_COLLECTIVE = (Parallel, Copy, Fill, Gemm, Reduce, Scan)  # done by the block as a whole
 
 _COMPILERS: dict[type[Stmt], Callable[[Statements, Any], Fn]] = {
     Alloc: Statements._alloc,
@@ -492,6 +537,7 @@ _COMPILERS: dict[type[Stmt], Callable[[Statements, Any], Fn]] = {
     Reduce: lambda c, s: c.tiles.reduce(s),
     Scan: lambda c, s: c.tiles.scan(s),
     Sync: Statements._sync,
+    Collective: lambda c, s: c.collectives.compile(s),
     Debug: lambda c, s: c.debugs.compile(s),
     MicroCall: Statements._micro,
     Atomic: lambda c, s: c.atomics.compile(s),
