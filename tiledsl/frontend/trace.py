@@ -24,6 +24,7 @@ from tiledsl.frontend.symbols import is_symbol
 from tiledsl.frontend.values import Value
 from tiledsl.ir import Buffer, Function, Param, Var
 from tiledsl.ir.walk import free_vars
+from tiledsl.passes.expand_threads import ExpandThreads
 
 __all__ = [
     "Macro",
@@ -205,7 +206,8 @@ def finish(builder: Tracer, params: list[Param], outputs: tuple[int, ...], loc: 
     if len(kernels) > 1:
         kernels = tuple(k.replace(name=f"{builder.name}_{i}") for i, k in enumerate(kernels))
     workspaces, attrs = tuple(builder.workspaces), tuple(builder.attrs)
-    return Function(builder.name, tuple(params), kernels, tuple(symbols), outputs, workspaces, attrs=attrs, loc=loc)
+    made = Function(builder.name, tuple(params), kernels, tuple(symbols), outputs, workspaces, attrs=attrs, loc=loc)
+    return ExpandThreads()(made)
 
 
 def _shape_vars(b: Buffer) -> list[Var]:

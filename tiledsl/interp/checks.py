@@ -238,8 +238,8 @@ class Tracker:
     # -- helpers -----------------------------------------------------------------------------------------
 
     def _private(self, buffer: Buffer, data: Array, at: tuple[Any, ...]) -> bool:
-        """The lanes index their own copies."""
-        return len(at) > buffer.rank
+        """The lanes index their own copies, or storage of threads that is the same in all of them."""
+        return len(at) > buffer.rank or (self.who == "thread" and buffer.root.scope in ("local", "var"))
 
     def _flatten(self, at: tuple[Any, ...], good: Any) -> tuple[tuple[Any, ...], Array | None]:
         """Index arrays of what is touched, one-dimensional, and the lanes that touch it."""

@@ -16,7 +16,7 @@ from tiledsl.ir.expr import Binary, Const, Expr, Load, Var
 from tiledsl.ir.stmt import Copy, Fill, Function, If, Let, Parallel, Stmt, Store
 from tiledsl.ir.walk import loads_of
 
-__all__ = ["ExpandMoves", "bind_loads", "range_tests"]
+__all__ = ["ExpandMoves", "MoveWriter", "bind_loads", "range_tests"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ExpandMoves:
     keep: frozenset[Buffer] = frozenset()  # destinations whose moves stay whole: a backend packs them itself
 
     def __call__(self, function: Function) -> Function:
-        return _Expander(self.keep).run(function)
+        return MoveWriter(self.keep).run(function)
 
 
 def range_tests(buffer: Buffer, indices: tuple[Expr, ...], facts: Facts) -> list[Expr]:
@@ -41,8 +41,10 @@ def range_tests(buffer: Buffer, indices: tuple[Expr, ...], facts: Facts) -> list
     return tests
 
 
-class _Expander(ScopedRewriter):
-    def __init__(self, keep: frozenset[Buffer]) -> None:
+class MoveWriter(ScopedRewriter):
+    """Writes moves out as nests, but those into `keep`."""
+
+    def __init__(self, keep: frozenset[Buffer] = frozenset()) -> None:
         super().__init__()
         self.keep = keep
 

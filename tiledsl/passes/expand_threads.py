@@ -1,0 +1,270 @@
+"""What single threads do by tile notation, written out: T.Parallel where iterations look at their thread, and moves and
+reductions of per-thread storage.
+
+Behind this pass a tile operation or T.Parallel of a thread-level kernel is done by the block as a whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tiledsl.analysis.bounds import kernel_facts
+from tiledsl.analysis.uniformity import Varying, thread_level, varying
+from tiledsl.dtypes import DType, as_dtype, promote
+from tiledsl.errors import TileNotImplementedError
+from tiledsl.ir import build
+from tiledsl.ir.arithmetic import extremes
+from tiledsl.ir.buffer import Buffer, Region
+from tiledsl.ir.expr import Binary, Const, Expr, Load, Unary, Var
+from tiledsl.ir.node import Node
+from tiledsl.ir.stmt import (
+    Alloc,
+    Atomic,
+    Break,
+    Collective,
+    Continue,
+    Copy,
+    Fill,
+    For,
+    Function,
+    Gemm,
+    If,
+    Kernel,
+    Let,
+    Parallel,
+    Reduce,
+    Scan,
+    Stmt,
+    Store,
+    Sync,
+)
+from tiledsl.ir.walk import map_kernels, walk
+from tiledsl.passes.expand_moves import MoveWriter
+
+__all__ = ["ExpandThreads", "thread_number"]
+
+_INT32 = as_dtype("int32")
+_PARTIALS = 16  # language.md 0.10
+
+
+@dataclass(frozen=True)
+class ExpandThreads:
+    """The pass; kernels that do not look at their threads stay as they are."""
+
+    name: ClassVar[str] = "expand_threads"
+
+    def __call__(self, function: Function) -> Function:
+        if not any(map(thread_level, function.kernels)):
+            return function
+        return _Writer().run(function)
+
+
+def thread_number(kernel: Kernel) -> tuple[Expr, Expr]:
+    """(x + nx * (y + ny * z), how many threads a block has)."""
+    number: Expr = build.zero(_INT32)
+    count: Expr = build.const(1, _INT32)
+    for v, extent in zip(reversed(kernel.thread_vars), reversed(kernel.threads), strict=True):
+        number = build.add(build.mul(number, build.cast(extent, _INT32)), build.cast(v, _INT32))
+        count = build.mul(count, build.cast(extent, _INT32))
+    return number, count
+
+
+class _Writer(MoveWriter):
+    kernel: Kernel
+    found: Varying
+
+    def run(self, function: Function) -> Function:
+        def one(kernel: Kernel) -> Kernel:
+            if not thread_level(kernel):
+                return kernel
+            self.kernel, self.found = kernel, varying(kernel.body, kernel.thread_vars)
+            self.facts = kernel_facts(function, kernel)
+            return self.shared(kernel, body=self.visit_block(kernel.body))
+
+        return map_kernels(one, function)
+
+    def stmt(self, s: Stmt) -> Stmt | tuple[Stmt, ...]:
+        if isinstance(s, Parallel):
+            return self._rounds(s) if self._looks(s) else s
+        if not isinstance(s, (Copy, Fill, Reduce, Scan, Gemm)) or not self.found.expr(s.replace(participants=None)):
+            return s
+        if isinstance(s, (Copy, Fill)):
+            written = super().stmt(s)
+            return tuple(_serial(x) for x in (written if isinstance(written, tuple) else (written,)))
+        if isinstance(s, Gemm):
+            raise TileNotImplementedError(
+                "T.gemm of storage or places that differ between threads is not supported yet",
+                s.loc,
+                help="multiply tiles of the block, in shared memory or fragments",
+            )
+        return _reduce(s) if isinstance(s, Reduce) else _scan(s)
+
+    # -- T.Parallel --------------------------------------------------------------------------------------
+
+    def _looks(self, s: Parallel) -> bool:
+        """Its iterations depend on the thread that they belong to."""
+        inside: set[Node] = set(s.vars)
+        used: set[Node] = set()
+        for n in walk((s,)):
+            if isinstance(n, (Collective, Sync)):
+                return True
+            if isinstance(n, (Let, For)):
+                inside.add(n.var)
+            elif isinstance(n, Alloc):
+                inside.add(n.buffer)
+            elif isinstance(n, Atomic) and n.result is not None:
+                inside.add(n.result)
+            elif isinstance(n, (Var, Buffer)):
+                used.add(n.root if isinstance(n, Buffer) else n)
+        return not used.isdisjoint((self.found.vars | self.found.buffers) - inside)
+
+    def _rounds(self, s: Parallel) -> tuple[Stmt, ...]:
+        """Iteration f of the flattened nest belongs to thread f % threads; under a condition on threads, to those for
+        which it holds, in their order."""
+        dtype: DType = _INT32
+        for e in s.extents:
+            dtype = promote(dtype, e.dtype)
+        before: list[Stmt] = []
+        number, count = thread_number(self.kernel)
+        if self.found.partial(s):
+            number, count = Var("rank", _INT32), Var("size", _INT32)
+            before = [Collective(v.name, (), v, "block", loc=s.loc) for v in (number, count)]
+        size: Expr = build.const(1, dtype)
+        for e in s.extents:
+            size = build.mul(size, build.cast(e, dtype))
+        step, flat = Var("turn", dtype), Var("flat", dtype)
+        first = build.add(build.mul(step, build.cast(count, dtype)), build.cast(number, dtype))
+        lets: list[Stmt] = []
+        rest: Expr = flat
+        for v, e in reversed(list(zip(s.vars, s.extents, strict=True))):
+            extent = build.cast(e, dtype)
+            value = rest if v is s.vars[0] else build.floormod(rest, extent)
+            lets.append(Let(v, build.cast(value, v.type), loc=s.loc))
+            rest = build.floordiv(rest, extent)
+        body = If(build.lt(flat, size), (*lets, *_turns(s.body)), loc=s.loc)
+        turns = build.ceildiv(size, build.cast(count, dtype))
+        loop = For(
+            step, build.zero(dtype), turns, build.const(1, dtype), (Let(flat, first, loc=s.loc), body), loc=s.loc
+        )
+        return (*before, loop)
+
+
+def _turns(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+    """The body with what ends an iteration of a T.Parallel as what ends a turn of a loop."""
+
+    def one(s: Stmt) -> Stmt:
+        if isinstance(s, Break):
+            return Continue(loc=s.loc)
+        return s.replace(then=_turns(s.then), orelse=_turns(s.orelse)) if isinstance(s, If) else s
+
+    return tuple(map(one, body))
+
+
+def _serial(s: Stmt) -> Stmt:
+    """A nest as sequential loops of one thread."""
+    if not isinstance(s, Parallel):
+        return s
+    body = s.body
+    for v, extent in reversed(list(zip(s.vars, s.extents, strict=True))):
+        body = (_count(v, extent, body, s),)
+    return body[0]
+
+
+def _count(v: Var, extent: Expr, body: tuple[Stmt, ...], s: Stmt) -> For:
+    return For(v, build.zero(v.type), build.cast(extent, v.type), build.const(1, v.type), body, loc=s.loc)
+
+
+# -- reductions of one thread ------------------------------------------------------------------------------------
+
+
+def _wide(dtype: DType) -> DType:
+    """What a reduction into dtype accumulates in."""
+    return as_dtype("float32") if dtype.is_float and dtype.bits < 32 else dtype
+
+
+def _indices(r: Region, vs: list[Var | None]) -> tuple[Expr, ...]:
+    return tuple(
+        start if v is None else build.add(*build.same_type(start, v)) for start, v in zip(r.starts, vs, strict=True)
+    )
+
+
+def _identity(op: str, acc: DType) -> Const:
+    low, high = extremes(acc)
+    return build.const(0 if op == "absmax" else high if op == "min" else low, acc)
+
+
+def _combine(op: str, a: Expr, b: Expr, propagate: bool) -> Expr:
+    operator = {"sum": "add", "abssum": "add", "absmax": "max"}.get(op, op)
+    value: Expr = Binary(operator, a, b)
+    if propagate and a.dtype.is_float and operator in ("max", "min"):
+        for x in (b, a):
+            value = build.select(Binary("ne", x, x), x, value)
+    return value
+
+
+def _reduce(s: Reduce) -> tuple[Stmt, ...]:
+    """16 interleaved partials along the axis, combined 8-4-2-1; the old value joins last."""
+    length = s.src.extents[s.axis]
+    if not isinstance(length, Const) or length.value < 1:
+        raise TileNotImplementedError(f"a reduction of one thread over {length} elements is not supported yet", s.loc)
+    n, acc = length.value, _wide(s.dst.buffer.dtype)
+    kept = [None if k == s.axis else Var(f"i{k}", e.dtype) for k, e in enumerate(s.src.extents)]
+    j = Var("j", _INT32)
+    part = Buffer("part", acc, (build.const(min(n, _PARTIALS), _INT32),), "local", loc=s.loc)
+    index = [j if k == s.axis else v for k, v in enumerate(kept)]
+    value: Expr = build.cast(Load(s.src.buffer, _indices(s.src, index), loc=s.loc), acc)
+    if s.op in ("abssum", "absmax"):
+        value = Unary("abs", value)
+    at = build.floormod(j, _PARTIALS)
+    joined = Store(part, (at,), _combine(s.op, Load(part, (at,)), value, s.nan_propagate), loc=s.loc)
+    fresh = Store(part, (at,), value, loc=s.loc)
+    body: list[Stmt] = [
+        Alloc(part, loc=s.loc),
+        _count(j, length, (If(build.lt(j, _PARTIALS), (fresh,), (joined,)),), s),
+    ]
+    have = min(n, _PARTIALS)
+    for half in (8, 4, 2, 1):
+        for k in range(max(0, have - half)):
+            a, b = (Load(part, (build.const(x, _INT32),)) for x in (k, k + half))
+            body.append(Store(part, a.indices, _combine(s.op, a, b, s.nan_propagate), loc=s.loc))
+        have = min(have, half)
+    total: Expr = Load(part, (build.zero(_INT32),))
+    if acc.is_float and s.op in ("max", "min", "absmax"):
+        total = _combine(s.op, _identity(s.op, acc), total, s.nan_propagate)  # of NaN alone
+    slots: list[Var | None] = list(kept)
+    if len(s.dst.extents) < len(kept):
+        slots.pop(s.axis)
+    place = _indices(s.dst, slots or [None] * len(s.dst.starts))
+    old = build.cast(Load(s.dst.buffer, place, loc=s.loc), acc)
+    total = build.if_then_else(s.clear, total, _combine(s.op, old, total, s.nan_propagate))
+    body.append(Store(s.dst.buffer, place, build.cast(total, s.dst.buffer.dtype), loc=s.loc))
+    return _around(kept, s.src, tuple(body), s)
+
+
+def _scan(s: Scan) -> tuple[Stmt, ...]:
+    """The running value along the axis, one element after the other."""
+    acc = _wide(s.dst.buffer.dtype)
+    kept = [None if k == s.axis else Var(f"i{k}", e.dtype) for k, e in enumerate(s.src.extents)]
+    extent = s.src.extents[s.axis]
+    j = Var("j", extent.dtype)
+    run = Buffer("running", acc, (build.const(1, _INT32),), "var", loc=s.loc)
+    at = (build.zero(_INT32),)
+    step: Expr = build.sub(build.sub(extent, 1), j) if s.reverse else j
+    where = Var("at", extent.dtype)
+    index = [where if k == s.axis else v for k, v in enumerate(kept)]
+    value = build.cast(Load(s.src.buffer, _indices(s.src, index), loc=s.loc), acc)
+    joined = _combine(s.op, Load(run, at), value, False)
+    if s.op == "sum":  # a sum starts with its first value: +0 would change -0
+        joined = build.if_then_else(Binary("eq", j, build.zero(j.type)), value, joined)
+    out = Store(s.dst.buffer, _indices(s.dst, index), build.cast(Load(run, at), s.dst.buffer.dtype), loc=s.loc)
+    body = (Let(where, step, loc=s.loc), Store(run, at, joined, loc=s.loc), out)
+    start = None if s.op == "sum" else _identity(s.op, acc)
+    return _around(kept, s.src, (Alloc(run, start, loc=s.loc), _count(j, extent, body, s)), s)
+
+
+def _around(kept: list[Var | None], src: Region, body: tuple[Stmt, ...], s: Stmt) -> tuple[Stmt, ...]:
+    for v, extent in reversed(list(zip(kept, src.extents, strict=True))):
+        if v is not None:
+            body = (_count(v, extent, body, s),)
+    return body
