@@ -125,22 +125,21 @@ class Varying:
         """Threads of one block may get different results; those that are here together agree on a block's vote."""
         return s.scope != "block" or s.op == "rank" or bool(s.axes)
 
-    def _leaves(self, body: tuple[Stmt, ...], divergent: bool) -> bool:
-        """Some lanes, but not all, may leave inside the block."""
+    def _leaves(self, body: tuple[Stmt, ...], divergent: bool, jumps: bool = True) -> bool:
+        """Some lanes, but not all, may leave the block early. jumps: by break and continue too, else by return."""
         for s in body:
-            if isinstance(s, (Break, Continue, Return)):
+            if isinstance(s, Return) or (jumps and isinstance(s, (Break, Continue))):
                 if divergent:
                     return True
             elif isinstance(s, If):
                 inner = divergent or self.expr(s.cond)
-                if self._leaves(s.then, inner) or self._leaves(s.orelse, inner):
+                if self._leaves(s.then, inner, jumps) or self._leaves(s.orelse, inner, jumps):
                     return True
             elif isinstance(s, (For, While)):
                 uneven = divergent or any(map(self.expr, (s.start, s.stop) if isinstance(s, For) else (s.cond,)))
-                if self._leaves(s.body, uneven):
+                uneven = uneven or self._leaves(s.body, uneven)
+                if self._leaves(s.body, uneven, False):
                     return True
-            elif isinstance(s, Parallel) and self._leaves(s.body, divergent):
-                return True
         return False
 
 

@@ -99,6 +99,7 @@ class Builder:
         self.kernel_threads: int | None = None  # None: not a constant
         self.launch: Any = None  # the KernelLaunch that is open
         self.thread_level = False  # the kernel looks at its threads
+        self.reducer: Any = None  # of the innermost T.attr(..., "reduce_scope", ...)
         self.owner: dict[Var | Buffer, Block | None] = {}  # None: the whole function
         self.symbols: dict[Var, Loc | None] = {}  # shape symbols used, with their first use
         self.origins: dict[Var, frozenset[Load]] = {}  # the shared and global elements that a let was computed from

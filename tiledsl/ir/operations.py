@@ -464,6 +464,14 @@ _row("sync_threads", "T.sync_threads()", ("barrier_id", "arrive_count"), _TH, "a
 _row("sync_warp", "T.sync_warp()", ("mask",), _TH, "a barrier of each warp")
 _row("sync_grid", "T.sync_grid()", (), _TH, "a barrier of all blocks of the launch")
 _row("sync_global", "T.sync_global()", (), _TH, "same as sync_grid")
+_row("comm_reducer", "T.comm_reducer(lambda x, y: x + y, [zero])", ("fcombine", "identity"), _TH,
+     "the reduction that a function of two values means", gives="a reducer")
+_row("attr", 'with T.attr(T.comm_reducer(...), "reduce_scope", value):', ("node", "attr_key", "value"), _TH,
+     "the reducer of the all-reductions inside")
+_row("tvm_thread_allreduce", "T.tvm_thread_allreduce(T.uint32(1), x, True, y[0], tx)",
+     ("size", "value", "predicate", "out", "threads", "dtype"), _TH,
+     "y[0] = reduction of x over thread axes: an xor butterfly, then one over groups of 32")
+_row("evaluate", "T.evaluate(call)", ("value",), _TH, "runs a call for its effect")
 _INACTIVE = "a value taken from a thread that is not there"
 _row("shfl_sync", "T.shfl_sync(x, lane)", ("value", "srcLane", "width", "mask"), _TH,
      "x of a lane of the segment of width lanes", gives="x's dtype", checked=_INACTIVE)

@@ -12,6 +12,12 @@ from tiledsl import dtypes as _dtypes
 from tiledsl.errors import TileAttributeError as _TileAttributeError
 from tiledsl.errors import suggest as _suggest
 from tiledsl.frontend.location import error as _error
+from tiledsl.language.allreduce import (
+    attr,
+    comm_reducer,
+    evaluate,
+    tvm_thread_allreduce,
+)
 from tiledsl.language.asynchronous import (
     async_copy,
     fence_barrier_init,
@@ -83,7 +89,6 @@ from tiledsl.language.debug import (
     set_max_nreg,
     use_swizzle,
 )
-from tiledsl.language.im2col import c2d_im2col, im2col
 from tiledsl.language.functions import (
     __cos,
     __exp,
@@ -125,6 +130,7 @@ from tiledsl.language.functions import (
     tan,
     tanh,
 )
+from tiledsl.language.im2col import c2d_im2col, im2col
 from tiledsl.language.launch import (
     Kernel,
     Parallel,
@@ -258,30 +264,31 @@ __all__ = [
     "alloc_global", "alloc_local", "alloc_shared", "alloc_var", "annotate_compile_flags", "annotate_l2_hit_ratio",
     "annotate_layout", "annotate_pass_configs", "annotate_restrict_buffers", "annotate_safe_value", "any_of",
     "any_sync", "assume", "async_copy", "atomic_add", "atomic_addx2", "atomic_addx4", "atomic_and", "atomic_load",
-    "atomic_max", "atomic_min", "atomic_or", "atomic_store", "atomic_xor", "ballot", "ballot_sync", "bfloat16",
-    "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "bool", "boolean", "brev", "byte_perm", "c2d_im2col",
-    "cast", "ceil", "ceildiv", "char", "clamp", "clear", "clz", "const", "copy", "copysign", "cos", "cosh",
-    "cummax", "cumsum", "determine_fp8_type", "device_assert", "disable_warp_group_reg_alloc", "double", "dtype",
-    "dynamic", "empty", "erf", "evaluate", "exp", "exp10", "exp2", "expm1", "fence_barrier_init",
-    "fence_proxy_async", "ffs", "fill", "float", "float16", "float32", "float4_e2m1fn", "float64", "float8_e4m3",
-    "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "floor", "floordiv", "floormod", "fma", "fmod", "gemm",
-    "get_block_binding", "get_block_bindings", "get_block_extent", "get_lane_idx", "get_thread_binding",
-    "get_thread_bindings", "get_thread_extent", "get_warp_group_idx", "get_warp_idx", "get_warp_idx_sync", "grid",
-    "half", "ieee_add", "ieee_div", "ieee_fdiv", "ieee_fmaf", "ieee_frcp", "ieee_frsqrt", "ieee_fsqrt", "ieee_mul",
-    "ieee_sub", "if_then_else", "im2col", "infinity", "int", "int16", "int32", "int4", "int64", "int8", "isfinite",
-    "isinf", "isnan", "launch_thread", "log", "log10", "log1p", "log2", "long", "loop_break", "macro",
-    "match_all_sync", "match_any_sync", "max", "max_value", "min", "min_value", "nearbyint", "no_set_max_nreg",
-    "parallel", "pdl_sync", "pdl_trigger", "popcount", "pow", "pow_of_int", "power", "prim_func", "print",
-    "ptx_commit_group", "ptx_wait_group", "reduce_absmax", "reduce_abssum", "reduce_bitand", "reduce_bitor",
-    "reduce_bitxor", "reduce_max", "reduce_min", "reduce_sum", "reinterpret", "reshape", "round", "rsqrt", "serial",
-    "set_max_nreg", "shfl_down", "shfl_sync", "shfl_up", "shfl_xor", "shift_left", "shift_right", "short",
-    "shuffle_elect", "sigmoid", "sin", "sinh", "sqrt", "symbolic", "sync_global", "sync_grid", "sync_threads",
-    "sync_warp", "syncthreads_and", "syncthreads_count", "syncthreads_or", "tan", "tanh", "thread_binding",
-    "thread_return", "tma_copy", "tma_store_arrive", "tma_store_wait", "transpose", "trunc", "truncdiv", "truncmod",
-    "uchar", "uint", "uint16", "uint32", "uint4", "uint64", "uint8", "ulong", "unroll", "use_swizzle", "ushort",
-    "vectorized", "view", "wait_wgmma", "warp_reduce_bitand", "warp_reduce_bitor", "warp_reduce_bitxor",
-    "warp_reduce_max", "warp_reduce_min", "warp_reduce_sum", "warpgroup_arrive", "warpgroup_commit_batch",
-    "warpgroup_fence_operand", "warpgroup_wait",
+    "atomic_max", "atomic_min", "atomic_or", "atomic_store", "atomic_xor", "attr", "ballot", "ballot_sync",
+    "bfloat16", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "bool", "boolean", "brev", "byte_perm",
+    "c2d_im2col", "cast", "ceil", "ceildiv", "char", "clamp", "clear", "clz", "comm_reducer", "const", "copy",
+    "copysign", "cos", "cosh", "cummax", "cumsum", "determine_fp8_type", "device_assert",
+    "disable_warp_group_reg_alloc", "double", "dtype", "dynamic", "empty", "erf", "evaluate", "exp", "exp10",
+    "exp2", "expm1", "fence_barrier_init", "fence_proxy_async", "ffs", "fill", "float", "float16", "float32",
+    "float4_e2m1fn", "float64", "float8_e4m3", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "floor",
+    "floordiv", "floormod", "fma", "fmod", "gemm", "get_block_binding", "get_block_bindings", "get_block_extent",
+    "get_lane_idx", "get_thread_binding", "get_thread_bindings", "get_thread_extent", "get_warp_group_idx",
+    "get_warp_idx", "get_warp_idx_sync", "grid", "half", "ieee_add", "ieee_div", "ieee_fdiv", "ieee_fmaf",
+    "ieee_frcp", "ieee_frsqrt", "ieee_fsqrt", "ieee_mul", "ieee_sub", "if_then_else", "im2col", "infinity", "int",
+    "int16", "int32", "int4", "int64", "int8", "isfinite", "isinf", "isnan", "launch_thread", "log", "log10",
+    "log1p", "log2", "long", "loop_break", "macro", "match_all_sync", "match_any_sync", "max", "max_value", "min",
+    "min_value", "nearbyint", "no_set_max_nreg", "parallel", "pdl_sync", "pdl_trigger", "popcount", "pow",
+    "pow_of_int", "power", "prim_func", "print", "ptx_commit_group", "ptx_wait_group", "reduce_absmax",
+    "reduce_abssum", "reduce_bitand", "reduce_bitor", "reduce_bitxor", "reduce_max", "reduce_min", "reduce_sum",
+    "reinterpret", "reshape", "round", "rsqrt", "serial", "set_max_nreg", "shfl_down", "shfl_sync", "shfl_up",
+    "shfl_xor", "shift_left", "shift_right", "short", "shuffle_elect", "sigmoid", "sin", "sinh", "sqrt", "symbolic",
+    "sync_global", "sync_grid", "sync_threads", "sync_warp", "syncthreads_and", "syncthreads_count",
+    "syncthreads_or", "tan", "tanh", "thread_binding", "thread_return", "tma_copy", "tma_store_arrive",
+    "tma_store_wait", "transpose", "trunc", "truncdiv", "truncmod", "tvm_thread_allreduce", "uchar", "uint",
+    "uint16", "uint32", "uint4", "uint64", "uint8", "ulong", "unroll", "use_swizzle", "ushort", "vectorized",
+    "view", "wait_wgmma", "warp_reduce_bitand", "warp_reduce_bitor", "warp_reduce_bitxor", "warp_reduce_max",
+    "warp_reduce_min", "warp_reduce_sum", "warpgroup_arrive", "warpgroup_commit_batch", "warpgroup_fence_operand",
+    "warpgroup_wait",
 ]  # fmt: skip
 
 

@@ -346,6 +346,8 @@ def reinterpret(value: Any, dtype: Any) -> Any:
     """The bits of value as another type of the same width. Older programs give the dtype first: accepted too."""
     if isinstance(value, (DType, str)):
         value, dtype = dtype, value
+    if dtype == "handle":
+        return as_value(value, "T.reinterpret: the value")  # a null pointer, which T.attr takes
     target = slice_dtype(dtype, "T.reinterpret")
     v = as_value(value, "T.reinterpret: the value")
     if v.dtype.bits != target.bits or v.dtype.is_bool or target.is_bool:
