@@ -275,7 +275,8 @@ class Tracker:
             lane = tuple(int(i) for i in np.unravel_index(int(lanes[first]), self.lanes.shape))
         located = fail(env, f"{element} {what}", *notes, lane=lane)
         assert isinstance(located, TileError)
-        return TileRuntimeError(located.message, located.loc, located.notes, None)
+        help = "order them by a T.sync_threads() between the two accesses" if "read by one thread" in what else None
+        return TileRuntimeError(located.message, located.loc, located.notes, help)
 
 
 def _others(cells: Array, owner: Any) -> Any:

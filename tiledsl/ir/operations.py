@@ -471,7 +471,6 @@ _row("attr", 'with T.attr(T.comm_reducer(...), "reduce_scope", value):', ("node"
 _row("tvm_thread_allreduce", "T.tvm_thread_allreduce(T.uint32(1), x, True, y[0], tx)",
      ("size", "value", "predicate", "out", "threads", "dtype"), _TH,
      "y[0] = reduction of x over thread axes: an xor butterfly, then one over groups of 32")
-_row("evaluate", "T.evaluate(call)", ("value",), _TH, "runs a call for its effect")
 _INACTIVE = "a value taken from a thread that is not there"
 _row("shfl_sync", "T.shfl_sync(x, lane)", ("value", "srcLane", "width", "mask"), _TH,
      "x of a lane of the segment of width lanes", gives="x's dtype", checked=_INACTIVE)

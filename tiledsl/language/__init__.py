@@ -15,7 +15,6 @@ from tiledsl.frontend.location import error as _error
 from tiledsl.language.allreduce import (
     attr,
     comm_reducer,
-    evaluate,
     tvm_thread_allreduce,
 )
 from tiledsl.language.asynchronous import (

@@ -20,7 +20,7 @@ from tiledsl.ir.collectives import COLLECTIVE_REDUCTIONS
 from tiledsl.language.operation import operation, surface
 from tiledsl.language.threads import collective
 
-__all__ = ["attr", "comm_reducer", "evaluate", "tvm_thread_allreduce"]
+__all__ = ["attr", "comm_reducer", "tvm_thread_allreduce"]
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,6 @@ def attr(node: Any, attr_key: str, value: Any) -> Iterator[None]:
         yield
     finally:
         builder.reducer = outer
-
-
-@operation
-def evaluate(value: Any) -> None:
-    """Runs a call for its effect; calls of this language have happened already."""
 
 
 @operation
