@@ -54,7 +54,7 @@ def test_command(
     shown = capsys.readouterr().out
     for word in ["GEMM (q, k, v projection)", "causal GQA attention", "grouped GEMM", "float32", "bfloat16", "numpy"]:
         assert word in shown
-    if load_backend("numba").probe().ok:
+    if load_backend("llvm").probe().ok:
         assert "Largest difference between numpy and the other targets" in shown
     drawn = "matplotlib" not in missing and _importable("matplotlib")
     assert picture.exists() is drawn

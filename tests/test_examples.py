@@ -21,7 +21,7 @@ def test_the_examples_are_there() -> None:
     assert [p.name[:2] for p in EXAMPLES] == ["01", "02", "03", "04"]
 
 
-@pytest.mark.parametrize("target", ["numpy", "numba"])
+@pytest.mark.parametrize("target", ["numpy", "llvm"])
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_example(path: Path, target: str) -> None:
     state = load_backend(target).probe()

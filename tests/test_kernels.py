@@ -30,7 +30,7 @@ K_SIZES = [0, 1, 2, 31, 33, 48, 127, 128, 129, 229, 300]
 dims = st.sampled_from(AWKWARD)
 
 
-@pytest.fixture(params=["numpy", "numba"], scope="module")
+@pytest.fixture(params=["numpy", "llvm"], scope="module")
 def target(request: pytest.FixtureRequest) -> str:
     state = load_backend(request.param).probe()
     if not state.ok:

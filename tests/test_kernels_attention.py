@@ -27,7 +27,7 @@ DTYPES = {
 U = 2.0**-24
 
 
-@pytest.fixture(params=["numpy", "numba"], scope="module")
+@pytest.fixture(params=["numpy", "llvm"], scope="module")
 def target(request: pytest.FixtureRequest) -> str:
     state = load_backend(request.param).probe()
     if not state.ok:

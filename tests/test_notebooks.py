@@ -106,8 +106,8 @@ def test_the_notebooks_are_there() -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook(path: Path, shell: Any) -> None:
     """All cells run; those that show a mistake fail with the message that is printed in the notebook."""
-    if not load_backend("numba").probe().ok:
-        pytest.skip("the notebooks use the target numba")
+    if not load_backend("llvm").probe().ok:
+        pytest.skip("the notebooks use the target llvm")
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] != "code":
             continue

@@ -237,12 +237,14 @@ def test_argument_then_decorator_then_environment(monkeypatch):
     assert x.tolist() == [6] * 4
 
 
-def test_auto_is_cpu_and_cpu_is_numba_where_it_is_there(monkeypatch):
+def test_auto_is_cpu_and_cpu_is_the_first_compiled_target_that_is_there(monkeypatch):
     monkeypatch.delenv("TILEDSL_TARGET", raising=False)
-    backend._resolve.cache_clear()
-    expected = "numba" if backend.load_backend("numba").probe().ok else "numpy"
-    assert str(backend.resolve(None)) == str(backend.resolve("auto")) == str(backend.resolve("cpu")) == expected
-    monkeypatch.setattr(type(backend.load_backend("numba")), "probe", lambda self: backend.Availability(False, "gone"))
+    for expected in ("llvm", "numba"):
+        if backend.load_backend(expected).probe().ok:
+            backend._resolve.cache_clear()
+            assert str(backend.resolve(None)) == str(backend.resolve("auto")) == str(backend.resolve("cpu")) == expected
+        gone = backend.Availability(False, "gone")
+        monkeypatch.setattr(type(backend.load_backend(expected)), "probe", lambda self, gone=gone: gone)
     backend._resolve.cache_clear()
     assert str(backend.resolve("cpu")) == "numpy"
     backend._resolve.cache_clear()

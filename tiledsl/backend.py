@@ -272,6 +272,7 @@ class _Broken:
 # -- choice of a target (language.md 0.22) --------------------------------------------------------------------
 
 ALIASES = ("auto", "cpu")
+CPU_TARGETS = ("llvm", "numba")  # what "cpu" means: the first that is available, else numpy
 PLANNED = ("cuda", "cuda-emulator")
 
 
@@ -290,7 +291,7 @@ def _resolve(text: str, device: str) -> Target:
     if name == "auto":
         name = "cuda" if device == "cuda" and "cuda" in backends() else "cpu"
     if name == "cpu":
-        name = "numba" if load_backend("numba").probe().ok else "numpy"
+        name = next((n for n in CPU_TARGETS if n in backends() and load_backend(n).probe().ok), "numpy")
     state = load_backend(name).probe()
     if not state.ok:
         raise TileRuntimeError(f"target {name} is not available here: {state.reason}", help=state.help or None)

@@ -101,7 +101,7 @@ def draw(rows: list[Measurement], batch: Batch, path: Path) -> None:
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     speed, error, lengths = figure.subplots(1, 3)
     labels = [f"{r.case.kernel.split(' (')[0]}\n{r.case.dtype}, {r.target}" for r in rows]
-    colors = ["tab:blue" if r.target == "numba" else "tab:gray" for r in rows]
+    colors = ["tab:blue" if r.target == "llvm" else "tab:gray" for r in rows]
     speed.barh(labels, [r.gflops for r in rows], color=colors)
     for name, color in (("NumPy", "black"), ("torch", "tab:red")):
         theirs = [r.case.flops / r.rivals[name] / 1e9 if name in r.rivals else float("nan") for r in rows]

@@ -20,7 +20,7 @@ from tiledsl.demo.work import Case, cases
 
 __all__ = ["Measurement", "arguments", "main"]
 
-TARGETS = ("numpy", "numba")
+TARGETS = ("numpy", "llvm")
 DTYPES = ("float32", "bfloat16")
 SECONDS = 1.0  # a time is the median of runs for about this long, at least one
 

@@ -45,9 +45,11 @@ class Tiles(NamedTuple):
 
 # Measured on CPUs: small M tiles cost little, because right operands are packed once for all blocks; wide N tiles
 # and, beyond the cache, tall M tiles pay where they fit.
+COMPILED = Tiles(gemm_m=(16, 256), gemm_n=(64, 512), grouped_m=(16,), attention=(16,), rows=(16,))
 TABLE: dict[str, Tiles] = {
     "numpy": Tiles(gemm_m=(256,), gemm_n=(256,), grouped_m=(128,), attention=(128,), rows=(64,)),
-    "numba": Tiles(gemm_m=(16, 256), gemm_n=(64, 512), grouped_m=(16,), attention=(16,), rows=(16,)),
+    "llvm": COMPILED,
+    "numba": COMPILED,
 }
 DEFAULT = Tiles(gemm_m=(16, 64, 128), gemm_n=(64, 128), grouped_m=(16, 64), attention=(16, 64), rows=(4,))
 MOST_PADDING = 0.25  # of the extent: beyond it a smaller tile is quicker than computing what nobody needs

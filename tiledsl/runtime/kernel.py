@@ -144,7 +144,7 @@ class JITKernel:
         return self
 
     def get_kernel_source(self, target: str | Target | None = None, kernel_only: bool = True) -> str:
-        """The text that the target's backend made: Python for "numba", tile IR for "numpy"."""
+        """The text that the target's backend made: LLVM IR for "llvm", Python for "numba", tile IR for "numpy"."""
         wanted = resolve(target or self.target)
         for (made_for, _), found in self._programs.items():
             if made_for == wanted:
@@ -160,7 +160,7 @@ class JITKernel:
         wanted = resolve(target or self.target)
         lowered = program.lower(self.function, wanted)
         if lowered.stage != stage:
-            raise TileValueError(f"target {wanted} has no {stage} stage", help="use numba for the loop stage")
+            raise TileValueError(f"target {wanted} has no {stage} stage", help="use llvm or numba for the loop stage")
         return to_text(lowered)
 
     def show(self, stage: str = "tile", target: str | Target | None = None) -> Shown:
