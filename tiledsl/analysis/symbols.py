@@ -27,6 +27,7 @@ class _Equation:
     expr: Expr
     value: int
     shape: Shape
+    spare: int = 0  # 1 for the last axis of a packed array: its last byte may hold one element only
 
     @property
     def what(self) -> str:
@@ -45,12 +46,12 @@ def _shape_note(buffer: Buffer, shape: Shape) -> str:
     return f"{buffer.name} has shape {tuple(shape)} and dtype {buffer.dtype}"
 
 
-def row_major(shape: Shape) -> tuple[int, ...]:
-    """Strides, in elements, of a contiguous array."""
+def row_major(shape: Shape, packed: bool = False) -> tuple[int, ...]:
+    """Strides, in elements, of a contiguous array; rows of a packed dtype begin at bytes."""
     strides, step = [], 1
-    for extent in reversed(shape):
+    for axis, extent in reversed(list(enumerate(shape))):
         strides.append(step)
-        step *= extent
+        step *= extent + (extent & 1) if packed and axis == len(shape) - 1 else extent
     return tuple(reversed(strides))
 
 
@@ -70,6 +71,7 @@ def solve(
     """
     env: dict[Var, int] = dict(known or {})
     by_shape: list[_Equation] = []
+    by_width: list[_Equation] = []  # an array of bytes says how many elements there are, or one more than there are
     by_stride: list[_Equation] = []
     packed: list[tuple[Buffer, Shape, Shape]] = []
     free: dict[Var, int] = {}  # strides that no element's address depends on: what a contiguous array would have
@@ -83,9 +85,9 @@ def solve(
                 (_shape_note(buffer, shape),),
                 f"index or reshape it to {buffer.rank} axes",
             )
-        by_shape += [
-            _Equation(buffer, i, "shape", e, v, shape) for i, (e, v) in enumerate(zip(buffer.shape, shape, strict=True))
-        ]
+        for i, (e, v) in enumerate(zip(buffer.shape, shape, strict=True)):
+            spare = int(buffer.dtype.is_packed and i == buffer.rank - 1)
+            (by_width if spare else by_shape).append(_Equation(buffer, i, "shape", e, v, shape, spare))
         actual = row_major(shape) if stride is None else stride
         if any(s < 0 and n > 1 for s, n in zip(actual, shape, strict=True)):
             raise TileTypeError(
@@ -103,6 +105,8 @@ def solve(
             elif isinstance(e, Var):
                 free.setdefault(e, row_major(shape)[i])
     _bind(by_shape, env)
+    _bind(by_width, env)
+    _bind(by_shape, env)  # what the widths have told
     _bind(by_stride, env)
     env = {**free, **env}
     for buffer, shape, actual in packed:
@@ -128,7 +132,7 @@ def _bind(equations: list[_Equation], env: dict[Var, int]) -> None:
         if any(v not in env for v in free_vars(q.expr)):
             continue
         expected = evaluate(q.expr, env)
-        if expected != q.value:
+        if expected not in (q.value, q.value - q.spare):
             names = ", ".join(f"{v.name} = {env[v]}" for v in sorted(free_vars(q.expr), key=lambda v: v.name))
             known = f" ({names} from other axes or arguments)" if names else ""
             raise q.error(f"expected {expected}{known}", f"give that axis the {q.what} {expected}")
@@ -145,7 +149,7 @@ def _solve_one(q: _Equation, unknown: Var, env: dict[Var, int]) -> bool:
         return False
     solution, rest = divmod(q.value - at[0], slope)
     below = evaluate(q.expr, {**env, unknown: solution})
-    if rest or below != q.value:
+    if (rest or below != q.value) and below != q.value - q.spare:
         raise q.error(f"no integer {unknown.name} gives that {q.what}", f"{unknown.name} = {solution} gives {below}")
     env[unknown] = solution
     return True

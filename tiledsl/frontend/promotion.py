@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import SCALARS, DType, as_dtype
 from tiledsl.errors import TileNotImplementedError, TileTypeError
 from tiledsl.frontend.location import error, here
 from tiledsl.ir import Cast, Const, Expr
@@ -19,14 +19,9 @@ __all__ = [
 
 BOOL, INT32, FLOAT32 = (as_dtype(n) for n in ("bool", "int32", "float32"))
 
-_SUPPORTED = frozenset(
-    "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 float8_e8m0fnu bool int8 int16 int32 int64 uint8 "
-    "uint16 uint32 uint64".split()
-)
-
 
 def slice_dtype(x: Any, what: str) -> DType:
-    """The dtype meant by x, refused where this version has no arithmetic for it yet."""
+    """The dtype meant by x; addresses are refused."""
     try:
         dtype = as_dtype(x)
     except TypeError:
@@ -36,7 +31,7 @@ def slice_dtype(x: Any, what: str) -> DType:
             f"{what}: {x!r} is not a dtype",
             help='write for example T.float16 or "int32"',
         ) from None
-    if dtype.name not in _SUPPORTED:
+    if dtype.scalar.name not in SCALARS:
         raise error("dtype-not-yet", TileNotImplementedError, f"{what}: dtype {dtype} is not supported yet")
     return dtype
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from tiledsl.errors import Loc, TileError, TileRuntimeError
+from tiledsl.interp.nibbles import Nibbles, memory_of
 from tiledsl.interp.options import Options
 from tiledsl.interp.scope import BLOCK, Env
 from tiledsl.ir.buffer import Buffer
@@ -30,6 +31,10 @@ _TOGETHER, _SETTLED = -(1 << 41), -(1 << 40)
 
 def overlap(a: Array, b: Array) -> bool:
     """Whether two views share elements without being one view (which is element by element, in place)."""
+    if isinstance(a, Nibbles) and isinstance(b, Nibbles):
+        one, other = (x.positions() + 2 * x.memory.ctypes.data for x in (a, b))
+        return not np.array_equal(one, other) and bool(np.isin(one, other).any())
+    a, b = memory_of(a), memory_of(b)
     same = (a.ctypes.data, a.shape, a.strides) == (b.ctypes.data, b.shape, b.strides)
     return not same and np.shares_memory(a, b)
 
@@ -38,6 +43,7 @@ class _Cells:
     """The cells of one allocation."""
 
     def __init__(self, data: Array, grain: int, written: bool, loc: Loc | None) -> None:
+        data = memory_of(data)
         self.low, high = byte_bounds(data) if data.size else (data.ctypes.data, data.ctypes.data)
         self.grain = grain
         self.loc = loc
@@ -49,6 +55,8 @@ class _Cells:
 
     def of(self, data: Array, at: tuple[Any, ...]) -> Array:
         """Cell numbers of elements, with a trailing axis for elements of several cells."""
+        if isinstance(data, Nibbles):  # the byte
+            return np.asarray(data.at(at) // 2 + (data.memory.ctypes.data - self.low))[..., None] // self.grain
         offset: Any = data.ctypes.data - self.low
         for i, stride in zip(at, data.strides, strict=False):
             offset = offset + np.asarray(i, np.int64) * stride
@@ -72,7 +80,8 @@ class Tracker:
     # -- life of storage ---------------------------------------------------------------------------------
 
     def allocate(self, buffer: Buffer, data: Array, written: bool, loc: Loc | None) -> None:
-        self.cells[buffer.root] = _Cells(data, self.grains.get(buffer.root, data.itemsize), written, loc)
+        grain = self.grains.get(buffer.root, data.dtype.itemsize)
+        self.cells[buffer.root] = _Cells(data, grain, written, loc)
 
     def new_launch(self) -> None:
         """Blocks of one launch race with each other, not with those of an earlier one."""
@@ -182,7 +191,11 @@ class Tracker:
                 ids = self.lanes.reshape(self.lanes.shape + (1,) * (len(shape) - self.lanes.ndim))
                 lanes = np.broadcast_to(ids, shape)[np.broadcast_to(True if good is None else good, shape)]
             private = self._private(buffer, data, flat)
-            differs = _differs(data[flat], values)
+            if isinstance(data, Nibbles):  # half bytes of one byte are different values
+                values = _codes(data, flat, values)
+                differs = np.ones(np.shape(values), np.bool_)
+            else:
+                differs = _differs(data[flat], values)
             self._check_write(buffer, env, cells, flat, touched, values, differs, None if private else lanes, fail)
         cells.written[touched] = True
 
@@ -232,14 +245,17 @@ class Tracker:
         at, _ = self._flatten(tuple(np.ogrid[tuple(slice(n) for n in view.shape)]), None)
         touched = cells.of(view, at)
         if self.conflicts:
-            self._check_write(buffer, env, cells, at, touched, None, _differs(before, view).ravel(), None, fail)
+            old, new = (x.astype(np.float32) if isinstance(view, Nibbles) else x for x in (before, np.asarray(view)))
+            self._check_write(buffer, env, cells, at, touched, None, _differs(old, new).ravel(), None, fail)
         cells.written[touched] = True
 
     # -- helpers -----------------------------------------------------------------------------------------
 
     def _private(self, buffer: Buffer, data: Array, at: tuple[Any, ...]) -> bool:
-        """The lanes index their own copies, or storage of threads that is the same in all of them."""
-        return len(at) > buffer.rank or (self.who == "thread" and buffer.root.scope in ("local", "var"))
+        """The lanes index their own copies, storage of threads that is the same in all of them, or packed elements that
+        registers hold, where no byte is shared."""
+        of_threads = self.who == "thread" and buffer.root.scope in ("local", "var")
+        return len(at) > buffer.rank or of_threads or (buffer.dtype.is_packed and buffer.root.scope == "fragment")
 
     def _flatten(self, at: tuple[Any, ...], good: Any) -> tuple[tuple[Any, ...], Array | None]:
         """Index arrays of what is touched, one-dimensional, and the lanes that touch it."""
@@ -277,6 +293,12 @@ class Tracker:
         assert isinstance(located, TileError)
         help = "order them by a T.sync_threads() between the two accesses" if "read by one thread" in what else None
         return TileRuntimeError(located.message, located.loc, located.notes, help)
+
+
+def _codes(data: Nibbles, flat: tuple[Any, ...], values: Any) -> Any:
+    """Numbers that are equal where the same half of a byte gets the same bits."""
+    at = np.asarray(data.at(flat))
+    return (at & 1) * 1000 + np.broadcast_to(np.asarray(values, data.dtype).astype(np.float32), at.shape)
 
 
 def _others(cells: Array, owner: Any) -> Any:

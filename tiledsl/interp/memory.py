@@ -71,7 +71,7 @@ class Memory:
         if mask is None and not self.scope.options.tracks:
             if access.scalar and not lanes:
                 return self._load_element(access, e)
-            if access.scalar:
+            if access.scalar and not e.buffer.dtype.is_packed:
                 plan = self._box(e.buffer, e.indices)
                 if plan is not None:
                     return self._load_box(access, plan)
@@ -99,7 +99,7 @@ class Memory:
             varies = access.private or any(map(self.scope.varies, (*s.indices, s.value)))
             if access.scalar and not varies:
                 return self._store_element(access, value)
-            if access.scalar:
+            if access.scalar and not s.buffer.dtype.is_packed:
                 plan = self._box(s.buffer, s.indices)
                 if plan is not None and plan.covers_all:
                     return self._store_box(access, plan, value)
@@ -108,8 +108,6 @@ class Memory:
     def access(self, node: Any, lanes: int = 1) -> Access:
         """Indices and bounds policy of a node with `buffer` and `indices`."""
         buffer: Buffer = node.buffer
-        if buffer.dtype.is_packed:
-            raise self.scope.not_yet(f"packed {buffer.dtype} buffers")
         if len(node.indices) != buffer.rank:
             raise TileIndexError(
                 f"{describe(buffer)} is {buffer.rank}-dimensional, but has {len(node.indices)} indices here",

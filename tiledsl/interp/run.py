@@ -15,10 +15,12 @@ from tiledsl.analysis.symbols import solve
 from tiledsl.errors import InternalError, TileError, TileRuntimeError, TileTypeError, TileValueError
 from tiledsl.interp.blas import one_thread
 from tiledsl.interp.checks import Tracker
+from tiledsl.interp.nibbles import Nibbles, memory_of
 from tiledsl.interp.options import Options, Result, ShadowReport
 from tiledsl.interp.scope import BLOCK, RETURNED, STEPS, TRACKER, Env, Fn, Scope
 from tiledsl.interp.shadow import DOUBTS, Shadowed, lift
 from tiledsl.interp.stmt import Statements
+from tiledsl.ir.arithmetic import int_range
 from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.expr import Var
 from tiledsl.ir.stmt import Alloc, Function, Kernel, Param
@@ -57,9 +59,11 @@ def run(function: Function, args: Sequence[Any], options: Options = _DEFAULT) ->
         programs = _compiled(function, options)
         for buffer in function.workspaces:
             extents = tuple(evaluate(e, symbols) for e in buffer.shape)
-            values[buffer] = np.zeros(extents, buffer.dtype.numpy)
+            packed = buffer.dtype.is_packed
+            values[buffer] = Nibbles.empty(buffer.dtype, extents) if packed else np.zeros(extents, buffer.dtype.numpy)
         if options.shadow:
-            values = {b: a if a is None or not b.dtype.is_float else lift(a) for b, a in values.items()}
+            plain = {b for b, a in values.items() if a is None or not b.dtype.is_float or b.dtype.is_packed}
+            values = {b: a if b in plain else lift(a) for b, a in values.items()}
             doubts = DOUBTS.set([0])
         tracker = _tracker(function, values, options) if options.tracks else None
         blocks = steps = 0
@@ -106,14 +110,31 @@ def _bind(function: Function, args: Sequence[Any]) -> tuple[dict[Any, Any], dict
         elif p.buffer is not None:
             values[p.buffer] = _array(p, p.buffer, arg, p.buffer in used, p.buffer in stored)
     arrays = [values[b] for b in function.buffers]
-    shapes = [None if a is None else a.shape for a in arrays]
+    shapes = [None if a is None else _elements(b, a.shape) for a, b in zip(arrays, function.buffers, strict=True)]
     strides = [
-        None if a is None or b.strides is None else tuple(s // a.itemsize for s in a.strides)
+        None if a is None or b.strides is None else tuple(_steps(b, a))
         for a, b in zip(arrays, function.buffers, strict=True)
     ]
     known = {v: x for v, x in scalars.items() if not v.dtype.is_float}
     scalars.update(solve(function, shapes, strides, known))
+    for b, a in zip(function.buffers, arrays, strict=True):
+        if a is not None and b.dtype.is_packed:  # as many elements as the symbols say: the last byte may hold one
+            size = 1 + sum((n - 1) * s for n, s in zip(a.shape, a.strides, strict=True)) if a.size else 0
+            memory = np.lib.stride_tricks.as_strided(a, (size,), (1,))
+            shape = tuple(evaluate(e, scalars) for e in b.shape)
+            values[b] = Nibbles.over(memory, b.dtype, shape, tuple(_steps(b, a)))
     return values, scalars
+
+
+def _elements(buffer: Buffer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of an array in elements of the buffer: two per byte of a packed one."""
+    return (*shape[:-1], 2 * shape[-1]) if buffer.dtype.is_packed and shape else shape
+
+
+def _steps(buffer: Buffer, array: Any) -> list[int]:
+    """The strides of an array in elements."""
+    steps = [s // array.itemsize for s in array.strides]
+    return [*(2 * s for s in steps[:-1]), *steps[-1:]] if buffer.dtype.is_packed else steps
 
 
 def _used_buffers(function: Function) -> set[Buffer]:
@@ -132,8 +153,8 @@ def _scalar(p: Param, arg: Any) -> Any:
     if isinstance(arg, float) or not hasattr(arg, "__index__"):
         raise TileTypeError(f"argument {p.name} is {type(arg).__name__} {arg!r}, expected an integer ({dtype})")
     value = int(arg)
-    info = np.iinfo(dtype.numpy)
-    if not info.min <= value <= info.max:
+    low, high = int_range(dtype)
+    if not low <= value <= high:
         raise TileValueError(f"argument {p.name} = {value} does not fit {dtype}")
     return value
 
@@ -145,16 +166,18 @@ def _array(p: Param, buffer: Buffer, arg: Any, used: bool, written: bool) -> Any
         return None
     if not isinstance(arg, np.ndarray):
         raise TileTypeError(f"argument {p.name} is a {type(arg).__name__}, expected a NumPy array of {buffer.dtype}")
-    if arg.dtype != buffer.dtype.numpy and not (buffer.dtype.is_bool and arg.dtype in (np.int8, np.uint8)):
+    if buffer.dtype.is_packed and arg.dtype in (np.int8, np.uint8):
+        arg = arg.view(np.uint8)
+    elif arg.dtype != buffer.dtype.numpy and not (buffer.dtype.is_bool and arg.dtype in (np.int8, np.uint8)):
         raise TileTypeError(f"argument {p.name} has dtype {arg.dtype}, expected {buffer.dtype}", buffer.loc)
     if written and not arg.flags.writeable:
         raise TileValueError(f"argument {p.name} is read-only, but the kernel writes it", buffer.loc)
-    return arg.view(np.bool_) if arg.dtype != buffer.dtype.numpy else arg
+    return arg.view(np.bool_) if buffer.dtype.is_bool and arg.dtype != np.bool_ else arg
 
 
 def _no_overlap(function: Function, values: dict[Any, Any]) -> None:
     """Raises TileRuntimeError when a written argument shares memory with another one (language.md 0.20)."""
-    arrays = {b: values[b] for b in function.buffers if values[b] is not None}
+    arrays = {b: memory_of(values[b]) for b in function.buffers if values[b] is not None}
     stored = written(function)
     for b in [b for b in arrays if b in stored]:
         for other, array in arrays.items():

@@ -18,6 +18,7 @@ from tiledsl.interp.atomic import Atomics
 from tiledsl.interp.collective import Collectives
 from tiledsl.interp.debug import Debugs
 from tiledsl.interp.expr import Expressions
+from tiledsl.interp.nibbles import Nibbles
 from tiledsl.interp.scope import RETURNED, TRACKER, Env, Fn, Nest, Scope
 from tiledsl.interp.shadow import lift, micro
 from tiledsl.interp.tile import Tiles
@@ -171,8 +172,7 @@ class Statements:
         buffer = s.buffer
         scope = self.scope
         scope.alloc_locs[buffer] = s.loc or buffer.loc
-        if buffer.dtype.is_packed:
-            raise scope.not_yet(f"packed {buffer.dtype} buffers")
+        packed = buffer.dtype if buffer.dtype.is_packed else None
         nest = scope.nest
         if nest is not None and not nest.threads:
             nest.private.add(buffer.root)
@@ -195,7 +195,7 @@ class Statements:
         fixed = None if const is None or nest is not None else (*const, *lanes)
         shape_slot = None if nest is None else nest.shape_slot
         poison = scope.options.tracks
-        shadowed = scope.options.shadow and buffer.dtype.is_float
+        shadowed = scope.options.shadow and buffer.dtype.is_float and packed is None
         loc = s.loc or buffer.loc
 
         def alloc(env: Env, mask: Any) -> Any:
@@ -204,7 +204,7 @@ class Statements:
             else:
                 front = () if shape_slot is None else env[shape_slot]
                 shape = (*front, *(f(env, None) for f in extents), *lanes)
-            data: Any = np.zeros(shape, storage)
+            data: Any = np.zeros(shape, storage) if packed is None else Nibbles.empty(packed, shape)
             env[slot] = data = lift(data) if shadowed else data
             if init is not None:
                 first = init(env, mask)
@@ -444,7 +444,8 @@ class Statements:
                 env[slot] = np.arange(shape[axis], dtype=storage).reshape(view)
             outer = [env[slot] for slot in copies]
             for slot, data in zip(copies, outer, strict=True):
-                env[slot] = np.broadcast_to(data, shape + data.shape).copy()
+                packed = isinstance(data, Nibbles)
+                env[slot] = data.copies(shape) if packed else np.broadcast_to(data, shape + data.shape).copy()
             for views in inner_views:
                 views(env)
             if tracks:

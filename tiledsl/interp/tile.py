@@ -46,8 +46,9 @@ class Tiles:
     expressions: Expressions
 
     def converter(self, src: DType, dst: DType) -> Converter:
-        """The conversion of arrays, shadowed ones included."""
-        return casting(src, dst) if self.scope.options.shadow else converter(src, dst)
+        """The conversion of arrays, shadowed and packed ones included."""
+        convert = casting(src, dst) if self.scope.options.shadow else converter(src, dst)
+        return (lambda x: convert(np.asarray(x))) if src.is_packed else convert
 
     # -- regions -----------------------------------------------------------------------------------------
 
@@ -90,8 +91,6 @@ class Tiles:
     def _usable(self, buffer: Buffer) -> None:
         if self.scope.nest is not None:
             raise self.scope.not_yet("tile operations inside T.Parallel")
-        if buffer.dtype.is_packed:
-            raise self.scope.not_yet(f"packed {buffer.dtype} buffers")
 
     def _touch(self, f: Callable[[Env], None], reads: list[tuple[Buffer, View]], dst: tuple[Buffer, View]) -> Fn:
         """f, with its reads and its write recorded where the run tracks them."""

@@ -10,6 +10,7 @@ import numpy as np
 from tiledsl.analysis.symbols import row_major
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileIndexError
+from tiledsl.interp.nibbles import Nibbles
 from tiledsl.interp.scope import Env, Scope
 from tiledsl.interp.shadow import Shadowed, shadowed
 from tiledsl.ir.buffer import Buffer
@@ -68,7 +69,7 @@ def make_view(scope: Scope, expressions: Expressions, buffer: Buffer) -> Callabl
         if data is None:
             return None
         shape = tuple([f(env, None) for f in extents])
-        steps = row_major(shape) if strides is None else tuple([f(env, None) for f in strides])
+        steps = row_major(shape, dtype.is_packed) if strides is None else tuple([f(env, None) for f in strides])
         if base is not None and owner is None:  # scratch: a byte offset
             start, rest = divmod(base(env, None), step)
             if rest:
@@ -76,6 +77,8 @@ def make_view(scope: Scope, expressions: Expressions, buffer: Buffer) -> Callabl
         else:
             start = 0 if offset is None else offset(env, None)
         _check(report, env, name, data, dtype, shape, steps, start, front)
+        if isinstance(data, Nibbles) or dtype.is_packed:
+            return _nibble_view(data, dtype, shape, steps, start, front)
         if isinstance(data, Shadowed):
             if data.dtype != dtype.numpy or not data.flags.c_contiguous:
                 raise report(env, f"the float64 shadow cannot see through {name}, a view of {data.dtype} storage")
@@ -87,6 +90,26 @@ def make_view(scope: Scope, expressions: Expressions, buffer: Buffer) -> Callabl
     return make
 
 
+def _nibble_view(
+    data: Any, dtype: DType, shape: tuple[int, ...], steps: tuple[int, ...], start: int, front: int
+) -> Any:
+    """A view of packed elements, or of other ones over the bytes of packed ones; `start` in elements of dtype."""
+    lanes = data.shape[:front]
+    if isinstance(data, Nibbles):
+        memory, begin, lane_steps = data.memory, data.at(()), data.grid.strides[:front]
+    else:
+        size = data.itemsize + sum((n - 1) * s for n, s in zip(data.shape, data.strides, strict=True))
+        memory = np.asarray(_Memory(data, 0, (size,), (1,), as_dtype("uint8"))).view(np.uint8)
+        begin, lane_steps = 0, tuple(2 * s for s in data.strides[:front])
+    if dtype.is_packed:
+        return Nibbles.over(memory, dtype, (*lanes, *shape), (*lane_steps, *steps), begin + start)
+    vector = (dtype.lanes,) if dtype.is_vector else ()
+    size = dtype.bits * dtype.lanes // 8
+    strides = (*(s // 2 for s in lane_steps), *(s * size for s in steps), *(dtype.bytes // dtype.lanes for _ in vector))
+    place = _Memory(memory, begin // 2 + start * size, (*lanes, *shape, *vector), strides, dtype)
+    return np.asarray(place).view(dtype.numpy)
+
+
 def _check(
     report: Callable[..., Exception], env: Env, name: str, data: Any, dtype: DType, shape: tuple[int, ...],
     steps: tuple[int, ...], start: int, front: int,
@@ -95,7 +118,10 @@ def _check(
     if 0 in shape:
         return
     last = start + sum((n - 1) * s for n, s in zip(shape, steps, strict=True))
-    size = dtype.numpy.itemsize * dtype.lanes
-    held = data.itemsize + sum((n - 1) * s for n, s in zip(data.shape[front:], data.strides[front:], strict=True))
-    if start < 0 or (last + 1) * size > held:
+    size = dtype.bits * dtype.lanes
+    if isinstance(data, Nibbles):
+        held = len(data.memory) // max(1, int(np.prod(data.shape[:front])))
+    else:
+        held = data.itemsize + sum((n - 1) * s for n, s in zip(data.shape[front:], data.strides[front:], strict=True))
+    if start < 0 or (last + 1) * size > held * 8:
         raise report(env, f"view {name} of shape {shape} at element {start} is larger than the {held} bytes below it")

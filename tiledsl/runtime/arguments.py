@@ -151,11 +151,12 @@ class Signature:
         arrays = [(s, v) for s, v in zip(self.slots, values, strict=True) if isinstance(v, View) and s.buffer]
         first = _first_extents([(s.buffer, v.shape) for s, v in arrays])
         for slot, seen in arrays:
-            for extent, n in zip(slot.buffer.shape, seen.shape, strict=True):  # type: ignore[union-attr]
-                if isinstance(extent, (ir.Var, ir.Const)) and n != (
-                    extent.value if isinstance(extent, ir.Const) else first[extent]
-                ):
-                    raise self._mismatch(slot, seen, first, None)
+            assert slot.buffer is not None
+            for axis, (extent, n) in enumerate(zip(slot.buffer.shape, seen.shape, strict=True)):
+                if isinstance(extent, (ir.Var, ir.Const)):
+                    wanted = int(extent.value) if isinstance(extent, ir.Const) else first[extent]
+                    if n not in (wanted, wanted + (wanted & 1 if _is_width(slot.buffer, axis) else 0)):
+                        raise self._mismatch(slot, seen, first, None)
             self._check_strides(slot, seen)
         views = {s.buffer: v for s, v in arrays}
         shapes = [views[b].shape if b in views else None for b in self.function.buffers]
@@ -214,12 +215,18 @@ class Signature:
 def _first_extents(shapes: Sequence[tuple[ir.Buffer | None, Sequence[int]]]) -> dict[ir.Var, int]:
     """What the first array that has a symbol as an extent says about it."""
     found: dict[ir.Var, int] = {}
-    for buffer, shape in shapes:
-        if buffer is not None and len(shape) == buffer.rank:
-            for extent, n in zip(buffer.shape, shape, strict=True):
-                if isinstance(extent, ir.Var):
-                    found.setdefault(extent, n)
+    for widths in (False, True):  # arrays of packed elements know their last extent least exactly
+        for buffer, shape in shapes:
+            if buffer is not None and len(shape) == buffer.rank:
+                for axis, (extent, n) in enumerate(zip(buffer.shape, shape, strict=True)):
+                    if isinstance(extent, ir.Var) and _is_width(buffer, axis) == widths:
+                        found.setdefault(extent, n)
     return found
+
+
+def _is_width(buffer: ir.Buffer, axis: int) -> bool:
+    """The axis along which two elements share a byte."""
+    return buffer.dtype.is_packed and axis == buffer.rank - 1
 
 
 def _mentioned(function: ir.Function) -> set[Any]:
