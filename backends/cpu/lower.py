@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from tiledsl import ir
 from tiledsl.analysis.bounds import kernel_facts
+from tiledsl.dtypes import DType
 from tiledsl.errors import InternalError, TileNotImplementedError
 from tiledsl.ir.walk import map_kernels, walk
 
@@ -16,12 +17,25 @@ from .context import Context, Lane, get, put
 from .gemm import lower_gemm
 from .lane_loops import any_lane, lane_atomic, lane_for, lane_leave, lane_while, leaves, only_here
 from .nest import lower_parallel
+from .nibbles import encoded, holder
 from .pack import fill_panels, pack_copy
 from .plan import plan_scratch
 from .reduce import lower_reduce
 from .scan import lower_scan
 from .storage import Place, place_buffers, place_workspaces
-from .values import address, as_held, bool_mask, encode, lazily, round_to, scalar, store_value, value, vector
+from .values import (
+    address,
+    as_held,
+    bool_mask,
+    encode,
+    lazily,
+    nibble_address,
+    round_to,
+    scalar,
+    store_value,
+    value,
+    vector,
+)
 from .wide import F32, FALSE, I64, LANES, TRUE, narrow, widen
 
 __all__ = ["Lower"]
@@ -103,7 +117,25 @@ def _let(cx: Context, s: ir.Let) -> None:
         cx.env[s.var] = Lane(cx.let(s.var.name, v.expr), v.coef)
 
 
+def _store_nibble(cx: Context, s: ir.Store) -> None:
+    """The other half of the byte stays. Lanes lie in different rows (`nest.py`), so they share no byte."""
+    place, idx, lie, odd = nibble_address(cx, s.buffer, s.indices)
+    t, mask = place.logical, cx.lane.mask if cx.lane is not None and lie is None else None
+    v = value(cx, s.value)
+    x = vector(cx, v, t) if lie is None else _as_byte(v.expr, t)
+    at = tuple(cx.let("at", i) for i in idx)
+    byte = cx.let("byte", ir.Load(place.buffer, at, mask, proved=True))
+    cx.emit(ir.Store(place.buffer, at, encoded(x, byte, odd, t), mask, True))
+
+
+def _as_byte(x: ir.Expr, t: DType) -> ir.Expr:
+    return x if t.is_float else narrow(x, holder(t))
+
+
 def _store(cx: Context, s: ir.Store) -> None:
+    if cx.places[s.buffer].nibbles:
+        _store_nibble(cx, s)
+        return
     place, idx, lie = address(cx, s.buffer, s.indices)
     v = value(cx, s.value)
     mask = cx.lane.mask if cx.lane is not None else None

@@ -20,7 +20,7 @@ Body = Callable[[Context, tuple[ir.Stmt, ...]], None]
 
 def lower_parallel(cx: Context, p: ir.Parallel, body: Body) -> None:
     """Emit the nest; `body` lowers a block in the current (scalar or vector) mode."""
-    axis = _choose_axis(p)
+    axis = _choose_axis(cx, p)
     extents = [scalar(cx, e) for e in p.extents]
     private = _outer_vars_written(p)
     saved = {b: cx.let(f"{b.name}_before", get(cx.places[b].buffer)) for b in private}
@@ -82,7 +82,7 @@ def bound_vars(s: ir.Node) -> tuple[ir.Var, ...]:
 # -- which axis ------------------------------------------------------------------------------------------------
 
 
-def _choose_axis(p: ir.Parallel) -> int | None:
+def _choose_axis(cx: Context, p: ir.Parallel) -> int | None:
     """The axis whose lanes touch memory best; None when the body needs one iteration at a time."""
     best, best_score = None, 0.0
     for axis in reversed(range(len(p.vars))):
@@ -90,7 +90,7 @@ def _choose_axis(p: ir.Parallel) -> int | None:
         if isinstance(extent, ir.Const) and extent.value < 2:
             continue
         lets: dict[ir.Var, int | None] = {p.vars[axis]: 1}
-        if not _Lanes(lets, _allocated_inside(p), _of_threads(p)).block(p.body):
+        if not _Lanes(lets, _allocated_inside(p), _of_threads(p)).block(p.body) or _shares_bytes(cx, p, lets):
             continue
         score = 1.0 + sum(_score(n, lets) for n in walk(p.body))
         if isinstance(extent, ir.Const) and extent.value < LANES:
@@ -98,6 +98,12 @@ def _choose_axis(p: ir.Parallel) -> int | None:
         if score > best_score:
             best, best_score = axis, score
     return best
+
+
+def _shares_bytes(cx: Context, p: ir.Parallel, lets: dict[ir.Var, int | None]) -> bool:
+    """Whether two lanes may store into one byte: lanes that move along the rows of packed elements."""
+    stores = [n for n in walk(p.body) if isinstance(n, ir.Store) and cx.places[n.buffer].nibbles]
+    return any(_coef(s.indices[-1], lets) != 0 for s in stores)
 
 
 def _score(n: ir.Node, lets: dict[ir.Var, int | None]) -> float:

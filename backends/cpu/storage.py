@@ -14,6 +14,7 @@ from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir.walk import walk
 
+from .nibbles import bytes_of, holder
 from .wide import F32, I64, i64
 
 __all__ = [
@@ -52,12 +53,13 @@ class GemmTile:
 @dataclass(frozen=True)
 class Place:
     """kind "global" | "scratch" | "var" | "panels"; `buffer` is its loop-stage buffer; `logical` the author's
-    dtype (the buffer's own dtype may be wider)."""
+    dtype (the buffer's own dtype may be wider, or bytes that hold two elements each)."""
 
     kind: str
     buffer: ir.Buffer
     logical: DType
     panels: Panels | None = None
+    nibbles: bool = False  # packed elements in bytes
 
 
 def panel_width(n: int) -> int:
@@ -69,7 +71,7 @@ def place_buffers(
     function: ir.Function, kernel: ir.Kernel, workspaces: dict[ir.Buffer, Place]
 ) -> dict[ir.Buffer, Place]:
     """A place for every buffer of the kernel; scratch offsets are assigned later (`plan.py`)."""
-    places = {b: Place("global", b, b.dtype) for b in function.buffers} | workspaces
+    places = {b: _global(b) for b in function.buffers} | workspaces
     uses = _uses(kernel)
     tiles = gemm_operands(kernel)
     aliased = {b.root for b in uses if b.alias_of is not None}
@@ -80,7 +82,7 @@ def place_buffers(
 
 def place_workspaces(function: ir.Function) -> dict[ir.Buffer, Place]:
     """Workspaces that kernels fill tile by tile and only T.gemm reads are kept in panels."""
-    places = {w: Place("global", w, w.dtype) for w in function.workspaces}
+    places = {w: _global(w) for w in function.workspaces}
     uses: dict[ir.Buffer, list[tuple[str, ir.Node]]] = {}
     for k in function.kernels:
         for b, found in _uses(k).items():
@@ -91,6 +93,12 @@ def place_workspaces(function: ir.Function) -> dict[ir.Buffer, Place]:
         if form is not None and copies and all(can_pack(c) for c in copies):
             places[w] = _panels(w, form, "global")
     return places
+
+
+def _global(b: ir.Buffer) -> Place:
+    if b.dtype.is_packed:
+        return Place("global", bytes_of(b, "global", b), b.dtype, nibbles=True)
+    return Place("global", b, b.dtype)
 
 
 def packed_buffers(function: ir.Function) -> frozenset[ir.Buffer]:
@@ -199,10 +207,14 @@ def _place(
     if b.alias_of is not None:
         root = places[b.root]
         if root.kind == "global":
-            return Place("global", b, b.dtype)
+            return _global(b)
+        if b.dtype.is_packed:
+            return Place("scratch", bytes_of(b, "scratch", root.buffer), b.dtype, nibbles=True)
         view = ir.Buffer(b.name, b.dtype, _const_shape(b), "scratch", alias_of=root.buffer, offset=b.offset)
         return Place("scratch", view, b.dtype)
     shape = _const_shape(b)
+    if b.dtype.is_packed and b in aliased:
+        return Place("scratch", bytes_of(b, "scratch", None), b.dtype, nibbles=True)
     if b.scope == "var":
         return Place("var", ir.Buffer(b.name, _held(b.dtype), (i64(1),), "var"), b.dtype)
     copies = [n for how, n in uses if how == "copy_in" and isinstance(n, ir.Copy)]
@@ -224,7 +236,7 @@ def can_pack(s: ir.Copy) -> bool:
     same = src.dtype == s.dst.buffer.dtype or (
         src.dtype.is_float and s.dst.buffer.dtype in (F32,) and src.dtype.is_narrow
     )
-    return unit and same and not src.dtype.is_bool and src.scope != "var"
+    return unit and same and not src.dtype.is_bool and not src.dtype.is_packed and src.scope != "var"
 
 
 def accumulator_type(g: ir.Gemm) -> DType:
@@ -236,7 +248,7 @@ def accumulator_type(g: ir.Gemm) -> DType:
 
 
 def _held(dtype: DType) -> DType:
-    return F32 if dtype.is_narrow else dtype
+    return F32 if dtype.is_narrow else holder(dtype) if dtype.is_packed else dtype
 
 
 def _const_shape(b: ir.Buffer) -> tuple[ir.Const, ...]:

@@ -14,6 +14,7 @@ from tiledsl.ir.build import int_range
 from tiledsl.ir.walk import free_vars, loads_of
 
 from .context import Context, Lane, LaneLoop
+from .nibbles import byte_at, decoded, holder
 from .storage import Place
 from .wide import BOOL, F32, I64, LANES, add, and_, mul, narrow, sub, widen
 
@@ -25,6 +26,7 @@ __all__ = [
     "held",
     "index",
     "lazily",
+    "nibble_address",
     "round_to",
     "scalar",
     "store_value",
@@ -40,7 +42,7 @@ _U64 = as_dtype("uint64")
 
 def held(t: DType) -> DType:
     """The type that values of this (scalar) type have in the loop stage when they are vectors."""
-    return F32 if t.is_narrow else t
+    return F32 if t.is_narrow else holder(t) if t.is_packed else t
 
 
 def _scalar_held(t: DType) -> DType:
@@ -349,6 +351,8 @@ def _cast(cx: Context, e: ir.Cast) -> Lane:
     elif dst.is_bool:
         zero = ir.Const(0.0 if x.dtype.is_float else 0, x.dtype.scalar)
         out = ir.Binary("ne", x, zero if uniform else ir.Broadcast(zero, LANES))
+    elif dst.is_packed:
+        out = ir.Cast(ir.Cast(x, dst.with_lanes(lanes)), (I64 if uniform else held(dst)).with_lanes(lanes))
     elif uniform and dst.is_int and dst is not _U64:
         out = widen(narrow(x, dst)) if x.dtype == I64 else widen(ir.Cast(x, dst))
     elif x.dtype == dst.with_lanes(lanes):
@@ -379,18 +383,39 @@ def _unit_stride(b: ir.Buffer) -> bool:
     return b.strides is None or (isinstance(b.strides[-1], ir.Const) and b.strides[-1].value == 1)
 
 
+def nibble_address(
+    cx: Context, b: ir.Buffer, indices: tuple[ir.Expr, ...]
+) -> tuple[Place, tuple[ir.Expr, ...], int | None, ir.Expr]:
+    """As `address`, of the byte, and which half of it (int64 0 or 1); lanes gather."""
+    place, lanes = cx.places[b], [index(cx, i) for i in indices]
+    uniform = all(v.coef == 0 for v in lanes)
+    each = [v.expr if v.coef == 0 else vector(cx, v, I64) for v in lanes]
+    byte, odd = byte_at(each[-1])
+    if not uniform and odd.dtype.lanes == 1:
+        odd = ir.Broadcast(odd, LANES)
+    return place, (*each[:-1], byte), 0 if uniform else None, odd
+
+
 def _load(cx: Context, e: ir.Load) -> Lane:
-    place, idx, lie = address(cx, e.buffer, e.indices)
+    half: ir.Expr | None = None
+    if cx.places[e.buffer].nibbles:
+        place, idx, lie, half = nibble_address(cx, e.buffer, e.indices)
+    else:
+        place, idx, lie = address(cx, e.buffer, e.indices)
     b = place.buffer
     if place.kind == "var":
         return Lane(as_held(ir.Load(b, idx, proved=True), place.logical), None if b.dtype.lanes > 1 else 0)
     mask = cx.lane.mask if cx.lane is not None else None
     if lie == 0:
-        x = as_held(ir.Load(b, idx, proved=True), place.logical)
+        x = ir.Load(b, idx, proved=True)
+        x = as_held(x if half is None else decoded(x, half, place.logical), place.logical)  # lazily: nothing is named
         if cx.lane is not None and mask is not None and mask is not cx.lane.tail:  # perhaps no lane may read it
             x = ir.IfThenElse(ir.Call("any", (mask,), BOOL), x, _zero(x.dtype))
         return Lane(x)
-    return Lane(as_held(ir.Load(b, idx, mask, LANES if lie == 1 else 1, True), place.logical), None)
+    several: ir.Expr = ir.Load(b, idx, mask, LANES if lie == 1 else 1, True)
+    if half is not None:
+        several = decoded(cx.let("byte", several), half, place.logical)
+    return Lane(as_held(several, place.logical), None)
 
 
 def _zero(t: DType) -> ir.Const:

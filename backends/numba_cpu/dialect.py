@@ -29,6 +29,7 @@ I64, BOOL, F64 = as_dtype("int64"), as_dtype("bool"), as_dtype("float64")
 TYPE_NAMES = {
     "float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16", "bool": "boolean",
     "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2", "float8_e8m0fnu": "e8m0", "float4_e2m1fn": "e2m1",
+    "int4": "i4", "uint4": "u4",
     **{f"{sign}int{bits}": f"{sign or 'i'}{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }  # fmt: skip
 

@@ -27,6 +27,10 @@ def cast(b: Any, src: DType, dst: DType, x: Value) -> Value:
     if src is dst:
         return x
     lanes = dst.lanes
+    if src.bits == 4 and src.is_int:  # held in a byte
+        return cast(b, _byte(src), dst, x)
+    if dst.bits == 4 and dst.is_int:
+        return _to_nibble(b, src, dst, x)
     if src.is_narrow:
         wide = F32.with_lanes(lanes)
         return cast(b, wide, dst, _widen(b, src, x))
@@ -49,6 +53,23 @@ def cast(b: Any, src: DType, dst: DType, x: Value) -> Value:
     if dst.bits == src.bits:
         return x
     return b.sext(x, t) if src.kind == "int" else b.zext(x, t)
+
+
+def _byte(d: DType) -> DType:
+    return as_dtype("int8" if d.is_signed else "uint8").with_lanes(d.lanes)
+
+
+def _to_nibble(b: Any, src: DType, dst: DType, x: Value) -> Value:
+    """Integers wrap; floats saturate, first at a byte's range."""
+    byte, signed = _byte(dst), dst.is_signed
+    x = cast(b, src, byte, x)
+    if not src.is_float:
+        four = constant(byte, 4)
+        return b.ashr(b.shl(x, four), four) if signed else b.and_(x, constant(byte, 15))
+    compare = b.icmp_signed if signed else b.icmp_unsigned
+    low, high = (constant(byte, -8), constant(byte, 7)) if signed else (constant(byte, 0), constant(byte, 15))
+    x = b.select(compare(">", x, high), high, x)
+    return b.select(compare("<", x, low), low, x)
 
 
 def _to_integer(b: Any, src: DType, dst: DType, x: Value) -> Value:

@@ -80,7 +80,7 @@ def constant(d: DType, x: Any) -> Value:
     elif d.is_bool:
         c = ir.Constant(t, int(bool(x)))
     else:
-        c = ir.Constant(t, int(x) & ((1 << d.bits) - 1))
+        c = ir.Constant(t, int(x) & ((1 << max(8, d.bits)) - 1))
     return c if d.lanes == 1 else splat_constant(c, d.lanes)
 
 
