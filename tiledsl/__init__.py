@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from tiledsl.backend import resolve
     from tiledsl.runtime.jit import JITFunction, jit
     from tiledsl.runtime.kernel import JITKernel, compile
+    from tiledsl.runtime.packing import pack, unpack
 
-__all__ = ["JITFunction", "JITKernel", "__version__", "compile", "jit", "resolve"]
+__all__ = ["JITFunction", "JITKernel", "__version__", "compile", "jit", "pack", "resolve", "unpack"]
 
 # Where the public names live: they are imported when first used, so that `import tiledsl` stays quick.
 _LAZY = {
@@ -19,6 +20,8 @@ _LAZY = {
     "JITKernel": "tiledsl.runtime",
     "compile": "tiledsl.runtime",
     "jit": "tiledsl.runtime",
+    "pack": "tiledsl.runtime",
+    "unpack": "tiledsl.runtime",
     "resolve": "tiledsl.backend",
 }
 

@@ -101,9 +101,10 @@ def _choose_axis(cx: Context, p: ir.Parallel) -> int | None:
 
 
 def _shares_bytes(cx: Context, p: ir.Parallel, lets: dict[ir.Var, int | None]) -> bool:
-    """Whether two lanes may store into one byte: lanes that move along the rows of packed elements."""
+    """Whether two lanes may store into one byte: they move along the rows of packed elements, or not at all."""
     stores = [n for n in walk(p.body) if isinstance(n, ir.Store) and cx.places[n.buffer].nibbles]
-    return any(_coef(s.indices[-1], lets) != 0 for s in stores)
+    moves = [[_coef(i, lets) != 0 for i in s.indices] for s in stores]
+    return any(m[-1] or not any(m) for m in moves)
 
 
 def _score(n: ir.Node, lets: dict[ir.Var, int | None]) -> float:

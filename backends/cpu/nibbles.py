@@ -74,7 +74,7 @@ def encoded(x: ir.Expr, byte: ir.Expr, odd: ir.Expr, t: DType) -> ir.Expr:
     if t.is_float:
         word = _bits(_op("mul", x, 1 / _SMALLEST), _U32)
         size, sign = _op("bitand", _op("shr", word, 22), 7), _op("bitand", _op("shr", word, 28), 8)
-        code = ir.Cast(ir.Binary("bitor", size, sign), u8)
+        code: ir.Expr = ir.Cast(ir.Binary("bitor", size, sign), u8)
     else:
         code = _op("bitand", ir.Cast(x, u8) if x.dtype is not u8 else x, 15)
     high = ir.Binary("bitor", _op("bitand", byte, 15), _op("shl", code, 4))

@@ -16,6 +16,7 @@ from .hoist import HoistPacks
 from .lower import Lower
 from .spread import SpreadThreads
 from .storage import packed_buffers
+from .unpack import UnpackOperands
 
 __all__ = ["cpu_pipeline"]
 
@@ -39,4 +40,5 @@ def cpu_pipeline() -> tuple[Pass, ...]:
     so that extents and guards are as simple as they can be. Packing that blocks would repeat moves out of the grid.
     Copies become nests. Then every access is proved or guarded, and the statements are lowered one by one.
     """
-    return (ExplainDebug(), SpreadThreads(), Fold(), HoistPacks(), _ExpandUnpacked(), GuardBounds(), Fold(), Lower())
+    first = (ExplainDebug(), SpreadThreads(), Fold(), UnpackOperands(), HoistPacks())
+    return (*first, _ExpandUnpacked(), GuardBounds(), Fold(), Lower())

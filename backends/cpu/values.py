@@ -407,7 +407,7 @@ def _load(cx: Context, e: ir.Load) -> Lane:
         return Lane(as_held(ir.Load(b, idx, proved=True), place.logical), None if b.dtype.lanes > 1 else 0)
     mask = cx.lane.mask if cx.lane is not None else None
     if lie == 0:
-        x = ir.Load(b, idx, proved=True)
+        x: ir.Expr = ir.Load(b, idx, proved=True)
         x = as_held(x if half is None else decoded(x, half, place.logical), place.logical)  # lazily: nothing is named
         if cx.lane is not None and mask is not None and mask is not cx.lane.tail:  # perhaps no lane may read it
             x = ir.IfThenElse(ir.Call("any", (mask,), BOOL), x, _zero(x.dtype))

@@ -59,7 +59,8 @@ class Nibbles:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.grid.shape
+        shape: tuple[int, ...] = self.grid.shape
+        return shape
 
     @property
     def ndim(self) -> int:

@@ -145,10 +145,11 @@ def _view(what: str, src: Any, shape: Any, dtype: DType) -> BufferRef:
 
 def _bits(shape: tuple[Expr, ...], dtype: DType) -> int | None:
     total = dtype.bits * dtype.lanes
-    for e in shape:
+    for axis, e in enumerate(shape):
         if not isinstance(e, Const):
             return None
-        total *= e.value
+        odd = dtype.is_packed and axis == len(shape) - 1  # rows of packed elements begin at bytes
+        total *= e.value + e.value % 2 if odd else e.value
     return total
 
 

@@ -3,6 +3,7 @@
 from tiledsl.runtime.cache import cache_state
 from tiledsl.runtime.jit import JITFunction, jit
 from tiledsl.runtime.kernel import JITKernel, compile
+from tiledsl.runtime.packing import pack, unpack
 from tiledsl.runtime.pool import thread_count
 from tiledsl.runtime.views import address_of, allocate, as_numpy, device_of, is_array, is_torch
 
@@ -18,5 +19,7 @@ __all__ = [
     "is_array",
     "is_torch",
     "jit",
+    "pack",
     "thread_count",
+    "unpack",
 ]

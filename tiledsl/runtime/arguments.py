@@ -340,7 +340,7 @@ def _count(n: int, noun: str) -> str:
 
 def _convert_help(name: str, seen: View, dtype: DType) -> str:
     if dtype.is_packed:
-        return f"{name} holds two elements per byte: pass uint8 or int8 with half as many columns"
+        return f'{name} holds two elements per byte: pass tiledsl.pack({name}, "{dtype}"), uint8 of half the columns'
     if seen.kind == "torch":
         return f"convert it: {name}.to(torch.{dtype})"
     module = "np" if dtype.numpy.isbuiltin == 1 else "ml_dtypes"
