@@ -130,7 +130,8 @@ def test_doctor_as_json(capsys, tmp_path):
 
 def test_doctor_says_why_a_target_is_missing(capsys, monkeypatch):
     gone = backend.Availability(False, "numba not installed", "pip install numba")
-    monkeypatch.setattr(type(backend.load_backend("numba")), "probe", lambda self: gone)
+    for name in backend.CPU_TARGETS:
+        monkeypatch.setattr(type(backend.load_backend(name)), "probe", lambda self: gone)
     backend._resolve.cache_clear()
     code, out = run(capsys, "doctor")
     backend._resolve.cache_clear()
