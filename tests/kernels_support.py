@@ -54,3 +54,56 @@ def same_bits(x: Array, y: Array) -> bool:
 def tensor(torch: Any, x: Array) -> Any:
     """The array as a torch tensor of the same dtype."""
     return torch.from_numpy(x.astype(np.float32)).to(getattr(torch, str(x.dtype)))
+
+
+def attention_reference(
+    q: Array, k: Array, v: Array, mask: Array, scale: float, dtype: str, sink: Array | None = None
+) -> tuple[Array, Array, Array, Array]:
+    """Float64 output, lse (without the sink), and the bounds of their errors; q, k, v [batch, heads, seq, dim] are
+    independent draws of zero mean; mask [.., seq_q, seq_kv]; v may have other columns than k.
+
+    The exponent of p_ij: the sum over head_dim (6 sqrt(d) u sum |q k|, times the scale), scale and its rounding, and
+    the difference from the maximum; exp2 adds 2 u. The maximum itself and the rescalings' exponents cancel between
+    numerator and denominator. Sums over n keys and one rescaling per tile or split: (2 n + 4 tiles) u; p is rounded
+    to the dtype before it meets v. A sink is one more score, with value 0.
+    """
+    _, u, tiny = DTYPES[dtype]
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    group = q.shape[1] // k.shape[1]
+    k, v = (np.repeat(x, group, axis=1) for x in (k, v))
+    d, n = q.shape[-1], k.shape[2]
+    mask = np.broadcast_to(mask, (*q.shape[:3], n))
+    s = np.where(mask, q @ k.swapaxes(2, 3) * scale, -np.inf)
+    peak = s.max(axis=-1, keepdims=True, initial=-np.inf)
+    seen = np.isfinite(peak)
+    base = np.where(seen, peak, 0)
+    from_peak = np.where(mask, s - base, -np.inf)
+    total = np.exp(from_peak).sum(axis=-1, keepdims=True)
+    lse = np.where(seen, base + np.log(np.where(seen, total, 1)), -np.inf)
+    whole = lse if sink is None else np.where(seen, np.logaddexp(lse, sink[None, :, None, None].astype(np.float64)), 0)
+    p = np.exp(np.where(mask, s - np.where(seen, whole, 0), -np.inf))
+    o = p @ v
+    size = np.abs(q) @ np.abs(k).swapaxes(2, 3) * abs(scale)
+    finite_s, finite_d = np.where(mask, np.abs(s), 0), np.where(mask, np.abs(from_peak), 0)
+    r = (min(d, 6 * d**0.5) * size + 3 * finite_s + finite_d + 2) * U
+    sums = (2 * n + 4 * -(-n // 64) + 10) * U
+    if sink is not None:
+        sums = sums + 4 * U * (1 + np.abs(np.maximum(sink, -1e4))[None, :, None, None] + np.abs(base))
+    each = r + (p * r).sum(axis=-1, keepdims=True) + sums + (0.0 if dtype == "float32" else u)
+    o_slack = (p * each * (1 + each)) @ np.abs(v) + n * tiny * np.abs(v).max(initial=0)
+    o_bound = o_slack + u * (np.abs(o) + o_slack) + tiny
+    chance = np.exp(np.where(mask, s - np.where(seen, lse, 0), -np.inf))
+    finite_lse = np.where(seen, np.abs(lse), 0)
+    lse_bound = (chance * r).sum(axis=-1, keepdims=True) + (2 * n + 4 * -(-n // 64) + 6) * U
+    lse_bound = lse_bound + 6 * U * (1 + finite_lse + np.abs(base))
+    return o, lse[..., 0], o_bound, lse_bound[..., 0]
+
+
+def window_mask(rows: int, cols: int, causal: bool, window: tuple[int | None, int | None] | None) -> Array:
+    """Which keys a query sees; the ends are aligned."""
+    at, key = np.arange(rows)[:, None] + cols - rows, np.arange(cols)
+    left, right = window or (None, None)
+    seen = np.ones((rows, cols), bool)
+    seen &= key >= at - (rows + cols if left is None else left)
+    seen &= key <= at + (rows + cols if right is None else right)
+    return seen & (key <= at) if causal else seen

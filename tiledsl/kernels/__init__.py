@@ -10,6 +10,7 @@ from tiledsl.kernels.attention import (
     flash_attention_varlen,
     flash_attention_varlen_kernel,
 )
+from tiledsl.kernels.attention_backward import flash_attention_backward, flash_attention_backward_kernel
 from tiledsl.kernels.gemm import matmul, matmul_kernel
 from tiledsl.kernels.grouped import grouped_gemm, grouped_gemm_kernel
 from tiledsl.kernels.pointwise import rope, rope_kernel, swiglu, swiglu_kernel
@@ -27,6 +28,8 @@ __all__ = [
     "cumsum",
     "cumsum_kernel",
     "flash_attention",
+    "flash_attention_backward",
+    "flash_attention_backward_kernel",
     "flash_attention_kernel",
     "flash_attention_varlen",
     "flash_attention_varlen_kernel",

@@ -5,7 +5,6 @@ different lengths.
 """
 
 # mypy: disable-error-code="no-untyped-def,valid-type"
-import math
 from functools import cache
 from typing import Any
 
@@ -16,6 +15,7 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
+from tiledsl.kernels.attention_args import check_heads, check_layout, check_scale, check_sink, window_limits
 from tiledsl.kernels.attention_block import LOG2_E, attend
 from tiledsl.kernels.tiles import KV_TILE, fit, tiles_for
 from tiledsl.runtime import allocate
@@ -30,7 +30,14 @@ def _strided(name: str) -> tuple[Any, ...]:
 
 @tiledsl.jit
 def flash_attention_kernel(
-    block_M: int, block_N: int, head_dim: int, causal: bool, dtype: DType, threads: int = 128
+    block_M: int,
+    block_N: int,
+    head_dim: int,
+    causal: bool,
+    dtype: DType,
+    window: bool = False,
+    sink: bool = False,
+    threads: int = 128,
 ) -> Any:
     """O = softmax(scale Q K^T) V and LSE, the logarithm of the softmax's denominator."""
     batch, heads, kv_heads = T.dynamic("batch"), T.dynamic("heads"), T.dynamic("kv_heads")
@@ -43,6 +50,9 @@ def flash_attention_kernel(
         K: T.StridedTensor((batch, kv_heads, seq_kv, head_dim), k_strides, dtype),
         V: T.StridedTensor((batch, kv_heads, seq_kv, head_dim), v_strides, dtype),
         scale_log2: T.float32,
+        left: T.int32,
+        right: T.int32,
+        SINK: T.Tensor((heads,), T.float32),
         O: T.StridedTensor((batch, heads, seq_q, head_dim), o_strides, dtype),
         LSE: T.Tensor((batch, heads, seq_q), T.float32),
     ):
@@ -50,8 +60,9 @@ def flash_attention_kernel(
             kv_head = by // (heads // kv_heads)
             T.assume(kv_head < kv_heads)
             attend(
-                Q, K, V, scale_log2, O, LSE, bz, by, kv_head, bx * block_M, 0, seq_q, 0, seq_kv,
-                block_M=block_M, block_N=block_N, head_dim=head_dim, causal=causal, dtype=dtype,
+                Q, K, V, scale_log2, left, right, SINK, O, LSE, bz, by, kv_head, bx * block_M, 0, seq_q, 0, seq_kv,
+                block_M=block_M, block_N=block_N, head_dim=head_dim, causal=causal, window=window, sink=sink,
+                dtype=dtype,
             )  # fmt: skip
 
     return flash_attention
@@ -59,7 +70,14 @@ def flash_attention_kernel(
 
 @tiledsl.jit
 def flash_attention_varlen_kernel(
-    block_M: int, block_N: int, head_dim: int, causal: bool, dtype: DType, threads: int = 128
+    block_M: int,
+    block_N: int,
+    head_dim: int,
+    causal: bool,
+    dtype: DType,
+    window: bool = False,
+    sink: bool = False,
+    threads: int = 128,
 ) -> Any:
     """As above for sequences packed one after the other: sequence s owns rows ends[s] ... ends[s + 1] - 1."""
     one, heads, kv_heads = T.dynamic("one"), T.dynamic("heads"), T.dynamic("kv_heads")
@@ -75,6 +93,9 @@ def flash_attention_varlen_kernel(
         kv_ends: T.Tensor((bounds,), T.int32),
         longest: T.int32,
         scale_log2: T.float32,
+        left: T.int32,
+        right: T.int32,
+        SINK: T.Tensor((heads,), T.float32),
         O: T.StridedTensor((one, heads, total_q, head_dim), o_strides, dtype),
         LSE: T.Tensor((one, heads, total_q), T.float32),
     ):
@@ -86,8 +107,10 @@ def flash_attention_varlen_kernel(
             kv_len = kv_ends[bz + 1] - kv_start
             if bx * block_M < q_len:
                 attend(
-                    Q, K, V, scale_log2, O, LSE, 0, by, kv_head, bx * block_M, q_start, q_len, kv_start, kv_len,
-                    block_M=block_M, block_N=block_N, head_dim=head_dim, causal=causal, dtype=dtype,
+                    Q, K, V, scale_log2, left, right, SINK, O, LSE, 0, by, kv_head, bx * block_M,
+                    q_start, q_len, kv_start, kv_len,
+                    block_M=block_M, block_N=block_N, head_dim=head_dim, causal=causal, window=window, sink=sink,
+                    dtype=dtype,
                 )  # fmt: skip
 
     return flash_attention_varlen
@@ -102,6 +125,8 @@ def flash_attention(
     v: Any,
     *,
     causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
+    sink: Any = None,
     scale: float | None = None,
     return_lse: bool = False,
     layout: str = "bshd",
@@ -115,8 +140,14 @@ def flash_attention(
     k, v        the same with seq_kv and kv_heads; heads must be a multiple of kv_heads (grouped queries: query
                 head h reads key head h // (heads / kv_heads))
     causal      query i sees keys j <= i + seq_kv - seq_q: the ends are aligned
+    window      (left, right), inclusive: query i sees keys j with -left <= j - (i + seq_kv - seq_q) <= right only;
+                None in place of a number: no limit on that side
+    sink        [heads] float32: exp(sink) joins the denominator, as a key with score `sink` (in units of the scores,
+                after the scale) and value 0 would (Xiao et al., "Efficient Streaming Language Models with Attention
+                Sinks", 2023)
     scale       default 1 / sqrt(head_dim)
-    return_lse  also return log sum_j exp(scale q_i . k_j), natural logarithm, float32 [batch, heads, seq_q]
+    return_lse  also return log sum_j exp(scale q_i . k_j), natural logarithm, without the sink, float32 [batch,
+                heads, seq_q]
     out         array like q that receives the result
     target      where to run (default: TILEDSL_TARGET, else auto)
 
@@ -126,27 +157,34 @@ def flash_attention(
     batch, any set of other queries, any number of threads, and every CPU target.
 
     Raises TileTypeError for wrong dtypes or shapes, TileValueError for an unknown layout, a scale that is not
-    finite, or an out that shares memory with an input.
+    finite, a negative window, or an out that shares memory with an input.
     """
-    if layout not in ("bshd", "bhsd"):
-        raise TileValueError(f"flash_attention: layout is {layout!r}, expected 'bshd' or 'bhsd'")
-    dims = "batch, seq, heads, head_dim" if layout == "bshd" else "batch, heads, seq, head_dim"
+    dims = check_layout("flash_attention", layout)
     dtype, out = _prepare("flash_attention", dims, q, k, v, out)
     # The kernel sees [batch, heads, seq, head_dim]; the layouts differ in strides only.
     Q, K, V, O = (x.swapaxes(1, 2) if layout == "bshd" else x for x in (q, k, v, out))
-    _check_heads("flash_attention", dims, Q, K, V, (q, k, v))
+    check_heads("flash_attention", dims, Q, K, V, (q, k, v))
     batch, heads, seq_q, head_dim = Q.shape
     if K.shape[0] != batch:
         raise TileTypeError(f"flash_attention: q and k differ in batch: {arrays.describe(q=q, k=k)}")
-    scale = _scale("flash_attention", scale, head_dim)
+    scale = check_scale("flash_attention", scale, head_dim)
+    limits = window_limits("flash_attention", window, causal, max(seq_q, K.shape[2]))
+    sink = check_sink("flash_attention", sink, heads)
     lse = allocate((batch, heads, seq_q), as_dtype("float32"), q)
     if batch and heads and seq_q:
         tiles = tiles_for(target)
         kernel = _flash_attention_kernel(
-            fit(tiles.attention, seq_q), KV_TILE, head_dim, bool(causal), dtype, tiles.threads
+            fit(tiles.attention, seq_q),
+            KV_TILE,
+            head_dim,
+            bool(causal),
+            dtype,
+            limits is not None,
+            sink is not None,
+            tiles.threads,
         )
         Q, K, V = (arrays.unit_last(x) for x in (Q, K, V))
-        kernel(Q, K, V, scale * LOG2_E, O, lse, target=target)
+        kernel(Q, K, V, scale * LOG2_E, *(limits or (0, 0)), sink, O, lse, target=target)
     return (out, lse) if return_lse else out
 
 
@@ -161,6 +199,8 @@ def flash_attention_varlen(
     cu_seqlens_kv: Any = None,
     *,
     causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
+    sink: Any = None,
     scale: float | None = None,
     return_lse: bool = False,
     out: Any = None,
@@ -173,19 +213,20 @@ def flash_attention_varlen(
     cu_seqlens_q   [sequences + 1] int32 or int64, ascending from 0 to total_q: sequence s owns rows
                    cu_seqlens_q[s] ... cu_seqlens_q[s + 1] - 1; on the host
     cu_seqlens_kv  the same for k and v; default: that of q
-    causal, scale, return_lse, out, target as in flash_attention; causal is aligned to the end of each sequence
+    causal, window, sink, scale, return_lse, out, target as in flash_attention; causal and window are aligned to the
+    end of each sequence
 
     Returns an array like q, or (that, lse) with lse float32 [heads, total_q]. A sequence has the bits that
     flash_attention gives it alone.
 
     Raises TileTypeError for wrong dtypes or shapes, TileValueError for bounds that do not ascend from 0 to the
-    number of rows, a scale that is not finite, or an out that shares memory with an input.
+    number of rows, a scale that is not finite, a negative window, or an out that shares memory with an input.
     """
     name = "flash_attention_varlen"
     dims = "rows, heads, head_dim"
     dtype, out = _prepare(name, dims, q, k, v, out)
     Q, K, V, O = (x.swapaxes(0, 1)[None] for x in (q, k, v, out))
-    _check_heads(name, dims, Q, K, V, (q, k, v))
+    check_heads(name, dims, Q, K, V, (q, k, v))
     cu_seqlens_kv = cu_seqlens_q if cu_seqlens_kv is None else cu_seqlens_kv
     q_ends = _checked_bounds("cu_seqlens_q", cu_seqlens_q, Q.shape[2])
     kv_ends = _checked_bounds("cu_seqlens_kv", cu_seqlens_kv, K.shape[2])
@@ -195,7 +236,9 @@ def flash_attention_varlen(
             f"{arrays.describe(cu_seqlens_q=cu_seqlens_q, cu_seqlens_kv=cu_seqlens_kv)}"
         )
     _, heads, total_q, head_dim = Q.shape
-    scale = _scale(name, scale, head_dim)
+    scale = check_scale(name, scale, head_dim)
+    limits = window_limits(name, window, causal, max(total_q, K.shape[2]))
+    sink = check_sink(name, sink, heads)
     lse = allocate((1, heads, total_q), as_dtype("float32"), q)
     if total_q and heads:
         tiles = tiles_for(target)
@@ -206,10 +249,13 @@ def flash_attention_varlen(
             head_dim,
             bool(causal),
             dtype,
+            limits is not None,
+            sink is not None,
             tiles.threads,
         )
         Q, K, V = (arrays.unit_last(x) for x in (Q, K, V))
-        kernel(Q, K, V, q_ends, kv_ends, longest, scale * LOG2_E, O, lse, target=target)
+        ends = q_ends, kv_ends, longest
+        kernel(Q, K, V, *ends, scale * LOG2_E, *(limits or (0, 0)), sink, O, lse, target=target)
     return (out, lse[0]) if return_lse else out
 
 
@@ -222,29 +268,6 @@ def _prepare(function: str, dims: str, q: Any, k: Any, v: Any, out: Any) -> tupl
         return dtype, allocate(q.shape, dtype, q)
     arrays.check_out(function, out, q, q.shape, dtype, q=q, k=k, v=v)
     return dtype, out
-
-
-def _check_heads(function: str, dims: str, Q: Any, K: Any, V: Any, given: tuple[Any, Any, Any]) -> None:
-    """Heads and head_dim of [batch, heads, rows, head_dim] views fit; messages show the arrays as given."""
-    q, k, v = given
-    if K.shape != V.shape or K.shape[3] != Q.shape[3]:
-        raise TileTypeError(
-            f"{function}: shapes do not fit: {arrays.describe(q=q, k=k, v=v)}",
-            help=f"all are [{dims}]; k and v have one shape, and the head_dim of q",
-        )
-    heads, kv_heads, head_dim = Q.shape[1], K.shape[1], Q.shape[3]
-    if head_dim == 0 or (heads and (kv_heads == 0 or heads % kv_heads)):
-        raise TileTypeError(
-            f"{function}: {heads} query heads, {kv_heads} key heads, head_dim {head_dim}",
-            help="the number of query heads is a multiple of the number of key heads, and head_dim is not 0",
-        )
-
-
-def _scale(function: str, scale: float | None, head_dim: int) -> float:
-    value = 1.0 / math.sqrt(head_dim) if scale is None else float(scale)
-    if not math.isfinite(value):
-        raise TileValueError(f"{function}: scale is {value}, expected a finite number")
-    return value
 
 
 def _checked_bounds(name: str, bounds: Any, rows: int) -> Any:

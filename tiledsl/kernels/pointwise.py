@@ -12,6 +12,7 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
+from tiledsl.kernels.attention_args import check_layout
 from tiledsl.kernels.tiles import ROW_TILE, fit, tiles_for
 from tiledsl.runtime import allocate
 
@@ -155,10 +156,9 @@ def rope(
     Raises TileTypeError for wrong dtypes or shapes; TileValueError for an unknown layout, positions outside of the
     tables, and when out shares memory with cos or sin, or overlaps x without being x.
     """
-    if layout not in ("bshd", "bhsd"):
-        raise TileValueError(f"rope: layout is {layout!r}, expected 'bshd' or 'bhsd'")
+    dims = check_layout("rope", layout)
     dtype, table_dtype = arrays.dtype_of("rope", "x", x), arrays.floats("rope", cos=cos, sin=sin)
-    arrays.rank("rope", "x", x, "batch, seq, heads, head_dim" if layout == "bshd" else "batch, heads, seq, head_dim")
+    arrays.rank("rope", "x", x, dims)
     rows, half = arrays.rank("rope", "cos", cos, "positions, half")
     if tuple(sin.shape) != (rows, half) or half == 0 or 2 * half > x.shape[3]:
         raise TileTypeError(

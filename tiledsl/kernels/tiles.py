@@ -32,6 +32,7 @@ class Tiles(NamedTuple):
     grouped_m        rows of grouped_gemm (against the mean group), with gemm_n
     attention        query rows (for packed sequences: against the mean length)
     rows             rows of softmax and rms_norm
+    attention_backward  query rows, of attention's gradient
     threads          threads of a block, where that means something
     """
 
@@ -40,6 +41,7 @@ class Tiles(NamedTuple):
     grouped_m: tuple[int, ...]
     attention: tuple[int, ...]
     rows: tuple[int, ...]
+    attention_backward: tuple[int, ...] = (16, 64)
     threads: int = 128
 
 
