@@ -76,7 +76,7 @@ class CpuBackend:
         return Availability(True, _versions(self.packages))
 
     def capabilities(self, target: Target) -> Capabilities:
-        return Capabilities(dtypes=SCALARS)
+        return Capabilities(dtypes=SCALARS, facts=frozenset(["aliased"]))  # hoist_packs has to know
 
     def pipeline(self, target: Target) -> Sequence[Callable[[ir.Function], ir.Function]]:
         from tiledsl.backends.cpu.pipeline import cpu_pipeline

@@ -66,3 +66,218 @@ def test_a_sum_wraps_before_it_is_used() -> None:
     X = np.array([2**31 - 1, -(2**31), 65536, 5, 2**30, -7, 1 << 20, -(2**31), 0], np.int32)
     Y = np.array([5, -1, 65536, -9, 2**30, 3, 1 << 12, 2**31 - 1, 1], np.int32)
     assert_targets_agree(tiledsl.compile(kernel), X, Y, np.zeros((4, 9), np.int32))
+
+
+def test_a_store_to_a_variable_under_a_mask_leaves_the_other_lanes() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((37,), "float32"), B: T.Tensor((37,), "float32")):
+        with T.Kernel(1):
+            for i in T.Parallel(37):
+                v = T.alloc_var("float32", 2.0)
+                if A[i] > 0:
+                    v = A[i]
+                B[i] = v * A[i]
+
+    A = np.random.default_rng(0).standard_normal(37).astype(np.float32)
+    assert_targets_agree(tiledsl.compile(kernel), A, np.zeros(37, np.float32))
+
+
+def test_gemm_forgets_what_was_there_with_clear_accum() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((17, 9), "float32"), B: T.Tensor((9, 21), "float32"), C: T.Tensor((17, 21), "float32")):
+        with T.Kernel(1):
+            a = T.alloc_shared((17, 9), "float32")
+            b = T.alloc_shared((9, 21), "float32")
+            c = T.alloc_fragment((17, 21), "float32")
+            T.copy(A, a)
+            T.copy(B, b)
+            T.fill(c, 5.0)
+            T.gemm(a, b, c, clear_accum=True)
+            T.copy(c, C)
+
+    A, B, C = np.ones((17, 9), np.float32), np.ones((9, 21), np.float32), np.zeros((17, 21), np.float32)
+    assert_targets_agree(tiledsl.compile(kernel), A, B, C)
+    tiledsl.compile(kernel)(A, B, C, target="numpy")
+    assert (C == 9).all()
+
+
+def test_an_operand_that_the_kernel_writes_is_not_packed_before_it() -> None:
+    """Two blocks along bx use each tile of B, as packing in advance asks for, but the kernel writes B first."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((32, 16), "float32"), B: T.Tensor((16, 16), "float32"), C: T.Tensor((32, 16), "float32")):
+        with T.Kernel(2) as bx:
+            a = T.alloc_shared((16, 16), "float32")
+            b = T.alloc_shared((16, 16), "float32")
+            c = T.alloc_fragment((16, 16), "float32")
+            for i, j in T.Parallel(16, 16):
+                B[i, j] = 3.0
+            T.copy(A[bx * 16, 0], a)
+            T.copy(B, b)
+            T.gemm(a, b, c, clear_accum=True)
+            T.copy(c, C[bx * 16, 0])
+
+    A = np.random.default_rng(0).standard_normal((32, 16)).astype(np.float32)
+    assert_targets_agree(tiledsl.compile(kernel), A, np.zeros((16, 16), np.float32), np.zeros((32, 16), np.float32))
+
+
+def test_arrays_that_differ_only_in_strides() -> None:
+    """A plan made for some strides is not used for others, nor one for apart arguments when they overlap."""
+    n, s = T.dynamic("n, s")
+
+    @T.prim_func
+    def kernel(A: T.StridedTensor((n,), (s,), "float32"), B: T.Tensor((n,), "float32")):
+        with T.Kernel(T.ceildiv(n, 16)) as bx:
+            for i in T.Parallel(16):
+                B[bx * 16 + i] = A[bx * 16 + i] + 1
+
+    compiled = tiledsl.compile(kernel)
+    data = np.arange(200, dtype=np.float32)
+    for target in ("numpy", "numba"):
+        for step in (2, 3, 5):
+            B = np.zeros(37, np.float32)
+            compiled(data[: 37 * step : step], B, target=target)
+            np.testing.assert_array_equal(B, np.arange(37, dtype=np.float32) * step + 1)
+
+
+def test_overlapping_arguments_after_apart_ones() -> None:
+    """An operand that is packed in advance where arguments lie apart, and must not be where they overlap."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((16, 16), "float32"), B: T.Tensor((16, 16), "float32"), C: T.Tensor((16, 16), "float32")):
+        with T.Kernel(2) as bx:
+            a = T.alloc_shared((16, 16), "float32")
+            b = T.alloc_shared((16, 16), "float32")
+            c = T.alloc_fragment((16, 16), "float32")
+            if bx == 0:
+                for i, j in T.Parallel(16, 16):
+                    C[i, j] = 3.0
+                T.copy(A, a)
+                T.copy(B, b)
+                T.gemm(a, b, c, clear_accum=True)
+                T.copy(c, C)
+
+    A, B = np.ones((16, 16), np.float32), np.ones((16, 16), np.float32)
+    for target in ("numpy:exact", "numba"):
+        compiled = tiledsl.compile(kernel)
+        for _ in range(2):
+            apart, both = np.zeros((16, 16), np.float32), B.copy()
+            compiled(A, B, apart, target=target)
+            assert (apart == 16).all()
+            compiled(A, both, both, target=target)
+            assert (both == 48).all()
+            partly = np.ones((24, 16), np.float32)
+            compiled(A, partly[:16], partly[8:], target=target)
+            assert (partly[8:] == 8 + 3 * 8).all()
+
+
+def test_zeros_of_both_signs_are_two_options() -> None:
+    @tiledsl.jit
+    def fill(value):
+        @T.prim_func
+        def kernel(A: T.Tensor((4,), "float32")):
+            with T.Kernel(1):
+                for i in T.Parallel(4):
+                    A[i] = value
+
+        return kernel
+
+    for value in (0.0, -0.0, float("nan"), 0.0):
+        A = np.ones(4, np.float32)
+        fill(value)(A, target="numpy")
+        np.testing.assert_array_equal(A, np.full(4, value, np.float32))
+        assert value or np.signbit(A).tolist() == [bool(np.signbit(value))] * 4
+
+
+def test_a_view_lives_as_long_as_its_buffer() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((12,), "float32"), B: T.Tensor((3, 4), "float32")):
+        with T.Kernel(1):
+            x = T.alloc_shared((12,), "float32")
+            T.copy(A, x)
+            views = []
+            for _k in T.serial(1):
+                views.append(T.reshape(x, (3, 4)))
+            T.copy(views[0], B)
+
+    assert_targets_agree(tiledsl.compile(kernel), np.arange(12, dtype=np.float32), np.zeros((3, 4), np.float32))
+
+
+def test_integers_on_their_way_through_floats_are_rounded() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((5,), "uint32"), B: T.Tensor((5,), "uint32"), C: T.Tensor((5,), "uint32")):
+        with T.Kernel(1):
+            for i in T.Parallel(5):
+                B[i] = T.cast(T.cast(A[i], "float32"), "uint32")
+                C[i] = T.cast(T.cast(A[i], "int64"), "uint32")
+
+    A = np.array([0, 7, 2**24 + 1, 2**31 + 1, 2**32 - 1], np.uint32)
+    B, C = np.zeros(5, np.uint32), np.zeros(5, np.uint32)
+    assert_targets_agree(tiledsl.compile(kernel), A, B, C)
+    tiledsl.compile(kernel)(A, B, C, target="numpy")
+    assert B.tolist() == [0, 7, 2**24, 2**31, 2**32 - 1] and C.tolist() == A.tolist()
+
+
+def test_a_truncated_quotient_of_negative_numbers_is_not_the_floor() -> None:
+    from tiledsl import ir
+    from tiledsl.analysis.bounds import Facts
+    from tiledsl.dtypes import as_dtype
+    from tiledsl.ir import build
+
+    int32 = as_dtype("int32")
+    x, facts = ir.Var("x", int32), Facts()
+    facts.bound(x, -3, -1)
+    two = build.const(2, int32)
+    assert not facts.prove(build.lt(ir.Binary("truncdiv", x, two), build.const(0, int32)))  # -1 // 2 is 0 in C
+    assert not facts.prove(build.ge(ir.Binary("truncmod", x, two), build.const(0, int32)))
+    assert facts.prove(build.lt(ir.Binary("floordiv", x, two), build.const(0, int32)))
+
+
+def test_a_symbol_found_last_gives_the_ones_before_it() -> None:
+    n, m = T.dynamic("n, m")
+
+    @T.prim_func
+    def kernel(A: T.Tensor((n * m,), "float32"), B: T.Tensor((2 * n,), "float32"), C: T.Tensor((2,), "int32")):
+        with T.Kernel(1) as bx:
+            C[bx] = m
+            C[bx + 1] = n
+
+    C = np.zeros(2, np.int32)
+    tiledsl.compile(kernel)(np.zeros(15, np.float32), np.zeros(6, np.float32), C, target="numpy")
+    assert C.tolist() == [5, 3]
+
+
+def test_a_uniform_exit_under_a_condition_per_lane() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((37,), "float32"), B: T.Tensor((37,), "int32"), n: T.int32):
+        with T.Kernel(1):
+            for i in T.Parallel(37):
+                for k in T.serial(4):
+                    if A[i] > 0:
+                        if n > 2:
+                            break
+                    B[i] += k + 1
+
+    A = np.random.default_rng(0).standard_normal(37).astype(np.float32)
+    for n in (1, 3):
+        assert_targets_agree(tiledsl.compile(kernel), A, np.zeros(37, np.int32), n)
+
+
+def test_another_version_of_a_backend_does_not_find_the_code_of_this_one(tmp_path, monkeypatch) -> None:
+    from tiledsl import config
+    from tiledsl.backend import load_backend
+
+    def kernel(A: T.Tensor((4,), "float32")):
+        with T.Kernel(1):
+            for i in T.Parallel(4):
+                A[i] = A[i] + 1
+
+    backend = load_backend("numba")
+    emitted = []
+    emit = type(backend).emit
+    monkeypatch.setattr(type(backend), "emit", lambda *args: emitted.append(1) or emit(*args))
+    with config.CACHE_DIR.override(str(tmp_path / "cache")):
+        for version in ("one", "one", "two"):
+            monkeypatch.setattr(type(backend), "version", lambda self, target, v=version: v)
+            tiledsl.compile(T.prim_func(kernel))(np.zeros(4, np.float32), target="numba")
+    assert len(emitted) == 2

@@ -191,13 +191,13 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
-def copy_tree(folder: Path) -> Path:
+def copy_tree(source: Path, folder: Path) -> Path:
     """A fresh copy of the repository's files, with its modules compiled so that children import them quickly; the
     compiled ones are checked against the hash of their source, so that no mutant can meet code from before it."""
     root = folder / "tree"
     shutil.rmtree(root, ignore_errors=True)
     ignore = shutil.ignore_patterns(".git", ".venv", ".fuzz", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
-    shutil.copytree(ROOT, root, symlinks=True, ignore=ignore)
+    shutil.copytree(source, root, symlinks=True, ignore=ignore)
     subprocess.run([sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", "tiledsl",
                     "backends"], cwd=root, check=True)  # fmt: skip
     return root
@@ -214,13 +214,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--again", type=Path, help="the survivors of this report instead of a new sample")
     parser.add_argument("--first", default="", help="test files to run before the others, comma-separated")
     parser.add_argument("--measured", action="store_true", help="use the map of tests as it is")
+    parser.add_argument("--tree", type=Path, default=ROOT, help="the repository, or a snapshot of it")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for the copy, the map of tests and the reports")
     parser.add_argument("--report", default="report", help="name of the reports")
     given = parser.parse_args(argv)
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     preload()
-    root = copy_tree(folder)
+    root = copy_tree(given.tree.resolve(), folder)
     more = tuple(x for x in given.first.split(",") if x)
     if not given.measured:
         measure(root, folder / "map.json", lambda text: print(text, flush=True))

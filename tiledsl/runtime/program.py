@@ -53,7 +53,7 @@ def compile_function(function: ir.Function, target: Target, facts: Mapping[str, 
     backend = load_backend(target.name)
     _check_dtypes(function, target)
     store = cache.default_cache() if backend.capabilities(target).cacheable else None
-    key = _key(function, target, backend.version(target), facts) if store else ""
+    key = _key(function, target, backend.version(target)) if store else ""
     artifact = _read(store, key) if store else None
     compiled = artifact is None
     if artifact is None:
@@ -115,12 +115,13 @@ def _check_dtypes(function: ir.Function, target: Target) -> None:
             )
 
 
-def _key(function: ir.Function, target: Target, version: str, facts: Mapping[str, Any]) -> str:
-    """What the code depends on. Lines of T.print and T.device_assert count, because the artifact names them."""
+def _key(function: ir.Function, target: Target, version: str) -> str:
+    """What the code depends on; facts are attrs of the function by now. Lines of T.print and T.device_assert count,
+    because the artifact names them."""
     from tiledsl.ir.fingerprint import fingerprint
 
     places = [str(n.loc) for k in function.kernels for n in walk(k) if isinstance(n, ir.Debug)]
-    parts = [ABI_VERSION, fingerprint(function), str(target), version, VERSION, sorted(facts.items()), places]
+    parts = [ABI_VERSION, fingerprint(function), str(target), version, VERSION, places]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

@@ -30,7 +30,8 @@ class LoopsBackend:
         return Availability(True)
 
     def capabilities(self, target: Target) -> Capabilities:
-        return Capabilities(frozenset(DTYPES.split()), cacheable=False)
+        # The CPU passes pack operands in advance, unless they are told that arguments overlap.
+        return Capabilities(frozenset(DTYPES.split()), facts=frozenset(["aliased"]), cacheable=False)
 
     def pipeline(self, target: Target) -> Sequence[Callable[[ir.Function], ir.Function]]:
         """From the author's tiles to scalars, vectors of 16 lanes and loops; docs/architecture.md describes them."""
