@@ -38,7 +38,7 @@ def transpose_panels(cx: Context, src: ir.Region, packed: ir.Buffer, lead: Index
         first = mul(p, i64(width))
         rows = i64(width) if n % width == 0 else ir.Binary("min", i64(width), sub(i64(n), first))
         starts = (*src.starts[:-2], add(src.starts[-2], first), src.starts[-1])
-        source = ir.Region(src.buffer, starts, src.extents)
+        source = ir.Region(src.buffer, starts, (*src.extents[:-2], rows, src.extents[-1]))
         ones = tuple(i64(1) for _ in lead)
         target = ir.Region(packed, (*lead, p, ZERO, ZERO), (*ones, i64(1), i64(k), i64(width)))
         cx.emit(ir.MicroCall("transpose", (target,), (source,), (rows, i64(k))))
