@@ -376,3 +376,67 @@ def test_erf_against_the_c_library() -> None:
     x = np.concatenate([np.linspace(-7, 7, 20001), np.exp2(np.linspace(-149, 2, 999))]).astype(np.float32)
     exact = np.array([math.erf(float(v)) for v in x]).astype(LD)
     assert worst(evaluate("T.erf(x)", x), exact, 24, -149) <= 1.0
+
+
+# -- intrinsics by name -----------------------------------------------------------------------------------------------
+
+
+def called(name: str, gives: str, *args: Any) -> Any:
+    names = ", ".join("xyz"[: len(args)])
+    return evaluate(f'T.call_extern("{gives}", "{name}", {names})', *args, out=gives, targets=True)
+
+
+def test_intrinsics_of_integers() -> None:
+    rng = np.random.default_rng(8)
+    x, y, n = (rng.integers(0, 2**32, 99, np.uint64).astype(np.uint32) for _ in range(3))
+    assert called("__popc", "int32", x).tolist() == [v.bit_count() for v in x.tolist()]
+    assert called("__clzll", "int32", x).tolist() == [64 - v.bit_length() for v in x.tolist()]
+    assert called("__umulhi", "uint32", x, y).tolist() == [
+        a * b >> 32 for a, b in zip(x.tolist(), y.tolist(), strict=True)
+    ]
+    both = [(b << 32 | a, k & 31) for a, b, k in zip(x.tolist(), y.tolist(), n.tolist(), strict=True)]
+    assert called("__funnelshift_l", "uint32", x, y, n).tolist() == [(v << k >> 32) & 0xFFFFFFFF for v, k in both]
+    assert called("__funnelshift_r", "uint32", x, y, n).tolist() == [(v >> k) & 0xFFFFFFFF for v, k in both]
+    signed = x.view(np.int32).astype(np.int64)
+    np.testing.assert_array_equal(
+        called("__mulhi", "int32", x.view(np.int32), y.view(np.int32)), signed * y.view(np.int32) >> 32
+    )
+
+
+def test_intrinsics_that_convert() -> None:
+    rng = np.random.default_rng(9)
+    x = np.concatenate(
+        [
+            support.specials(as_dtype("float32")),
+            rng.integers(0, 2**32, 3000, np.uint64).astype(np.uint32).view(np.float32),
+        ]
+    )
+    x = x[~np.isnan(x)]
+    np.testing.assert_array_equal(called("__float_as_uint", "uint32", x), x.view(np.uint32))
+    for dtype in ("float16", "bfloat16"):
+        d = as_dtype(dtype)
+        name = f"__float2{'half' if dtype == 'float16' else dtype}"
+        codes = np.arange(2**16, dtype=np.uint16).view(d.numpy)
+        with np.errstate(invalid="ignore"):
+            values = codes.astype(np.float64)
+        values = np.unique(values[~np.isnan(values)])
+        near = called(f"{name}_rn", dtype, x)
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(near, x.astype(d.numpy))
+        for mode in ("rz", "ru", "rd"):
+            got = called(f"{name}_{mode}", dtype, x).astype(np.float64)
+            down = (mode == "rd") | ((mode == "rz") & (x > 0))
+            below = values[np.searchsorted(values, x, side="right") - 1]
+            above = values[np.searchsorted(values, x, side="left")]
+            np.testing.assert_array_equal(got, np.where(down, below, above))
+    np.testing.assert_array_equal(
+        called("__float2int_rn", "int32", x), np.clip(np.rint(x.astype(np.float64)), -(2**31), 2**31 - 1)
+    )
+
+
+def test_unknown_intrinsics_are_refused() -> None:
+    with pytest.raises(TileError, match="no meaning on other targets") as caught:
+        elementwise('T.call_extern("int32", "__popcc", x)', "uint32")
+    assert "__popc" in str(caught.value) and caught.value.loc is not None
+    with pytest.raises(TileError, match="takes 1 arguments, got 2"):
+        elementwise('T.call_extern("int32", "__popc", x, y)', "uint32")

@@ -423,6 +423,8 @@ _row("device_assert", "T.device_assert(condition, msg)", ("condition", "msg", "n
      "stops the kernel with an error unless the condition holds")
 _row("assume", "T.assume(condition)", ("condition",), _D, "a promise to the compiler; the checked mode tests it",
      checked="a promise that does not hold")
+_row("call_extern", 'T.call_extern("int32", "__popc", x)', ("return_type", "func_name", "args"), _F,
+     "one of CUDA's documented scalar and warp intrinsics, with one meaning on every target", gives="dtype")
 _row("evaluate", "T.evaluate(value)", ("value",), _D, "a value whose result is not needed")
 _row("determine_fp8_type", "T.determine_fp8_type(fp8_format)", ("fp8_format",), _C, "the name of an 8-bit float",
      gives="text")

@@ -88,6 +88,7 @@ from tiledsl.language.debug import (
     set_max_nreg,
     use_swizzle,
 )
+from tiledsl.language.extern import call_extern
 from tiledsl.language.functions import (
     __cos,
     __exp,
@@ -265,8 +266,8 @@ __all__ = [
     "any_sync", "assume", "async_copy", "atomic_add", "atomic_addx2", "atomic_addx4", "atomic_and", "atomic_load",
     "atomic_max", "atomic_min", "atomic_or", "atomic_store", "atomic_xor", "attr", "ballot", "ballot_sync",
     "bfloat16", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "bool", "boolean", "brev", "byte_perm",
-    "c2d_im2col", "cast", "ceil", "ceildiv", "char", "clamp", "clear", "clz", "comm_reducer", "const", "copy",
-    "copysign", "cos", "cosh", "cummax", "cumsum", "determine_fp8_type", "device_assert",
+    "c2d_im2col", "call_extern", "cast", "ceil", "ceildiv", "char", "clamp", "clear", "clz", "comm_reducer",
+    "const", "copy", "copysign", "cos", "cosh", "cummax", "cumsum", "determine_fp8_type", "device_assert",
     "disable_warp_group_reg_alloc", "double", "dtype", "dynamic", "empty", "erf", "evaluate", "exp", "exp10",
     "exp2", "expm1", "fence_barrier_init", "fence_proxy_async", "ffs", "fill", "float", "float16", "float32",
     "float4_e2m1fn", "float64", "float8_e4m3", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "floor",
