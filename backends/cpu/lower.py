@@ -90,7 +90,20 @@ def lower_block(cx: Context, body: tuple[ir.Stmt, ...]) -> None:
         cx.loc = outer
 
 
+def _at_address(cx: Context, b: ir.Buffer) -> None:
+    """A tensor at an address that the kernel computes."""
+    assert b.base is not None
+    strides = None if b.strides is None else tuple(cx.let("stride", scalar(cx, e)) for e in b.strides)
+    shape = tuple(cx.let("extent", scalar(cx, e)) for e in b.shape)
+    made = b.replace(base=cx.let("address", scalar(cx, b.base)), shape=shape, strides=strides)
+    cx.places[b] = Place("global", made, b.dtype)
+    cx.emit(ir.Alloc(made))
+
+
 def _alloc(cx: Context, s: ir.Alloc) -> None:
+    if s.buffer.base is not None:
+        _at_address(cx, s.buffer)
+        return
     place = cx.places[s.buffer]
     if place.kind != "var":
         return

@@ -142,7 +142,8 @@ def _local_buffers(kernel: ir.Kernel) -> list[ir.Buffer]:
     seen: dict[ir.Buffer, None] = {}
     for n in walk(kernel.body):
         if isinstance(n, ir.Alloc):
-            seen[n.buffer] = None
+            if n.buffer.base is None:  # one at an address gets its place where the kernel computes it
+                seen[n.buffer] = None
         elif isinstance(n, ir.Buffer) and (n.scope != "global" or n.alias_of is not None):
             chain = [n]
             while chain[-1].alias_of is not None:

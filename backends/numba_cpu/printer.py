@@ -196,11 +196,14 @@ class _KernelPrinter(ExpressionPrinter):
         method = getattr(self, f"do_{type(s).__name__}", None)
         if method is None:
             raise InternalError(f"{type(s).__name__} has no place in the loop stage")
-        if not (isinstance(s, ir.Alloc) and s.buffer.scope != "var"):
+        if not (isinstance(s, ir.Alloc) and s.buffer.scope == "scratch"):  # placed already
             self.source(s.loc)
         method(s)
 
     def do_Alloc(self, s: ir.Alloc) -> None:
+        if s.buffer.base is not None:
+            self.define_pointer(s.buffer, self.expr(s.buffer.base), f"  # {_describe(s.buffer)}")
+            return
         b = s.buffer
         if b.scope != "var":
             return

@@ -34,7 +34,7 @@ def effects(body: Stmt | Iterable[Stmt]) -> Effects:
     for s in walk(body if isinstance(body, Stmt) else tuple(body)):
         if not isinstance(s, Stmt):
             continue
-        if isinstance(s, Alloc):
+        if isinstance(s, Alloc) and s.buffer.scope != "global":  # else memory of the caller's, at some address
             own.add(s.buffer)
         read.update(b.root for b in reads(s))
         written.update(b.root for b in writes(s))

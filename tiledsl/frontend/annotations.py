@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tiledsl.dtypes import DType, as_dtype
-from tiledsl.errors import Loc, TileNotImplementedError, TileTypeError, TileValueError
+from tiledsl.errors import Loc, TileTypeError, TileValueError
 from tiledsl.frontend.describe import expr_text
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import slice_dtype
@@ -43,6 +43,11 @@ def shape_exprs(shape: Any, what: str) -> tuple[Expr, ...]:
     return found
 
 
+def address_dtype(dtype: Any) -> Any:
+    """T.ptr and T.handle stand for addresses, which are int64."""
+    return as_dtype("int64") if isinstance(dtype, DType) and dtype.kind == "handle" else dtype
+
+
 @dataclass(frozen=True, eq=False)
 class TensorSpec:
     """The type of a tensor parameter. strides: in elements, None = row-major contiguous."""
@@ -59,7 +64,7 @@ class TensorSpec:
             host_expr(Value(e), what)
         if steps is not None and len(steps) != len(dims):
             raise error("stride-count", TileTypeError, f"{what}: {len(dims)} extents but {len(steps)} strides")
-        return cls(dims, slice_dtype(dtype, what), steps)
+        return cls(dims, slice_dtype(address_dtype(dtype), what), steps)
 
 
 def dynamic(names: str, dtype: Any = "int32") -> Any:
@@ -98,10 +103,7 @@ def make_param(name: str, annotation: Any, loc: Loc | None) -> tuple[Param, Any]
     except TypeError:
         dtype = None
     if dtype is not None:
-        if dtype.kind == "handle":
-            raise error(
-                "pointer-param", TileNotImplementedError, f"parameter {name}: addresses are not supported yet", loc=loc
-            )
+        dtype = address_dtype(dtype)
         var = Var(name, slice_dtype(dtype, f"parameter {name}"), loc=loc)
         return Param(name, var=var, loc=loc), Value(var)
     raise error(

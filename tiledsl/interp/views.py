@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,14 @@ import numpy as np
 from tiledsl.analysis.symbols import row_major
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileIndexError
+<<<<<<< HEAD
 from tiledsl.interp.nibbles import Nibbles
 from tiledsl.interp.scope import Env, Scope
 from tiledsl.interp.shadow import Shadowed, shadowed
+=======
+from tiledsl.interp.scope import TRACKER, Env, Scope
+from tiledsl.interp.shadow import Shadowed, lift, shadowed
+>>>>>>> 8b34e7d (Tables of addresses: T.ptr, T.make_tensor)
 from tiledsl.ir.buffer import Buffer
 
 if TYPE_CHECKING:
@@ -50,6 +56,8 @@ def view_of(
 
 def make_view(scope: Scope, expressions: Expressions, buffer: Buffer) -> Callable[[Env], Any]:
     """A function of the environment that makes the array of an alias or of a scratch buffer."""
+    if buffer.base is not None and buffer.scope == "global":
+        return _at_address(scope, expressions, buffer)
     if buffer.layout is not None and buffer.root.scope == "global":
         raise scope.not_yet("a layout on a global buffer")
     owner = scope.slot(buffer.alias_of) if buffer.alias_of is not None else None
@@ -90,6 +98,7 @@ def make_view(scope: Scope, expressions: Expressions, buffer: Buffer) -> Callabl
     return make
 
 
+<<<<<<< HEAD
 def _nibble_view(
     data: Any, dtype: DType, shape: tuple[int, ...], steps: tuple[int, ...], start: int, front: int
 ) -> Any:
@@ -108,6 +117,32 @@ def _nibble_view(
     strides = (*(s // 2 for s in lane_steps), *(s * size for s in steps), *(dtype.bytes // dtype.lanes for _ in vector))
     place = _Memory(memory, begin // 2 + start * size, (*lanes, *shape, *vector), strides, dtype)
     return np.asarray(place).view(dtype.numpy)
+=======
+def _at_address(scope: Scope, expressions: Expressions, buffer: Buffer) -> Callable[[Env], Any]:
+    """A function of the environment that makes an array over memory that the caller knows by its address."""
+    assert buffer.base is not None
+    base = expressions.compile(buffer.base)
+    extents = [expressions.compile(e) for e in buffer.shape]
+    strides = None if buffer.strides is None else [expressions.compile(e) for e in buffer.strides]
+    dtype = buffer.dtype
+    tracks, shadow = scope.options.tracks, scope.options.shadow
+
+    def make(env: Env) -> Any:
+        shape = tuple([max(0, f(env, None)) for f in extents])
+        steps = row_major(shape) if strides is None else tuple([f(env, None) for f in strides])
+        count = 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, steps, strict=True))
+        size = dtype.numpy.itemsize * dtype.lanes
+        if count == 0:
+            data = np.zeros(0, np.uint8)
+        else:
+            data = np.ctypeslib.as_array((ctypes.c_uint8 * (count * size)).from_address(base(env, None) % 2**64))
+        made = view_of(data, dtype, shape, steps, 0)
+        if tracks:
+            env[TRACKER].allocate(buffer, made, written=True, loc=buffer.loc)
+        return lift(made) if shadow and dtype.is_float else made
+
+    return make
+>>>>>>> 8b34e7d (Tables of addresses: T.ptr, T.make_tensor)
 
 
 def _check(

@@ -398,6 +398,8 @@ _row("alloc_global", "T.alloc_global(shape, dtype)", ("shape", "dtype", "scope")
      "a workspace per launch, seen by all blocks and kernels", gives="a buffer")
 _row("reshape", "T.reshape(src, shape)", ("src", "shape"), _M, "the same storage with another shape",
      gives="a buffer")
+_row("make_tensor", "T.make_tensor(address, shape, dtype)", ("ptr", "shape", "dtype", "strides"), _M,
+     "a global tensor at an address, from a T.ptr tensor or parameter", gives="a buffer")
 _row("view", "T.view(src, shape, dtype)", ("src", "shape", "dtype"), _M,
      "the same storage with another shape and dtype",
      gives="a buffer")

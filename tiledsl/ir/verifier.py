@@ -118,6 +118,10 @@ class _Verifier(ExprChecker):
 
     def alloc(self, s: S.Alloc) -> None:
         b = s.buffer
+        if b.scope == "global" and b.base is not None:  # memory at an address that the kernel computes
+            self.require(s.init is None, f"{describe(b)} has an initial value; only vars have one")
+            self.define_buffer(b)
+            return
         scopes = (
             ("var", "scratch") if self.stage == "loop" else tuple(x for x in SCOPES if x not in ("global", "scratch"))
         )

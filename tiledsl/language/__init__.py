@@ -201,6 +201,7 @@ from tiledsl.language.memory import (
 from tiledsl.language.missing import MISSING as _MISSING
 from tiledsl.language.missing import Missing as _Missing
 from tiledsl.language.missing import refused as _refused
+from tiledsl.language.pointers import make_tensor
 from tiledsl.language.threads import (
     activemask,
     all_sync,
@@ -253,6 +254,7 @@ float8_e4m3fn = float8_e4m3 = _dtypes.as_dtype("float8_e4m3fn")
 float8_e5m2, float8_e8m0fnu = _dtypes.as_dtype("float8_e5m2"), _dtypes.as_dtype("float8_e8m0fnu")
 float4_e2m1fn = _dtypes.as_dtype("float4_e2m1fn")
 int4, uint4 = _dtypes.as_dtype("int4"), _dtypes.as_dtype("uint4")
+ptr = handle = _dtypes.as_dtype("handle")  # addresses: int64
 float, half, double = float32, float16, float64
 int, uint, long, ulong, short, ushort = int32, uint32, int64, uint64, int16, uint16
 char, uchar = int8, uint8
@@ -273,16 +275,16 @@ __all__ = [
     "float4_e2m1fn", "float64", "float8_e4m3", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "floor",
     "floordiv", "floormod", "fma", "fmod", "gemm", "get_block_binding", "get_block_bindings", "get_block_extent",
     "get_lane_idx", "get_thread_binding", "get_thread_bindings", "get_thread_extent", "get_warp_group_idx",
-    "get_warp_idx", "get_warp_idx_sync", "grid", "half", "ieee_add", "ieee_div", "ieee_fdiv", "ieee_fmaf",
+    "get_warp_idx", "get_warp_idx_sync", "grid", "half", "handle", "ieee_add", "ieee_div", "ieee_fdiv", "ieee_fmaf",
     "ieee_frcp", "ieee_frsqrt", "ieee_fsqrt", "ieee_mul", "ieee_sub", "if_then_else", "im2col", "infinity", "int",
     "int16", "int32", "int4", "int64", "int8", "isfinite", "isinf", "isnan", "launch_thread", "log", "log10",
-    "log1p", "log2", "long", "loop_break", "macro", "match_all_sync", "match_any_sync", "max", "max_value", "min",
-    "min_value", "nearbyint", "no_set_max_nreg", "parallel", "pdl_sync", "pdl_trigger", "popcount", "pow",
-    "pow_of_int", "power", "prim_func", "print", "ptx_commit_group", "ptx_wait_group", "reduce_absmax",
-    "reduce_abssum", "reduce_bitand", "reduce_bitor", "reduce_bitxor", "reduce_max", "reduce_min", "reduce_sum",
-    "reinterpret", "reshape", "round", "rsqrt", "serial", "set_max_nreg", "shfl_down", "shfl_sync", "shfl_up",
-    "shfl_xor", "shift_left", "shift_right", "short", "shuffle_elect", "sigmoid", "sin", "sinh", "sqrt", "symbolic",
-    "sync_global", "sync_grid", "sync_threads", "sync_warp", "syncthreads_and", "syncthreads_count",
+    "log1p", "log2", "long", "loop_break", "macro", "make_tensor", "match_all_sync", "match_any_sync", "max",
+    "max_value", "min", "min_value", "nearbyint", "no_set_max_nreg", "parallel", "pdl_sync", "pdl_trigger",
+    "popcount", "pow", "pow_of_int", "power", "prim_func", "print", "ptr", "ptx_commit_group", "ptx_wait_group",
+    "reduce_absmax", "reduce_abssum", "reduce_bitand", "reduce_bitor", "reduce_bitxor", "reduce_max", "reduce_min",
+    "reduce_sum", "reinterpret", "reshape", "round", "rsqrt", "serial", "set_max_nreg", "shfl_down", "shfl_sync",
+    "shfl_up", "shfl_xor", "shift_left", "shift_right", "short", "shuffle_elect", "sigmoid", "sin", "sinh", "sqrt",
+    "symbolic", "sync_global", "sync_grid", "sync_threads", "sync_warp", "syncthreads_and", "syncthreads_count",
     "syncthreads_or", "tan", "tanh", "thread_binding", "thread_return", "tma_copy", "tma_store_arrive",
     "tma_store_wait", "transpose", "trunc", "truncdiv", "truncmod", "tvm_thread_allreduce", "uchar", "uint",
     "uint16", "uint32", "uint4", "uint64", "uint8", "ulong", "unroll", "use_swizzle", "ushort", "vectorized",
