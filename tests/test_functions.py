@@ -440,3 +440,28 @@ def test_unknown_intrinsics_are_refused() -> None:
     assert "__popc" in str(caught.value) and caught.value.loc is not None
     with pytest.raises(TileError, match="takes 1 arguments, got 2"):
         elementwise('T.call_extern("int32", "__popc", x, y)', "uint32")
+
+
+def test_warp_intrinsics_are_those_of_the_language() -> None:
+    made = kernel_from("""
+import tiledsl.language as T
+
+@T.prim_func
+def main(X: T.Tensor((32,), "int32"), O: T.Tensor((4, 32), "int32")):
+    with T.Kernel(1, threads=32):
+        t = T.get_thread_binding()
+        O[0, t] = T.call_extern("int32", "__shfl_xor_sync", 0xFFFFFFFF, X[t], 3)
+        O[1, t] = T.call_extern("int32", "__ballot_sync", 0xFFFFFFFF, X[t] > 2)
+        O[2, t] = T.call_extern("uint32", "__match_any_sync", 0xFFFFFFFF, X[t])
+        T.call_extern("void", "__syncthreads")
+        O[3, t] = T.call_extern("int32", "__shfl_sync", 0xFFFFFFFF, X[t], 1, 8)
+""")
+    x = (np.arange(32) % 5).astype(np.int32)
+    got = agree(made, x, np.zeros((4, 32), np.int32))[1]
+    lanes = np.arange(32)
+    np.testing.assert_array_equal(got[0], x[lanes ^ 3])
+    ballot = sum(1 << i for i in lanes.tolist() if x[i] > 2)
+    np.testing.assert_array_equal(got[1], np.full(32, ballot, np.uint32).view(np.int32))
+    match = np.array([sum(1 << j for j in lanes.tolist() if x[j] == x[i]) for i in lanes], np.uint32)
+    np.testing.assert_array_equal(got[2], match.view(np.int32))
+    np.testing.assert_array_equal(got[3], x[lanes // 8 * 8 + 1])

@@ -13,6 +13,7 @@ from tiledsl.backends.cpu.emit.expansion import emit_math
 from tiledsl.backends.cpu.printing import constant_index, row_major_strides
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import InternalError
+from tiledsl.ir.arithmetic import BIT_FUNCTIONS
 from tiledsl.ir.intrinsics import INTRINSICS
 from tiledsl.ir.walk import loads_of
 
@@ -166,6 +167,8 @@ class ExpressionEmitter:
             return arith.classify(self.b, e.name, e.args[0].dtype, args[0])
         if e.name in ("any", "all"):
             return arith.any_all(self.b, e.name, args[0])
+        if e.name in BIT_FUNCTIONS:
+            return arith.bit_function(self.b, e.name, args[0])
         if e.name.startswith("hreduce_"):
             return arith.hreduce(self.b, e.name.removeprefix("hreduce_"), e.args[0].dtype, args[0])
         if e.name in INTRINSICS and INTRINSICS[e.name].kind == "math":

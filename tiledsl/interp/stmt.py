@@ -176,13 +176,9 @@ class Statements:
         nest = scope.nest
         if nest is not None and not nest.threads:
             nest.private.add(buffer.root)
-<<<<<<< HEAD
         if nest is not None and not scope.is_private(buffer):
             nest = None  # one for all threads
-        if buffer.alias_of is not None or buffer.scope == "scratch":
-=======
         if buffer.alias_of is not None or buffer.base is not None or buffer.scope == "scratch":
->>>>>>> 8b34e7d (Tables of addresses: T.ptr, T.make_tensor)
             bind = self.bind_view(buffer)
 
             def alias(env: Env, mask: Any) -> Any:

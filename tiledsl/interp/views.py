@@ -11,14 +11,9 @@ import numpy as np
 from tiledsl.analysis.symbols import row_major
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileIndexError
-<<<<<<< HEAD
 from tiledsl.interp.nibbles import Nibbles
-from tiledsl.interp.scope import Env, Scope
-from tiledsl.interp.shadow import Shadowed, shadowed
-=======
 from tiledsl.interp.scope import TRACKER, Env, Scope
 from tiledsl.interp.shadow import Shadowed, lift, shadowed
->>>>>>> 8b34e7d (Tables of addresses: T.ptr, T.make_tensor)
 from tiledsl.ir.buffer import Buffer
 
 if TYPE_CHECKING:
@@ -98,7 +93,6 @@ def make_view(scope: Scope, expressions: Expressions, buffer: Buffer) -> Callabl
     return make
 
 
-<<<<<<< HEAD
 def _nibble_view(
     data: Any, dtype: DType, shape: tuple[int, ...], steps: tuple[int, ...], start: int, front: int
 ) -> Any:
@@ -117,7 +111,8 @@ def _nibble_view(
     strides = (*(s // 2 for s in lane_steps), *(s * size for s in steps), *(dtype.bytes // dtype.lanes for _ in vector))
     place = _Memory(memory, begin // 2 + start * size, (*lanes, *shape, *vector), strides, dtype)
     return np.asarray(place).view(dtype.numpy)
-=======
+
+
 def _at_address(scope: Scope, expressions: Expressions, buffer: Buffer) -> Callable[[Env], Any]:
     """A function of the environment that makes an array over memory that the caller knows by its address."""
     assert buffer.base is not None
@@ -129,20 +124,18 @@ def _at_address(scope: Scope, expressions: Expressions, buffer: Buffer) -> Calla
 
     def make(env: Env) -> Any:
         shape = tuple([max(0, f(env, None)) for f in extents])
-        steps = row_major(shape) if strides is None else tuple([f(env, None) for f in strides])
+        steps = row_major(shape, dtype.is_packed) if strides is None else tuple([f(env, None) for f in strides])
         count = 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, steps, strict=True))
-        size = dtype.numpy.itemsize * dtype.lanes
-        if count == 0:
-            data = np.zeros(0, np.uint8)
-        else:
-            data = np.ctypeslib.as_array((ctypes.c_uint8 * (count * size)).from_address(base(env, None) % 2**64))
-        made = view_of(data, dtype, shape, steps, 0)
+        size = -(-count * dtype.bits * dtype.lanes // 8)
+        data = np.zeros(0, np.uint8)
+        if count:
+            data = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(base(env, None) % 2**64))
+        made = (_nibble_view if dtype.is_packed else view_of)(data, dtype, shape, steps, 0, 0)
         if tracks:
             env[TRACKER].allocate(buffer, made, written=True, loc=buffer.loc)
         return lift(made) if shadow and dtype.is_float else made
 
     return make
->>>>>>> 8b34e7d (Tables of addresses: T.ptr, T.make_tensor)
 
 
 def _check(

@@ -124,12 +124,12 @@ def evaluate(value: Any) -> None:
 @operation
 def loop_break() -> None:
     """Leaves the innermost loop: `break`."""
-    if CONTROL.jump("break"):
+    if not tracer("T.loop_break").loops or CONTROL.jump("break"):
         raise error(
             "loop-break",
             TileSyntaxError,
-            "T.loop_break leaves a staged loop, and this one runs while tracing",
-            help="write `break`, or loop with T.serial",
+            "T.loop_break leaves a loop of the kernel, and stands in none",
+            help="loop with T.serial or range; loops over Python sequences run while tracing, there write `break`",
         )
 
 
