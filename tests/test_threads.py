@@ -15,9 +15,14 @@ from thread_kernels import (
     collatz,
     compact,
     gemv,
+    grid_sum,
     histogram,
+    look_back,
     mixed_scale,
+    named_barriers,
     parallel_rounds,
+    ping_pong,
+    pipeline,
     private_tiles,
     ragged_rows,
     returning,
@@ -269,3 +274,39 @@ def test_shadow_of_exchanges() -> None:
     report = run(block_sum(500, 128).function, [a, out], Options(exact=True, shadow=True)).shadow["B"]
     np.testing.assert_allclose(report.value[0], a.astype(np.float64).sum(), rtol=1e-12)
     assert abs(float(out[0]) - report.value[0]) <= report.max_bound < 1e-2
+
+
+# -- groups that wait for each other -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "stages"), [(2, 1), (8, 1), (10, 2), (14, 3)])
+def test_producers_and_consumers(n: int, stages: int) -> None:
+    a = RNG.standard_normal((n, 64)).astype(np.float32)
+    _, out = every_mode(pipeline(n, stages), a, np.zeros((n, 64), np.float32))
+    np.testing.assert_array_equal(out, a * 2 + 1)
+
+
+def test_spin_waits_between_warps() -> None:
+    count, who = every_mode(ping_pong(9), np.zeros(1, np.int32), np.full(9, -1, np.int32))
+    assert count[0] == 9
+    np.testing.assert_array_equal(who, np.arange(9) % 2)
+
+
+def test_barriers_of_groups() -> None:
+    a = np.arange(64, dtype=np.int32)
+    _, out = every_mode(named_barriers(), a, np.zeros(64, np.int32))
+    np.testing.assert_array_equal(out, (a + 32) % 64)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 7, 40])
+def test_barriers_of_the_grid(blocks: int) -> None:
+    _, out = every_mode(grid_sum(blocks), np.zeros((2, blocks), np.int32), np.zeros(blocks, np.int32))
+    total = blocks * (blocks + 1) // 2
+    np.testing.assert_array_equal(out, total * ((np.arange(blocks) + 1) % blocks + 1))
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 30])
+def test_blocks_that_wait_for_later_blocks(blocks: int) -> None:
+    a = RNG.integers(-9, 9, blocks).astype(np.int32)
+    *_, sums = every_mode(look_back(blocks), a, np.zeros(blocks, np.int32), np.zeros(blocks, np.int32))
+    np.testing.assert_array_equal(sums, np.cumsum(a[::-1])[::-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -159,8 +160,53 @@ def out_of_range(A: T.Tensor((64,), T.int32)):
         s[ty * 8 + tx] = tx
 
 
+@T.prim_func
+def missing_arrival(A: T.Tensor((64,), T.int32)):
+    with T.Kernel(1, threads=64):
+        t = T.get_thread_binding()
+        bar = T.alloc_barrier(64)
+        if t < 32:
+            T.barrier_arrive(bar)
+            T.barrier_wait(bar, 0)
+            A[t] = 1
+
+
+@T.prim_func
+def each_waits_for_the_other(A: T.Tensor((64,), T.int32)):
+    with T.Kernel(2, threads=64) as bx:
+        t = T.get_thread_binding()
+        bars = T.alloc_barrier([32, 32])
+        if t < 32:
+            T.barrier_wait(bars[0], 0)
+            T.barrier_arrive(bars[1])
+        else:
+            T.barrier_wait(bars[1], 0)
+            T.barrier_arrive(bars[0])
+        A[t] = bx
+
+
+@T.prim_func
+def flag_that_nobody_sets(A: T.Tensor((64,), T.int32)):
+    with T.Kernel(1, threads=64):
+        while A[0] != 5:
+            pass
+        T.thread_return()
+
+
+@T.prim_func
+def block_that_returns(A: T.Tensor((64,), T.int32)):
+    with T.Kernel(3, threads=64) as bx:
+        if bx == 1:
+            return
+        T.sync_grid()
+        A[bx] = 1
+
+
+DEADLOCKS = [
+    named_barrier_count, missing_arrival, each_waits_for_the_other, flag_that_nobody_sets, block_that_returns,
+]  # fmt: skip
 REPORTED = [
-    divergent_barrier, barrier_in_uneven_loop, named_barrier_count, inactive_source, beyond_the_block,
+    divergent_barrier, barrier_in_uneven_loop, inactive_source, beyond_the_block,
     source_outside_mask, partial_reduction, partial_vote, missing_barrier, two_writers, write_after_read,
     warp_barrier_is_not_enough, uninitialised_local,
 ]  # fmt: skip
@@ -179,6 +225,20 @@ def test_reported(kernel: Any, golden: Golden) -> None:
     with pytest.raises(TileRuntimeError) as e:
         outcome(kernel, checked())
     golden(f"errors/threads_{kernel.name}", str(e.value))
+
+
+@pytest.mark.parametrize("kernel", DEADLOCKS, ids=lambda k: k.name)
+def test_deadlocks(kernel: Any, golden: Golden) -> None:
+    messages = []
+    for options in (Options(), checked()):
+        with pytest.raises(TileRuntimeError) as e:
+            outcome(kernel, options)
+        messages.append(str(e.value).splitlines()[0])
+    assert messages[0] == messages[1]
+    with pytest.raises(TileRuntimeError) as e:
+        outcome(kernel, Options())
+    golden(f"errors/threads_{kernel.name}", str(e.value))
+    assert not [t for t in threading.enumerate() if t is not threading.main_thread() and t.daemon and t.is_alive()]
 
 
 def test_an_access_out_of_range_names_the_thread(golden: Golden) -> None:

@@ -428,3 +428,122 @@ def roles():
                 N[0] = hits[0]
 
     return main
+
+
+def pipeline(n: int, stages: int):
+    """B = 2 A + 1, tile by tile: one half of the block loads into a ring of stages, the other computes and stores."""
+
+    @T.prim_func
+    def main(A: T.Tensor((n, 64), T.float32), B: T.Tensor((n, 64), T.float32)):
+        with T.Kernel(2, threads=256) as bx:
+            tid = T.get_thread_binding()
+            ring = T.alloc_shared((stages, 64), T.float32)
+            full = T.alloc_barrier([128] * stages)
+            empty = T.alloc_barrier([128] * stages)
+            if tid < 128:
+                for k in T.serial(n // 2):
+                    T.barrier_wait(empty[k % stages], ((k // stages) & 1) ^ 1)
+                    T.copy(A[bx * (n // 2) + k, 0], ring[k % stages, 0:64])
+                    T.mbarrier_arrive(full[k % stages])
+            else:
+                own = tid - 128
+                for k in T.serial(n // 2):
+                    T.mbarrier_wait_parity(full[k % stages], (k // stages) & 1)
+                    if own < 64:
+                        B[bx * (n // 2) + k, own] = ring[k % stages, own] * 2.0 + 1.0
+                    T.barrier_arrive(empty[k % stages])
+
+    return main
+
+
+def ping_pong(n: int):
+    """Two warps take turns on one cell: X[0] counts, Y[i] = who was there at turn i."""
+
+    @T.prim_func
+    def main(X: T.Tensor((1,), T.int32), Y: T.Tensor((n,), T.int32)):
+        with T.Kernel(1, threads=64):
+            tid = T.get_thread_binding()
+            turn = T.alloc_shared((1,), T.int32)
+            T.fill(turn, 0)
+            if T.get_warp_idx() == 0:
+                for k in T.serial(n):
+                    if k % 2 == 0:
+                        while T.atomic_load(turn[0]) != k:
+                            pass
+                        if T.get_lane_idx() == 0:
+                            Y[k] = 0
+                            T.atomic_store(turn[0], k + 1)
+            else:
+                for k in T.serial(n):
+                    if k % 2 == 1:
+                        while T.atomic_load(turn[0]) != k:
+                            pass
+                        if T.get_lane_idx() == 0:
+                            Y[k] = 1
+                            T.atomic_store(turn[0], k + 1)
+            T.sync_threads()
+            if tid == 0:
+                X[0] = turn[0]
+
+    return main
+
+
+def named_barriers():
+    """Two halves of the block hand values over at a barrier that both count on."""
+
+    @T.prim_func
+    def main(A: T.Tensor((64,), T.int32), B: T.Tensor((64,), T.int32)):
+        with T.Kernel(1, threads=64):
+            t = T.get_thread_binding()
+            s = T.alloc_shared((64,), T.int32)
+            if t >= 32:
+                s[t] = A[t]
+                T.sync_threads(1, 64)
+                B[t] = s[t - 32]
+            else:
+                s[t] = A[t]
+                T.sync_threads(1, 64)
+                B[t] = s[t + 32]
+
+    return main
+
+
+def grid_sum(blocks: int):
+    """Every block puts a number down; behind a barrier of the grid each reads all of them. Twice."""
+
+    @T.prim_func
+    def main(W: T.Tensor((2, blocks), T.int32), B: T.Tensor((blocks,), T.int32)):
+        with T.Kernel(blocks, threads=32) as bx:
+            t = T.get_thread_binding()
+            if t == 0:
+                W[0, bx] = bx + 1
+            T.sync_grid()
+            total = T.alloc_var(T.int32, 0)
+            for k in T.serial(blocks):
+                total += W[0, k]
+            if t == 0:
+                W[1, bx] = total * (bx + 1)
+            T.sync_grid()
+            if t == 0:
+                B[bx] = W[1, (bx + 1) % blocks]
+
+    return main
+
+
+def look_back(blocks: int):
+    """Running sums over blocks, backwards: block b waits for the flag of block b + 1."""
+
+    @T.prim_func
+    def main(A: T.Tensor((blocks,), T.int32), F: T.Tensor((blocks,), T.int32), S: T.Tensor((blocks,), T.int32)):
+        with T.Kernel(blocks, threads=64) as bx:
+            t = T.get_thread_binding()
+            if t == 0:
+                own = T.alloc_var(T.int32, A[bx])
+                if bx < blocks - 1:
+                    while T.atomic_load(F[bx + 1]) == 0:
+                        pass
+                    own += S[bx + 1]
+                S[bx] = own
+                T.atomic_store(F[bx], 1)
+
+    return main

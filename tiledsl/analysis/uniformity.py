@@ -33,7 +33,12 @@ _PRIVATE = ("local", "var")
 def thread_level(kernel: Kernel) -> bool:
     """The kernel looks at its threads: statements that are no tile operations belong to each of them."""
     threads = set(kernel.thread_vars)
-    return any(isinstance(n, (Collective, Wait)) or (isinstance(n, Var) and n in threads) for n in walk(kernel.body))
+    return any(
+        isinstance(n, (Collective, Wait))
+        or (isinstance(n, Atomic) and n.op == "arrive")
+        or (isinstance(n, Var) and n in threads)
+        for n in walk(kernel.body)
+    )
 
 
 class Varying:

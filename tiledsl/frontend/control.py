@@ -23,6 +23,7 @@ from tiledsl.frontend.storage import BufferRef, Cell, RegionRef
 from tiledsl.frontend.values import Undefined, Value, as_bool, as_value, common, to_dtype
 from tiledsl.ir import (
     BOOL,
+    Atomic,
     Binary,
     Break,
     Buffer,
@@ -32,12 +33,15 @@ from tiledsl.ir import (
     Expr,
     If,
     IfThenElse,
+    Load,
     Return,
+    Stmt,
     Unary,
     Var,
+    Wait,
     While,
 )
-from tiledsl.ir.walk import loads_of, walk
+from tiledsl.ir.walk import loads_of, substitute, walk
 
 __all__ = ["CONTROL", "Control", "Tracer", "choice_dtype", "if_then_else", "tracer"]
 
@@ -331,6 +335,10 @@ class _While(_Loop):
         yield None
         self.exit()
         body = builder.pop(block)
+        until = spin(test, body)
+        if until is not None:
+            builder.emit(Wait(until, loc=self.loc), "a loop that waits")
+            return
         if isinstance(test, Const) and test.value and not any(isinstance(n, (Break, Return)) for n in walk(body)):
             raise error(
                 "endless-loop",
@@ -340,6 +348,23 @@ class _While(_Loop):
                 help="break out of it, or compare kernel values, for example a T.alloc_var",
             )
         builder.emit(While(test, body, loc=self.loc), "a while loop", checked=True)
+
+
+def spin(test: Expr, body: tuple[Stmt, ...]) -> Expr | None:
+    """What a loop waits for that does nothing but look at shared or global memory; None for other loops."""
+    until: Expr = Unary("not", test, loc=test.loc)
+    if body:  # a condition of atomic loads: they, then a break
+        *before, last = body
+        if not (isinstance(last, If) and len(last.then) == 1 and isinstance(last.then[0], Break) and not last.orelse):
+            return None
+        loads: dict[Var, Expr] = {}
+        for s in before:
+            if not (isinstance(s, Atomic) and s.op == "load" and s.result is not None):
+                return None
+            loads[s.result] = Load(s.buffer, s.indices, loc=s.loc)
+        until = substitute(last.cond, loads)
+    memory = [load.buffer.root.scope in ("shared", "global") for load in loads_of(until)]
+    return until if any(memory) else None
 
 
 class Control:

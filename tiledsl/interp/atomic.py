@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Atomics"]
 
-_OPERATORS = {"add": "add", "max": "max", "min": "min", "and": "bitand", "or": "bitor", "xor": "bitxor"}
+_OPERATORS = {
+    "add": "add",
+    "arrive": "add",
+    "max": "max",
+    "min": "min",
+    "and": "bitand",
+    "or": "bitor",
+    "xor": "bitxor",
+}
 
 
 @dataclass(eq=False)
@@ -42,7 +50,7 @@ class Atomics:
                 self.scope.varying.add(s.result)
         tracks = self.scope.options.tracks
         storage = s.buffer.dtype.numpy
-        additive = s.op == "add" and (s.buffer.dtype.is_int or result is None)
+        additive = s.op in ("add", "arrive") and (s.buffer.dtype.is_int or result is None)
 
         def atomic(env: Env, mask: Any) -> Any:
             data = env[access.slot]

@@ -91,6 +91,13 @@ class Tracker:
 
     # -- threads -----------------------------------------------------------------------------------------
 
+    def state(self) -> tuple[dict[Buffer, _Cells], Array | None, str]:
+        """What belongs to the block and threads that run now; `resume` takes it when they go on after others."""
+        return self.cells, self.lanes, self.who
+
+    def resume(self, state: Any) -> None:
+        self.cells, self.lanes, self.who = state
+
     @contextmanager
     def threads(self, shape: tuple[int, ...]) -> Iterator[None]:
         """The threads of a block."""

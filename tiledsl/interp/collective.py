@@ -65,7 +65,7 @@ class Collectives:
     def sync(self, s: Sync) -> Fn:
         """A barrier of the block or warp. Statement after statement, all threads are in step already; a checked run
         reports a barrier that only a part of the threads reaches, and starts a new interval."""
-        nest, count = self.scope.nest, s.count
+        nest = self.scope.nest
         if nest is None or not nest.threads or not self.scope.options.tracks or s.scope == "async":
             return lambda env, mask: mask
         if s.scope == "warp":
@@ -75,7 +75,7 @@ class Collectives:
                 return mask
 
             return warp
-        check = self._complete(nest, "T.sync_threads", count)
+        check = self._complete(nest, "T.sync_threads")
 
         def block(env: Env, mask: Any) -> Any:
             check(env, mask)
@@ -84,8 +84,8 @@ class Collectives:
 
         return block
 
-    def _complete(self, nest: Nest, what: str, count: int | None = None) -> Callable[[Env, Any], None]:
-        """Raises unless all threads that have not ended are here (count: unless so many are)."""
+    def _complete(self, nest: Nest, what: str) -> Callable[[Env, Any], None]:
+        """Raises unless all threads that have not ended are here."""
         help = "move it out of the branch or loop, so that all threads of the block come to it"
         report = self.scope.reporter(TileRuntimeError, help)
 
@@ -94,12 +94,10 @@ class Collectives:
             here = np.broadcast_to(True if mask is None else mask, shape)
             live = np.broadcast_to(True if env[RETURNED] is False else ~env[RETURNED], shape)
             missing = live & ~here
-            if (missing.any() and count is None) or count not in (None, int(here.sum())):
-                lane = tuple(int(i) for i in np.argwhere(missing)[0]) if missing.any() else None
-                wanted = int(live.sum()) if count is None else count
-                text = f"{what} is reached by {int(here.sum())} threads, but waits for {wanted}"
-                absent = ("the first that does not come is named here",) if lane else ()
-                raise report(env, text, *absent, lane=lane)
+            if missing.any():
+                text = f"{what} is reached by {int(here.sum())} threads, but waits for {int(live.sum())}"
+                lane = tuple(int(i) for i in np.argwhere(missing)[0])
+                raise report(env, text, "the first thread that does not come is named here", lane=lane)
 
         return check
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,11 +15,13 @@ from tiledsl.analysis.symbols import solve
 from tiledsl.errors import InternalError, TileError, TileRuntimeError, TileTypeError, TileValueError
 from tiledsl.interp.blas import one_thread
 from tiledsl.interp.checks import Tracker
+from tiledsl.interp.coroutines import Scheduler
 from tiledsl.interp.nibbles import Nibbles, memory_of
 from tiledsl.interp.options import Options, Result, ShadowReport
-from tiledsl.interp.scope import BLOCK, RETURNED, STEPS, TRACKER, Env, Fn, Scope
+from tiledsl.interp.scope import BLOCK, RETURNED, SCHEDULER, STEPS, TRACKER, Env, Fn, Scope
 from tiledsl.interp.shadow import DOUBTS, Shadowed, lift
 from tiledsl.interp.stmt import Statements
+from tiledsl.interp.waits import waits
 from tiledsl.ir.arithmetic import int_range
 from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.expr import Var
@@ -40,6 +42,7 @@ class _Program:
     body: Fn
     views: Any  # makes the views of arguments
     scratch_bytes: int
+    waits: bool  # groups of threads, or blocks, may wait for each other
 
 
 _PROGRAMS: WeakKeyDictionary[Function, dict[Options, list[_Program]]] = WeakKeyDictionary()
@@ -222,7 +225,7 @@ def _compile(function: Function, kernel: Kernel, options: Options) -> _Program:
         for make in makers:
             make(env)
 
-    return _Program(kernel, scope, body, views, int(dict(kernel.attrs).get("scratch_bytes", 0)))
+    return _Program(kernel, scope, body, views, int(dict(kernel.attrs).get("scratch_bytes", 0)), waits(kernel))
 
 
 def _scratch(kernel: Kernel) -> list[Buffer]:
@@ -292,16 +295,44 @@ def _launch(
     if tracker is not None:
         tracker.new_launch()
     body = program.body
+
+    def block(env: Env, number: int) -> None:
+        env[BLOCK] = rest = number
+        for slot, extent in zip(slots, grid, strict=False):
+            rest, env[slot] = divmod(rest, extent)
+        env[RETURNED] = False
+        body(env, None)
+
     try:
         program.views(env)
-        for number in order:
-            env[BLOCK] = rest = number
-            for slot, extent in zip(slots, grid, strict=False):
-                rest, env[slot] = divmod(rest, extent)
-            env[RETURNED] = False
-            body(env, None)
+        if program.waits:
+            _launch_together(order, env, block)
+        else:
+            for number in order:
+                block(env, number)
     except (TileError, KeyboardInterrupt):
         raise
     except Exception as e:
         raise InternalError(f"interpreter: {type(e).__name__}: {e} in block {env[BLOCK]}", kernel.loc) from e
     return total, env[STEPS]
+
+
+def _launch_together(order: Sequence[int], env: Env, block: Callable[[Env, int], None]) -> None:
+    """All blocks as coroutines, each with an environment of its own."""
+    env[SCHEDULER] = scheduler = Scheduler(len(order))
+    tracker = env[TRACKER]
+    cells = {} if tracker is None else tracker.cells
+
+    def job(number: int) -> Callable[[], None]:
+        def run() -> None:
+            if tracker is not None:
+                tracker.resume((dict(cells), None, "lane"))  # what the block allocates is its own
+            own, steps = list(env), env[STEPS]
+            block(own, number)
+            env[STEPS] += own[STEPS] - steps
+
+        return run
+
+    scheduler.run([job(number) for number in order])
+    if tracker is not None:
+        tracker.resume((cells, None, "lane"))

@@ -21,13 +21,13 @@ from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.expr import Expr, Load, Var
 from tiledsl.ir.walk import walk
 
-__all__ = ["BLOCK", "Env", "Fn", "Nest", "RETURNED", "STEPS", "Scope", "TRACKER", "of_lane"]
+__all__ = ["BLOCK", "Env", "Fn", "Nest", "RETURNED", "SCHEDULER", "STEPS", "Scope", "TRACKER", "of_lane"]
 
 Env = list[Any]
 Fn = Callable[[Env, Any], Any]
 
 # The first slots of every environment.
-RETURNED, STEPS, TRACKER, BLOCK = range(4)
+RETURNED, STEPS, TRACKER, BLOCK, SCHEDULER = range(5)
 
 
 def of_lane(value: Any, lane: Sequence[Any]) -> Any:
@@ -56,8 +56,8 @@ class Scope:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.slots: dict[Var | Buffer, int] = {}
-        self.scratch_slot = 4
-        self.size = 5
+        self.scratch_slot = 5
+        self.size = 6
         self.nest: Nest | None = None
         self.varying: set[Var] = set()
         self.loops: list[Var] = []  # enclosing loop, block and lane variables, outermost first

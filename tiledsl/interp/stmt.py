@@ -23,6 +23,7 @@ from tiledsl.interp.scope import RETURNED, TRACKER, Env, Fn, Nest, Scope
 from tiledsl.interp.shadow import lift, micro
 from tiledsl.interp.tile import Tiles
 from tiledsl.interp.views import make_view
+from tiledsl.interp.waits import Waits, waits
 from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.expr import Const, Var
 from tiledsl.ir.micro import MICRO
@@ -48,6 +49,7 @@ from tiledsl.ir.stmt import (
     Stmt,
     Store,
     Sync,
+    Wait,
     While,
 )
 from tiledsl.ir.walk import walk
@@ -70,6 +72,7 @@ class Statements:
         self.atomics = Atomics(scope, self.expressions)
         self.collectives = Collectives(scope, self.expressions)
         self.debugs = Debugs(scope, self.expressions)
+        self.waits = Waits(scope, self.expressions)
         self.kernel = kernel
         self.aliases = aliases  # views without an Alloc of their own, by what they are a view of
         self.exits: list[int] = []  # slots of the enclosing loops: lanes (or True) that broke out
@@ -253,11 +256,16 @@ class Statements:
                 return rest if leaves else mask
 
             return uniform
+        go_on = self.block(()) if orelse is None else orelse
+        both = self.waits.branches(then, go_on) if waits((*s.then, *s.orelse)) else None
 
         def lanes(env: Env, mask: Any) -> Any:
             c = _owned(cond(env, mask))
             yes = c if mask is None else c & mask
             no = ~c if mask is None else mask & ~c
+            if both is not None:
+                rest_yes, rest_no = both(env, yes, no)
+                return _either(rest_yes, rest_no) if leaves else mask
             rest_yes = then(env, yes) if yes.any() else False
             rest_no = no
             if orelse is not None or leaves:
@@ -470,9 +478,7 @@ class Statements:
     # -- the rest ----------------------------------------------------------------------------------------
 
     def _sync(self, s: Sync) -> Fn:
-        if s.scope == "grid":
-            raise self.scope.not_yet("a barrier across blocks")
-        return self.collectives.sync(s)
+        return self.waits.barrier(s) if s.scope == "grid" or s.count is not None else self.collectives.sync(s)
 
     def _micro(self, s: MicroCall) -> Fn:
         meaning = MICRO.get(s.name)
@@ -539,6 +545,7 @@ _COMPILERS: dict[type[Stmt], Callable[[Statements, Any], Fn]] = {
     Scan: lambda c, s: c.tiles.scan(s),
     Sync: Statements._sync,
     Collective: lambda c, s: c.collectives.compile(s),
+    Wait: lambda c, s: c.waits.compile(s),
     Debug: lambda c, s: c.debugs.compile(s),
     MicroCall: Statements._micro,
     Atomic: lambda c, s: c.atomics.compile(s),

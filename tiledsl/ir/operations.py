@@ -475,6 +475,18 @@ _row("attr", 'with T.attr(T.comm_reducer(...), "reduce_scope", value):', ("node"
 _row("tvm_thread_allreduce", "T.tvm_thread_allreduce(T.uint32(1), x, True, y[0], tx)",
      ("size", "value", "predicate", "out", "threads", "dtype"), _TH,
      "y[0] = reduction of x over thread axes: an xor butterfly, then one over groups of 32")
+_row("alloc_barrier", "bars = T.alloc_barrier([128, 128])", ("arrive_count",), _TH,
+     "barriers for groups of threads that arrive, and groups that wait", gives="barriers")
+for _name, _arg in (("barrier_arrive", "barrier"), ("mbarrier_arrive", "mbarrier"), ("ptx_arrive_barrier", "barrier")):
+    _row(_name, f"T.{_name}(bars[i])", (_arg,), _TH, "each thread that comes here arrives once")
+_row("ptx_arrive_barrier_expect_tx", "T.ptx_arrive_barrier_expect_tx(bars[i], n)", ("barrier", "bytes"), _TH,
+     "arrives; copies are complete when they return")
+_row("mbarrier_expect_tx", "T.mbarrier_expect_tx(bars[i], n)", ("mbarrier", "tx"), _TH,
+     "nothing: copies are complete when they return")
+_row("barrier_wait", "T.barrier_wait(bars[i], parity)", ("barrier", "parity"), _TH,
+     "waits until the phase of this parity is complete", checked="a deadlock (always reported)")
+_row("mbarrier_wait_parity", "T.mbarrier_wait_parity(bars[i], parity)", ("mbarrier", "parity"), _TH,
+     "same as barrier_wait", checked="a deadlock (always reported)")
 _INACTIVE = "a value taken from a thread that is not there"
 _row("shfl_sync", "T.shfl_sync(x, lane)", ("value", "srcLane", "width", "mask"), _TH,
      "x of a lane of the segment of width lanes", gives="x's dtype", checked=_INACTIVE)

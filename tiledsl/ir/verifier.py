@@ -30,7 +30,7 @@ STAGES: dict[str, frozenset[type]] = {
     "loop": _COMMON | {S.MicroCall, E.Broadcast, E.Ramp},
     "thread": _COMMON | {S.Collective, E.Broadcast, E.Ramp},
 }
-_ATOMICS = frozenset("add max min and or xor exchange load store".split())
+_ATOMICS = frozenset("add max min and or xor exchange load store arrive".split())
 _ORDERS = frozenset("relaxed acquire release acq_rel seq_cst".split())
 _REDUCTIONS = frozenset("sum max min abssum absmax bitand bitor bitxor".split())
 _SYNCS = frozenset("block warp grid async".split())

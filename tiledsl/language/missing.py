@@ -13,9 +13,8 @@ __all__ = ["HARDWARE", "MISSING", "RANDOM", "Missing", "refused"]
 MISSING = frozenset(
     """
     ClusterKernel Fragment FragmentBuffer Layout LocalBuffer PersistentTileScheduler PrimExpr SharedBuffer abs2 add2
-    alloc_barrier alloc_reducer barrier_arrive barrier_wait extract_lane finalize_reducer fma2 gemm_sp gemm_v2
-    inline ldg128 ldg256 ldg32 ldg64 max2 mbarrier_arrive mbarrier_expect_tx mbarrier_wait_parity meta_class min2
-    mul2 ptx_arrive_barrier reducer_init reducer_update stg128 stg256 stg32 stg64 sub2 vectorized_cast
+    alloc_reducer extract_lane finalize_reducer fma2 gemm_sp gemm_v2 inline ldg128 ldg256 ldg32 ldg64 max2
+    meta_class min2 mul2 reducer_init reducer_update stg128 stg256 stg32 stg64 sub2 vectorized_cast
     """.split()
 )
 
