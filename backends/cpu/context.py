@@ -47,6 +47,15 @@ class LaneLoop:
     hoisted: dict[ir.Expr, Lane] = field(default_factory=dict)
     exits: tuple[ir.Buffer, ir.Buffer] | None = None
     branches: bool = False
+    base: ir.Expr = ZERO  # the number of the first lane, a multiple of 16
+
+
+@dataclass(frozen=True)
+class Partials:
+    """The 16 partials of a reducer's elements; behind: they are the last dimension, else the first."""
+
+    buffer: ir.Buffer
+    behind: bool
 
 
 @dataclass
@@ -60,6 +69,7 @@ class Context:
     lane: LaneLoop | None = None
     loc: Loc | None = None
     temps: list[Place] = field(default_factory=list)
+    reducers: dict[ir.Buffer, Partials] = field(default_factory=dict)
 
     def emit(self, s: ir.Stmt) -> None:
         self.out.append(s if s.loc is not None else s.replace(loc=self.loc))

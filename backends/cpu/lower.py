@@ -21,6 +21,7 @@ from .nibbles import encoded, holder
 from .pack import fill_panels, pack_copy
 from .plan import plan_scratch
 from .reduce import lower_reduce
+from .reducer import lower_reducer, plan_reducers
 from .scan import lower_scan
 from .storage import Place, place_buffers, place_workspaces
 from .values import (
@@ -67,6 +68,7 @@ def _kernel(function: ir.Function, kernel: ir.Kernel, workspaces: dict[ir.Buffer
         wide = ir.Var(v.name, I64)
         block_vars.append(wide)
         cx.env[v] = Lane(wide)
+    plan_reducers(cx, kernel)
     lower_block(cx, kernel.body)
     lowered = kernel.replace(block_vars=tuple(block_vars), body=tuple(cx.out))
     return plan_scratch(lowered, [p.buffer for p in cx.places.values()] + [p.buffer for p in cx.temps])
@@ -331,6 +333,7 @@ _HANDLERS: dict[type, Callable[[Context, Any], None]] = {
     ir.Gemm: lower_gemm,
     ir.Reduce: lower_reduce,
     ir.Scan: lower_scan,
+    ir.ReducerOp: lower_reducer,
     ir.Copy: _copy,
     ir.Fill: _fill,
     ir.Atomic: _atomic,

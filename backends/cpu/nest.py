@@ -13,14 +13,14 @@ from .context import Context, Lane, LaneLoop, get, put
 from .values import scalar
 from .wide import LANES, ZERO, i64, lt
 
-__all__ = ["affine", "bound_vars", "lower_parallel"]
+__all__ = ["affine", "bound_vars", "choose_axis", "lower_parallel", "moves"]
 
 Body = Callable[[Context, tuple[ir.Stmt, ...]], None]
 
 
 def lower_parallel(cx: Context, p: ir.Parallel, body: Body) -> None:
     """Emit the nest; `body` lowers a block in the current (scalar or vector) mode."""
-    axis = _choose_axis(cx, p)
+    axis = choose_axis(cx, p)
     extents = [scalar(cx, e) for e in p.extents]
     private = _outer_vars_written(p)
     saved = {b: cx.let(f"{b.name}_before", get(cx.places[b].buffer)) for b in private}
@@ -64,7 +64,7 @@ def _round_down(cx: Context, n: ir.Expr) -> ir.Expr:
 def _one_vector(
     cx: Context, lane: LaneLoop, var: ir.Var, base: ir.Expr, mask: ir.Expr | None, p: ir.Parallel, body: Body
 ) -> None:
-    cx.lane, lane.mask, lane.tail = lane, mask, mask
+    cx.lane, lane.mask, lane.tail, lane.base = lane, mask, mask, base
     cx.env[var] = Lane(base, 1)
     try:
         body(cx, p.body)
@@ -82,7 +82,7 @@ def bound_vars(s: ir.Node) -> tuple[ir.Var, ...]:
 # -- which axis ------------------------------------------------------------------------------------------------
 
 
-def _choose_axis(cx: Context, p: ir.Parallel) -> int | None:
+def choose_axis(cx: Context, p: ir.Parallel) -> int | None:
     """The axis whose lanes touch memory best; None when the body needs one iteration at a time."""
     best, best_score = None, 0.0
     for axis in reversed(range(len(p.vars))):
@@ -105,6 +105,13 @@ def _shares_bytes(cx: Context, p: ir.Parallel, lets: dict[ir.Var, int | None]) -
     stores = [n for n in walk(p.body) if isinstance(n, ir.Store) and cx.places[n.buffer].nibbles]
     moves = [[_coef(i, lets) != 0 for i in s.indices] for s in stores]
     return any(m[-1] or not any(m) for m in moves)
+
+
+def moves(p: ir.Parallel, axis: int, indices: tuple[ir.Expr, ...]) -> bool:
+    """The element that these indices name, in the nest, differs between iterations along the axis."""
+    lets: dict[ir.Var, int | None] = {p.vars[axis]: 1}
+    _Lanes(lets, _allocated_inside(p), _of_threads(p)).block(p.body)
+    return any(_coef(i, lets) != 0 for i in indices)
 
 
 def _score(n: ir.Node, lets: dict[ir.Var, int | None]) -> float:
@@ -197,6 +204,13 @@ class _Lanes:
             if s.result is not None:
                 self.lets[s.result] = None
             return self.threads
+        if isinstance(s, ir.ReducerOp):
+            coefs = [_coef(i, self.lets) for i in s.indices]
+            if None in coefs or any(coefs):  # sixteen elements, or we cannot tell
+                return None not in coefs
+            lane = 0 if s.lane is None else _coef(s.lane, self.lets)
+            ordered = s.op == "sum" and s.buffer.dtype.is_float
+            return not ordered or (lane is not None and lane % 2 == 1)  # sixteen partials of one element
         if isinstance(s, ir.While):
             return self.threads and self.block(s.body)
         if isinstance(s, (ir.Break, ir.Continue)):

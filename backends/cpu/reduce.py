@@ -14,7 +14,7 @@ from .storage import Place
 from .values import index, scalar, store_value
 from .wide import F32, I64, LANES, ZERO, add, i64, widen
 
-__all__ = ["Reduction", "accumulator", "element", "lower_reduce", "store_rounded"]
+__all__ = ["Reduction", "accumulator", "element", "finish", "horizontal", "lower_reduce", "store_rounded"]
 
 _COMBINE = {"sum": "add", "abssum": "add", "max": "max", "absmax": "max", "min": "min"}
 _COMBINE |= {"bitand": "bitand", "bitor": "bitor", "bitxor": "bitxor"}
@@ -42,7 +42,7 @@ def lower_reduce(cx: Context, s: ir.Reduce) -> None:
             return
         result = _along(cx, red, s, extents, at)
         place, idx = _target(cx, s, at, same_rank)
-        _finish(cx, red, s, place, idx, result, None)
+        finish(cx, red, s.clear, place, idx, result, None)
 
 
 class Reduction:
@@ -140,10 +140,11 @@ def _along(cx: Context, red: Reduction, s: ir.Reduce, extents: list[int], at: di
         x = cx.let("x", element(cx, red, s.src, {**at, axis: i64(full)}, True, mask))
         both = x if full == 0 and not red.starts_at_identity() else red.combine(get(acc), x)
         cx.emit(put(acc, ir.Select(mask, both, get(acc))))
-    return _horizontal(cx, red, get(acc))
+    return horizontal(cx, red, get(acc))
 
 
-def _horizontal(cx: Context, red: Reduction, x: ir.Expr) -> ir.Expr:
+def horizontal(cx: Context, red: Reduction, x: ir.Expr) -> ir.Expr:
+    """16 partials in the lanes of x, combined 8-4-2-1."""
     name = f"hreduce_{red.op}"
     r: ir.Expr = ir.Call(name, (x,), red.t)
     if red.propagate:
@@ -178,7 +179,7 @@ def _one_strip(
 ) -> None:
     result = _partials(cx, red, s, extents[s.axis], at, mask, True)
     place, idx = _target(cx, s, at, same_rank)
-    _finish(cx, red, s, place, idx, result, mask, True)
+    finish(cx, red, s.clear, place, idx, result, mask, True)
 
 
 def _partials(
@@ -235,10 +236,10 @@ def _target(cx: Context, s: ir.Reduce, at: dict[int, ir.Expr], same_rank: bool) 
     return place, tuple(idx)
 
 
-def _finish(
+def finish(
     cx: Context,
     red: Reduction,
-    s: ir.Reduce,
+    clear: ir.Expr,
     place: Place,
     idx: tuple[ir.Expr, ...],
     result: ir.Expr,
@@ -248,16 +249,16 @@ def _finish(
     """Combine with the old value unless clear, round once, store."""
     width = LANES if lanes else 1
     result = cx.let("r", result)
-    if not (isinstance(s.clear, ir.Const) and s.clear.value):
+    if not (isinstance(clear, ir.Const) and clear.value):
         old: ir.Expr = ir.Load(place.buffer, idx, mask, width, True)
         if old.dtype.scalar.is_narrow:
             old = ir.Cast(old, F32.with_lanes(width))
         if old.dtype != result.dtype:
             old = ir.Cast(old, result.dtype)
-        if isinstance(s.clear, ir.Const):
+        if isinstance(clear, ir.Const):
             result = cx.let("r", red.combine(old, result))
         else:
-            cond = scalar(cx, s.clear)
+            cond = scalar(cx, clear)
             fresh, both = result, cx.let("r2", red.combine(old, result))
             result = ir.Select(ir.Broadcast(cond, LANES) if lanes else cond, fresh, both)
     store_rounded(cx, place, idx, result, mask)

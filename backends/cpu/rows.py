@@ -10,7 +10,7 @@ from tiledsl.dtypes import DType
 from .context import Context, vstore
 from .wide import F32, LANES, add, i64
 
-__all__ = ["below", "convert", "copy_rows", "element", "round_rows", "rows", "whole", "zero_of"]
+__all__ = ["below", "convert", "copy_rows", "element", "round_rows", "rows", "strips", "whole", "zero_of"]
 
 
 def rows(cx: Context, m: int, n: int) -> Iterator[tuple[ir.Expr, ir.Expr, ir.Expr | None]]:
@@ -22,6 +22,17 @@ def rows(cx: Context, m: int, n: int) -> Iterator[tuple[ir.Expr, ir.Expr, ir.Exp
                 yield i, j, None
         if full < n:
             yield i, i64(full), below(i64(full), i64(n))
+
+
+def strips(cx: Context, n: ir.Expr) -> Iterator[tuple[ir.Expr, ir.Expr | None]]:
+    """Sixteen columns at a time: where they begin, and the mask of the last ones."""
+    full = n.value // LANES * LANES if isinstance(n, ir.Const) else 0
+    if full:
+        with cx.loop("j", i64(full), step=LANES) as j:
+            yield j, None
+    if n != i64(full):
+        with cx.loop("j", n, i64(full), LANES) as j:
+            yield j, cx.let("tail", below(j, n))
 
 
 def below(start: ir.Expr, limit: ir.Expr) -> ir.Expr:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 from tiledsl import ir
 
 from .context import Context, get, put
 from .reduce import Reduction, accumulator, element, store_rounded
-from .rows import below
+from .rows import strips
 from .values import index, scalar
 from .wide import LANES, ZERO, add, i64, sub
 
@@ -30,19 +29,8 @@ def lower_scan(cx: Context, s: ir.Scan) -> None:
         if not across:
             _along(cx, red, s, at, extents[s.axis], None, False)
             return
-        for j, mask in _strips(cx, extents[last]):
+        for j, mask in strips(cx, extents[last]):
             _along(cx, red, s, {**at, last: j}, extents[s.axis], mask, True)
-
-
-def _strips(cx: Context, n: ir.Expr) -> Iterator[tuple[ir.Expr, ir.Expr | None]]:
-    """Sixteen columns at a time: where they begin, and the mask of the last ones."""
-    full = n.value // LANES * LANES if isinstance(n, ir.Const) else 0
-    if full:
-        with cx.loop("j", i64(full), step=LANES) as j:
-            yield j, None
-    if n != i64(full):
-        with cx.loop("j", n, i64(full), LANES) as j:
-            yield j, cx.let("tail", below(j, n))
 
 
 def _along(

@@ -26,6 +26,7 @@ __all__ = [
     "held",
     "index",
     "lazily",
+    "lie",
     "nibble_address",
     "round_to",
     "scalar",
@@ -370,13 +371,16 @@ def address(cx: Context, b: ir.Buffer, indices: tuple[ir.Expr, ...]) -> tuple[Pl
     place = cx.places[b]
     if place.kind == "panels":
         raise InternalError(f"{b.name} is packed but accessed element by element", b.loc)
-    lanes = [index(cx, i) for i in indices]
+    return place, *lie(cx, place.buffer, [index(cx, i) for i in indices])
+
+
+def lie(cx: Context, b: ir.Buffer, lanes: list[Lane]) -> tuple[tuple[ir.Expr, ...], int | None]:
+    """Loop-stage indices, and how the lanes lie in the buffer, as in `address`."""
     if all(v.coef == 0 for v in lanes):
-        return place, tuple(v.expr for v in lanes), 0
-    contiguous = lanes[-1].coef == 1 and all(v.coef == 0 for v in lanes[:-1]) and _unit_stride(place.buffer)
-    if contiguous:
-        return place, tuple(v.expr for v in lanes), 1
-    return place, tuple(v.expr if v.coef == 0 else vector(cx, v, I64) for v in lanes), None
+        return tuple(v.expr for v in lanes), 0
+    if lanes[-1].coef == 1 and all(v.coef == 0 for v in lanes[:-1]) and _unit_stride(b):
+        return tuple(v.expr for v in lanes), 1
+    return tuple(v.expr if v.coef == 0 else vector(cx, v, I64) for v in lanes), None
 
 
 def _unit_stride(b: ir.Buffer) -> bool:

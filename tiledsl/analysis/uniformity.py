@@ -17,6 +17,7 @@ from tiledsl.ir.stmt import (
     Kernel,
     Let,
     Parallel,
+    ReducerOp,
     Return,
     Stmt,
     Store,
@@ -46,13 +47,13 @@ class Varying:
 
     Shared, fragment and global storage is one for all lanes, so what is loaded there is uniform where the index is.
     Iterations of a T.Parallel count as lanes: they belong to different threads.
-    repeated: atomics outside T.Parallel that all lanes do with the same values (language.md 0.3).
+    repeated: atomics and contributions to reducers outside T.Parallel that all lanes do alike (language.md 0.3).
     """
 
     def __init__(self, seeds: Iterable[Var]) -> None:
         self.vars: set[Var] = set(seeds)
         self.buffers: set[Buffer] = set()
-        self.repeated: list[Atomic] = []
+        self.repeated: list[Atomic | ReducerOp] = []
         self._parallel = False
         self._partial: set[int] = set()
 
@@ -88,12 +89,12 @@ class Varying:
     def _stmt(self, s: Stmt, divergent: bool) -> bool:
         if isinstance(s, Let):
             return self.expr(s.value) and self._mark(s.var)
-        if isinstance(s, (Store, Atomic)):
+        if isinstance(s, (Store, Atomic, ReducerOp)):
             parts = [*s.indices, *((s.value,) if s.value is not None else ())]
             changed, uneven = False, divergent or any(map(self.expr, parts))
             if s.buffer.root.scope in _PRIVATE and uneven:
                 changed = self._mark(s.buffer)
-            if isinstance(s, Atomic) and not uneven and not self._parallel and _counts(s):
+            if not isinstance(s, Store) and not uneven and not self._parallel and _counts(s):
                 self.repeated.append(s)
             if isinstance(s, Atomic) and s.result is not None:
                 changed |= self._mark(s.result)  # every lane draws its own
@@ -148,8 +149,10 @@ class Varying:
         return False
 
 
-def _counts(s: Atomic) -> bool:
+def _counts(s: Atomic | ReducerOp) -> bool:
     """It matters how often it is done: max, min, and, or of one value are the same done twice, their old values not."""
+    if isinstance(s, ReducerOp):
+        return s.action == "update" and s.op in ("sum", "bitxor")
     return s.op in ("add", "xor") or (s.result is not None and s.op != "load")
 
 

@@ -27,13 +27,14 @@ from tiledsl.ir import (
     Kernel,
     Let,
     Load,
+    ReducerOp,
     Region,
     Return,
     Stmt,
     Var,
     fields_of,
 )
-from tiledsl.ir.walk import walk, writes
+from tiledsl.ir.walk import loads_of, reads, walk, writes
 
 __all__ = ["Block", "Builder", "current", "is_tracing", "tracing"]
 
@@ -50,6 +51,7 @@ class Block:
     dead: bool = False  # after break, continue or return nothing more is emitted
     outer_loads: dict[Buffer, tuple[str, int]] = field(default_factory=dict)  # used here, evaluated before this block
     written: set[Buffer] = field(default_factory=set)
+    nest: tuple[tuple[Var, Expr], ...] = ()  # the axes of a T.Parallel: variable and extent
 
 
 class _State(threading.local):
@@ -94,6 +96,8 @@ class Builder:
         self.blocks: list[Block] = []
         self.kernels: list[Kernel] = []
         self.workspaces: list[Buffer] = []
+        self.reducers: dict[Buffer, str] = {}  # what each combines with
+        self._collecting: set[Buffer] = set()  # reducers that are not finalized
         self.attrs: list[tuple[str, Any]] = []
         self.kernel_attrs: list[tuple[str, Any]] = []
         self.kernel_threads: int | None = None  # None: not a constant
@@ -269,6 +273,8 @@ class Builder:
             return
         if not checked:
             self._check_operand(s, s.loc)
+        if self.reducers:
+            self._check_reducers(s)
         for buffer in writes(s):
             self.note_write(buffer)
         if isinstance(s, Let):
@@ -280,6 +286,22 @@ class Builder:
         block.statements.append(s)
         if isinstance(s, (Break, Continue, Return)):
             block.dead = True
+
+    def _check_reducers(self, s: Stmt) -> None:
+        """A reducer can be read once it is finalized."""
+        if isinstance(s, ReducerOp):
+            (self._collecting.discard if s.action == "finalize" else self._collecting.add)(s.buffer)
+            read = {load.buffer.root for load in loads_of(s)}
+        else:
+            read = {b.root for b in reads(s)}
+        for buffer in read & self._collecting:
+            raise error(
+                "reducer-read",
+                TileValueError,
+                f"{buffer.name} is read before T.finalize_reducer({buffer.name})",
+                loc=s.loc,
+                help="a reducer collects contributions; finalize it after the T.Parallel, then read it",
+            )
 
     def note_write(self, buffer: Buffer) -> None:
         root = buffer.root

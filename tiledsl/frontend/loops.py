@@ -118,6 +118,7 @@ def open_loop(builder: Builder, spec: LoopSpec, targets: tuple[str, ...]) -> Ope
     if spec.kind == "parallel":
         _check_nesting(builder, spec)
         blocks.append(builder.push("parallel", loc))
+        blocks[0].nest = tuple((v, bounds[1]) for v, bounds in zip(variables, spec.ranges, strict=True))
         for v in variables:
             builder.define(v)
     else:

@@ -16,8 +16,10 @@ from tiledsl.frontend.describe import dims, expr_text
 from tiledsl.frontend.linear import difference
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import INT32, is_number
+from tiledsl.frontend.reducer import store_contribution
 from tiledsl.frontend.values import Value, binary, describe, index_expr, to_dtype
-from tiledsl.ir import Buffer, Const, Expr, Load, Region, Stmt, Store, Var
+from tiledsl.ir import Atomic, Buffer, Const, Expr, Load, ReducerOp, Region, Stmt, Store, Var
+from tiledsl.ir.walk import walk
 
 __all__ = ["BufferRef", "Cell", "Element", "RegionRef", "check_repeated", "emit_store"]
 
@@ -265,6 +267,9 @@ def emit_store(buffer: Buffer, indices: tuple[Expr, ...], value: Any) -> None:
             help="assign a scalar; tiles move with T.copy",
         )
     builder = current("a store")
+    if buffer.root in builder.reducers:
+        store_contribution(buffer, indices, value)
+        return
     stored = to_dtype(value, buffer.dtype)
     check_uniform_effect(buffer, indices, stored)
     builder.emit(Store(buffer, indices, stored, loc=here()), "a store")
@@ -300,11 +305,14 @@ def _element_text(buffer: Buffer, indices: tuple[Expr, ...]) -> str:
 
 def check_repeated(body: tuple[Stmt, ...], threads: tuple[Var, ...]) -> None:
     """Refuses atomics that every thread of the block would do with the same values (0.3)."""
+    if not any(isinstance(n, (Atomic, ReducerOp)) for n in walk(body)):
+        return
     for s in varying(body, threads).repeated:
+        what = f"atomic {s.op}" if isinstance(s, Atomic) else f"contribution ({s.op})"
         raise error(
             "repeated-atomic",
             TileTypeError,
-            f"every thread of the block would do this atomic {s.op} to {_element_text(s.buffer, s.indices)}",
+            f"every thread of the block would do this {what} to {_element_text(s.buffer, s.indices)}",
             loc=s.loc,
             help="to do it once, write `if T.get_thread_binding() == 0:` or `for _ in T.Parallel(1):` around it, or "
             "use threads=1",

@@ -15,7 +15,7 @@ from tiledsl.ir.stmt import Atomic
 if TYPE_CHECKING:
     from tiledsl.interp.expr import Expressions
 
-__all__ = ["Atomics"]
+__all__ = ["Atomics", "apply_lanes"]
 
 _OPERATORS = {
     "add": "add",
@@ -64,7 +64,7 @@ class Atomics:
             )
             if tracks:
                 env[TRACKER].atomic(s.buffer, env, data, flat, access.fail)
-            old = _apply(data, flat, operand, combine, additive, result is not None)
+            old = apply_lanes(data, flat, operand, combine, additive, result is not None)
             if result is not None:
                 before = np.zeros_like(data, shape=shape)
                 before[on_all] = old
@@ -85,7 +85,7 @@ class Atomics:
         return function
 
 
-def _apply(
+def apply_lanes(
     data: Any, flat: tuple[Any, ...], operand: Any, combine: Callable[[Any, Any], Any] | None, additive: bool,
     wanted: bool,
 ) -> Any:  # fmt: skip

@@ -38,12 +38,14 @@ def of_lane(value: Any, lane: Sequence[Any]) -> Any:
 @dataclass
 class Nest:
     """One T.Parallel nest, or the threads of a block: its variables (one lane axis each), where its shape lies, and the
-    private buffers. threads: the lanes are threads, z outermost, so that x runs fastest."""
+    private buffers. threads: the lanes are threads, z outermost, so that x runs fastest.
+    after: run when all lanes of a T.Parallel are through."""
 
     vars: tuple[Var, ...]
     shape_slot: int
     private: set[Buffer] = field(default_factory=set)
     threads: bool = False
+    after: list[Callable[[Env], None]] = field(default_factory=list)
 
     @property
     def rank(self) -> int:

@@ -19,6 +19,7 @@ from tiledsl.interp.collective import Collectives
 from tiledsl.interp.debug import Debugs
 from tiledsl.interp.expr import Expressions
 from tiledsl.interp.nibbles import Nibbles
+from tiledsl.interp.reducer import Reducers
 from tiledsl.interp.scope import RETURNED, TRACKER, Env, Fn, Nest, Scope
 from tiledsl.interp.shadow import lift, micro
 from tiledsl.interp.tile import Tiles
@@ -44,6 +45,7 @@ from tiledsl.ir.stmt import (
     MicroCall,
     Parallel,
     Reduce,
+    ReducerOp,
     Return,
     Scan,
     Stmt,
@@ -71,6 +73,7 @@ class Statements:
         self.tiles = Tiles(scope, self.expressions)
         self.atomics = Atomics(scope, self.expressions)
         self.collectives = Collectives(scope, self.expressions)
+        self.reducers = Reducers(scope, self.expressions)
         self.debugs = Debugs(scope, self.expressions)
         self.waits = Waits(scope, self.expressions)
         self.kernel = kernel
@@ -439,7 +442,7 @@ class Statements:
         scope.nest, scope.varying = None, saved
         outer_views = [self.bind_views(b) for b in shared]
         rank, shape_slot = nest.rank, nest.shape_slot
-        tracks = scope.options.tracks
+        tracks, after = scope.options.tracks, nest.after
 
         def parallel(env: Env, mask: Any) -> Any:
             shape = tuple([f(env, None) for f in extents])
@@ -461,6 +464,8 @@ class Statements:
                     body(env, None)
             else:
                 body(env, None)
+            for finish in after:
+                finish(env)
             last = tuple(n - 1 for n in shape)
             for slot, data in zip(copies, outer, strict=True):
                 data[...] = env[slot][last]
@@ -549,4 +554,5 @@ _COMPILERS: dict[type[Stmt], Callable[[Statements, Any], Fn]] = {
     Debug: lambda c, s: c.debugs.compile(s),
     MicroCall: Statements._micro,
     Atomic: lambda c, s: c.atomics.compile(s),
+    ReducerOp: lambda c, s: c.reducers.compile(s),
 }

@@ -396,6 +396,13 @@ _row("alloc_var", "v = T.alloc_var(dtype, init)", ("dtype", "init", "scope"), _M
      gives="a variable")
 _row("alloc_global", "T.alloc_global(shape, dtype)", ("shape", "dtype", "scope"), _M,
      "a workspace per launch, seen by all blocks and kernels", gives="a buffer")
+_row("alloc_reducer", 'T.alloc_reducer(shape, dtype, op="sum")', ("shape", "dtype", "op", "replication"), _M,
+     "a tile that collects one contribution per iteration of T.Parallel", gives="a buffer",
+     checked="a contribution before the start value")
+_row("reducer_init", "T.reducer_init(r, start)", ("reducer", "init"), _M, "the start value of a reducer")
+_row("reducer_update", "T.reducer_update(r[j], x)", ("dst", "value"), _M, "one contribution; also r[j] += x")
+_row("finalize_reducer", "T.finalize_reducer(r)", ("reducer", "dst"), _M,
+     "combines a reducer with its contributions: float sums in 16 interleaved partials")
 _row("reshape", "T.reshape(src, shape)", ("src", "shape"), _M, "the same storage with another shape",
      gives="a buffer")
 _row("make_tensor", "T.make_tensor(address, shape, dtype)", ("ptr", "shape", "dtype", "strides"), _M,

@@ -282,14 +282,22 @@ class Scan(Stmt):
 
 @node
 class ReducerOp(Stmt):
-    """action: "init" | "update" | "finalize" of a reducer buffer; op: its combination."""
+    """A step in the life of a reducer, a buffer whose elements collect contributions; op: sum max min bitand bitor
+    bitxor.
+
+    init      every element becomes value, and has no contributions
+    update    value contributes to the element at indices; lane: the number of this iteration among those that may
+              contribute to one element (None = 0)
+    finalize  every element is combined with its contributions, once (language.md 0.10): float sums go to partial
+              lane mod 16, in row-major order of the iterations, and 16 partials are combined 8-4-2-1
+    """
 
     action: str = attribute()
     op: str = attribute()
     buffer: Buffer = operand("rw")
     indices: tuple[Expr, ...] = operand(default=())
     value: Expr | None = operand(default=None)
-    dst: Buffer | None = operand("w", default=None)
+    lane: Expr | None = operand(default=None)
 
 
 # -- loop stage --------------------------------------------------------------------------------------------

@@ -336,8 +336,8 @@ class _Verifier(ExprChecker):
         if s.value is not None:
             self.value(s.value)
             self.same(s.value, s.buffer.dtype, f"value for reducer {describe(s.buffer)}")
-        if s.dst is not None:
-            self.known(s.dst)
+        if s.lane is not None:
+            self.index(s.lane, "the number of a contribution")
 
     def micro_call(self, s: S.MicroCall) -> None:
         from tiledsl.ir.micro import MICRO

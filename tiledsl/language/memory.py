@@ -15,7 +15,7 @@ from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import INT32, is_number, slice_dtype
 from tiledsl.frontend.storage import BufferRef, Cell, Element, RegionRef, emit_store
 from tiledsl.frontend.values import Value, to_dtype
-from tiledsl.ir import Alloc, Buffer, Const, Copy, Expr, Fill, Region
+from tiledsl.ir import Alloc, Buffer, Const, Copy, Expr, Fill, ReducerOp, Region, build
 from tiledsl.ir.walk import free_vars
 from tiledsl.language.operation import hints, not_inside_parallel, not_yet, operation
 
@@ -209,7 +209,18 @@ def _fill(what: str, dst: Any, value: Any) -> None:
     region = as_region(dst, f"{what}: dst")
     builder = not_inside_parallel(what)
     stored = to_dtype(_scalar(value, f"{what}: value"), region.buffer.dtype)
-    builder.emit(Fill(region, stored, loc=here()), what)
+    op = builder.reducers.get(region.buffer)
+    if op is None:
+        builder.emit(Fill(region, stored, loc=here()), what)
+        return
+    if not region.whole or (op == "sum" and not build.is_const(stored, 0)):
+        raise error(
+            "reducer-fill",
+            TileValueError,
+            f"{what}: a reducer starts as a whole, and a sum at 0: {operand_text(region)}",
+            help=f"T.reducer_init({region.buffer.name}, start) gives a sum another start",
+        )
+    builder.emit(ReducerOp("init", op, region.buffer, (), stored, loc=here()), what)
 
 
 # -- copy -------------------------------------------------------------------------------------------------

@@ -1,0 +1,156 @@
+"""Compiles reducers: contributions are queued while a T.Parallel runs, and applied in row-major order at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tiledsl.conversions import converter
+from tiledsl.dtypes import DType
+from tiledsl.errors import TileIndexError
+from tiledsl.interp.atomic import apply_lanes
+from tiledsl.interp.scope import TRACKER, Env, Fn, Scope
+from tiledsl.interp.tile import accumulator
+from tiledsl.ir import arithmetic
+from tiledsl.ir.buffer import Buffer
+from tiledsl.ir.stmt import ReducerOp
+
+if TYPE_CHECKING:
+    from tiledsl.interp.expr import Expressions
+
+__all__ = ["Reducers"]
+
+_PARTIALS = 16
+_OPERATORS = {"sum": "add"}
+
+
+@dataclass
+class _State:
+    """One reducer: where its partials lie (axis 0: the partial), the queue of the running nest, how it combines."""
+
+    partials: int
+    queue: int
+    acc: DType
+    identity: Any
+    combine: Callable[[Any, Any], Any]
+    additive: bool
+    flushes: set[int] = field(default_factory=set)  # the nests that apply its queue at their end
+
+    def start(self, env: Env, data: Any) -> None:
+        """No contributions."""
+        env[self.partials] = np.full((_PARTIALS, *data.shape), self.identity, self.acc.numpy)
+        env[self.queue] = []
+
+
+@dataclass(eq=False)
+class Reducers:
+    """The compiler of the reducers of one kernel."""
+
+    scope: Scope
+    expressions: Expressions
+    states: dict[Buffer, _State] = field(default_factory=dict)
+
+    def compile(self, s: ReducerOp) -> Fn:
+        """One step: init, update or finalize."""
+        if self.scope.options.shadow:
+            raise self.scope.not_yet("the float64 shadow of a reducer")
+        state = self.states.get(s.buffer)
+        if state is None:
+            acc = accumulator(s.buffer.dtype)
+            combine = arithmetic.binary(_OPERATORS.get(s.op, s.op), acc, True)
+            assert combine is not None
+            identity = _identity(s.op, acc)
+            state = self.states[s.buffer] = _State(
+                self.scope.new_slot(), self.scope.new_slot(), acc, identity, combine, s.op == "sum"
+            )  # fmt: skip
+        return {"init": self._init, "update": self._update, "finalize": self._finalize}[s.action](s, state)
+
+    def _init(self, s: ReducerOp, state: _State) -> Fn:
+        slot, buffer = self.scope.slot(s.buffer), s.buffer
+        assert s.value is not None
+        value = self.expressions.compile(s.value)
+        tracks, report = self.scope.options.tracks, self.scope.reporter(TileIndexError)
+
+        def init(env: Env, mask: Any) -> Any:
+            data = env[slot]
+            before = data.copy()
+            data[...] = value(env, None)
+            state.start(env, data)
+            if tracks:
+                env[TRACKER].write_view(buffer, env, data, before, report)
+            return mask
+
+        return init
+
+    def _update(self, s: ReducerOp, state: _State) -> Fn:
+        memory, nest = self.expressions.memory, self.scope.nest
+        access = memory.access(s)
+        assert s.value is not None
+        value = self.expressions.compile(s.value)
+        lane = None if s.lane is None else self.expressions.index(s.lane)
+        spread = s.op == "sum" and s.buffer.dtype.is_float  # elsewhere the order does not show
+        storage, widen, tracks = s.buffer.dtype.numpy, converter(s.buffer.dtype, state.acc), self.scope.options.tracks
+        if nest is not None and not nest.threads and nest.shape_slot not in state.flushes:
+            state.flushes.add(nest.shape_slot)
+            nest.after.append(lambda env: _flush(env, state))
+
+        def update(env: Env, mask: Any) -> Any:
+            data = env[access.slot]
+            at, on = memory.index_arrays(access, env, mask, None)
+            at, good = memory.resolve(access, env, at, on, data.shape)
+            shape = () if nest is None else env[nest.shape_slot]
+            on_all = np.broadcast_to(True if good is None else good, shape)
+            flat = tuple(np.broadcast_to(i, shape)[on_all] for i in at)
+            if tracks:
+                env[TRACKER].atomic(s.buffer, env, data, flat, access.fail)
+            if env[state.queue] is None:  # the start value is undefined: nobody gave one
+                state.start(env, data)
+            part = np.broadcast_to(0 if lane is None or not spread else lane(env, mask), shape)[on_all] % _PARTIALS
+            given = np.broadcast_to(np.asanyarray(value(env, mask), storage), shape)[on_all]
+            env[state.queue].append((np.flatnonzero(on_all), (part, *flat), widen(given)))
+            if nest is None:
+                _flush(env, state)
+            return mask
+
+        return update
+
+    def _finalize(self, s: ReducerOp, state: _State) -> Fn:
+        slot = self.scope.slot(s.buffer)
+        widen, narrow = converter(s.buffer.dtype, state.acc), converter(state.acc, s.buffer.dtype)
+
+        def finalize(env: Env, mask: Any) -> Any:
+            data = env[slot]
+            if env[state.queue] is None:
+                state.start(env, data)
+            _flush(env, state)  # of threads, which have no end
+            partials = env[state.partials]
+            total = arithmetic.combine_lanes(partials, state.combine)
+            data[...] = narrow(state.combine(widen(data), total))
+            partials[...] = state.identity
+            return mask
+
+        return finalize
+
+
+def _flush(env: Env, state: _State) -> None:
+    """Applies what the lanes of a nest have contributed: lane after lane, each in the order of its program."""
+    queue = env[state.queue]
+    if not queue:
+        return
+    order = np.argsort(np.concatenate([lanes for lanes, _, _ in queue]), kind="stable")
+    at = tuple(np.concatenate(parts)[order] for parts in zip(*(at for _, at, _ in queue), strict=True))
+    given = np.concatenate([values for _, _, values in queue])[order]
+    apply_lanes(env[state.partials], at, given, state.combine, state.additive, False)
+    queue.clear()
+
+
+def _identity(op: str, acc: DType) -> Any:
+    """What an absent contribution is: -0.0 leaves every float sum as it is."""
+    if op in ("max", "min"):
+        return arithmetic.extremes(acc)[op == "min"]
+    if op == "bitand":
+        return -1 if acc.kind == "int" else arithmetic.int_range(acc)[1]
+    return -0.0 if acc.is_float else 0
