@@ -104,6 +104,16 @@ class DType:
         """NumPy type of one logical element (ml_dtypes for narrow floats and nibbles)."""
         return _NUMPY[self.scalar.name]
 
+    def as_torch(self) -> Any:
+        """The torch dtype of arrays of this type: of bytes for int4 and uint4, of pairs for float4_e2m1fn."""
+        import torch
+
+        storage = {"float4_e2m1fn": "float4_e2m1fn_x2", "int4": "int8", "uint4": "uint8"}.get(self.name, self.name)
+        found = getattr(torch, storage, None)
+        if not isinstance(found, torch.dtype):
+            raise TypeError(f"torch has no dtype for {self}")
+        return found
+
     # -- Python protocol ------------------------------------------------------------------------
     def __call__(self, *args: Any) -> Any:
         if _cast_hook is None:

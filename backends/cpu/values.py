@@ -212,9 +212,13 @@ def _reinterpret(cx: Context, e: ir.Call) -> Lane:
     lanes = raw.dtype.lanes
     if x.dtype.is_narrow:
         raw = encode(raw, x.dtype)
+    elif x.dtype.is_packed:
+        raw = ir.Cast(raw, x.dtype.with_lanes(lanes))
     out: ir.Expr = ir.Call("reinterpret", (raw,), e.type.with_lanes(lanes))
     if e.type.is_narrow:
         out = ir.Cast(out, F32.with_lanes(lanes))
+    elif e.type.is_packed and not uniform:
+        out = ir.Cast(out, held(e.type).with_lanes(lanes))
     return Lane(widen(out) if uniform and e.type.is_int and e.type is not _U64 else out, 0 if uniform else None)
 
 

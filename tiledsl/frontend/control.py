@@ -20,7 +20,7 @@ from tiledsl.frontend.location import error, here
 from tiledsl.frontend.loops import LoopSpec, close_loop, open_loop
 from tiledsl.frontend.promotion import as_number, convert, is_number
 from tiledsl.frontend.storage import BufferRef, Cell, RegionRef
-from tiledsl.frontend.values import Undefined, Value, as_bool, as_value, common, to_dtype
+from tiledsl.frontend.values import Undefined, Value, Vector, as_bool, as_value, common, to_dtype
 from tiledsl.ir import (
     BOOL,
     Atomic,
@@ -398,6 +398,8 @@ class Control:
         """The value at this moment: expressions become lets, also inside tuples, lists and dicts."""
         if isinstance(value, Cell) and not value.bound:
             return value
+        if isinstance(value, Vector):
+            return Vector([self._freeze_value(x, f"{name}_{k}") for k, x in enumerate(value.lanes)])
         if isinstance(value, Value):
             return self._freeze_value(value, name)
         if type(value) is tuple and any(isinstance(v, (Value, tuple)) for v in value):

@@ -20,8 +20,8 @@ __all__ = [
 BOOL, INT32, FLOAT32 = (as_dtype(n) for n in ("bool", "int32", "float32"))
 
 
-def slice_dtype(x: Any, what: str) -> DType:
-    """The dtype meant by x; addresses are refused."""
+def slice_dtype(x: Any, what: str, vectors: bool = False) -> DType:
+    """The dtype meant by x; addresses are refused, and vectors unless they are asked for."""
     try:
         dtype = as_dtype(x)
     except TypeError:
@@ -33,6 +33,13 @@ def slice_dtype(x: Any, what: str) -> DType:
         ) from None
     if dtype.scalar.name not in SCALARS:
         raise error("dtype-not-yet", TileNotImplementedError, f"{what}: dtype {dtype} is not supported yet")
+    if dtype.is_vector and not vectors:
+        raise error(
+            "vector-dtype",
+            TileTypeError,
+            f"{what}: {dtype} is a vector, and a scalar type is needed",
+            help=f"use {dtype.scalar} and an axis of {dtype.lanes} more; T.alloc_local, T.alloc_shared take vectors",
+        )
     return dtype
 
 

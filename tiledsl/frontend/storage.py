@@ -17,11 +17,11 @@ from tiledsl.frontend.linear import difference
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import INT32, is_number
 from tiledsl.frontend.reducer import store_contribution
-from tiledsl.frontend.values import Value, binary, describe, index_expr, to_dtype
+from tiledsl.frontend.values import Value, Vector, binary, describe, index_expr, lanes_of, to_dtype
 from tiledsl.ir import Atomic, Buffer, Const, Expr, Load, ReducerOp, Region, Stmt, Store, Var
 from tiledsl.ir.walk import walk
 
-__all__ = ["BufferRef", "Cell", "Element", "RegionRef", "check_repeated", "emit_store"]
+__all__ = ["BufferRef", "Cell", "Element", "RegionRef", "VectorBufferRef", "check_repeated", "emit_store"]
 
 
 def _augment(op: str) -> Callable[[Any, Any], Any]:
@@ -251,6 +251,46 @@ class BufferRef:
                 return index_expr(wrapped)
             return index_expr(Value(size) + k) if k < 0 else index_expr(k)
         return index_expr(k, f"index {axis} of {self!r}")
+
+
+class VectorBufferRef(BufferRef):
+    """A tile whose elements are vectors: in the IR a tile of scalars with one more axis, the lanes."""
+
+    def __init__(self, buffer: Buffer, lanes: int) -> None:
+        super().__init__(buffer)
+        self.lanes = lanes
+
+    @property
+    def dtype(self) -> DType:
+        return self.buffer.dtype.with_lanes(self.lanes)
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        return super().shape[:-1]
+
+    @property
+    def ndim(self) -> int:
+        return self.buffer.rank - 1
+
+    def __getitem__(self, key: Any) -> Any:
+        keys = (*(key if isinstance(key, tuple) else (key,)), slice(None))
+        starts, extents = self._locate(keys)
+        if any(isinstance(k, slice) for k in keys[:-1]):
+            assert extents is not None
+            return RegionRef(Region(self.buffer, starts, extents, loc=here()))
+        return Vector([Element(self.buffer, (*starts[:-1], Const(k, INT32))) for k in range(self.lanes)])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        keys = key if isinstance(key, tuple) else (key,)
+        if any(isinstance(k, slice) for k in keys) or not (isinstance(value, Value) or is_number(value)):
+            super().__setitem__((*keys, 0), value)  # which says what is wrong
+            return
+        starts, _ = self._locate((*keys, slice(None)))
+        builder = current("a store")
+        lanes = [x.typed if isinstance(x, Value) else x for x in lanes_of(value, self.lanes)]
+        named = [Value(builder.let("lane", x)) if isinstance(x, Expr) else x for x in lanes]  # before the first store
+        for k, x in enumerate(named):
+            emit_store(self.buffer, (*starts[:-1], Const(k, INT32)), x)
 
 
 def _to_python(e: Expr) -> Any:

@@ -6,13 +6,13 @@ wrapped when it is bound, stored or cast (language.md 0.12). Nothing is folded h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
 from tiledsl.dtypes import DType, promote
-from tiledsl.errors import TileTypeError
+from tiledsl.errors import TileIndexError, TileTypeError
 from tiledsl.frontend.describe import INFIX, expr_text
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import (
@@ -33,12 +33,14 @@ from tiledsl.ir import Binary, Expr, Unary
 __all__ = [
     "Undefined",
     "Value",
+    "Vector",
     "as_bool",
     "as_value",
     "binary",
     "common",
     "describe",
     "index_expr",
+    "lanes_of",
     "to_dtype",
     "unary",
 ]
@@ -182,6 +184,60 @@ class Value:
         raise error("not-iterable", TileTypeError, f"{self!r} ({self.dtype}) is a scalar and cannot be iterated")
 
 
+class Vector(Value):
+    """Values of one dtype side by side, such as T.bfloat16x2(a, b): operators work lane by lane, and v[k], with k a
+    Python int, is one of them. In the IR there are the lanes only."""
+
+    def __init__(self, lanes: Sequence[Value]) -> None:
+        self.lanes = tuple(lanes)
+        self._dtype = lanes[0].dtype.with_lanes(len(lanes))
+
+    @property
+    def expr(self) -> Expr:
+        raise error(
+            "vector-as-scalar",
+            TileTypeError,
+            f"{self!r} ({self.dtype}) is a vector, and a scalar is needed here",
+            help="take a lane: v[0], or convert all lanes with T.cast",
+        )
+
+    def astype(self, dtype: Any) -> Vector:
+        return Vector([x.astype(slice_dtype(dtype, "astype", vectors=True).scalar) for x in self.lanes])
+
+    def __getitem__(self, lane: Any) -> Value:
+        if not isinstance(lane, (int, np.integer)) or not -len(self.lanes) <= lane < len(self.lanes):
+            raise error(
+                "vector-lane",
+                TileIndexError,
+                f"{self!r} ({self.dtype}) has no lane {lane!r}",
+                help=f"lanes are the Python ints 0 to {len(self.lanes) - 1}",
+            )
+        return self.lanes[lane]
+
+    def __len__(self) -> int:
+        return len(self.lanes)
+
+    def __iter__(self) -> Any:
+        return iter(self.lanes)
+
+    def __repr__(self) -> str:
+        return f"({', '.join(map(repr, self.lanes))})"
+
+
+def lanes_of(x: Any, count: int) -> Sequence[Any]:
+    """The lanes of a vector; a scalar is the same in all of them."""
+    if not isinstance(x, Vector):
+        return [x] * count
+    if len(x.lanes) != count:
+        raise error(
+            "vector-lanes",
+            TileTypeError,
+            f"{x!r} ({x.dtype}) has {len(x.lanes)} lanes, not {count}",
+            help="vectors meet vectors of as many lanes, and scalars",
+        )
+    return x.lanes
+
+
 class Undefined:
     """Stands for a name that a staged region defined, after that region."""
 
@@ -267,6 +323,9 @@ def binary(op: str, a: Any, b: Any) -> Any:
     for x in (a, b):
         if not isinstance(x, Value) and not is_number(x):
             return NotImplemented
+    if isinstance(a, Vector) or isinstance(b, Vector):
+        count = len(a.lanes if isinstance(a, Vector) else b.lanes)
+        return Vector([binary(op, x, y) for x, y in zip(lanes_of(a, count), lanes_of(b, count), strict=True)])
     seen = common(op, a, b)
     if op in _COMPARE:
         inner = seen if seen.is_bool and op in ("eq", "ne") else widened(seen)
@@ -318,6 +377,8 @@ def _text(x: Any) -> str:
 
 def unary(op: str, x: Value) -> Value:
     """neg, abs, bitnot and the rounding functions."""
+    if isinstance(x, Vector):
+        return Vector([unary(op, lane) for lane in x.lanes])
     if op == "bitnot":
         if x.dtype.is_bool:
             return Value(Unary("not", x.typed, loc=here()))

@@ -274,10 +274,18 @@ _row("align_up", "T.align_up(value, alignment)", ("value", "alignment"), _A, "th
 
 _C = "Conversions and limits"
 _row("cast", "T.cast(value, dtype)", ("value", "dtype", "round", "sat", "rbits"), _C,
-     "to nearest even; float to integer truncates and saturates, NaN gives 0; integers wrap", gives="dtype")
+     'to nearest even (round="rz": towards zero); float to integer truncates and saturates, NaN gives 0; integers wrap',
+     gives="dtype")
 _row("Cast", "T.Cast(dtype, value)", ("dtype", "value"), _C, "cast with its arguments exchanged", gives="dtype")
 _row("reinterpret", "T.reinterpret(value, dtype)", ("value", "dtype"), _C, "the same bits as another type",
      gives="dtype")
+_row("vectorized_cast", "T.vectorized_cast(value, dtype)", ("value", "dtype"), _C, "cast of a vector, lane by lane",
+     gives="dtype")
+_row("extract_lane", "T.extract_lane(value, lane)", ("value", "lane"), _C, "one lane of a vector")
+for _op in ("add2", "sub2", "mul2", "min2", "max2"):
+    _row(_op, f"T.{_op}(a, b)", ("a", "b"), _C, f"{_op[:3]} of vectors of two lanes")
+_row("abs2", "T.abs2(x)", ("x",), _C, "abs of a vector of two lanes")
+_row("fma2", "T.fma2(a, b, c)", ("a", "b", "c"), _C, "fma of vectors of two lanes")
 _row("infinity", "T.infinity(dtype)", ("dtype",), _C, "positive infinity", gives="dtype")
 _row("max_value", "T.max_value(dtype)", ("dtype",), _C, "the largest finite value", gives="dtype")
 _row("min_value", "T.min_value(dtype)", ("dtype",), _C, "the lowest finite value", gives="dtype")

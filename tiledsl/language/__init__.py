@@ -69,6 +69,7 @@ from tiledsl.language.bits import (
     loop_break,
     popcount,
 )
+from tiledsl.language.casts import Cast, cast, reinterpret
 from tiledsl.language.compute import (
     GemmWarpPolicy,
     cummax,
@@ -159,14 +160,12 @@ from tiledsl.language.launch import (
     vectorized,
 )
 from tiledsl.language.math import (
-    Cast,
     Select,
     abs,
     bitwise_and,
     bitwise_not,
     bitwise_or,
     bitwise_xor,
-    cast,
     ceil,
     ceildiv,
     clamp,
@@ -184,7 +183,6 @@ from tiledsl.language.math import (
     min,
     min_value,
     nearbyint,
-    reinterpret,
     round,
     rsqrt,
     shift_left,
@@ -254,6 +252,7 @@ from tiledsl.language.threads import (
     warp_reduce_sum,
 )
 from tiledsl.language.types import Buffer, StridedTensor, Tensor, const, dtype, dynamic, empty, symbolic
+from tiledsl.language.vectors import abs2, add2, extract_lane, fma2, max2, min2, mul2, sub2, vectorized_cast
 
 # -- dtypes -----------------------------------------------------------------------------------------------
 bool = boolean = _dtypes.as_dtype("bool")
@@ -273,8 +272,8 @@ char, uchar = int8, uint8
 __all__ = [
     "Buffer", "Cast", "GemmWarpPolicy", "Kernel", "Parallel", "Persistent", "Pipelined", "Ref", "Select", "Serial",
     "StridedTensor", "Tensor", "Unroll", "Vectorized", "__cos", "__exp", "__exp10", "__exp2", "__log", "__log10",
-    "__log2", "__pow", "__sin", "__tan", "abs", "activemask", "align_up", "all_of", "all_sync", "alloc_barrier",
-    "alloc_fragment", "alloc_global", "alloc_local", "alloc_reducer", "alloc_shared", "alloc_var",
+    "__log2", "__pow", "__sin", "__tan", "abs", "abs2", "activemask", "add2", "align_up", "all_of", "all_sync",
+    "alloc_barrier", "alloc_fragment", "alloc_global", "alloc_local", "alloc_reducer", "alloc_shared", "alloc_var",
     "annotate_compile_flags", "annotate_l2_hit_ratio", "annotate_layout", "annotate_pass_configs",
     "annotate_restrict_buffers", "annotate_safe_value", "any_of", "any_sync", "assume", "async_copy", "atomic_add",
     "atomic_addx2", "atomic_addx4", "atomic_and", "atomic_load", "atomic_max", "atomic_min", "atomic_or",
@@ -282,28 +281,29 @@ __all__ = [
     "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "bool", "boolean", "brev", "byte_perm", "c2d_im2col",
     "call_extern", "cast", "ceil", "ceildiv", "char", "clamp", "clear", "clz", "comm_reducer", "const", "copy",
     "copysign", "cos", "cosh", "cummax", "cumsum", "determine_fp8_type", "device_assert",
-    "disable_warp_group_reg_alloc", "double", "dtype", "dynamic", "empty", "erf", "evaluate", "exp", "exp10", "exp2",
-    "expm1", "fence_barrier_init", "fence_proxy_async", "ffs", "fill", "finalize_reducer", "float", "float16",
-    "float32", "float4_e2m1fn", "float64", "float8_e4m3", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "floor",
-    "floordiv", "floormod", "fma", "fmod", "gemm", "get_block_binding", "get_block_bindings", "get_block_extent",
-    "get_lane_idx", "get_thread_binding", "get_thread_bindings", "get_thread_extent", "get_warp_group_idx",
-    "get_warp_idx", "get_warp_idx_sync", "grid", "half", "handle", "ieee_add", "ieee_div", "ieee_fdiv", "ieee_fmaf",
-    "ieee_frcp", "ieee_frsqrt", "ieee_fsqrt", "ieee_mul", "ieee_sub", "if_then_else", "im2col", "infinity", "int",
-    "int16", "int32", "int4", "int64", "int8", "isfinite", "isinf", "isnan", "launch_thread", "log", "log10", "log1p",
-    "log2", "long", "loop_break", "macro", "make_tensor", "match_all_sync", "match_any_sync", "max", "max_value",
-    "mbarrier_arrive", "mbarrier_expect_tx", "mbarrier_wait_parity", "min", "min_value", "nearbyint",
+    "disable_warp_group_reg_alloc", "double", "dtype", "dynamic", "empty", "erf", "evaluate", "exp", "exp10",
+    "exp2", "expm1", "extract_lane", "fence_barrier_init", "fence_proxy_async", "ffs", "fill", "finalize_reducer",
+    "float", "float16", "float32", "float4_e2m1fn", "float64", "float8_e4m3", "float8_e4m3fn", "float8_e5m2",
+    "float8_e8m0fnu", "floor", "floordiv", "floormod", "fma", "fma2", "fmod", "gemm", "get_block_binding",
+    "get_block_bindings", "get_block_extent", "get_lane_idx", "get_thread_binding", "get_thread_bindings",
+    "get_thread_extent", "get_warp_group_idx", "get_warp_idx", "get_warp_idx_sync", "grid", "half", "handle",
+    "ieee_add", "ieee_div", "ieee_fdiv", "ieee_fmaf", "ieee_frcp", "ieee_frsqrt", "ieee_fsqrt", "ieee_mul",
+    "ieee_sub", "if_then_else", "im2col", "infinity", "int", "int16", "int32", "int4", "int64", "int8", "isfinite",
+    "isinf", "isnan", "launch_thread", "log", "log10", "log1p", "log2", "long", "loop_break", "macro",
+    "make_tensor", "match_all_sync", "match_any_sync", "max", "max2", "max_value", "mbarrier_arrive",
+    "mbarrier_expect_tx", "mbarrier_wait_parity", "min", "min2", "min_value", "mul2", "nearbyint",
     "no_set_max_nreg", "parallel", "pdl_sync", "pdl_trigger", "popcount", "pow", "pow_of_int", "power", "prim_func",
     "print", "ptr", "ptx_arrive_barrier", "ptx_arrive_barrier_expect_tx", "ptx_commit_group", "ptx_wait_group",
     "reduce_absmax", "reduce_abssum", "reduce_bitand", "reduce_bitor", "reduce_bitxor", "reduce_max", "reduce_min",
     "reduce_sum", "reducer_init", "reducer_update", "reinterpret", "reshape", "round", "rsqrt", "serial",
     "set_max_nreg", "shfl_down", "shfl_sync", "shfl_up", "shfl_xor", "shift_left", "shift_right", "short",
-    "shuffle_elect", "sigmoid", "sin", "sinh", "sqrt", "symbolic", "sync_global", "sync_grid", "sync_threads",
-    "sync_warp", "syncthreads_and", "syncthreads_count", "syncthreads_or", "tan", "tanh", "thread_binding",
-    "thread_return", "tma_copy", "tma_store_arrive", "tma_store_wait", "transpose", "trunc", "truncdiv", "truncmod",
-    "tvm_thread_allreduce", "uchar", "uint", "uint16", "uint32", "uint4", "uint64", "uint8", "ulong", "unroll",
-    "use_swizzle", "ushort", "vectorized", "view", "wait_wgmma", "warp_reduce_bitand", "warp_reduce_bitor",
-    "warp_reduce_bitxor", "warp_reduce_max", "warp_reduce_min", "warp_reduce_sum", "warpgroup_arrive",
-    "warpgroup_commit_batch", "warpgroup_fence_operand", "warpgroup_wait",
+    "shuffle_elect", "sigmoid", "sin", "sinh", "sqrt", "sub2", "symbolic", "sync_global", "sync_grid",
+    "sync_threads", "sync_warp", "syncthreads_and", "syncthreads_count", "syncthreads_or", "tan", "tanh",
+    "thread_binding", "thread_return", "tma_copy", "tma_store_arrive", "tma_store_wait", "transpose", "trunc",
+    "truncdiv", "truncmod", "tvm_thread_allreduce", "uchar", "uint", "uint16", "uint32", "uint4", "uint64", "uint8",
+    "ulong", "unroll", "use_swizzle", "ushort", "vectorized", "vectorized_cast", "view", "wait_wgmma",
+    "warp_reduce_bitand", "warp_reduce_bitor", "warp_reduce_bitxor", "warp_reduce_max", "warp_reduce_min",
+    "warp_reduce_sum", "warpgroup_arrive", "warpgroup_commit_batch", "warpgroup_fence_operand", "warpgroup_wait",
 ]  # fmt: skip
 
 

@@ -10,7 +10,8 @@ from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.frontend.location import error
 from tiledsl.frontend.promotion import FLOAT32, as_number, is_number
 from tiledsl.frontend.values import Value, as_value, to_dtype
-from tiledsl.language.math import cast, fma, math_call, number_operands, reinterpret, rsqrt, select_value, sqrt
+from tiledsl.language.casts import cast, reinterpret
+from tiledsl.language.math import fma, math_call, number_operands, rsqrt, select_value, sqrt
 from tiledsl.language.operation import surface
 
 __all__ = [

@@ -15,19 +15,19 @@ import ml_dtypes
 import numpy as np
 
 from tiledsl import ir
-from tiledsl.dtypes import DType, as_dtype, promote, set_cast_hook
+from tiledsl.dtypes import DType, as_dtype, promote
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.frontend.control import choice_dtype
 from tiledsl.frontend.control import if_then_else as _if_then_else
 from tiledsl.frontend.location import error, here
-from tiledsl.frontend.promotion import BOOL, FLOAT32, as_number, convert, is_number, slice_dtype
+from tiledsl.frontend.promotion import BOOL, FLOAT32, as_number, convert, is_number
 from tiledsl.frontend.values import Value, as_bool, as_value, binary, to_dtype, unary
-from tiledsl.language.operation import not_yet, surface
+from tiledsl.language.operation import surface
 
 __all__ = [
-    "Cast", "Select", "abs", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "cast", "ceil",
+    "Select", "abs", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "ceil",
     "ceildiv", "clamp", "floor", "floordiv", "floormod", "fma", "if_then_else", "infinity",
-    "isfinite", "isinf", "isnan", "max", "max_value", "min", "min_value", "nearbyint", "reinterpret", "round",
+    "isfinite", "isinf", "isnan", "max", "max_value", "min", "min_value", "nearbyint", "round",
     "rsqrt", "shift_left", "shift_right", "sigmoid", "sqrt", "trunc", "truncdiv", "truncmod",
 ]  # fmt: skip
 
@@ -302,61 +302,6 @@ def isinf(x: Any) -> Any:
 def isfinite(x: Any) -> Any:
     """Neither NaN nor infinite."""
     return _classify("isfinite", x)
-
-
-# -- conversions ------------------------------------------------------------------------------------------
-
-
-@surface
-def cast(value: Any, dtype: Any, round: str = "", sat: bool = True, rbits: Any = None) -> Any:
-    """value converted to dtype: to nearest even; float to int truncates and saturates (language.md 0.11)."""
-    if round not in ("", "rn") or not sat or rbits is not None:
-        raise not_yet("T.cast with another rounding than to nearest even, saturating")
-    return _cast("T.cast", value, dtype)
-
-
-@surface
-def Cast(dtype: Any, value: Any) -> Any:
-    """`cast` with its arguments exchanged."""
-    return _cast("T.Cast", value, dtype)
-
-
-def _cast(what: str, value: Any, dtype: Any) -> Value:
-    target = slice_dtype(dtype, what)
-    v = value if is_number(value) else as_value(value, f"{what}: the value")
-    return Value(to_dtype(v, target)) if is_number(v) else Value(_cast_expr(v, target))
-
-
-def _cast_expr(v: Value, target: DType) -> Any:
-    return v.expr if v.expr.dtype is target else ir.Cast(v.expr, target, loc=here())
-
-
-def _construct(dtype: DType, args: tuple[Any, ...]) -> Any:
-    """`T.float32(x)`."""
-    if len(args) != 1:
-        raise error("dtype-call", TileTypeError, f"T.{dtype} converts one value, got {len(args)} arguments")
-    return _cast(f"T.{dtype}", args[0], dtype)
-
-
-set_cast_hook(_construct)
-
-
-@surface
-def reinterpret(value: Any, dtype: Any) -> Any:
-    """The bits of value as another type of the same width. Older programs give the dtype first: accepted too."""
-    if isinstance(value, (DType, str)):
-        value, dtype = dtype, value
-    if dtype == "handle":
-        return as_value(value, "T.reinterpret: the value")  # a null pointer, which T.attr takes
-    target = slice_dtype(dtype, "T.reinterpret")
-    v = as_value(value, "T.reinterpret: the value")
-    if v.dtype.bits != target.bits or v.dtype.is_bool or target.is_bool:
-        raise error(
-            "reinterpret-width",
-            TileTypeError,
-            f"T.reinterpret: {v!r} ({v.dtype}) and {target} are not of the same width",
-        )
-    return v if v.dtype is target else Value(ir.Call("reinterpret", (v.typed,), target, loc=here()))
 
 
 # -- limits -----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from tiledsl.frontend.describe import dims, expr_text, operand_text, place_text
 from tiledsl.frontend.linear import difference
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import INT32, is_number, slice_dtype
-from tiledsl.frontend.storage import BufferRef, Cell, Element, RegionRef, emit_store
+from tiledsl.frontend.storage import BufferRef, Cell, Element, RegionRef, VectorBufferRef, emit_store
 from tiledsl.frontend.values import Value, to_dtype
 from tiledsl.ir import Alloc, Buffer, Const, Copy, Expr, Fill, ReducerOp, Region, build
 from tiledsl.ir.walk import free_vars
@@ -40,9 +40,19 @@ def _alloc(what: str, shape: Any, dtype: Any, scope: str) -> BufferRef:
             )
         if e.value == 0:
             raise error("empty-alloc", TileValueError, f"{what}: shape {dims(extents)} has no elements")
-    buffer = Buffer("", slice_dtype(dtype, what), extents, scope, loc=here())
+    kind = slice_dtype(dtype, what, vectors=True)
+    buffer = Buffer("", kind.scalar, (*extents, *_lanes(kind)), scope, loc=here())
     current(what).emit(Alloc(buffer, loc=here()), what)
-    return BufferRef(buffer)
+    return _ref(buffer, kind)
+
+
+def _lanes(dtype: DType) -> tuple[Expr, ...]:
+    """The axis of the lanes of a vector."""
+    return (Const(dtype.lanes, INT32),) if dtype.is_vector else ()
+
+
+def _ref(buffer: Buffer, dtype: DType) -> BufferRef:
+    return VectorBufferRef(buffer, dtype.lanes) if dtype.is_vector else BufferRef(buffer)
 
 
 def _no_alloc_in_parallel(what: str) -> None:
@@ -127,8 +137,8 @@ def _view(what: str, src: Any, shape: Any, dtype: DType) -> BufferRef:
     b = src.buffer
     if b.strides is not None:
         raise error("view-strided", TileTypeError, f"{what}: {src!r} has explicit strides and cannot be reshaped")
-    extents = shape_exprs(shape, what)
-    old, new = _bits(b.shape, b.dtype), _bits(extents, dtype)
+    extents = (*shape_exprs(shape, what), *_lanes(dtype))
+    old, new = _bits(b.shape, b.dtype), _bits(extents, dtype.scalar)
     if old is None or new is None:
         raise not_yet(f"{what} with a run-time size")
     if old != new:
@@ -138,13 +148,13 @@ def _view(what: str, src: Any, shape: Any, dtype: DType) -> BufferRef:
             f"{what}: {dims(b.shape)} {b.dtype} has {old} bits, {dims(extents)} {dtype} has {new}",
             notes=place_text(b),
         )
-    made = Buffer("", dtype, extents, b.scope, alias_of=b, loc=here())
+    made = Buffer("", dtype.scalar, extents, b.scope, alias_of=b, loc=here())
     current(what).define(made)
-    return BufferRef(made)
+    return _ref(made, dtype)
 
 
 def _bits(shape: tuple[Expr, ...], dtype: DType) -> int | None:
-    total = dtype.bits * dtype.lanes
+    total = dtype.bits
     for axis, e in enumerate(shape):
         if not isinstance(e, Const):
             return None
@@ -163,7 +173,7 @@ def reshape(src: Any, shape: Any) -> Any:
 def view(src: Any, shape: Any = None, dtype: Any = None) -> Any:
     """The same storage with another shape and dtype (equal number of bits)."""
     known = isinstance(src, BufferRef)
-    kind = slice_dtype(dtype, "T.view") if dtype is not None else src.dtype if known else INT32
+    kind = slice_dtype(dtype, "T.view", vectors=True) if dtype is not None else src.dtype if known else INT32
     return _view("T.view", src, shape if shape is not None else src.shape if known else (), kind)
 
 

@@ -204,4 +204,8 @@ def any_all(b: Any, name: str, v: Value) -> Value:
 def reinterpret(b: Any, d: DType, x: Value) -> Value:
     """The same bits as a value of dtype d."""
     t = value_type(d)
+    if d.bits == 4:  # a byte, whose upper half follows from the type
+        four = constant(d, 4)
+        upper = b.shl(x, four)
+        return b.ashr(upper, four) if d.kind == "int" else b.lshr(upper, four)
     return x if x.type == t else b.bitcast(x, t)
