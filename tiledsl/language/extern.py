@@ -14,7 +14,7 @@ from tiledsl.errors import TileAttributeError, TileTypeError, suggest
 from tiledsl.frontend.location import error
 from tiledsl.frontend.promotion import is_number, slice_dtype
 from tiledsl.frontend.values import Value, as_bool, as_value, to_dtype
-from tiledsl.language import bits, functions, math, threads
+from tiledsl.language import bits, casts, functions, math, threads
 from tiledsl.language.operation import operation
 
 __all__ = ["call_extern"]
@@ -34,11 +34,11 @@ def _add(names: str, takes: str, gives: str, meaning: Callable[..., Any]) -> Non
 
 
 def _as(dtype: str) -> Callable[[Any], Any]:
-    return lambda x: math.cast(x, dtype)
+    return lambda x: casts.cast(x, dtype)
 
 
 def _bits_of(dtype: str) -> Callable[[Any], Any]:
-    return lambda x: math.reinterpret(x, dtype)
+    return lambda x: casts.reinterpret(x, dtype)
 
 
 def _toward(dtype: str, mode: str) -> Callable[[Any], Any]:
@@ -46,19 +46,19 @@ def _toward(dtype: str, mode: str) -> Callable[[Any], Any]:
     integer = f"int{as_dtype(dtype).bits}"
 
     def convert(x: Any) -> Any:
-        near = math.cast(x, dtype)
-        back = math.cast(near, "float32")
-        magnitude_down = Value(to_dtype(math.reinterpret(near, integer) - 1, as_dtype(integer)))
-        magnitude_up = Value(to_dtype(math.reinterpret(near, integer) + 1, as_dtype(integer)))
+        near = casts.cast(x, dtype)
+        back = casts.cast(near, "float32")
+        magnitude_down = Value(to_dtype(casts.reinterpret(near, integer) - 1, as_dtype(integer)))
+        magnitude_up = Value(to_dtype(casts.reinterpret(near, integer) + 1, as_dtype(integer)))
         if mode == "rz":
-            return math.select_value(math.abs(back) > math.abs(x), math.reinterpret(magnitude_down, dtype), near)
-        smallest = math.reinterpret(Value(to_dtype(1, as_dtype(integer))), dtype)
+            return math.select_value(math.abs(back) > math.abs(x), casts.reinterpret(magnitude_down, dtype), near)
+        smallest = casts.reinterpret(Value(to_dtype(1, as_dtype(integer))), dtype)
         if mode == "rd":
             below = math.select_value(back > 0, magnitude_down, magnitude_up)
-            moved = math.select_value(back == 0, -smallest, math.reinterpret(Value(below.typed), dtype))
+            moved = math.select_value(back == 0, -smallest, casts.reinterpret(Value(below.typed), dtype))
             return math.select_value(back > x, moved, near)
         above = math.select_value(back > 0, magnitude_up, magnitude_down)
-        moved = math.select_value(back == 0, smallest, math.reinterpret(Value(above.typed), dtype))
+        moved = math.select_value(back == 0, smallest, casts.reinterpret(Value(above.typed), dtype))
         return math.select_value(back < x, moved, near)
 
     return convert
@@ -75,11 +75,11 @@ def _saturate(x: Any) -> Any:
 
 def _high(a: Any, b: Any) -> Any:
     wide = "int64" if a.dtype.is_signed else "uint64"
-    return (math.cast(a, wide) * math.cast(b, wide)) >> 32
+    return (casts.cast(a, wide) * casts.cast(b, wide)) >> 32
 
 
 def _rounded_int(x: Any, rounding: Callable[[Any], Any], dtype: str) -> Any:
-    return math.cast(rounding(x), dtype)
+    return casts.cast(rounding(x), dtype)
 
 
 # bits of integers
@@ -89,8 +89,8 @@ for _letters, _suffix in (("u", ""), ("w", "ll")):
     _add(f"__ffs{_suffix}", _letters, "i", bits.ffs)
     _add(f"__brev{_suffix}", _letters, _letters, bits.brev)
 _add("__byte_perm", "uuu", "u", bits.byte_perm)
-_add("__funnelshift_l", "uuu", "u", lambda lo, hi, n: (_join(lo, hi) << math.cast(n & 31, "uint64")) >> 32)
-_add("__funnelshift_r", "uuu", "u", lambda lo, hi, n: _join(lo, hi) >> math.cast(n & 31, "uint64"))
+_add("__funnelshift_l", "uuu", "u", lambda lo, hi, n: (_join(lo, hi) << casts.cast(n & 31, "uint64")) >> 32)
+_add("__funnelshift_r", "uuu", "u", lambda lo, hi, n: _join(lo, hi) >> casts.cast(n & 31, "uint64"))
 _add("__mulhi", "ii", "i", _high)
 _add("__umulhi", "uu", "u", _high)
 _add("__mul24", "ii", "i", lambda a, b: ((a << 8) >> 8) * ((b << 8) >> 8))
@@ -103,7 +103,7 @@ _add("umax", "uu", "u", math.max)
 
 
 def _join(low: Any, high: Any) -> Any:
-    return (math.cast(high, "uint64") << 32) | math.cast(low, "uint64")
+    return (casts.cast(high, "uint64") << 32) | casts.cast(low, "uint64")
 
 
 # bits of floats
