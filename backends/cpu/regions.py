@@ -168,8 +168,8 @@ class _Plan:
         """Cheap to compute again: whole numbers from what every region has."""
         if not (e.dtype.is_int or e.dtype.is_bool) or loads_of(e) or any(isinstance(n, ir.Call) for n in walk(e)):
             return False
-        own = [v for v in free_vars(e) if v in r.lets and v not in self.again]
-        if any(r.lets[v] is None or v in self.kept for v in own):
+        own = [v for v in free_vars(e) if v in r.lets and v not in self.again and v not in self.kept]
+        if any(r.lets[v] is None for v in own):
             return False
         if not all(self._pure(value, r) for v in own if (value := r.lets[v]) is not None):
             return False
@@ -310,8 +310,7 @@ class _Place(Rewriter):
         if v in self.plan.again:
             value = self.plan.again[v]
             for w in sorted(free_vars(value), key=lambda w: w.name):
-                if w in self.plan.again:
-                    self._bring(w, head)
+                self._bring(w, head)
             mine = ir.Var(v.name, v.type)
             head.append(ir.Let(mine, substitute(value, self.now)))
             self.now[v] = mine
