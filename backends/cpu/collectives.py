@@ -51,12 +51,13 @@ class _Exchange:
 
     def write(self) -> None:
         sp, s = self.sp, self.s
-        masks = sp.level.masks
         if s.mask is not None:
             name = ir.Var("mask", _U32)
             sp.level.pending.append(ir.Let(name, s.mask, loc=s.loc))
             self.mask = name
-        if masks:
+        first, last = sp.level.group
+        whole_warps = first % WARP == 0 and (last % WARP == 0 or last == self.count)
+        if sp.level.masks or (sp.some_threads and (s.scope == "block" or not whole_warps)):
             sp.flush()
             self.presence = sp.mask("present")
             sp.everywhere(sp.set(self.presence, sp.here()))
@@ -116,33 +117,40 @@ class _Exchange:
         mine = _bits(self.thread, "bitand", width - 1)
         fixed = s.args[1].value if isinstance(s.args[1], ir.Const) else None
         by: ir.Expr = lane if fixed is None else const(fixed, INT32)
-        inside: ir.Expr = TRUE
         if s.op == "shfl":
-            source = add(sub(self.thread, mine), _bits(by, "bitand", width - 1))
+            self.read(values, add(sub(self.thread, mine), _bits(by, "bitand", width - 1)), TRUE)
         elif s.op == "shfl_xor":
-            other = build.binary("bitxor", _bits(self.thread, "bitand", WARP - 1), by)
-            source = add(self.warp_start(), other)
-            if fixed is None or not 0 <= fixed < width:
-                last = add(sub(_bits(self.thread, "bitand", WARP - 1), mine), width)
-                inside = and_(build.ge(other, 0), lt(other, last))
-            elif self.count % WARP == 0:
-                source = build.binary("bitxor", self.thread, by)
+            self.xor(values, by, fixed, mine)
         else:
-            moved = (sub if s.op == "shfl_up" else add)(mine, by)
-            source = (sub if s.op == "shfl_up" else add)(self.thread, by)
-            tests = [] if fixed is not None and fixed >= 0 and s.op == "shfl_down" else [build.ge(moved, 0)]
-            if not (fixed is not None and fixed >= 0 and s.op == "shfl_up"):
-                tests.append(lt(moved, width))
-            inside = all_of(tests)
+            step = sub if s.op == "shfl_up" else add
+            inside = all_of(
+                ([] if fixed is not None and fixed >= 0 and s.op == "shfl_down" else [build.ge(step(mine, by), 0)])
+                + ([] if fixed is not None and fixed >= 0 and s.op == "shfl_up" else [lt(step(mine, by), width)])
+            )
+            self.read(values, step(self.thread, by), inside)
+
+    def xor(self, values: ir.Buffer, by: ir.Expr, fixed: int | None, mine: ir.Expr) -> None:
+        """Of lane ^ by; where that is one step up or down, neighbouring lanes read neighbouring elements."""
+        width, lane = self.s.width, _bits(self.thread, "bitand", WARP - 1)
+        if fixed in (1, 2, 4, 8, 16) and fixed < width:
+            low = eq(_bits(self.thread, "bitand", fixed), 0)
+            up, down = add(self.thread, fixed), sub(self.thread, fixed)
+            if self.count % WARP == 0 and self.exists(up, known=True) == TRUE:
+                self.result(build.if_then_else(low, values.load(up), values.load(down)))
+                return
+        other = build.binary("bitxor", lane, by)
+        last = add(sub(lane, mine), width)
+        near = fixed is not None and 0 <= fixed < width
+        inside = TRUE if near else and_(build.ge(other, 0), lt(other, last))
+        self.read(values, add(self.warp_start(), other), inside)
+
+    def read(self, values: ir.Buffer, source: ir.Expr, inside: ir.Expr) -> None:
+        """The result: of thread `source` where that is in the segment and here, else the own value."""
         if self.count % WARP:
             inside = and_(inside, lt(source, self.count))
-        if inside != TRUE:
-            source = select(inside, source, self.thread)
-        found: ir.Expr = values.load(source)
-        there = self.exists(source, known=True)
-        if there != TRUE:
-            found = select(there, found, values.load(self.thread))
-        self.result(found)
+        inside = and_(inside, self.exists(source, known=True))
+        found, own = values.load(source), values.load(self.thread)
+        self.result(found if inside == TRUE else build.if_then_else(inside, found, own))
 
     # -- votes ---------------------------------------------------------------------------------------------------
 

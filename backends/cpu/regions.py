@@ -16,7 +16,7 @@ from tiledsl import ir
 from tiledsl.analysis.uniformity import Varying
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileNotImplementedError
-from tiledsl.ir.build import INT32, add, const, mul
+from tiledsl.ir.build import INT32, add, const, floordiv, floormod, mul
 from tiledsl.ir.walk import Rewriter, free_vars, loads_of, substitute, walk
 
 __all__ = ["Regions", "bound_in", "thread_counts"]
@@ -82,11 +82,11 @@ class Regions:
     def per_thread(self, name: str, dtype: DType) -> ir.Buffer:
         return self.array(name, dtype, self.count)
 
-    def region(self, body: tuple[ir.Stmt, ...], only: tuple[int, ...] | None = None) -> ir.Parallel:
-        """A region; only: the indices of the one thread that runs it."""
-        size = self.count if only is None else 1
-        threads = ("threads", self.counts if only is None else only)
-        return ir.Parallel((self.thread,), (const(size, INT32),), body, (threads, ("single", only is not None)))
+    def region(self, body: tuple[ir.Stmt, ...], first: int = 0, last: int | None = None) -> ir.Parallel:
+        """A region of the threads with the numbers first to last - 1 (None: of all)."""
+        last = self.count if last is None else last
+        threads = ("threads", (first, last))
+        return ir.Parallel((self.thread,), (const(last - first, INT32),), body, (threads,))
 
     def _is_region(self, n: ir.Node) -> bool:
         return isinstance(n, ir.Parallel) and n.vars == (self.thread,)
@@ -283,25 +283,34 @@ class _Place(Rewriter):
         if not own_body:
             return ()
         body = (*head, *self.plan.inside.get(id(r.nest), ()), *own_body)
-        counts: tuple[int, ...] = dict(r.nest.annotations)["threads"]
-        single: bool = dict(r.nest.annotations)["single"]
+        own, axes, extents = self._axes(*dict(r.nest.annotations)["threads"])
+        loc = r.nest.body[0].loc
+        return ir.Parallel(axes, extents, substitute(body, own), (("threads", True),), loc=loc)
+
+    def _axes(self, first: int, last: int) -> tuple[dict[ir.Var, ir.Expr], tuple[ir.Var, ...], tuple[ir.Expr, ...]]:
+        """Thread indices and thread number by the variables of a nest, and that nest: over the axes of the block,
+        or for some of its threads over their numbers."""
+        vs, counts = self.owner.kernel.thread_vars, self.owner.counts
         own: dict[ir.Var, ir.Expr] = {}
+        number: ir.Expr = const(first, INT32)
         nest: list[tuple[ir.Var, int]] = []
-        for v, n in zip(self.owner.kernel.thread_vars, counts, strict=True):
-            if single or n == 1:
-                own[v] = const(n if single else 0, v.type)
-            else:
-                own[v] = ir.Var(v.name, v.type)
-                nest.append((own[v], n))  # type: ignore[arg-type]
-        number: ir.Expr = const(0, INT32)
-        for v, n in reversed(list(zip(self.owner.kernel.thread_vars, self.owner.counts, strict=True))):
-            number = add(mul(number, n), own[v])
+        if (first, last) == (0, self.owner.count):
+            nest = [(ir.Var(v.name, v.type), n) for v, n in zip(vs, counts, strict=True) if n > 1]
+            named = dict(zip([v for v, n in zip(vs, counts, strict=True) if n > 1], nest, strict=True))
+            for v, n in reversed(list(zip(vs, counts, strict=True))):
+                own[v] = named[v][0] if v in named else const(0, v.type)
+                number = add(mul(number, n), own[v])
+        else:
+            if last - first > 1:
+                nest = [(ir.Var("thread", INT32), last - first)]
+                number = add(nest[0][0], first)
+            rest = number
+            for k, (v, n) in enumerate(zip(vs, counts, strict=True)):
+                own[v] = rest if k == len(vs) - 1 else floormod(rest, n)
+                rest = floordiv(rest, n)
         own[self.owner.thread] = number
-        if not nest:
-            nest.append((ir.Var("one", INT32), 1))
-        axes = tuple(v for v, _ in reversed(nest))
-        extents = tuple(const(n, INT32) for _, n in reversed(nest))
-        return ir.Parallel(axes, extents, substitute(body, own), (("threads", True),), loc=r.nest.body[0].loc)
+        nest = nest or [(ir.Var("one", INT32), 1)]
+        return own, tuple(v for v, _ in reversed(nest)), tuple(const(n, INT32) for _, n in reversed(nest))
 
     def _bring(self, v: ir.Var, head: list[ir.Stmt]) -> None:
         """Makes a value of another region known here."""

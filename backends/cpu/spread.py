@@ -10,15 +10,16 @@ A thread that returns leaves the mask of the living. The result is ordinary tile
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from tiledsl import ir
+from tiledsl.analysis.evaluate import evaluate
 from tiledsl.analysis.uniformity import Varying, varying
 from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir import build
 from tiledsl.ir.build import INT32, TRUE, all_of, const, ne
-from tiledsl.ir.walk import Rewriter, loads_of, map_kernels, walk, writes
+from tiledsl.ir.walk import Rewriter, free_vars, loads_of, map_kernels, substitute, walk, writes
 
 from .collectives import lower_collective
 from .private_tiles import TILE_OPS, expand_private
@@ -58,11 +59,13 @@ class _Loop:
 
 @dataclass(eq=False)
 class _Level:
-    """One block of the result. masks: threads are here only where all of them hold."""
+    """One block of the result. group: the numbers of the threads that may be here, first and behind the last; of
+    those the ones are here for which all masks hold."""
 
-    out: list[ir.Stmt]
-    pending: list[ir.Stmt]  # of the region that is open
     masks: Masks
+    group: tuple[int, int]
+    out: list[ir.Stmt] = field(default_factory=list)
+    pending: list[ir.Stmt] = field(default_factory=list)  # of the region that is open
 
 
 class Spreader:
@@ -74,7 +77,9 @@ class Spreader:
         self.varying: Varying = varying(kernel.body, (*kernel.thread_vars, *nests))
         self.regions = Regions(kernel, self.varying)
         self.thread = self.regions.thread
-        self.level = _Level([], [], ())
+        self.everyone = (0, self.regions.count)
+        self.level = _Level((), self.everyone)
+        self.lets: dict[ir.Var, ir.Expr] = {}  # what needs no memory, in terms of block and thread variables
         self.loops: list[_Loop] = []
         self.alive: ir.Buffer | None = None
 
@@ -86,9 +91,14 @@ class Spreader:
 
     # -- writing -------------------------------------------------------------------------------------------
 
-    def block(self, body: Iterable[ir.Stmt], masks: Masks) -> tuple[ir.Stmt, ...]:
-        """The statements of a block that the threads run for which the masks hold."""
-        outer, self.level = self.level, _Level([], [], masks)
+    @property
+    def some_threads(self) -> bool:
+        """Perhaps not all threads are here."""
+        return bool(self.level.masks) or self.level.group != self.everyone
+
+    def block(self, body: Iterable[ir.Stmt], masks: Masks, group: tuple[int, int] | None = None) -> tuple[ir.Stmt, ...]:
+        """The statements of a block that those threads (of a group) run for which the masks hold."""
+        outer, self.level = self.level, _Level(masks, group or self.level.group)
         for s in body:
             self.statement(s)
         self.flush()
@@ -99,22 +109,30 @@ class Spreader:
         """Ends the open region."""
         level = self.level
         if level.pending:
-            self.everywhere(*level.pending, guard=self.here())
+            level.out.append(self.regions.region(self.guarded(*level.pending), *level.group))
             level.pending = []
+
+    def guarded(self, *body: ir.Stmt) -> tuple[ir.Stmt, ...]:
+        """Statements for those threads of the group that are here."""
+        guard = all_of(self.holds(m) for m in self.level.masks)
+        return body if guard == TRUE else (ir.If(guard, body, loc=body[0].loc),)
 
     def emit(self, *s: ir.Stmt) -> None:
         """Statements that run once for the block, in their place."""
         self.flush()
         self.level.out += s
 
-    def everywhere(self, *body: ir.Stmt, guard: ir.Expr = TRUE) -> None:
-        """A region of its own, of all threads for which the guard holds."""
-        inner = body if guard == TRUE else (ir.If(guard, body, loc=body[0].loc),)
-        self.level.out.append(self.regions.region(inner))
+    def everywhere(self, *body: ir.Stmt) -> None:
+        """A region of its own, of all threads of the block, wherever they are."""
+        self.level.out.append(self.regions.region(body))
 
     def here(self) -> ir.Expr:
-        """This thread is here."""
-        return all_of(self.holds(m) for m in self.level.masks)
+        """This thread, of all of the block, is here."""
+        first, last = self.level.group
+        tests = [build.ge(self.thread, first)] if first else []
+        if last < self.regions.count:
+            tests.append(build.lt(self.thread, last))
+        return all_of([*tests, *(self.holds(m) for m in self.level.masks)])
 
     def holds(self, mask: ir.Buffer) -> ir.Expr:
         return ne(mask.load(self.thread), 0)
@@ -160,7 +178,7 @@ class Spreader:
         """Threads can run this whole statement each for itself."""
         if any(self.is_point(n) for n in walk(s)) or _escapes(s):
             return False
-        return not self._uniform_effect((s,), bool(self.level.masks))
+        return not self._uniform_effect((s,), self.some_threads)
 
     def _uniform_effect(self, body: tuple[ir.Stmt, ...], divergent: bool) -> bool:
         """Something in the block happens once for all threads."""
@@ -223,6 +241,8 @@ class Spreader:
                 self.level.masks += (self.alive,)
 
     def _let(self, s: ir.Let) -> None:
+        if not loads_of(s.value) and not any(isinstance(n, ir.Call) for n in walk(s.value)):
+            self.lets[s.var] = substitute(s.value, self.lets)
         if self.differs(s.value):
             self.level.pending.append(s)
         else:
@@ -237,7 +257,7 @@ class Spreader:
             self.level.out.append(s)
 
     def _effect(self, s: ir.Store | ir.Atomic | ir.Debug) -> None:
-        if self.differs(s) or self.level.masks:
+        if self.differs(s) or self.some_threads:
             self.level.pending.append(s)
         elif isinstance(s, ir.Debug) and s.kind == "assume":
             self.level.out.append(s)
@@ -254,19 +274,19 @@ class Spreader:
 
     def _if(self, s: ir.If) -> None:
         splits = self.differs(s.cond)
+        group = self._group(s) if splits else None
         if self.stays_inside(s):
-            if not self.differs(s) and not self.level.masks:
+            if not self.differs(s) and not self.some_threads:
                 self.emit(s)
-                return
-            only = self._only_thread(s.cond)
-            if only is None:
+            elif group is not None and group[1] - group[0] == 1:
+                self.flush()
+                self.level.out.append(self.regions.region(self.guarded(*self.expanded(s)), *group))
+            else:
                 self._inside(s)
-                return
+            return
+        if group is not None:
             self.flush()
-            body = self.expanded(s)
-            here = self.here()
-            body = body if here == TRUE else (ir.If(here, body, loc=s.loc),)
-            self.level.out.append(self.regions.region(body, only))
+            self.level.out += self.block(_without(s, self._always(s.cond, group)), self.level.masks, group)
             return
         if not splits:
             then, orelse = (self._branch(b) for b in (s.then, s.orelse))
@@ -296,32 +316,44 @@ class Spreader:
         loops = [loop.masks[1] for loop in self.loops[-1:] if loop.masks is not None]
         return tuple(m for m in self.level.masks if m in loops or m is self.alive)
 
-    def _only_thread(self, cond: ir.Expr) -> tuple[int, ...] | None:
-        """The indices of the one thread for which the condition can hold."""
-        found: dict[ir.Var, int] = {}
-        parts = [cond]
-        while parts:
-            e = parts.pop()
-            if isinstance(e, ir.Binary) and e.op == "and":
-                parts += [e.a, e.b]
-            elif isinstance(e, ir.Binary) and e.op == "eq":
-                for a, b in ((e.a, e.b), (e.b, e.a)):
-                    if isinstance(a, ir.Var) and isinstance(b, ir.Const):
-                        found.setdefault(a, int(b.value))
-        only = []
+    def _group(self, s: ir.If) -> tuple[int, int] | None:
+        """Threads with neighbouring numbers, the only ones for which the condition can hold, as far as that is known
+        now; None where there are none, or where the others have something to do."""
+        low, high = self.level.group
+        known = self._known(s.cond)
+        if s.orelse or not known:
+            return None
+        inside = [t for t in range(low, high) if all(evaluate(e, self._indices(t)) for e in known)]
+        if not inside or inside[-1] - inside[0] + 1 != len(inside) or len(inside) == high - low:
+            return None
+        return inside[0], inside[-1] + 1
+
+    def _known(self, cond: ir.Expr) -> list[ir.Expr]:
+        """The parts of a conjunction that depend on nothing but the thread, in terms of thread variables."""
+        if isinstance(cond, ir.Binary) and cond.op == "and":
+            return self._known(cond.a) + self._known(cond.b)
+        plain: ir.Expr = substitute(cond, self.lets)
+        fixed = not loads_of(plain) and not any(isinstance(n, ir.Call) for n in walk(plain))
+        return [plain] if fixed and free_vars(plain) <= set(self.kernel.thread_vars) else []
+
+    def _indices(self, t: int) -> dict[ir.Var, int]:
+        found = {}
         for v, n in zip(self.kernel.thread_vars, self.regions.counts, strict=True):
-            at = found.get(v, 0 if n == 1 else -1)
-            if not 0 <= at < n:
-                return None
-            only.append(at)
-        return tuple(only)
+            t, found[v] = divmod(t, n)
+        return found
+
+    def _always(self, cond: ir.Expr, group: tuple[int, int]) -> ir.Expr:
+        """What is left of a condition for the threads of a group that was made for it."""
+        if isinstance(cond, ir.Binary) and cond.op == "and":
+            return build.and_(self._always(cond.a, group), self._always(cond.b, group))
+        return TRUE if self._known(cond) else cond
 
     # -- loops -----------------------------------------------------------------------------------------------
 
     def _for(self, s: ir.For) -> None:
         uneven = self._uneven(s)
         if self.stays_inside(s) and (uneven or self._short(s) or self._parts(s.body, False, False)):
-            if self.differs(s) or self.level.masks:
+            if self.differs(s) or self.some_threads:
                 self._inside(s)
             else:
                 self.emit(s)
@@ -345,7 +377,7 @@ class Spreader:
         )
 
     def _returns(self, s: ir.For | ir.While) -> bool:
-        return bool(self.level.masks) and any(isinstance(n, ir.Return) for n in walk(s.body))
+        return self.some_threads and any(isinstance(n, ir.Return) for n in walk(s.body))
 
     def _masked_body(
         self, body: tuple[ir.Stmt, ...], going: ir.Buffer, before: tuple[ir.Stmt, ...], after: Callable[[], None]
@@ -353,7 +385,7 @@ class Spreader:
         """One round for the threads in `going`."""
         here = self.mask("here")
         self.flush()
-        outer, self.level = self.level, _Level([], [], ())
+        outer, self.level = self.level, _Level((), self.level.group)
         self.everywhere(self.set(here, self.holds(going)))
         masks: Masks = (here,)
         if any(isinstance(n, ir.Return) for s in body for n in walk(s)):
@@ -386,7 +418,7 @@ class Spreader:
         self.flush()
         self.everywhere(self.set(going, self.here()))
         body = self._masked_body(s.body, going, (), lambda: None)
-        outer, self.level = self.level, _Level([], [], ())
+        outer, self.level = self.level, _Level((), self.level.group)
         if self.alive is not None:
             self.everywhere(self.set(going, self._going(going)))
         none = build.not_(self.some(going, flag))
@@ -411,7 +443,7 @@ class Spreader:
 
     def _while(self, s: ir.While) -> None:
         if self.stays_inside(s):
-            if self.differs(s) or self.level.masks:
+            if self.differs(s) or self.some_threads:
                 self._inside(s)
             else:
                 self.emit(s)
@@ -452,7 +484,8 @@ class Spreader:
             self.level.pending.append(self.set(going, build.FALSE))
 
     def _return(self, s: ir.Return) -> None:
-        if all(m is self.alive for m in self.level.masks) and not any(loop.masks for loop in self.loops):
+        all_here = self.level.group == self.everyone and all(m is self.alive for m in self.level.masks)
+        if all_here and not any(loop.masks for loop in self.loops):
             self.emit(s)
             return
         self.level.pending.append(self.set(self._living(), build.FALSE))
@@ -480,6 +513,11 @@ class Spreader:
 def whole(b: ir.Buffer) -> ir.Region:
     """All of a buffer."""
     return ir.Region(b, tuple(build.zero(e.dtype) for e in b.shape), b.shape)
+
+
+def _without(s: ir.If, cond: ir.Expr) -> tuple[ir.Stmt, ...]:
+    """The If under another condition."""
+    return s.then if cond == TRUE else (s.replace(cond=cond),)
 
 
 def _escapes(s: ir.Stmt, loops: int = 0) -> bool:
