@@ -82,15 +82,21 @@ def bound_vars(s: ir.Node) -> tuple[ir.Var, ...]:
 # -- which axis ------------------------------------------------------------------------------------------------
 
 
+_HEAVY = 24  # operators beside which atomics, lane after lane, do not decide
+
+
 def choose_axis(cx: Context, p: ir.Parallel) -> int | None:
     """The axis whose lanes touch memory best; None when the body needs one iteration at a time."""
     best, best_score = None, 0.0
+    work = sum(isinstance(n, (ir.Binary, ir.Unary, ir.Call, ir.Cast)) for n in walk(p.body))
+    heavy = _of_threads(p) and work > _HEAVY
     for axis in reversed(range(len(p.vars))):
         extent = p.extents[axis]
         if isinstance(extent, ir.Const) and extent.value < 2:
             continue
         lets: dict[ir.Var, int | None] = {p.vars[axis]: 1}
-        if not _Lanes(lets, _allocated_inside(p), _of_threads(p)).block(p.body) or _shares_bytes(cx, p, lets):
+        lanes = _Lanes(lets, _allocated_inside(p), _of_threads(p), heavy)
+        if not lanes.block(p.body) or _shares_bytes(cx, p, lets):
             continue
         score = 1.0 + sum(_score(n, lets) for n in walk(p.body))
         if isinstance(extent, ir.Const) and extent.value < LANES:
@@ -173,11 +179,13 @@ class _Lanes:
     """Whether all lanes can run a block together; records in `lets` how each let moves with the lane.
 
     threads: loops that lanes leave one by one, and stores of all lanes to one place, are worth vectors
+    heavy: so much is computed that atomics, lane after lane, do not decide
     """
 
     lets: dict[ir.Var, int | None]
     inside: frozenset[ir.Buffer]
     threads: bool
+    heavy: bool = False
 
     def block(self, body: tuple[ir.Stmt, ...]) -> bool:
         return all(map(self.statement, body))
@@ -203,7 +211,7 @@ class _Lanes:
         if isinstance(s, ir.Atomic):
             if s.result is not None:
                 self.lets[s.result] = None
-            return self.threads
+            return self.heavy
         if isinstance(s, ir.ReducerOp):
             coefs = [_coef(i, self.lets) for i in s.indices]
             if None in coefs or any(coefs):  # sixteen elements, or we cannot tell

@@ -23,14 +23,14 @@ from tiledsl.ir.walk import Rewriter, free_vars, loads_of, map_kernels, substitu
 
 from .collectives import lower_collective
 from .private_tiles import TILE_OPS, expand_private
-from .regions import Regions
+from .regions import Regions, bound_in
 from .thread_nests import own_iterations
 
 __all__ = ["Spreader", "SpreadThreads"]
 
 _PRIVATE = ("local", "var")
 _ZERO = const(0, INT32)
-_SHORT = 32  # rounds
+_FEW = 32  # rounds
 Masks = tuple[ir.Buffer, ...]
 
 
@@ -352,7 +352,11 @@ class Spreader:
 
     def _for(self, s: ir.For) -> None:
         uneven = self._uneven(s)
-        if self.stays_inside(s) and (uneven or self._short(s) or self._parts(s.body, False, False)):
+        if s.kind == "unroll" and self._few(s) and any(map(self.is_point, walk(s.body))) and not _leaves(s.body):
+            for k in _constant_range(s):
+                for x in self._again(s, k):
+                    self.statement(x)
+        elif self.stays_inside(s) and (uneven or self._short(s) or self._parts(s.body, False, False)):
             if self.differs(s) or self.some_threads:
                 self._inside(s)
             else:
@@ -369,12 +373,31 @@ class Spreader:
 
     def _short(self, s: ir.For) -> bool:
         """Few rounds: better inside a region, in registers. Long loops stay outside, so that neighbouring threads
-        touch neighbouring memory at the same time."""
-        if not (isinstance(s.start, ir.Const) and isinstance(s.stop, ir.Const) and isinstance(s.step, ir.Const)):
-            return False
-        return not self.differs(s) or (
-            s.step.value != 0 and len(range(s.start.value, s.stop.value, s.step.value)) <= 32
-        )
+        touch neighbouring memory at the same time; so do atomics, which threads do one after the other."""
+        if self._few(s) and not any(isinstance(n, ir.Atomic) for n in walk(s.body)):
+            return True
+        return not self.differs(s)
+
+    @staticmethod
+    def _few(s: ir.For) -> bool:
+        bounds = (s.start, s.stop, s.step)
+        return all(isinstance(e, ir.Const) for e in bounds) and len(_constant_range(s)) <= _FEW
+
+    def _again(self, s: ir.For, k: int) -> tuple[ir.Stmt, ...]:
+        """One round of a loop; what it binds is new each time."""
+        values: dict[ir.Var, ir.Expr] = {s.var: const(k, s.var.type)}
+        buffers: dict[ir.Buffer, ir.Buffer] = {}
+        for n in walk(s.body):
+            for v in bound_in(n):
+                values[v] = new = ir.Var(v.name, v.type, loc=v.loc)
+                if v in self.varying.vars:
+                    self.varying.vars.add(new)
+            if isinstance(n, ir.Alloc):
+                buffers[n.buffer] = n.buffer.replace()
+                if n.buffer in self.varying.buffers:
+                    self.varying.buffers.add(buffers[n.buffer])
+        body: tuple[ir.Stmt, ...] = substitute(s.body, values, buffers)
+        return body
 
     def _returns(self, s: ir.For | ir.While) -> bool:
         return self.some_threads and any(isinstance(n, ir.Return) for n in walk(s.body))
@@ -515,9 +538,18 @@ def whole(b: ir.Buffer) -> ir.Region:
     return ir.Region(b, tuple(build.zero(e.dtype) for e in b.shape), b.shape)
 
 
+def _constant_range(s: ir.For) -> range:
+    start, stop, step = (int(e.value) if isinstance(e, ir.Const) else 0 for e in (s.start, s.stop, s.step))
+    return range(start, stop, step) if step else range(0)
+
+
 def _without(s: ir.If, cond: ir.Expr) -> tuple[ir.Stmt, ...]:
     """The If under another condition."""
     return s.then if cond == TRUE else (s.replace(cond=cond),)
+
+
+def _leaves(body: tuple[ir.Stmt, ...]) -> bool:
+    return any(isinstance(n, (ir.Break, ir.Continue)) for n in walk(body))
 
 
 def _escapes(s: ir.Stmt, loops: int = 0) -> bool:

@@ -223,6 +223,7 @@ def _reinterpret(cx: Context, e: ir.Call) -> Lane:
 
 
 def _binary(cx: Context, e: ir.Binary) -> Lane:
+    e = _shifted(e)
     a, b = value(cx, e.a), value(cx, e.b)
     t = e.a.dtype
     if t.is_int and t is not _U64:
@@ -240,6 +241,17 @@ def _binary(cx: Context, e: ir.Binary) -> Lane:
     if t.is_narrow and e.op in _ROUNDED:
         out = round_to(out, t)
     return Lane(out, 0 if a.coef == 0 and b.coef == 0 else None)
+
+
+def _shifted(e: ir.Binary) -> ir.Binary:
+    """Floor division by a power of two is a shift, and its remainder a mask, for negative numbers as well."""
+    if e.op not in ("floordiv", "floormod") or not e.dtype.is_int or not isinstance(e.b, ir.Const):
+        return e
+    n = int(e.b.value)
+    if n < 1 or n & (n - 1):
+        return e
+    by = n.bit_length() - 1 if e.op == "floordiv" else n - 1
+    return ir.Binary("shr" if e.op == "floordiv" else "bitand", e.a, ir.Const(by, e.b.type), loc=e.loc)
 
 
 def _fits(cx: Context, e: ir.Expr) -> bool:
