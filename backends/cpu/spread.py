@@ -15,20 +15,19 @@ from typing import Any, ClassVar
 
 from tiledsl import ir
 from tiledsl.analysis.evaluate import evaluate
-from tiledsl.analysis.uniformity import Varying, varying
+from tiledsl.analysis.uniformity import Varying, thread_level, varying
 from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir import build
 from tiledsl.ir.build import INT32, TRUE, all_of, const, ne
-from tiledsl.ir.walk import Rewriter, free_vars, loads_of, map_kernels, substitute, walk, writes
+from tiledsl.ir.walk import free_vars, loads_of, map_kernels, substitute, walk, writes
 
 from .collectives import lower_collective
-from .private_tiles import TILE_OPS, expand_private
 from .regions import Regions, bound_in
-from .thread_nests import own_iterations
 
 __all__ = ["Spreader", "SpreadThreads"]
 
 _PRIVATE = ("local", "var")
+_BY_BLOCK = (ir.Parallel, ir.Copy, ir.Fill, ir.Gemm, ir.Reduce, ir.Scan, ir.ReducerOp)  # see `passes.expand_threads`
 _ZERO = const(0, INT32)
 _FEW = 32  # rounds
 Masks = tuple[ir.Buffer, ...]
@@ -41,12 +40,7 @@ class SpreadThreads:
     name: ClassVar[str] = "spread_threads"
 
     def __call__(self, function: ir.Function) -> ir.Function:
-        return map_kernels(lambda k: Spreader(k).run() if _observes(k) else k, function)
-
-
-def _observes(kernel: ir.Kernel) -> bool:
-    threads = set(kernel.thread_vars)
-    return any(n in threads if isinstance(n, ir.Var) else isinstance(n, ir.Collective) for n in walk(kernel.body))
+        return map_kernels(lambda k: Spreader(k).run() if thread_level(k) else k, function)
 
 
 @dataclass(eq=False)
@@ -73,8 +67,7 @@ class Spreader:
 
     def __init__(self, kernel: ir.Kernel) -> None:
         self.kernel = kernel
-        nests = [v for n in walk(kernel.body) if isinstance(n, ir.Parallel) for v in n.vars]
-        self.varying: Varying = varying(kernel.body, (*kernel.thread_vars, *nests))
+        self.varying: Varying = varying(kernel.body, kernel.thread_vars)
         self.regions = Regions(kernel, self.varying)
         self.thread = self.regions.thread
         self.everyone = (0, self.regions.count)
@@ -160,19 +153,13 @@ class Spreader:
 
     # -- questions -----------------------------------------------------------------------------------------
 
-    def differs(self, n: ir.Node | tuple[ir.Stmt, ...]) -> bool:
+    def differs(self, n: ir.Expr | ir.Stmt) -> bool:
         """Something in n is not the same for all threads."""
-        found = self.varying
-        return any(
-            x in found.vars if isinstance(x, ir.Var) else isinstance(x, ir.Buffer) and x.root in found.buffers
-            for x in walk(n)
-        )
+        return self.varying.expr(n)
 
     def is_point(self, n: ir.Node) -> bool:
         """Threads meet here."""
-        if isinstance(n, TILE_OPS):
-            return not self.differs(n)
-        return isinstance(n, (ir.Sync, ir.Collective, ir.Parallel, ir.Wait))
+        return isinstance(n, (ir.Sync, ir.Collective, ir.Wait, *_BY_BLOCK))
 
     def stays_inside(self, s: ir.Stmt) -> bool:
         """Threads can run this whole statement each for itself."""
@@ -264,14 +251,6 @@ class Spreader:
         else:
             self.emit(s)
 
-    def expanded(self, s: ir.Stmt) -> tuple[ir.Stmt, ...]:
-        """A statement that each thread runs for itself, its tile operations written out."""
-        return _Expand(self.kernel).visit_block((s,))
-
-    def _inside(self, s: ir.Stmt) -> None:
-        """A whole statement in the open region."""
-        self.level.pending += self.expanded(s)
-
     def _if(self, s: ir.If) -> None:
         splits = self.differs(s.cond)
         group = self._group(s) if splits else None
@@ -280,9 +259,9 @@ class Spreader:
                 self.emit(s)
             elif group is not None and group[1] - group[0] == 1:
                 self.flush()
-                self.level.out.append(self.regions.region(self.guarded(*self.expanded(s)), *group))
+                self.level.out.append(self.regions.region(self.guarded(s), *group))
             else:
-                self._inside(s)
+                self.level.pending.append(s)
             return
         if group is not None:
             self.flush()
@@ -358,7 +337,7 @@ class Spreader:
                     self.statement(x)
         elif self.stays_inside(s) and (uneven or self._short(s) or self._parts(s.body, False, False)):
             if self.differs(s) or self.some_threads:
-                self._inside(s)
+                self.level.pending.append(s)
             else:
                 self.emit(s)
         elif uneven:
@@ -467,7 +446,7 @@ class Spreader:
     def _while(self, s: ir.While) -> None:
         if self.stays_inside(s):
             if self.differs(s) or self.some_threads:
-                self._inside(s)
+                self.level.pending.append(s)
             else:
                 self.emit(s)
         elif self._uneven(s) or self._parts(s.body, False, False) or self._returns(s):
@@ -520,15 +499,6 @@ class Spreader:
             self.emit(s)
         self.flush()
 
-    def _tile(self, s: ir.Stmt) -> None:
-        if self.differs(s):
-            self._inside(s)
-        else:
-            self.emit(s)
-
-    def _parallel(self, s: ir.Parallel) -> None:
-        own_iterations(self, s)
-
     def _collective(self, s: ir.Collective) -> None:
         lower_collective(self, s)
 
@@ -565,16 +535,6 @@ def _escapes(s: ir.Stmt, loops: int = 0) -> bool:
     return False
 
 
-class _Expand(Rewriter):
-    """Tile operations inside what a thread runs for itself."""
-
-    def __init__(self, kernel: ir.Kernel) -> None:
-        self.kernel = kernel
-
-    def stmt(self, s: ir.Stmt) -> ir.Stmt | tuple[ir.Stmt, ...]:
-        return expand_private(self.kernel, s) if isinstance(s, TILE_OPS) else s
-
-
 _HANDLERS: dict[type, Callable[[Spreader, Any], None]] = {
     ir.Alloc: Spreader._alloc,
     ir.Let: Spreader._let,
@@ -589,6 +549,5 @@ _HANDLERS: dict[type, Callable[[Spreader, Any], None]] = {
     ir.Return: Spreader._return,
     ir.Sync: Spreader._sync,
     ir.Collective: Spreader._collective,
-    ir.Parallel: Spreader._parallel,
-    **dict.fromkeys(TILE_OPS, Spreader._tile),
+    **dict.fromkeys(_BY_BLOCK, Spreader.emit),
 }

@@ -118,13 +118,7 @@ class Varying:
             self._parallel = False
             return changed
         own = [b for b in writes(s) if b.root.scope in _PRIVATE]  # a tile operation on each thread's storage
-        return bool(own) and (divergent or self.statement(s)) and any([self._mark(b) for b in own])
-
-    def statement(self, s: Stmt) -> bool:
-        """True when something that s mentions may differ between lanes."""
-        return any(
-            n in self.vars if isinstance(n, Var) else isinstance(n, Buffer) and n.root in self.buffers for n in walk(s)
-        )
+        return bool(own) and (divergent or self.expr(s)) and any([self._mark(b) for b in own])
 
     @staticmethod
     def _differs(s: Collective) -> bool:
