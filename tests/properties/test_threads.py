@@ -1,0 +1,103 @@
+"""Thread-level kernels: every target agrees with the interpreter in exact mode, bit for bit, and so does the
+interpreter after the CPU pass that makes loops of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import thread_kernels as made
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from properties.support import agree, copies, kernel_from, run_reference
+from thread_shapes import Program
+
+import tiledsl
+from tiledsl.backends.cpu.spread import SpreadThreads
+from tiledsl.dtypes import as_dtype
+from tiledsl.interp import Options, run
+from tiledsl.ir.verifier import verify
+
+RNG = np.random.default_rng(11)
+BLOCKS = (1, 7, 32, 33, 64, 96, 128, (8, 4), (16, 2, 3))
+
+
+def floats(*shape: int, dtype: Any = np.float32) -> np.ndarray[Any, Any]:
+    return RNG.standard_normal(shape).astype(dtype)
+
+
+def ints(low: int, high: int, *shape: int) -> np.ndarray[Any, Any]:
+    return RNG.integers(low, high, shape).astype(np.int32)
+
+
+def spread(kernel: tiledsl.JITKernel, *args: Any) -> list[Any]:
+    """The interpreter before and after the pass; the arguments afterwards."""
+    function = SpreadThreads()(kernel.function)
+    assert function is not kernel.function
+    verify(function)
+    wanted, got = copies(args), copies(args)
+    run_reference(kernel, *wanted)
+    run(function, got, Options(exact=True))
+    for p, w, g in zip(kernel.params, wanted, got, strict=True):
+        np.testing.assert_array_equal(g, w, err_msg=p.name)
+    return wanted
+
+
+PROGRAMS: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
+    "block_sum": lambda: (made.block_sum(1000, 128), (floats(1000), floats(1))),
+    "transpose": lambda: (made.transpose(33, 70), (floats(33, 70), floats(70, 33))),
+    "histogram": lambda: (made.histogram(1000, 17), (ints(0, 17, 1000), np.zeros(17, np.int32))),
+    "gemv": lambda: (made.gemv(7, 33), (floats(7, 33), floats(33), floats(7))),
+    "allreduce": lambda: (made.allreduce_gemv(9, 100), (floats(9, 100), floats(100), floats(9))),
+    "bitonic": lambda: (made.bitonic_sort(64), (ints(-50, 50, 64),)),
+    "scan": lambda: (made.block_scan(3, 96), (ints(-9, 9, 3, 96), ints(0, 1, 3, 96))),
+    "compact": lambda: (made.compact(500), (ints(-5, 5, 500), ints(0, 1, 500), ints(0, 1, 1))),
+    "match": lambda: (made.bucket_owner(64), (ints(0, 5, 64), ints(0, 1, 64))),
+    "collatz": lambda: (made.collatz(70), (ints(1, 60, 70), ints(0, 1, 70))),
+    "ragged": lambda: (made.ragged_rows(37, 20), (ints(-12, 9, 37, 20), ints(0, 21, 37), ints(0, 1, 37))),
+    "returning": lambda: (made.returning(50), (ints(-3, 9, 50), ints(0, 1, 64), ints(0, 1, 1))),
+    "votes": lambda: (made.votes(96), (ints(0, 4, 96), ints(0, 1, 9, 96))),
+    "shuffles": lambda: (made.shuffles(), (ints(-9, 99, 64), ints(0, 1, 8, 64))),
+    "mixed": lambda: (made.mixed_scale("float16"), (floats(64, 32, dtype=np.float16),) * 2 + (floats(64),)),
+    "rounds": lambda: (made.parallel_rounds(100), (ints(0, 9, 100), ints(0, 1, 100), ints(0, 1, 32))),
+    "tiles": lambda: (
+        made.private_tiles(),
+        (floats(16, 40), floats(16, 40, dtype=np.float16), floats(16), floats(16), floats(16)),
+    ),
+    "roles": lambda: (made.roles(), (floats(32, 32), floats(32, 32), ints(0, 1, 1))),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs(name: str) -> None:
+    function, args = PROGRAMS[name]()
+    kernel = tiledsl.compile(function)
+    spread(kernel, *args)
+    agree(kernel, *args)
+
+
+def program(r: Random, threads: Any) -> tuple[tiledsl.JITKernel, list[Any]]:
+    """A random kernel and its arguments."""
+    made = Program(r, threads, r.choice(["float32", "float32", "float16", "float64"]))
+    n, blocks = made.n, made.blocks
+    kernel = kernel_from(made.text())
+    real = as_dtype(made.real).numpy
+    outs = [np.zeros((blocks, 5, n), np.int32), np.zeros((blocks, n), real), np.zeros((blocks, 8), np.int32)]
+    return kernel, [ints(-20, 99, blocks, n), *outs]
+
+
+@settings(max_examples=40)
+@given(st.randoms(use_true_random=False), st.sampled_from(BLOCKS))
+def test_the_pass_keeps_the_meaning(r: Random, threads: Any) -> None:
+    kernel, args = program(r, threads)
+    spread(kernel, *args)
+
+
+@settings(max_examples=5)
+@given(st.randoms(use_true_random=False), st.sampled_from(BLOCKS))
+def test_random_programs_agree(r: Random, threads: Any) -> None:
+    kernel, args = program(r, threads)
+    agree(kernel, *args)
