@@ -122,12 +122,12 @@ class _Exchange:
         elif s.op == "shfl_xor":
             self.xor(values, by, fixed, mine)
         else:
-            step = sub if s.op == "shfl_up" else add
-            inside = all_of(
-                ([] if fixed is not None and fixed >= 0 and s.op == "shfl_down" else [build.ge(step(mine, by), 0)])
-                + ([] if fixed is not None and fixed >= 0 and s.op == "shfl_up" else [lt(step(mine, by), width)])
-            )
-            self.read(values, step(self.thread, by), inside)
+            down = s.op == "shfl_down"
+            step = add if down else sub
+            tests = [lt(step(mine, by), width) if down else build.ge(step(mine, by), 0)]
+            if fixed is None or fixed < 0:
+                tests.insert(0, build.ge(by, 0))
+            self.read(values, step(self.thread, by), all_of(tests))
 
     def xor(self, values: ir.Buffer, by: ir.Expr, fixed: int | None, mine: ir.Expr) -> None:
         """Of lane ^ by; where that is one step up or down, neighbouring lanes read neighbouring elements."""
@@ -141,7 +141,7 @@ class _Exchange:
         other = build.binary("bitxor", lane, by)
         last = add(sub(lane, mine), width)
         near = fixed is not None and 0 <= fixed < width
-        inside = TRUE if near else and_(build.ge(other, 0), lt(other, last))
+        inside = TRUE if near else and_(build.ge(by, 0), lt(other, last))
         self.read(values, add(self.warp_start(), other), inside)
 
     def read(self, values: ir.Buffer, source: ir.Expr, inside: ir.Expr) -> None:
@@ -177,13 +177,16 @@ class _Exchange:
 
     def block_vote(self) -> None:
         s = self.s
+        if s.op == "size" and self.presence is None:
+            self.block_result(const(self.count, INT32))
+            return
         idle = const(1 if s.op == "all" else 0, INT32)
-        votes = self.publish("votes", build.cast(s.args[0], INT32), idle)
+        votes = self.publish("votes", build.cast(s.args[0] if s.args else TRUE, INT32), idle)
         total = self.sp.regions.array("vote", INT32, 1)
-        kind = {"any": "max", "all": "min", "count": "sum"}[s.op]
+        kind = {"any": "max", "all": "min", "count": "sum", "size": "sum"}[s.op]
         self.sp.emit(ir.Reduce(kind, _whole(votes), _whole(total), 0, TRUE, loc=s.loc))
         found = total.load(const(0, INT32))
-        value = found if s.op == "count" else ne(found, 0)
+        value = found if s.op in ("count", "size") else ne(found, 0)
         self.block_result(value)
 
     def block_result(self, value: ir.Expr) -> None:
