@@ -90,9 +90,7 @@ class Program:
         group = r.choice(
             [f"tid < {r.choice([1, 3, 32, 40])}", "tid == 0", "tid // 32 == 1", "tid % 2 == 0", "tid >= 5"]
         )
-        return r.choice(
-            [f"({a}) % {r.randint(2, 4)} == 0", f"{a} > {r.randint(-2, 20)}", group, f"{self.uniform()} < 2"]
-        )
+        return r.choice([f"{a} % {r.randint(2, 4)} == 0", f"{a} > {r.randint(-2, 20)}", group, f"{self.uniform()} < 2"])
 
     # -- statements ------------------------------------------------------------------------------------------
 
