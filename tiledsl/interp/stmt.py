@@ -214,7 +214,8 @@ class Statements:
             env[slot] = data = lift(data) if shadowed else data
             if init is not None:
                 first = init(env, mask)
-                data[...] = first[..., None] if isinstance(first, np.ndarray) else first
+                # one element per lane of the nest, and the lanes of its own type where it is a vector
+                data[...] = first[(..., None, *[slice(None)] * len(lanes))] if isinstance(first, np.ndarray) else first
             if poison:
                 env[TRACKER].allocate(buffer, data, written=init is not None, loc=loc)
             views(env)
