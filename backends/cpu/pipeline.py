@@ -17,6 +17,7 @@ from .lower import Lower
 from .spread import SpreadThreads
 from .storage import packed_buffers
 from .unpack import UnpackOperands
+from .waits import SpinWaits
 
 __all__ = ["cpu_pipeline"]
 
@@ -36,9 +37,10 @@ class _ExpandUnpacked:
 def cpu_pipeline() -> tuple[Pass, ...]:
     """The passes.
 
-    Prints and asserts learn where they are while loops are still the author's. Threads become loops. Constants fold,
-    so that extents and guards are as simple as they can be. Packing that blocks would repeat moves out of the grid.
-    Copies become nests. Then every access is proved or guarded, and the statements are lowered one by one.
+    Prints and asserts learn where they are while loops are still the author's. Threads become loops, and so do waits
+    for other blocks. Constants fold, so that extents and guards are as simple as they can be. Packing that blocks would
+    repeat moves out of the grid. Copies become nests. Then every access is proved or guarded, and the statements are
+    lowered one by one.
     """
-    first = (ExplainDebug(), SpreadThreads(), Fold(), UnpackOperands(), HoistPacks())
+    first = (ExplainDebug(), SpreadThreads(), SpinWaits(), Fold(), UnpackOperands(), HoistPacks())
     return (*first, _ExpandUnpacked(), GuardBounds(), Fold(), Lower())

@@ -242,6 +242,9 @@ class _KernelPrinter(ExpressionPrinter):
 
     def do_While(self, s: ir.While) -> None:
         self.line(f"while {self.expr(s.cond)}:")
+        if any(isinstance(n, ir.Atomic) and n.op == "load" for n in walk(s.body)):  # it may wait for another block
+            self.line(f"    if {self.use('cancelled')}(context):")
+            self.line("        return 1")
         self.loop(s.body)
 
     def loop(self, body: tuple[ir.Stmt, ...]) -> None:
