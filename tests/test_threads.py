@@ -310,3 +310,65 @@ def test_blocks_that_wait_for_later_blocks(blocks: int) -> None:
     a = RNG.integers(-9, 9, blocks).astype(np.int32)
     *_, sums = every_mode(look_back(blocks), a, np.zeros(blocks, np.int32), np.zeros(blocks, np.int32))
     np.testing.assert_array_equal(sums, np.cumsum(a[::-1])[::-1])
+
+
+# -- the surface -----------------------------------------------------------------------------------------------
+
+
+def test_indices_and_extents() -> None:
+    import tiledsl.language as T
+
+    n = T.dynamic("n")
+
+    @T.prim_func
+    def main(A: T.Tensor((n,), T.int32), B: T.Tensor((2, 8, 6, 4), T.int32)):
+        with T.Kernel(2, threads=(4, 6, 8)) as bx:
+            x, y, z = T.get_thread_bindings()
+            ny = T.get_thread_extent(1)
+            assert (T.get_thread_extent(0), ny, T.get_thread_extent(2), T.get_block_extent(0)) == (4, 6, 8, 2)
+            assert T.get_block_extent(1) == 1
+            first = T.launch_thread("threadIdx.y", 6)
+            with T.launch_thread("threadIdx.x", 4) as tx:
+                for tz in T.thread_binding(0, 8, thread="threadIdx.z"):
+                    number = T.get_warp_idx() * 1000 + T.get_lane_idx()
+                    warp = T.get_warp_group_idx() * 100_000 + T.cast(T.shuffle_elect(64), "int32") * 1_000_000
+                    B[bx, tz, first, tx] = number + warp
+            bxs = T.get_block_bindings()
+            assert T.get_block_binding(2).expr.value == 0
+            if (x + y + z == 0) and (bxs[0] == 0):
+                A[0] = T.get_block_binding(0) + 5
+
+    number = np.arange(4 * 6 * 8).reshape(8, 6, 4)
+    expected = number // 32 * 1000 + number % 32 + number // 128 * 100_000 + (number % 64 == 0) * 1_000_000
+    a, b = every_mode(main, np.zeros(3, np.int32), np.zeros((2, 8, 6, 4), np.int32))
+    np.testing.assert_array_equal(b, np.stack([expected, expected]))
+    assert a[0] == 5
+
+
+def test_uniform_updates_are_refused_and_guarded_ones_are_not() -> None:
+    import tiledsl.language as T
+    from tiledsl.errors import TileTypeError
+
+    @T.prim_func
+    def fine(A: T.Tensor((64,), T.int32)):
+        with T.Kernel(1, threads=64):
+            t = T.get_thread_binding()
+            s = T.alloc_shared((64,), T.int32)
+            s[t] = t
+            s[t] = s[t] + 1
+            if t == 0:
+                s[0] += 5
+            T.sync_threads()
+            A[t] = s[t]
+
+    (a,) = every_mode(fine, np.zeros(64, np.int32))
+    np.testing.assert_array_equal(a, np.arange(64) + 1 + 5 * (np.arange(64) == 0))
+    with pytest.raises(TileTypeError, match="from its own old value"):
+
+        @T.prim_func
+        def wrong(A: T.Tensor((64,), T.int32)):
+            with T.Kernel(1, threads=64):
+                t = T.get_thread_binding()
+                A[t] = t
+                x = A[3]
+                A[3] = x + 1

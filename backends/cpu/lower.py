@@ -318,6 +318,14 @@ def _same(cx: Context, s: ir.Stmt) -> None:
     cx.emit(s)
 
 
+def _sync(cx: Context, s: ir.Sync) -> None:
+    """Barriers of the block have become the ends of loops over threads."""
+    if s.scope == "grid":
+        raise TileNotImplementedError(
+            "a barrier of the grid is not supported by the CPU targets yet", s.loc, help="run on target='numpy'"
+        )
+
+
 def _nothing(cx: Context, s: ir.Stmt) -> None:
     """Statements that mean nothing when one worker runs a block from start to end."""
 
@@ -341,5 +349,5 @@ _HANDLERS: dict[type, Callable[[Context, Any], None]] = {
     ir.Break: _leave,
     ir.Continue: _leave,
     ir.Return: _same,
-    ir.Sync: _nothing,
+    ir.Sync: _sync,
 }

@@ -31,6 +31,7 @@ from tiledsl.ir import (
     Region,
     Return,
     Stmt,
+    Store,
     Var,
     fields_of,
 )
@@ -100,9 +101,8 @@ class Builder:
         self._collecting: set[Buffer] = set()  # reducers that are not finalized
         self.attrs: list[tuple[str, Any]] = []
         self.kernel_attrs: list[tuple[str, Any]] = []
-        self.kernel_threads: int | None = None  # None: not a constant
         self.launch: Any = None  # the KernelLaunch that is open
-        self.thread_level = False  # the kernel looks at its threads
+        self.updates: list[Store] = []  # of the open kernel: stores that may read what they write
         self.reducer: Any = None  # of the innermost T.attr(..., "reduce_scope", ...)
         self.owner: dict[Var | Buffer, Block | None] = {}  # None: the whole function
         self.symbols: dict[Var, Loc | None] = {}  # shape symbols used, with their first use

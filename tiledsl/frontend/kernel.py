@@ -66,8 +66,8 @@ class KernelLaunch:
         for e in (*self.grid, *self.threads):
             builder.check(e, self.loc)
         self.block = builder.push("kernel", self.loc)
-        builder.kernel_threads, builder.kernel_attrs = self.total, []
-        builder.launch, builder.thread_level = self, False
+        builder.kernel_attrs = []
+        builder.launch, builder.updates = self, []
         self.block_vars = self._vars(builder, "b", len(self.grid))
         self.thread_vars = self._vars(builder, "t", len(self.threads))
         values = tuple(Value(v) for v in self.block_vars)
@@ -87,7 +87,7 @@ class KernelLaunch:
             return
         body = builder.pop(self.block)
         if self.total != 1:
-            check_repeated(body, self.thread_vars)
+            check_repeated(body, self.thread_vars, builder.updates)
         builder.kernels.append(
             Kernel(
                 builder.name,

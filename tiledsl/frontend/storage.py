@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -310,44 +310,46 @@ def emit_store(buffer: Buffer, indices: tuple[Expr, ...], value: Any) -> None:
     if buffer.root in builder.reducers:
         store_contribution(buffer, indices, value)
         return
-    stored = to_dtype(value, buffer.dtype)
-    check_uniform_effect(buffer, indices, stored)
-    builder.emit(Store(buffer, indices, stored, loc=here()), "a store")
+    made = Store(buffer, indices, to_dtype(value, buffer.dtype), loc=here())
+    if _updates(made) and not builder.inside("parallel"):
+        builder.updates.append(made)
+    builder.emit(made, "a store")
 
 
-def check_uniform_effect(buffer: Buffer, indices: tuple[Expr, ...], value: Expr) -> None:
-    """Refuses `s[i] = f(s[i])` on shared or global memory where every thread of the block would do it (0.3)."""
-    builder = current("a store")
-    if buffer.scope not in ("shared", "global") or builder.kernel_threads == 1 or builder.inside("parallel"):
-        return
-    if builder.thread_level:  # whether the effect is uniform shows when the kernel is complete
-        return
-    for load in builder.sources(value):
-        if load.buffer.root is not buffer.root:
+def _updates(s: Store) -> bool:
+    """It may be `s[i] = f(s[i])` on shared or global memory."""
+    if s.buffer.scope not in ("shared", "global"):
+        return False
+    for load in current("a store").sources(s.value):
+        if load.buffer.root is not s.buffer.root:
             continue
-        same_view = load.buffer is buffer
-        if not same_view or all(difference(a, b) in (0, None) for a, b in zip(load.indices, indices, strict=True)):
-            break
-    else:
-        return
-    raise error(
-        "non-uniform-effect",
-        TileTypeError,
-        f"every thread of the block would update {_element_text(buffer, indices)} from its own old value",
-        help="write `for _ in T.Parallel(1):` around it so that it happens once, use threads=1, or accumulate in a "
-        "T.alloc_var or fragment",
-    )
+        same_view = load.buffer is s.buffer
+        if not same_view or all(difference(a, b) in (0, None) for a, b in zip(load.indices, s.indices, strict=True)):
+            return True
+    return False
 
 
 def _element_text(buffer: Buffer, indices: tuple[Expr, ...]) -> str:
     return f"{buffer.name}[{', '.join(expr_text(i) for i in indices)}] ({buffer.dtype} {buffer.scope})"
 
 
-def check_repeated(body: tuple[Stmt, ...], threads: tuple[Var, ...]) -> None:
-    """Refuses atomics that every thread of the block would do with the same values (0.3)."""
-    if not any(isinstance(n, (Atomic, ReducerOp)) for n in walk(body)):
+def check_repeated(body: tuple[Stmt, ...], threads: tuple[Var, ...], updates: Sequence[Store]) -> None:
+    """Refuses updates and atomics of shared and global memory that every thread of the block would do with the same
+    values (0.3). updates: stores of the body that may read what they write."""
+    if not updates and not any(isinstance(n, (Atomic, ReducerOp)) for n in walk(body)):
         return
-    for s in varying(body, threads).repeated:
+    found = varying(body, threads)
+    for u in updates:
+        if not found.partial(u) and not any(map(found.expr, (*u.indices, u.value))):
+            raise error(
+                "non-uniform-effect",
+                TileTypeError,
+                f"every thread of the block would update {_element_text(u.buffer, u.indices)} from its own old value",
+                loc=u.loc,
+                help="write `for _ in T.Parallel(1):` around it so that it happens once, use threads=1, or accumulate "
+                "in a T.alloc_var or fragment",
+            )
+    for s in found.repeated:
         what = f"atomic {s.op}" if isinstance(s, Atomic) else f"contribution ({s.op})"
         raise error(
             "repeated-atomic",

@@ -92,7 +92,6 @@ def _place(what: str, barrier: Any) -> tuple[Buffer, Expr, Expr]:
 def _arrive(what: str, barrier: Any) -> None:
     buffer, index, _ = _place(what, barrier)
     builder = tracer(what)
-    builder.thread_level = True
     builder.emit(Atomic("arrive", buffer, (index,), Const(1, INT32), None, "release", loc=here()), what)
 
 
@@ -103,7 +102,6 @@ def _wait(what: str, barrier: Any, parity: Any) -> None:
     phase = build.floordiv(Load(buffer, (index,), loc=here()), count)
     wanted = to_dtype(as_value(parity, f"{what}: parity"), INT32)
     builder = tracer(what)
-    builder.thread_level = True
     builder.emit(Wait(build.ne(build.binary("bitand", phase, 1), wanted), loc=here()), what)
 
 

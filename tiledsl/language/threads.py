@@ -54,7 +54,6 @@ def _part(parts: tuple[Any, ...], dim: int, rest: int) -> Value:
 def get_thread_binding(dim: int = 0) -> Any:
     """This thread's index along axis dim (0 = x, 1 = y, 2 = z) of the block; int32."""
     builder, launch = _launch("T.get_thread_binding")
-    builder.thread_level = True
     return _part(launch.thread_vars, _axis(dim, "T.get_thread_binding"), 0)
 
 
@@ -62,7 +61,6 @@ def get_thread_binding(dim: int = 0) -> Any:
 def get_thread_bindings() -> Any:
     """(x, y, z): this thread's indices."""
     builder, launch = _launch("T.get_thread_bindings")
-    builder.thread_level = True
     return tuple(_part(launch.thread_vars, d, 0) for d in range(3))
 
 
@@ -99,7 +97,6 @@ def _extent(extents: tuple[Expr, ...], dim: int) -> Any:
 def _number_of_thread(what: str) -> Value:
     """x + nx * (y + ny * z)."""
     builder, launch = _launch(what)
-    builder.thread_level = True
     number: Any = None
     for var, extent in reversed(list(zip(launch.thread_vars, launch.threads, strict=True))):
         number = Value(var) if number is None else number * Value(extent) + Value(var)
@@ -174,7 +171,6 @@ def _bound(what: str, extent: Any, tag: Any) -> ThreadIndex:
         raise error(
             "thread-tag", TileValueError, f"{what}: {tag!r} names no axis of threads", help='use "threadIdx.x", y or z'
         )
-    builder.thread_level |= space == "threadIdx"
     names, extents = (launch.thread_vars, launch.threads) if space == "threadIdx" else (launch.block_vars, launch.grid)
     dim = "xyz".index(letter)
     have = _extent(extents, dim)
@@ -285,7 +281,6 @@ def collective(
 ) -> Value:
     """Emits one exchange; its result as a value."""
     builder, _ = _launch(what)
-    builder.thread_level = True
     takes = COLLECTIVES[op].takes
     exprs: list[Expr] = []
     for x, kind in zip(args, takes, strict=True):
