@@ -64,6 +64,7 @@ BUDGETS = (
             "demo",
             "torch.py",
             "bench.py",
+            "bench_threads.py",
             "demo.py",
             "doctor.py",
             "show.py",

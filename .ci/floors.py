@@ -21,11 +21,27 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("frontend", "language"),
     ("backend", "backends"),
     ("runtime",),
-    ("testing", "kernels", "tune", "viz", "compat", "torch", "bench", "demo", "doctor", "show", "cli", "__main__"),
+    (
+        "testing",
+        "kernels",
+        "tune",
+        "viz",
+        "compat",
+        "torch",
+        "bench",
+        "bench_threads",
+        "demo",
+        "doctor",
+        "show",
+        "cli",
+        "__main__",
+    ),
 )
 FACADE = "tiledsl"  # tiledsl/__init__.py: above everything; only leaves may import it
 LEAVES = frozenset(FLOORS[6])
-TOOLS = frozenset({"testing", "bench", "doctor", "show"})  # leaves that look inside: their subject is the house itself
+TOOLS = frozenset(
+    {"testing", "bench", "bench_threads", "doctor", "show"}
+)  # leaves that look inside: their subject is the house itself
 # What a room may not see although it lies below: a backend gets finished IR and never asks where it came from.
 BLIND = {"backends": frozenset({"language", "frontend"})}
 # Rooms inside backends/, in order; a printer sees the lowering that feeds it, and not the other printer.

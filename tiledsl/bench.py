@@ -1,4 +1,4 @@
-"""`tiledsl bench`: library kernels against NumPy and torch in one process, interleaved, medians, as ratios.
+"""`tiledsl bench`: library kernels against NumPy, torch and Numba in one process, interleaved, medians, as ratios.
 
 A ratio above 1 means that tiledsl is faster than the better of the peers that are installed. Nothing here gates a
 test: machines differ and are shared; `docs/performance.md` keeps measured tables with machine and date.
@@ -21,6 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from tiledsl.bench_threads import THREAD_JOBS
 from tiledsl.errors import TileValueError
 
 __all__ = ["JOBS", "Job", "Row", "arguments", "main", "run"]
@@ -150,6 +151,7 @@ def _jobs() -> dict[str, Job]:
                     Job(f"attention-{name}-d{d}{'-causal' if causal else ''}", flops, _attention(d, dtype, causal))
                 )
     found.append(Job("grouped-f32", 2.0 * sum(_ROWS) * 512 * 512, _grouped))
+    found += [Job(name, operations, make) for name, (operations, make) in THREAD_JOBS.items()]
     return {j.name: j for j in found}
 
 

@@ -16,6 +16,7 @@ from properties.support import agree, copies, kernel_from, run_reference
 from thread_shapes import Program
 
 import tiledsl
+import tiledsl.bench_threads as bench
 from tiledsl.backends.cpu.spread import SpreadThreads
 from tiledsl.dtypes import as_dtype
 from tiledsl.interp import Options, run
@@ -67,6 +68,9 @@ PROGRAMS: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
         made.private_tiles(),
         (floats(16, 40), floats(16, 40, dtype=np.float16), floats(16), floats(16), floats(16)),
     ),
+    "bench sum": lambda: (bench.block_sums(1024, 256, 64), (floats(1024), floats(4))),
+    "bench transpose": lambda: (bench.tiled_transpose(45, 70), (floats(45, 70), floats(70, 45))),
+    "bench histogram": lambda: (bench.block_histogram(768, 100, 256, 64), (ints(0, 100, 768), ints(0, 1, 100))),
     "roles": lambda: (made.roles(), (floats(32, 32), floats(32, 32), ints(0, 1, 1))),
 }
 
