@@ -66,6 +66,10 @@ IN_KERNEL = {
     "extern-arguments": "v = T.call_extern('int32', '__popc', v, v)",
     "address": "w = T.make_tensor(n, (4,), T.float32)",
     "make-tensor-in-parallel": "for i in T.Parallel(4):\n    w = T.make_tensor(T.int64(n), (4,), T.float32)",
+    "layout-shape": "T.Layout((n, 4), lambda i, j: i)",
+    "layout-function": "T.Layout((4, 4), lambda i: i)",
+    "layout-function:operation": "T.Layout((4,), lambda i: T.max(i, 2))",
+    "view-address": "w = T.make_tensor(T.int64(n), (4, 4), T.float32)\nu = T.reshape(w, (16,))",
     "thread-axis": "t = T.get_thread_binding(3)",
     "warp-size": "t = T.get_lane_idx(n)",
     "thread-tag": "t = T.launch_thread('threadIdx', 128)",
@@ -293,7 +297,15 @@ MODULES = {
     "view-strided": prim(
         "A: T.StridedTensor((64,), (2,), T.float32)", "with T.Kernel(1) as bx:\n    w = T.reshape(A, (8, 8))"
     ),
-    "not-yet:layout": prim(VECTOR, "with T.Kernel(1) as bx:\n    T.annotate_layout({A: None})"),
+    "layout-global": prim(VECTOR, "with T.Kernel(1) as bx:\n    T.annotate_layout({A: None})"),
+    "layout-not-one-to-one": prim(VECTOR, "with T.Kernel(1) as bx:\n    T.annotate_layout({A: lambda i: i // 2})"),
+    "layout-tensor": prim(
+        "A: T.StridedTensor((64,), (2,), T.float32)", "with T.Kernel(1) as bx:\n    T.annotate_layout({A: lambda i: i})"
+    ),
+    "layout-twice": prim(
+        VECTOR,
+        "with T.Kernel(1) as bx:\n    T.annotate_layout({A: lambda i: i})\n    T.annotate_layout({A: lambda i: i ^ 1})",
+    ),
     "strided-arguments": prim("A: T.StridedTensor[4]"),
 }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tiledsl import ir
+from tiledsl.passes.apply_layouts import ApplyLayouts
 from tiledsl.passes.expand_moves import ExpandMoves
 from tiledsl.passes.explain_debug import ExplainDebug
 from tiledsl.passes.fold import Fold
@@ -39,8 +40,8 @@ def cpu_pipeline() -> tuple[Pass, ...]:
 
     Prints and asserts learn where they are while loops are still the author's. Threads become loops, and so do waits
     for other blocks. Constants fold, so that extents and guards are as simple as they can be. Packing that blocks would
-    repeat moves out of the grid. Copies become nests. Then every access is proved or guarded, and the statements are
-    lowered one by one.
+    repeat moves out of the grid. Copies become nests. Then every access is proved or guarded, tensors with a layout of
+    their own are addressed as they lie in memory, and the statements are lowered one by one.
     """
     first = (ExplainDebug(), SpreadThreads(), SpinWaits(), Fold(), UnpackOperands(), HoistPacks())
-    return (*first, _ExpandUnpacked(), GuardBounds(), Fold(), Lower())
+    return (*first, _ExpandUnpacked(), GuardBounds(), ApplyLayouts(), Fold(), Lower())

@@ -142,8 +142,7 @@ def _local_buffers(kernel: ir.Kernel) -> list[ir.Buffer]:
     seen: dict[ir.Buffer, None] = {}
     for n in walk(kernel.body):
         if isinstance(n, ir.Alloc):
-            if n.buffer.base is None:  # one at an address gets its place where the kernel computes it
-                seen[n.buffer] = None
+            seen[n.buffer] = None
         elif isinstance(n, ir.Buffer) and (n.scope != "global" or n.alias_of is not None):
             chain = [n]
             while chain[-1].alias_of is not None:
@@ -229,7 +228,13 @@ def can_pack(s: ir.Copy) -> bool:
     """Whether this copy can write panels directly: a plain 2-D tile whose source rows are contiguous."""
     src = s.src.buffer
     rank = s.dst.buffer.rank
-    if s.dst_axes != (rank - 2, rank - 1) or len(s.src_axes) != 2 or -1 in s.src_axes or src.safe is not None:
+    if (
+        s.dst_axes != (rank - 2, rank - 1)
+        or len(s.src_axes) != 2
+        or -1 in s.src_axes
+        or src.safe is not None
+        or src.layout is not None
+    ):
         return False
     if s.src_axes[1] != src.rank - 1 or s.src_axes[0] == s.src_axes[1]:
         return False

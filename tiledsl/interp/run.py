@@ -25,6 +25,7 @@ from tiledsl.interp.waits import waits
 from tiledsl.ir.arithmetic import int_range
 from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.expr import Var
+from tiledsl.ir.layout import positions
 from tiledsl.ir.stmt import Alloc, Function, Kernel, Param
 from tiledsl.ir.walk import walk
 
@@ -58,6 +59,7 @@ def run(function: Function, args: Sequence[Any], options: Options = _DEFAULT) ->
     values, symbols = _bind(function, args)
     if options.conflicts == "report":
         _no_overlap(function, values)
+    permuted = _in_logical_order(function, values)
     with np.errstate(all="ignore"):
         programs = _compiled(function, options)
         for buffer in function.workspaces:
@@ -78,7 +80,20 @@ def run(function: Function, args: Sequence[Any], options: Options = _DEFAULT) ->
         if options.shadow:
             result = replace(result, shadow=_shadows(function, values), doubtful=DOUBTS.get()[0])
             DOUBTS.reset(doubts)
+    for buffer, (memory, places) in permuted.items():
+        memory[places] = values[buffer]
     return result
+
+
+def _in_logical_order(function: Function, values: dict[Any, Any]) -> dict[Buffer, tuple[Any, Any]]:
+    """Arguments with a layout become copies in logical order; per buffer its memory and the place of each element."""
+    permuted = {}
+    for b in function.buffers:
+        if b.layout is not None and values[b] is not None:
+            memory = values[b].reshape(-1)
+            permuted[b] = memory, positions(b.layout, values[b].shape)
+            values[b] = memory[permuted[b][1]]
+    return {b: found for b, found in permuted.items() if b in written(function)}
 
 
 def _shadows(function: Function, values: dict[Any, Any]) -> dict[str, ShadowReport]:

@@ -53,8 +53,6 @@ def make_view(scope: Scope, expressions: Expressions, buffer: Buffer) -> Callabl
     """A function of the environment that makes the array of an alias or of a scratch buffer."""
     if buffer.base is not None and buffer.scope == "global":
         return _at_address(scope, expressions, buffer)
-    if buffer.layout is not None and buffer.root.scope == "global":
-        raise scope.not_yet("a layout on a global buffer")
     owner = scope.slot(buffer.alias_of) if buffer.alias_of is not None else None
     extents = [expressions.compile(e) for e in buffer.shape]
     strides = None if buffer.strides is None else [expressions.compile(e) for e in buffer.strides]

@@ -446,7 +446,13 @@ _row("evaluate", "T.evaluate(value)", ("value",), _D, "a value whose result is n
 _row("determine_fp8_type", "T.determine_fp8_type(fp8_format)", ("fp8_format",), _C, "the name of an 8-bit float",
      gives="text")
 _row("use_swizzle", "T.use_swizzle(panel_size)", ("panel_size", "order", "enable"), _H, "visit blocks in panels")
-_row("annotate_layout", "T.annotate_layout({buffer: layout})", ("layouts",), _H, "physical layout of tiles")
+_row("annotate_layout", "T.annotate_layout({buffer: layout})", ("layouts",), _H,
+     "of tiles a hint; of a global tensor the order of its elements in memory")
+_row("Layout", "T.Layout(shape, lambda i, j: (i // 8, j, i % 8))", ("shape", "forward_fn"), _H,
+     "where elements lie in memory", gives="a layout")
+_row("Fragment", "T.Fragment(shape, forward_fn)",
+     ("shape", "forward_fn", "forward_thread_fn", "replicate", "forward_index_fn"), _H,
+     "how a tile is spread over threads", gives="a layout")
 _row("annotate_safe_value", "T.annotate_safe_value({tensor: value})", ("values",), _M,
      "what reads out of range of a tensor give")
 _row("annotate_l2_hit_ratio", "T.annotate_l2_hit_ratio({tensor: ratio})", ("ratios",), _H, "cache residency")

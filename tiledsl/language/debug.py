@@ -16,7 +16,7 @@ from tiledsl.ir.build import const
 from tiledsl.language.operation import not_yet, operation, surface
 
 __all__ = [
-    "annotate_compile_flags", "annotate_l2_hit_ratio", "annotate_layout", "annotate_pass_configs",
+    "annotate_compile_flags", "annotate_l2_hit_ratio", "annotate_pass_configs",
     "annotate_restrict_buffers", "annotate_safe_value", "assume", "device_assert", "disable_warp_group_reg_alloc",
     "no_set_max_nreg", "print", "set_max_nreg", "use_swizzle",
 ]  # fmt: skip
@@ -68,23 +68,6 @@ def use_swizzle(panel_size: int = 10, order: str = "row", enable: bool = True) -
         )
     if enable:
         tracer("T.use_swizzle").kernel_attrs.append(("swizzle", (panel_size, order)))
-
-
-@operation
-def annotate_layout(layouts: dict[Any, Any]) -> None:
-    """Hint: the physical layout of shared and fragment buffers. On a global tensor it would change its memory."""
-    if not isinstance(layouts, dict):
-        raise error(
-            "layout-key",
-            TileTypeError,
-            f"T.annotate_layout takes a dict of buffers, got {layouts!r}",
-            help="T.annotate_layout({A_s: ...})",
-        )
-    for key in layouts:
-        if not isinstance(key, BufferRef):
-            raise error("layout-key", TileTypeError, f"T.annotate_layout: {key!r} is no buffer")
-        if key.scope == "global":
-            raise not_yet(f"T.annotate_layout on the global tensor {key.name}")
 
 
 @operation

@@ -135,6 +135,13 @@ def _view(what: str, src: Any, shape: Any, dtype: DType) -> BufferRef:
     if not isinstance(src, BufferRef):
         raise error("view-operand", TileTypeError, f"{what} takes a buffer, got {type(src).__name__} {src!r}")
     b = src.buffer
+    if b.base is not None or b.layout is not None:
+        raise error(
+            "view-address",
+            TileTypeError,
+            f"{what}: {src!r} lies at an address of its own or has a layout, and has no other view",
+            help="give T.make_tensor the shape and dtype that you need",
+        )
     if b.strides is not None:
         raise error("view-strided", TileTypeError, f"{what}: {src!r} has explicit strides and cannot be reshaped")
     extents = (*shape_exprs(shape, what), *_lanes(dtype))

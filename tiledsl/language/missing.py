@@ -12,8 +12,8 @@ __all__ = ["HARDWARE", "MISSING", "RANDOM", "Missing", "refused"]
 
 MISSING = frozenset(
     """
-    ClusterKernel Fragment FragmentBuffer Layout LocalBuffer PersistentTileScheduler PrimExpr SharedBuffer gemm_sp
-    gemm_v2 inline ldg128 ldg256 ldg32 ldg64 meta_class stg128 stg256 stg32 stg64
+    ClusterKernel FragmentBuffer LocalBuffer PersistentTileScheduler PrimExpr SharedBuffer gemm_sp gemm_v2 inline
+    ldg128 ldg256 ldg32 ldg64 meta_class stg128 stg256 stg32 stg64
     """.split()
 )
 
