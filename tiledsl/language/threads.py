@@ -350,9 +350,13 @@ def shfl_xor(value: Any, delta: Any, width: Any = WARP, mask: Any = None) -> Any
     return _shuffle("T.shfl_xor", "shfl_xor", value, delta, width, mask)
 
 
+def _is_bool(x: Any) -> bool:
+    return isinstance(x, bool) or (isinstance(x, Value) and x.dtype.is_bool)
+
+
 def _vote(what: str, op: str, predicate: Any, mask: Any) -> Value:
-    if is_number(predicate) and isinstance(mask, Value):
-        predicate, mask = mask, predicate
+    if isinstance(mask, Value) and (is_number(predicate) or (mask.dtype.is_bool and not _is_bool(predicate))):
+        predicate, mask = mask, predicate  # CUDA's own order
     return collective(what, op, (predicate,), mask)
 
 
