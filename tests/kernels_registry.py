@@ -695,3 +695,68 @@ def half_chain(s: int) -> Any:
                 C[b * B + i] = z + y * 1.5
 
     return main
+
+
+# -- contributions of many ----------------------------------------------------------------------------------------
+
+
+@entry(lambda s, r: [r.integers(-1, 12, 50 * s).astype(np.int32), normal(r, 50 * s), np.zeros(12, np.int32),
+                     np.zeros((12, 3), np.float32), np.zeros(50 * s, np.int32)])  # fmt: skip
+def counted(s: int) -> Any:
+    """Atomics on shared and global memory with and without old values, a tile added at a corner, a workspace."""
+    n = T.dynamic("n")
+    B = 16 * s
+
+    @T.prim_func
+    def main(I: T.Tensor((n,), "int32"), X: T.Tensor((n,), "float32"), H: T.Tensor((12,), "int32"),
+             M: T.Tensor((12, 3), "float32"), rank: T.Tensor((n,), "int32")):  # fmt: skip
+        first = T.alloc_global((n,), "int32")
+        with T.Kernel(1, threads=32):
+            counts = T.alloc_shared((12,), "int32")
+            T.clear(counts)
+            for k in T.serial(T.ceildiv(n, B)):
+                for i in T.Parallel(B):
+                    at = k * B + i
+                    if at < n and I[at] >= 0:
+                        first[at] = T.atomic_add(counts[I[at]], 1, return_prev=True)
+                        T.atomic_max(M[I[at], 0], X[at])
+                        T.atomic_min(M[I[at], 1], X[at], memory_order="acq_rel")
+            T.atomic_add(H[1], counts)
+        with T.Kernel(T.ceildiv(n, B)) as b:
+            for i in T.Parallel(B):
+                if I[b * B + i] >= 0:
+                    rank[b * B + i] = first[b * B + i]
+
+    return main
+
+
+@entry(lambda s, r: [normal(r, 33 * s, 20 * s, dtype=np.float16), np.zeros(33 * s, np.float32),
+                     np.zeros(20 * s, np.float16), np.zeros((33 * s, 20 * s), np.float32)])  # fmt: skip
+def collected(s: int) -> Any:
+    """Reducers over rows and columns, with a condition and an inner loop; scans of both directions, in place."""
+    M, N = 33 * s, 20 * s
+
+    @T.prim_func
+    def main(X: T.Tensor((M, N), "float16"), R: T.Tensor((M,), "float32"), C: T.Tensor((N,), "float16"),
+             O: T.Tensor((M, N), "float32")):  # fmt: skip
+        with T.Kernel(1):
+            x = T.alloc_shared((M, N), "float16")
+            y = T.alloc_fragment((M, N), "float32")
+            rows = T.alloc_reducer((M,), "float32", op="sum")
+            columns = T.alloc_reducer((N,), "float16", op="max")
+            T.copy(X, x)
+            T.reducer_init(rows, 0.5)
+            T.fill(columns, -1)
+            for i, j in T.Parallel(M, N):
+                for k in T.serial(2):
+                    if x[i, j] > k:
+                        rows[i] += x[i, j]
+                columns[j] = T.max(columns[j], x[i, j])
+            T.finalize_reducer(rows, R)
+            T.finalize_reducer(columns)
+            T.copy(columns, C)
+            T.cumsum(x, y, dim=1, reverse=True)
+            T.cummax(y, dim=0)
+            T.copy(y, O)
+
+    return main

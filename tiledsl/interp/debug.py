@@ -54,7 +54,8 @@ class Debugs:
         return check
 
     def _print(self, s: Debug) -> Fn:
-        """One line per call; one per lane that is on, in row-major order, where a value differs between lanes."""
+        """One line per call; in T.Parallel one per lane that is on, in row-major order. Threads print what differs
+        between them each, and what does not once (language.md 0.3)."""
         parts: list[tuple[Fn, bool]] = []
         for v in s.values:
             if isinstance(v, Buffer):
@@ -66,7 +67,7 @@ class Debugs:
 
         def show(env: Env, mask: Any) -> Any:
             values = [(f(env, mask), lanes) for f, lanes in parts]
-            if nest is None or not any(lanes for _, lanes in values):
+            if nest is None or (nest.threads and not any(lanes for _, lanes in values)):
                 print(*head, *(v for v, _ in values))
                 return mask
             shape = env[nest.shape_slot]
