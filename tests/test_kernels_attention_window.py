@@ -18,7 +18,7 @@ from tiledsl.testing import assert_targets_agree
 Window = tuple[int | None, int | None] | None
 
 
-@pytest.fixture(params=["numpy", "numba"], scope="module")
+@pytest.fixture(params=["numpy", "llvm"], scope="module")
 def target(request: pytest.FixtureRequest) -> str:
     state = load_backend(request.param).probe()
     if not state.ok:
@@ -84,10 +84,10 @@ def test_varlen_with_window_and_sink(dtype: str) -> None:
     q = normal(rng, (sum(lens), 4, 32), dtype)
     k, v = (normal(rng, (sum(lens), 2, 32), dtype) for _ in "kv")
     options: dict[str, Any] = {"window": (20, 4), "sink": normal(rng, (4,), "float32"), "return_lse": True}
-    o, lse = kernels.flash_attention_varlen(q, k, v, ends, target="numba", **options)
+    o, lse = kernels.flash_attention_varlen(q, k, v, ends, target="llvm", **options)
     for s in range(len(lens)):
         rows = slice(*ends[s : s + 2])
-        one, one_lse = kernels.flash_attention(q[None, rows], k[None, rows], v[None, rows], target="numba", **options)
+        one, one_lse = kernels.flash_attention(q[None, rows], k[None, rows], v[None, rows], target="llvm", **options)
         assert same_bits(o[rows], one[0]) and same_bits(np.ascontiguousarray(lse[:, rows]), one_lse[0])
 
 
@@ -223,10 +223,10 @@ def test_gradient_is_the_same_everywhere(dtype: str, causal: bool) -> None:
     rng = np.random.default_rng(4)
     q, do = (normal(rng, (2, 70, 4, 32), dtype) for _ in "qo")
     k, v = (normal(rng, (2, 90, 2, 32), dtype) for _ in "kv")
-    o, lse = kernels.flash_attention(q, k, v, causal=causal, return_lse=True, target="numba")
-    whole = kernels.flash_attention_backward(q, k, v, o, lse, do, causal=causal, target="numba")
+    o, lse = kernels.flash_attention(q, k, v, causal=causal, return_lse=True, target="llvm")
+    whole = kernels.flash_attention_backward(q, k, v, o, lse, do, causal=causal, target="llvm")
     one = kernels.flash_attention_backward(
-        *(x[1:] for x in (q, k, v, o, lse, do)), causal=causal, target="numba"
+        *(x[1:] for x in (q, k, v, o, lse, do)), causal=causal, target="llvm"
     )  # fmt: skip
     assert all(same_bits(a, b[1:]) for a, b in zip(one, whole, strict=True))
     small = [x[:1, :33] for x in (q, k, v, o)]
@@ -252,7 +252,7 @@ def test_checked_mode_and_torch(dtype: str) -> None:
     o, lse = kernels.flash_attention(q, k, v, sink=sink, return_lse=True, target="numpy:checked", **options)
     got = kernels.flash_attention_backward(q, k, v, o, lse, do, sink=sink, target="numpy:checked", **options)
     given = [tensor(torch, x) for x in (q, k, v, o, lse, do)]
-    again = kernels.flash_attention_backward(*given, sink=tensor(torch, sink), target="numba", **options)
+    again = kernels.flash_attention_backward(*given, sink=tensor(torch, sink), target="llvm", **options)
     for a, b in zip(again, got, strict=True):
         assert isinstance(a, torch.Tensor) and np.array_equal(a.float().numpy(), b.astype(np.float32))
 

@@ -11,8 +11,17 @@ from tiledsl.kernels.attention import (
     flash_attention_varlen_kernel,
 )
 from tiledsl.kernels.attention_backward import flash_attention_backward, flash_attention_backward_kernel
+from tiledsl.kernels.conv import conv2d, conv2d_kernel
+from tiledsl.kernels.decode import attention_decode, attention_decode_kernel, mla_decode
 from tiledsl.kernels.gemm import matmul, matmul_kernel
 from tiledsl.kernels.grouped import grouped_gemm, grouped_gemm_kernel
+from tiledsl.kernels.grouped_more import (
+    k_grouped_gemm,
+    k_grouped_gemm_kernel,
+    masked_grouped_gemm,
+    masked_grouped_gemm_kernel,
+)
+from tiledsl.kernels.int8 import int8_matmul, int8_matmul_kernel
 from tiledsl.kernels.pointwise import rope, rope_kernel, swiglu, swiglu_kernel
 from tiledsl.kernels.reorder import cumsum, cumsum_kernel, top_k, top_k_kernel, transpose, transpose_kernel
 from tiledsl.kernels.rowwise import (
@@ -25,6 +34,10 @@ from tiledsl.kernels.rowwise import (
 )
 
 __all__ = [
+    "attention_decode",
+    "attention_decode_kernel",
+    "conv2d",
+    "conv2d_kernel",
     "cumsum",
     "cumsum_kernel",
     "flash_attention",
@@ -35,10 +48,17 @@ __all__ = [
     "flash_attention_varlen_kernel",
     "grouped_gemm",
     "grouped_gemm_kernel",
+    "int8_matmul",
+    "int8_matmul_kernel",
+    "k_grouped_gemm",
+    "k_grouped_gemm_kernel",
     "layer_norm",
     "layer_norm_kernel",
+    "masked_grouped_gemm",
+    "masked_grouped_gemm_kernel",
     "matmul",
     "matmul_kernel",
+    "mla_decode",
     "rms_norm",
     "rms_norm_kernel",
     "rope",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +13,8 @@ from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.runtime import address_of, device_of, is_torch
 
 __all__ = [
-    "as_int32", "check_out", "check_size", "dense", "describe", "dtype_of", "floats", "matrix", "on_host", "out_dtype",
-    "rank", "same", "strides", "unit_last",
+    "as_int32", "check_out", "check_size", "dense", "describe", "dtype_of", "floats", "like_kind", "matrix", "on_host",
+    "out_dtype", "rank", "same", "strides", "unit_last",
 ]  # fmt: skip
 
 FLOATS = ("float32", "float16", "bfloat16")
@@ -176,3 +177,10 @@ def check_size(function: str, what: str, sizes: Any, low: int, high: int) -> Non
     if values is not None and values.size and not (low <= values.min() and values.max() <= high):
         bad = values.ravel()[int(np.argmax((values.ravel() < low) | (values.ravel() > high)))]
         raise TileValueError(f"{function}: {what} holds {int(bad)}, expected {low} to {high}")
+
+
+def like_kind(x: np.ndarray[Any, Any], like: Any) -> Any:
+    """A NumPy array as an array of the kind and on the device of `like`."""
+    if not is_torch(like):
+        return x
+    return sys.modules["torch"].from_numpy(x).to(like.device)

@@ -14,6 +14,7 @@ __all__ = [
     "GEMM_K",
     "KV_TILE",
     "ROW_TILE",
+    "SPLIT",
     "Tiles",
     "fit",
     "tiles_for",
@@ -23,6 +24,7 @@ __all__ = [
 GEMM_K = 128  # K tile of matmul and grouped_gemm
 ROW_TILE = 512  # columns that softmax and rms_norm take at a time
 KV_TILE = 64  # keys per step of attention: 128 is 2 to 4 % quicker for long sequences, and half as quick for short ones
+SPLIT = 512  # tokens of the cache that attention_decode treats by themselves; a multiple of KV_TILE
 
 
 class Tiles(NamedTuple):
@@ -33,6 +35,7 @@ class Tiles(NamedTuple):
     attention        query rows (for packed sequences: against the mean length)
     rows             rows of softmax and rms_norm
     attention_backward  query rows, of attention's gradient
+    decode           least and most query heads of one key head, when decoding
     threads          threads of a block, where that means something
     """
 
@@ -42,12 +45,13 @@ class Tiles(NamedTuple):
     attention: tuple[int, ...]
     rows: tuple[int, ...]
     attention_backward: tuple[int, ...] = (16, 64)
+    decode: tuple[int, int] = (16, 64)
     threads: int = 128
 
 
 # Measured on CPUs: small M tiles cost little, because right operands are packed once for all blocks; wide N tiles
 # and, beyond the cache, tall M tiles pay where they fit.
-COMPILED = Tiles(gemm_m=(16, 256), gemm_n=(64, 512), grouped_m=(16,), attention=(16,), rows=(16,))
+COMPILED = Tiles(gemm_m=(16, 256), gemm_n=(64, 512), grouped_m=(16,), attention=(16,), rows=(16,), decode=(1, 64))
 TABLE: dict[str, Tiles] = {
     "numpy": Tiles(gemm_m=(256,), gemm_n=(256,), grouped_m=(128,), attention=(128,), rows=(64,)),
     "llvm": COMPILED,

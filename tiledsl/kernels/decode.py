@@ -1,0 +1,354 @@
+"""Attention of one new token per sequence against a cache of keys and values, split over the cache.
+
+A sequence's cache is cut into splits of SPLIT tokens. One launch computes each split by itself (its output relative
+to its own maximum, the maximum and the sum); a second one combines a sequence's splits in ascending order. The length
+of a split is a constant, so a sequence has the same bits in every batch, whatever the others' lengths.
+"""
+
+# mypy: disable-error-code="no-untyped-def,valid-type"
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+import tiledsl
+import tiledsl.language as T
+from tiledsl.dtypes import DType, as_dtype
+from tiledsl.errors import TileTypeError, TileValueError
+from tiledsl.kernels import arrays
+from tiledsl.kernels.attention_args import check_scale, check_sink
+from tiledsl.kernels.attention_block import LN_2, LOG2_E, clear_softmax, online_softmax
+from tiledsl.kernels.tiles import KV_TILE, SPLIT, tiles_for
+from tiledsl.runtime import allocate
+
+__all__ = ["attention_decode", "attention_decode_kernel", "mla_decode"]
+
+
+@tiledsl.jit
+def attention_decode_kernel(
+    part: str,
+    block_H: int,
+    head_dim: int,
+    value_dim: int,
+    dtype: DType,
+    paged: bool = False,
+    scattered: bool = False,
+    single: bool = False,
+    sink: bool = False,
+    threads: int = 128,
+) -> Any:
+    """part "split": unnormalised output, maximum and sum of every split; part "combine": O and LSE.
+
+    paged: token t of sequence b lies in row t % page_size of page table[b, t // page_size]; scattered: a tile of
+    keys may lie in several pages. Else page b is the cache of sequence b. single: every query head has keys of its own.
+    """
+    batch, heads, kv_heads = T.dynamic("batch"), T.dynamic("heads"), T.dynamic("kv_heads")
+    pages, page_size, per_sequence = T.dynamic("pages"), T.dynamic("page_size"), T.dynamic("per_sequence")
+    splits = T.dynamic("splits")
+    q_strides = (T.dynamic("q_batch", "int64"), T.dynamic("q_head", "int64"), 1)
+    k_strides, v_strides = ((*(T.dynamic(f"{x}_{d}", "int64") for d in ("page", "row", "head")), 1) for x in "kv")
+    o_strides = (T.dynamic("o_batch", "int64"), T.dynamic("o_head", "int64"), 1)
+    table_shape = (batch, per_sequence) if paged else (batch, 1)
+
+    @T.prim_func
+    def split(
+        Q: T.StridedTensor((batch, heads, head_dim), q_strides, dtype),
+        K: T.StridedTensor((pages, page_size, kv_heads, head_dim), k_strides, dtype),
+        V: T.StridedTensor((pages, page_size, kv_heads, value_dim), v_strides, dtype),
+        lengths: T.Tensor((batch,), T.int32),
+        table: T.Tensor(table_shape, T.int32),
+        scale_log2: T.float32,
+        Part: T.Tensor((batch, heads, splits, value_dim), T.float32),
+        Peak: T.Tensor((batch, heads, splits), T.float32),
+        Sum: T.Tensor((batch, heads, splits), T.float32),
+    ):
+        group = heads // kv_heads
+        with T.Kernel(splits, kv_heads * T.ceildiv(group, block_H), batch, threads=threads) as (s, y, b):
+            Q_s = T.alloc_shared((block_H, head_dim), dtype)
+            K_s = T.alloc_shared((KV_TILE, head_dim), dtype)
+            V_s = T.alloc_shared((KV_TILE, value_dim), dtype)
+            K_rest = T.alloc_shared((KV_TILE, head_dim), dtype)
+            V_rest = T.alloc_shared((KV_TILE, value_dim), dtype)
+            S = T.alloc_fragment((block_H, KV_TILE), T.float32)
+            P = T.alloc_fragment((block_H, KV_TILE), dtype)
+            acc = T.alloc_fragment((block_H, value_dim), T.float32)
+            peak = T.alloc_fragment((block_H,), T.float32)
+            before = T.alloc_fragment((block_H,), T.float32)
+            origin = T.alloc_fragment((block_H,), T.float32)
+            shrink = T.alloc_fragment((block_H,), T.float32)
+            product = T.alloc_fragment((KV_TILE, head_dim), T.float32)
+            score = T.alloc_fragment((KV_TILE,), T.float32)
+            part_sum = T.alloc_fragment((block_H,), T.float32)
+            total = T.alloc_fragment((block_H,), T.float32)
+
+            kv_head = y // T.ceildiv(group, block_H)
+            inside = y % T.ceildiv(group, block_H) * block_H  # this block's first head within the group
+            T.assume(kv_head < kv_heads)
+            head = kv_head * group + inside
+            first = s * SPLIT
+            last = T.min(first + SPLIT, lengths[b])
+
+            @T.macro
+            def fetch(cache, rest, key, dim):
+                """Rows of keys before `last`, which may lie in several pages; behind them the cache holds anything."""
+                for j, d in T.Parallel(KV_TILE, dim):
+                    at = key + j
+                    page = table[b, at // page_size] if paged else b
+                    row = at % page_size if paged else at
+                    rest[j, d] = T.if_then_else(at < last, cache[page, row, kv_head, d], T.cast(0, dtype))
+
+            @T.macro
+            def multiply(key, cache, rest, page, row, whole):
+                """S = Q K^T for one query: memory is what takes time, so nothing is packed."""
+                for j, d in T.Parallel(KV_TILE, head_dim):
+                    k = cache[page, row + j, kv_head, d] if whole else rest[j, d]
+                    product[j, d] = T.cast(k, T.float32) * T.cast(Q_s[0, d], T.float32)
+                T.reduce_sum(product, score, dim=1)
+                for i, j in T.Parallel(1, KV_TILE):
+                    S[i, j] = score[j]
+
+            @T.macro
+            def tile(key, whole):
+                """Keys key ... key + KV_TILE - 1, all of them (whole), or those before `last`."""
+                page = table[b, key // page_size] if paged and whole else b
+                row = key % page_size if paged and whole else key
+                if not whole:
+                    fetch(K, K_rest, key, head_dim)
+                    fetch(V, V_rest, key, value_dim)
+                if single:
+                    multiply(key, K, K_rest, page, row, whole)
+                elif whole:
+                    T.copy(K[page, row : row + KV_TILE, kv_head, 0:head_dim], K_s)
+                    T.gemm(Q_s, K_s, S, transpose_B=True, clear_accum=True)
+                else:
+                    T.gemm(Q_s, K_rest, S, transpose_B=True, clear_accum=True)
+                for i, j in T.Parallel(block_H, KV_TILE):
+                    if whole:
+                        S[i, j] = S[i, j] * scale_log2
+                    else:
+                        S[i, j] = T.if_then_else(key + j < last, S[i, j] * scale_log2, -T.infinity(T.float32))
+                online_softmax(
+                    S, P, acc, peak, before, origin, shrink, part_sum, total,
+                    rows=block_H, keys=KV_TILE, value_dim=value_dim,
+                )  # fmt: skip
+                if single:
+                    for j in T.serial(KV_TILE):
+                        for i, d in T.Parallel(1, value_dim):
+                            v = V[page, row + j, kv_head, d] if whole else V_rest[j, d]
+                            acc[i, d] = T.fma(T.cast(P[i, j], T.float32), T.cast(v, T.float32), acc[i, d])
+                elif whole:
+                    T.copy(V[page, row : row + KV_TILE, kv_head, 0:value_dim], V_s)
+                    T.gemm(P, V_s, acc)
+                else:
+                    T.gemm(P, V_rest, acc)
+
+            if first < last:
+                T.copy(Q[b, head, 0], Q_s)
+                clear_softmax(acc, peak, origin, total)
+                full = 0 if scattered else (last - first) // KV_TILE
+                if not scattered:
+                    for k in T.Pipelined(full, num_stages=2):
+                        tile(first + k * KV_TILE, whole=True)
+                for k in T.Pipelined(full, T.ceildiv(last - first, KV_TILE), num_stages=2):
+                    tile(first + k * KV_TILE, whole=False)
+                for i, d in T.Parallel(block_H, value_dim):
+                    if inside + i < group:
+                        Part[b, head + i, s, d] = acc[i, d]
+                for i in T.Parallel(block_H):
+                    if inside + i < group:
+                        Peak[b, head + i, s] = peak[i]
+                        Sum[b, head + i, s] = total[i]
+
+    @T.prim_func
+    def combine(
+        lengths: T.Tensor((batch,), T.int32),
+        Part: T.Tensor((batch, heads, splits, value_dim), T.float32),
+        Peak: T.Tensor((batch, heads, splits), T.float32),
+        Sum: T.Tensor((batch, heads, splits), T.float32),
+        SINK: T.Tensor((heads,), T.float32),
+        O: T.StridedTensor((batch, heads, value_dim), o_strides, dtype),
+        LSE: T.Tensor((batch, heads), T.float32),
+    ):
+        with T.Kernel(heads, batch, threads=threads) as (h, b):
+            acc = T.alloc_fragment((value_dim,), T.float32)
+            peak = T.alloc_var(T.float32, -T.infinity(T.float32))
+            total = T.alloc_var(T.float32, 0.0)
+            count = T.ceildiv(T.max(T.min(lengths[b], splits * SPLIT), 0), SPLIT)
+            T.clear(acc)
+            for s in T.serial(count):
+                peak = T.max(peak, Peak[b, h, s])
+            origin = T.if_then_else(peak == -T.infinity(T.float32), 0.0, peak)
+            for s in T.serial(count):
+                weight = T.exp2(Peak[b, h, s] - origin)
+                total = total + Sum[b, h, s] * weight
+                for d in T.Parallel(value_dim):
+                    acc[d] = acc[d] + Part[b, h, s, d] * weight
+            if sink:
+                extra = SINK[h] * LOG2_E
+                higher = T.max(origin, extra)
+                scaled = T.exp2(origin - higher)
+                whole = total * scaled + T.exp2(extra - higher)
+            else:
+                scaled = T.float32(1.0)
+                whole = total + 0.0
+            for d in T.Parallel(value_dim):
+                O[b, h, d] = T.if_then_else(total == 0.0, 0.0, acc[d] * scaled / whole)
+            LSE[b, h] = T.if_then_else(total == 0.0, -T.infinity(T.float32), peak * LN_2 + T.log(total))
+
+    return {"split": split, "combine": combine}[part]
+
+
+_attention_decode_kernel = cache(attention_decode_kernel)  # the same values, the same kernel
+
+
+def attention_decode(
+    q: Any,
+    k: Any,
+    v: Any,
+    lengths: Any = None,
+    *,
+    block_table: Any = None,
+    sink: Any = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+    out: Any = None,
+    target: Any = None,
+) -> Any:
+    """Attention of one query per sequence against its cache: o_b = sum_j p_j v_j over the first lengths[b] tokens,
+    p = softmax(scale q_b . k_j) (split over the keys as in "Flash-Decoding", Dao et al., 2023; paged as in Kwon et
+    al., "Efficient Memory Management for LLM Serving with PagedAttention", 2023).
+
+    q            [batch, heads, head_dim]; float32, float16 or bfloat16; NumPy (ml_dtypes) or torch
+    k, v         [batch, seq, kv_heads, head_dim] (v may have another head_dim); with block_table
+                 [pages, page_size, kv_heads, head_dim]; heads is a multiple of kv_heads
+    lengths      [batch] int32 or int64, the tokens that each sequence has; None: all
+    block_table  [batch, pages per sequence] int32 or int64: the page of tokens i page_size ... (i + 1) page_size - 1;
+                 entries beyond a sequence's length are not read
+    sink, scale, return_lse, target   as in flash_attention
+    out          array [batch, heads, head_dim of v] that receives the result
+
+    Returns [batch, heads, head_dim of v], or (that, lse float32 [batch, heads]). A sequence of length 0 gives 0 and
+    lse -inf. The cache beyond a sequence's length may hold anything. Bits depend on the sequence alone: not on the
+    batch, the page size, or where its pages lie. Page sizes that are multiples of 64 are read fastest.
+
+    Raises TileTypeError for wrong dtypes or shapes; TileValueError for lengths beyond the cache and pages that do
+    not exist (both where the numbers lie on the host), a scale that is not finite, and when out shares memory with
+    an input.
+    """
+    return _decode("attention_decode", q, k, v, lengths, block_table, sink, scale, return_lse, out, target)
+
+
+def mla_decode(
+    q: Any,
+    cache: Any,
+    lengths: Any = None,
+    *,
+    scale: float,
+    value_dim: int = 512,
+    block_table: Any = None,
+    return_lse: bool = False,
+    out: Any = None,
+    target: Any = None,
+) -> Any:
+    """Multi-head latent attention when decoding: all heads attend to one cache of latent vectors, whose first
+    value_dim elements are the values as well (DeepSeek-AI, "DeepSeek-V2", 2024, with the projections absorbed).
+
+    q            [batch, heads, dim]: the latent part (512), then the rotary part (64)
+    cache        [batch, seq, dim]; with block_table [pages, page_size, dim]
+    scale        of the scores; it follows from the head size before absorption (192 ** -0.5 there), so there is no
+                 default
+    value_dim    at most dim
+    lengths, block_table, return_lse, out, target   as in attention_decode
+
+    Returns [batch, heads, value_dim], or (that, lse). Bits and errors as in attention_decode.
+    """
+    name = "mla_decode"
+    arrays.rank(name, "cache", cache, "pages, page_size, dim" if block_table is not None else "batch, seq, dim")
+    if not 0 < value_dim <= cache.shape[2]:
+        raise TileValueError(f"{name}: value_dim is {value_dim}, but {arrays.describe(cache=cache)}")
+    k = cache[:, :, None]
+    return _decode(name, q, k, k[..., :value_dim], lengths, block_table, None, scale, return_lse, out, target)
+
+
+def _decode(
+    name: str, q: Any, k: Any, v: Any, lengths: Any, block_table: Any, sink: Any, scale: float | None,
+    return_lse: bool, out: Any, target: Any,
+) -> Any:  # fmt: skip
+    dtype = arrays.floats(name, q=q, k=k, v=v)
+    batch, heads, head_dim = arrays.rank(name, "q", q, "batch, heads, head_dim")
+    paged = block_table is not None
+    dims = "pages, page_size, kv_heads, head_dim" if paged else "batch, seq, kv_heads, head_dim"
+    pages, page_size, kv_heads, dim = arrays.rank(name, "k", k, dims)
+    *v_lead, value_dim = arrays.rank(name, "v", v, dims)
+    if v_lead != [pages, page_size, kv_heads] or dim != head_dim or value_dim == 0 or (not paged and pages != batch):
+        raise TileTypeError(
+            f"{name}: shapes do not fit: {arrays.describe(q=q, k=k, v=v)}",
+            help=f"q is [batch, heads, head_dim], k and v are [{dims}]",
+        )
+    if heads and (kv_heads == 0 or heads % kv_heads):
+        raise TileTypeError(
+            f"{name}: {heads} query heads, {kv_heads} key heads", help="heads is a multiple of kv_heads"
+        )
+    scale, sink = check_scale(name, scale, head_dim), check_sink(name, sink, heads)
+    room = page_size
+    if paged:
+        arrays.dtype_of(name, "block_table", block_table, ("int32", "int64"))
+        rows, per_sequence = arrays.rank(name, "block_table", block_table, "batch, pages per sequence")
+        if rows != batch:
+            raise TileTypeError(f"{name}: {arrays.describe(q=q, block_table=block_table)}: one row for each sequence")
+        room = per_sequence * page_size
+    lengths, longest = _lengths(name, lengths, batch, room, q)
+    if paged:
+        _check_pages(name, block_table, lengths, page_size, pages)
+        block_table = arrays.dense(arrays.as_int32(block_table))
+    if out is None:
+        out = allocate((batch, heads, value_dim), dtype, q)
+    else:
+        arrays.check_out(name, out, q, (batch, heads, value_dim), dtype, q=q, k=k, v=v)
+    f32 = as_dtype("float32")
+    lse = allocate((batch, heads), f32, q)
+    if batch and heads:
+        splits = max(1, -(-longest // SPLIT))
+        part = allocate((batch, heads, splits, value_dim), f32, q)
+        peak, total = (allocate((batch, heads, splits), f32, q) for _ in range(2))
+        tiles = tiles_for(target)
+        scattered = paged and page_size % KV_TILE != 0
+        group = heads // kv_heads
+        least, most = tiles.decode
+        form = min(max(group, least), most) if group > 1 else 1, head_dim, value_dim, dtype
+        K, V = (arrays.unit_last(x) for x in (k, v))
+        if longest:
+            kernel = _attention_decode_kernel("split", *form, paged, scattered, group == 1, False, tiles.threads)
+            kernel(
+                arrays.unit_last(q), K, V, lengths, block_table if paged else lengths[:, None], scale * LOG2_E,
+                part, peak, total, target=target,
+            )  # fmt: skip
+        kernel = _attention_decode_kernel("combine", *form, False, False, False, sink is not None, tiles.threads)
+        kernel(lengths, part, peak, total, sink, out, lse, target=target)
+    return (out, lse) if return_lse else out
+
+
+def _lengths(name: str, lengths: Any, batch: int, room: int, like: Any) -> tuple[Any, int]:
+    """[batch] int32 on the device of `like`, and the longest, or what it can be at most. Raises when out of range."""
+    if lengths is None:
+        filled = np.full(batch, room, np.int32)
+        return arrays.like_kind(filled, like), room
+    arrays.dtype_of(name, "lengths", lengths, ("int32", "int64"))
+    if arrays.rank(name, "lengths", lengths, "batch") != (batch,):
+        raise TileTypeError(f"{name}: {arrays.describe(q=like, lengths=lengths)}: one length for each sequence")
+    arrays.check_size(name, "lengths", lengths, 0, room)
+    known = arrays.on_host(lengths)
+    longest = room if known is None else int(known.max(initial=0))
+    return arrays.dense(arrays.as_int32(lengths)), longest
+
+
+def _check_pages(name: str, table: Any, lengths: Any, page_size: int, pages: int) -> None:
+    """Raises TileValueError when a page that is read does not exist, where the table lies on the host."""
+    known, sizes = arrays.on_host(table), arrays.on_host(lengths)
+    if known is None or sizes is None or not page_size:
+        return
+    used = np.arange(known.shape[1]) < -(-sizes // page_size)[:, None]
+    bad = used & ((known < 0) | (known >= pages))
+    if bad.any():
+        b, i = (int(x) for x in np.argwhere(bad)[0])
+        raise TileValueError(f"{name}: block_table[{b}, {i}] is {int(known[b, i])}, but there are {pages} pages")
