@@ -11,6 +11,7 @@ from tiledsl.kernels.attention import (
     flash_attention_varlen_kernel,
 )
 from tiledsl.kernels.attention_backward import flash_attention_backward, flash_attention_backward_kernel
+from tiledsl.kernels.block_sparse import block_sparse_attention, block_sparse_attention_kernel
 from tiledsl.kernels.conv import conv2d, conv2d_kernel
 from tiledsl.kernels.decode import attention_decode, attention_decode_kernel, mla_decode
 from tiledsl.kernels.gemm import matmul, matmul_kernel
@@ -22,6 +23,7 @@ from tiledsl.kernels.grouped_more import (
     masked_grouped_gemm_kernel,
 )
 from tiledsl.kernels.int8 import int8_matmul, int8_matmul_kernel
+from tiledsl.kernels.packed import PackedTensor, prepack, prepack_kernel
 from tiledsl.kernels.pointwise import rope, rope_kernel, swiglu, swiglu_kernel
 from tiledsl.kernels.reorder import cumsum, cumsum_kernel, top_k, top_k_kernel, transpose, transpose_kernel
 from tiledsl.kernels.rowwise import (
@@ -34,6 +36,11 @@ from tiledsl.kernels.rowwise import (
 )
 
 __all__ = [
+    "block_sparse_attention",
+    "block_sparse_attention_kernel",
+    "PackedTensor",
+    "prepack",
+    "prepack_kernel",
     "attention_decode",
     "attention_decode_kernel",
     "conv2d",

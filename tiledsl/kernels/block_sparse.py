@@ -172,7 +172,7 @@ def _blocks(name: str, mask: Any, indices: Any, shape: tuple[int, int, int], key
     if mask is None:
         known = arrays.on_host(given)
         if known is not None and known.size and known.max() >= key_blocks:
-            raise TileValueError(f"{name}: block_indices holds {known.max()}, but there are {key_blocks} blocks of keys")
+            raise TileValueError(f"{name}: block_indices holds {known.max()}, but keys have {key_blocks} blocks")
         given = arrays.as_int32(given)
     whole = (*shape, found[3])
     return np.broadcast_to(given, whole) if isinstance(given, np.ndarray) else given.expand(whole)

@@ -9,7 +9,8 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.tiles import GEMM_K, fit, tiles_for
+from tiledsl.kernels.packed import PackedTensor
+from tiledsl.kernels.tiles import GEMM_K, PANEL, fit, fit_rows, tiles_for
 from tiledsl.runtime import allocate
 
 __all__ = ["matmul", "matmul_kernel"]
@@ -24,18 +25,22 @@ def matmul_kernel(
     out_dtype: DType,
     transpose_A: bool = False,
     transpose_B: bool = False,
+    packed: bool = False,
     threads: int = 128,
 ) -> Any:
-    """C = A @ B; A is stored [K, M] if transpose_A, B is stored [N, K] if transpose_B."""
+    """C = A @ B; A is stored [K, M] if transpose_A, B is stored [N, K] if transpose_B, or in panels if packed."""
     M, N, K = T.dynamic("M"), T.dynamic("N"), T.dynamic("K")
     lda, ldb, ldc = T.dynamic("lda", "int64"), T.dynamic("ldb", "int64"), T.dynamic("ldc", "int64")
     A_shape, A_tile = ((K, M), (block_K, block_M)) if transpose_A else ((M, K), (block_M, block_K))
     B_shape, B_tile = ((N, K), (block_N, block_K)) if transpose_B else ((K, N), (block_K, block_N))
+    B_type: Any = T.StridedTensor(B_shape, (ldb, 1), dtype)
+    if packed:  # as prepack writes it; one panel is a tile
+        B_type, B_tile = T.Tensor((T.dynamic("panels"), T.dynamic("depth"), block_N), dtype), (block_K, block_N)
 
     @T.prim_func
     def matmul(
         A: T.StridedTensor(A_shape, (lda, 1), dtype),
-        B: T.StridedTensor(B_shape, (ldb, 1), dtype),
+        B: B_type,
         C: T.StridedTensor((M, N), (ldc, 1), out_dtype),
     ):
         with T.Kernel(T.ceildiv(N, block_N), T.ceildiv(M, block_M), threads=threads) as (bx, by):
@@ -49,7 +54,9 @@ def matmul_kernel(
                     T.copy(A[k * block_K, by * block_M], A_s)
                 else:
                     T.copy(A[by * block_M, k * block_K], A_s)
-                if transpose_B:
+                if packed:
+                    T.copy(B[bx, k * block_K, 0], B_s)
+                elif transpose_B:
                     T.copy(B[bx * block_N, k * block_K], B_s)
                 else:
                     T.copy(B[k * block_K, bx * block_N], B_s)
@@ -66,7 +73,7 @@ def matmul(a: Any, b: Any, *, out_dtype: Any = None, out: Any = None, target: An
     """Matrix product c[i, j] = sum_k a[i, k] b[k, j].
 
     a           [m, k], b [k, n]; both float32, float16 or bfloat16; NumPy (ml_dtypes) or torch. Transposed
-                views are read in place.
+                views are read in place. b may be a PackedTensor (prepack): same bits.
     out_dtype   dtype of the result, one of the same three; default: that of a
     out         array of the inputs' kind that receives the result
     target      where to run (default: TILEDSL_TARGET, else auto)
@@ -77,7 +84,8 @@ def matmul(a: Any, b: Any, *, out_dtype: Any = None, out: Any = None, target: An
 
     Raises TileTypeError for wrong dtypes or shapes, TileValueError when out shares memory with a or b.
     """
-    dtype = arrays.floats("matmul", a=a, b=b)
+    packed = isinstance(b, PackedTensor)
+    dtype = arrays.floats("matmul", a=a, b=b.data if packed else b)
     (m, k), (k_b, n) = arrays.rank("matmul", "a", a, "m, k"), arrays.rank("matmul", "b", b, "k, n")
     if k != k_b:
         raise TileTypeError(
@@ -87,14 +95,14 @@ def matmul(a: Any, b: Any, *, out_dtype: Any = None, out: Any = None, target: An
     if out is None:
         out = allocate((m, n), result, a)
     else:
-        arrays.check_out("matmul", out, a, (m, n), result, a=a, b=b)
+        arrays.check_out("matmul", out, a, (m, n), result, a=a, b=b.data if packed else b)
     if m == 0 or n == 0:
         return out
     a, transpose_a = arrays.matrix(a)
-    b, transpose_b = arrays.matrix(b)
+    b, transpose_b = (b.data, False) if packed else arrays.matrix(b)
     tiles = tiles_for(target)
-    kernel = _matmul_kernel(
-        fit(tiles.gemm_m, m), fit(tiles.gemm_n, n), GEMM_K, dtype, result, transpose_a, transpose_b, tiles.threads
-    )
+    block_n = PANEL if packed else fit(tiles.gemm_n, n)
+    form = dtype, result, transpose_a, transpose_b, packed, tiles.threads
+    kernel = _matmul_kernel(fit_rows(tiles.gemm_m, m), block_n, GEMM_K, *form)
     kernel(a, b, out, target=target)
     return out

@@ -11,7 +11,8 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.tiles import GEMM_K, fit, tiles_for
+from tiledsl.kernels.packed import PackedTensor
+from tiledsl.kernels.tiles import GEMM_K, PANEL, fit, tiles_for
 from tiledsl.runtime import allocate, device_of
 
 __all__ = ["grouped_gemm", "grouped_gemm_kernel"]
@@ -26,9 +27,10 @@ def grouped_gemm_kernel(
     out_dtype: DType,
     sizes_dtype: DType,
     transpose_B: bool = False,
+    packed: bool = False,
     threads: int = 128,
 ) -> Any:
-    """C[rows of g] = A[rows of g] @ B[g]; B is stored [G, N, K] if transpose_B.
+    """C[rows of g] = A[rows of g] @ B[g]; B is stored [G, N, K] if transpose_B, or in panels if packed.
 
     A tile of rows lies within one group, and a group of s rows has ceil(s / block_M) of them: together at most
     ceil(M / block_M) + G, which is the grid. Each block finds its group by walking the sizes, so they may live
@@ -38,11 +40,14 @@ def grouped_gemm_kernel(
     lda, ldb, ldc = T.dynamic("lda", "int64"), T.dynamic("ldb", "int64"), T.dynamic("ldc", "int64")
     group_stride = T.dynamic("group_stride", "int64")
     B_shape, B_tile = ((G, N, K), (block_N, block_K)) if transpose_B else ((G, K, N), (block_K, block_N))
+    B_type: Any = T.StridedTensor(B_shape, (group_stride, ldb, 1), dtype)
+    if packed:  # as prepack writes it; one panel is a tile
+        B_type, B_tile = T.Tensor((G, T.dynamic("panels"), T.dynamic("depth"), block_N), dtype), (block_K, block_N)
 
     @T.prim_func
     def grouped_gemm(
         A: T.StridedTensor((M, K), (lda, 1), dtype),
-        B: T.StridedTensor(B_shape, (group_stride, ldb, 1), dtype),
+        B: B_type,
         sizes: T.Tensor((G,), sizes_dtype),
         C: T.StridedTensor((M, N), (ldc, 1), out_dtype),
     ):
@@ -67,7 +72,9 @@ def grouped_gemm_kernel(
                 T.clear(acc)
                 for k in T.Pipelined(T.ceildiv(K, block_K), num_stages=2):
                     T.copy(A[row, k * block_K], A_s)
-                    if transpose_B:
+                    if packed:
+                        T.copy(B[group, bx, k * block_K, 0], B_s)
+                    elif transpose_B:
                         T.copy(B[group, bx * block_N, k * block_K], B_s)
                     else:
                         T.copy(B[group, k * block_K, bx * block_N], B_s)
@@ -96,7 +103,8 @@ def grouped_gemm(
     groups in order (the experts' product of a mixture of experts, rows sorted by expert).
 
     a            [m, k]; float32, float16 or bfloat16; NumPy (ml_dtypes) or torch
-    b            [groups, k, n], or [groups, n, k] with transpose_b=True; dtype of a
+    b            [groups, k, n], or [groups, n, k] with transpose_b=True; dtype of a; or a PackedTensor (prepack) of
+                 shape [groups, k, n]: same bits
     group_sizes  [groups] int32 or int64, zeros allowed; NumPy, or of the kind of a
     out_dtype    dtype of the result, one of the same three; default: that of a
     out          array [m, n] of the inputs' kind that receives the result
@@ -108,7 +116,9 @@ def grouped_gemm(
     Raises TileTypeError for wrong dtypes or shapes; TileValueError for negative group sizes, for sizes whose sum
     exceeds m (both checked where group_sizes lies on the host), and when out shares memory with an input.
     """
-    dtype = arrays.floats("grouped_gemm", a=a, b=b)
+    packed = isinstance(b, PackedTensor)
+    transpose_b = transpose_b and not packed  # a packed operand has one form
+    dtype = arrays.floats("grouped_gemm", a=a, b=b.data if packed else b)
     sizes_dtype = arrays.dtype_of("grouped_gemm", "group_sizes", group_sizes, ("int32", "int64"))
     m, k = arrays.rank("grouped_gemm", "a", a, "m, k")
     groups, *rest = arrays.rank("grouped_gemm", "b", b, "groups, n, k" if transpose_b else "groups, k, n")
@@ -129,19 +139,22 @@ def grouped_gemm(
     if out is None:
         out = allocate((m, n), result, a)
     else:
-        arrays.check_out("grouped_gemm", out, a, (m, n), result, a=a, b=b, group_sizes=group_sizes)
+        arrays.check_out(
+            "grouped_gemm", out, a, (m, n), result, a=a, b=b.data if packed else b, group_sizes=group_sizes
+        )
     if m == 0 or n == 0 or groups == 0:
         return out
-    b, turned = arrays.matrix(b)
+    b, turned = (b.data, False) if packed else arrays.matrix(b)
     tiles = tiles_for(target)
     kernel = _grouped_gemm_kernel(
         fit(tiles.grouped_m, -(-m // groups)),
-        fit(tiles.gemm_n, n),
+        PANEL if packed else fit(tiles.gemm_n, n),
         GEMM_K,
         dtype,
         result,
         sizes_dtype,
         transpose_b is not turned,
+        packed,
         tiles.threads,
     )
     kernel(arrays.unit_last(a), b, arrays.unit_last(group_sizes), out, target=target)

@@ -9,7 +9,7 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.tiles import GEMM_K, fit, tiles_for
+from tiledsl.kernels.tiles import GEMM_K, fit, fit_rows, tiles_for
 from tiledsl.runtime import allocate
 
 __all__ = ["k_grouped_gemm", "k_grouped_gemm_kernel", "masked_grouped_gemm", "masked_grouped_gemm_kernel"]
@@ -204,7 +204,7 @@ def k_grouped_gemm(
         arrays.check_out(name, out, a, (groups, m, n), result, a=a, b=b, group_sizes=group_sizes)
     if groups and m and n:
         tiles = tiles_for(target)
-        sizes = fit(tiles.gemm_m, m), fit(tiles.gemm_n, n), GEMM_K
+        sizes = fit_rows(tiles.gemm_m, m), fit(tiles.gemm_n, n), GEMM_K
         kernel = _k_grouped_gemm_kernel(*sizes, dtype, result, tiles.threads)
         counts = arrays.dense(arrays.as_int32(group_sizes))
         kernel(arrays.unit_last(a), arrays.unit_last(b), counts, out, target=target)

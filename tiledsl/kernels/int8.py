@@ -9,7 +9,7 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.tiles import GEMM_K, fit, tiles_for
+from tiledsl.kernels.tiles import GEMM_K, fit, fit_rows, tiles_for
 from tiledsl.runtime import allocate
 
 __all__ = ["int8_matmul", "int8_matmul_kernel"]
@@ -97,18 +97,18 @@ def int8_matmul(
     Raises TileTypeError for wrong dtypes or shapes, TileValueError when out shares memory with an input.
     """
     name = "int8_matmul"
-    for n, x in (("a", a), ("b", b)):
-        arrays.dtype_of(name, n, x, ("int8",))
+    for which, x in (("a", a), ("b", b)):
+        arrays.dtype_of(name, which, x, ("int8",))
     (m, k), (k_b, n) = arrays.rank(name, "a", a, "m, k"), arrays.rank(name, "b", b, "k, n")
     if k != k_b:
         raise TileTypeError(
             f"{name}: inner sizes differ: {arrays.describe(a=a, b=b)}", help="a is [m, k] and b is [k, n]"
         )
     scales = {x: s for x, s in (("row_scale", row_scale), ("column_scale", column_scale)) if s is not None}
-    for x, s in scales.items():
-        arrays.dtype_of(name, x, s, ("float32",))
-        if tuple(s.shape) != ((m,) if x == "row_scale" else (n,)):
-            raise TileTypeError(f"{name}: the scales do not fit: {arrays.describe(a=a, b=b, **{x: s})}")
+    for which, s in scales.items():
+        arrays.dtype_of(name, which, s, ("float32",))
+        if tuple(s.shape) != ((m,) if which == "row_scale" else (n,)):
+            raise TileTypeError(f"{name}: the scales do not fit: {arrays.describe(a=a, b=b, **{which: s})}")
     if scales:
         result = arrays.out_dtype(name, out_dtype, out, as_dtype("float32"))
     else:
@@ -124,7 +124,7 @@ def int8_matmul(
         row, column = (None if s is None else arrays.dense(s) for s in (row_scale, column_scale))
         tiles = tiles_for(target)
         kernel = _int8_matmul_kernel(
-            fit(tiles.gemm_m, m), fit(tiles.gemm_n, n), GEMM_K, result, row is not None, column is not None,
+            fit_rows(tiles.gemm_m, m), fit(tiles.gemm_n, n), GEMM_K, result, row is not None, column is not None,
             transpose_a, transpose_b, tiles.threads,
         )  # fmt: skip
         kernel(a, b, row, column, out, target=target)

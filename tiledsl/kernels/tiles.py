@@ -13,10 +13,12 @@ from tiledsl.backend import resolve
 __all__ = [
     "GEMM_K",
     "KV_TILE",
+    "PANEL",
     "ROW_TILE",
     "SPLIT",
     "Tiles",
     "fit",
+    "fit_rows",
     "tiles_for",
 ]
 
@@ -24,6 +26,7 @@ __all__ = [
 GEMM_K = 128  # K tile of matmul and grouped_gemm
 ROW_TILE = 512  # columns that softmax and rms_norm take at a time
 KV_TILE = 64  # keys per step of attention: 128 is 2 to 4 % quicker for long sequences, and half as quick for short ones
+PANEL = 64  # columns of a panel of weights packed ahead
 SPLIT = 512  # tokens of the cache that attention_decode treats by themselves; a multiple of KV_TILE
 
 
@@ -51,7 +54,7 @@ class Tiles(NamedTuple):
 
 # Measured on CPUs: small M tiles cost little, because right operands are packed once for all blocks; wide N tiles
 # and, beyond the cache, tall M tiles pay where they fit.
-COMPILED = Tiles(gemm_m=(16, 256), gemm_n=(64, 512), grouped_m=(16,), attention=(16,), rows=(16,), decode=(1, 64))
+COMPILED = Tiles(gemm_m=(1, 4, 16, 256), gemm_n=(64, 512), grouped_m=(16,), attention=(16,), rows=(16,), decode=(1, 64))
 TABLE: dict[str, Tiles] = {
     "numpy": Tiles(gemm_m=(256,), gemm_n=(256,), grouped_m=(128,), attention=(128,), rows=(64,)),
     "llvm": COMPILED,
@@ -70,3 +73,9 @@ def fit(sizes: tuple[int, ...], extent: int) -> int:
     """The largest of the ascending `sizes` that overshoots the extent by at most MOST_PADDING, else the smallest."""
     fitting = [s for s in sizes if -(-extent // s) * s <= (1 + MOST_PADDING) * extent]
     return max(fitting, default=sizes[0])
+
+
+def fit_rows(sizes: tuple[int, ...], rows: int) -> int:
+    """As `fit`, but up to 16 rows get one tile that covers them: the weights are read once."""
+    few = [s for s in sizes if rows <= s <= 16]
+    return few[0] if few else fit(tuple(s for s in sizes if s >= 16), rows)
