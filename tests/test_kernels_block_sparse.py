@@ -42,7 +42,8 @@ def listed(mask: Array) -> Array:
 @given(
     seq_q=st.sampled_from([1, 33, 64, 100]), seq_kv=st.sampled_from([1, 63, 130]),
     size=st.sampled_from([(16, 32), (33, 17)]), shared=st.sampled_from([(1, 1), (2, 1), (1, 4), (2, 4)]),
-    causal=st.booleans(), density=st.sampled_from([0.0, 0.5, 1.0]), lists=st.booleans(), bshd=st.booleans(), seed=st.integers(0, 2**32 - 1),
+    causal=st.booleans(), density=st.sampled_from([0.0, 0.5, 1.0]),
+    lists=st.booleans(), bshd=st.booleans(), seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
 @example(seq_q=100, seq_kv=130, size=(16, 32), shared=(2, 1), causal=True, density=0.5, lists=True, bshd=True, seed=0)
 def test_block_sparse_error(
