@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import registry_low_precision  # noqa: F401  (registers its kernels)
 from kernels_registry import KERNELS, Entry
 from properties import support
 

@@ -67,8 +67,6 @@ def test_targets_convert_by_the_table(src: str, loop: str) -> None:
     source = as_dtype(src)
     x = every_value(source)
     for target in support.TARGETS:
-        if target == "numpy" and loop == "serial":
-            continue  # the table itself, value by value
         outs = [np.zeros(len(x), as_dtype(d).numpy) for d in RESULTS]
         packed = [np.zeros(-(-len(x) // 2), np.uint8) for _ in PACKED]
         kernel(src, loop)(x, *outs, *packed, target=target)

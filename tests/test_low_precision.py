@@ -1,0 +1,87 @@
+"""Quantisers, dequantisers and products of few bits against NumPy, ml_dtypes and torch: formulas that know no tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from kernels_registry import KERNELS, Array
+from properties import support
+from registry_low_precision import BLOCK
+
+E4M3, E8M0, E2M1 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e8m0fnu, ml_dtypes.float4_e2m1fn
+
+
+def halves(raw: Array) -> Array:
+    """The codes of bytes, low half first."""
+    return np.stack([raw & 15, raw >> 4], -1).reshape(*raw.shape[:-1], -1)
+
+
+def signed(codes: Array) -> Array:
+    return (codes.astype(np.int64) ^ 8) - 8
+
+
+def check_quantise_e4m3(x: Array, q: Array, s: Array) -> None:
+    blocks = x.reshape(len(x), -1, BLOCK)
+    wanted = np.maximum(np.abs(blocks).max(-1), np.float32(1e-30)).astype(np.float64) / 448
+    _, exponent = np.frexp(wanted)
+    power = exponent - (np.frexp(wanted)[0] == 0.5)
+    np.testing.assert_array_equal(s.view(np.uint8), power + 127)
+    scaled = (blocks.astype(np.float64) / np.exp2(power.astype(np.float64))[..., None]).astype(np.float32)
+    np.testing.assert_array_equal(q.astype(np.float32), scaled.reshape(x.shape).astype(E4M3).astype(np.float32))
+    assert np.abs(q.astype(np.float32)).max() <= 448
+
+
+def check_quantise_e2m1(x: Array, q: Array, s: Array) -> None:
+    blocks = x.astype(np.float32).reshape(len(x), 3, 24)
+    scale = np.maximum(np.abs(blocks).max(-1), np.float32(1e-30)) / np.float32(6)
+    np.testing.assert_array_equal(s, scale)
+    wanted = (blocks / scale[..., None]).reshape(x.shape).astype(E2M1)
+    np.testing.assert_array_equal(halves(q), wanted.view(np.uint8) & 15)
+    table = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    back = np.where(halves(q) & 8, -1, 1) * table[halves(q) & 7]
+    assert (np.abs(back.reshape(blocks.shape) - blocks / scale[..., None]) <= 1).all()
+
+
+def check_gemm_fp8_scaled(a: Array, sa: Array, b: Array, sb: Array, c: Array) -> None:
+    torch = pytest.importorskip("torch")
+    wide_a = torch.from_numpy(a.view(np.uint8)).view(torch.float8_e4m3fn).to(torch.float64).numpy()
+    wide_b = torch.from_numpy(b.view(np.uint8)).view(torch.float8_e5m2).to(torch.float64).numpy()
+    left = wide_a * np.repeat(sa.astype(np.float64), BLOCK, 1)
+    right = wide_b * np.repeat(sb.astype(np.float64), BLOCK)
+    error = np.abs(c.astype(np.float64) - left @ right.T)
+    assert (error <= 2.0**-8 * np.abs(left @ right.T) + 2.0**-18 * (np.abs(left) @ np.abs(right).T)).all()
+
+
+def check_gemm_w4a16(a: Array, w: Array, s: Array, c: Array) -> None:
+    weights = (np.repeat(s, BLOCK, 1) * (halves(w).astype(np.float32) - 8)).astype(np.float16)
+    wanted = a.astype(np.float64) @ weights.astype(np.float64).T
+    size = np.abs(a.astype(np.float64)) @ np.abs(weights.astype(np.float64)).T
+    assert (np.abs(c.astype(np.float64) - wanted) <= 2.0**-11 * np.abs(wanted) + 2.0**-17 * size).all()
+
+
+def check_gemm_w4a8(a: Array, w: Array, c: Array) -> None:
+    np.testing.assert_array_equal(c, a.astype(np.int64) @ signed(halves(w)).T)
+
+
+def check_reversed_halves(x: Array, y: Array, z: Array) -> None:
+    codes = halves(x)[:, ::-1]
+    np.testing.assert_array_equal(y, np.ascontiguousarray(codes).view(E2M1).astype(np.float32))
+    np.testing.assert_array_equal(halves(z), codes)
+
+
+CHECKS: dict[str, Callable[..., None]] = {
+    name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_against_the_formula(name: str) -> None:
+    """The interpreter within the formula's bound; the targets bit for bit as the interpreter."""
+    for s, seed in ((1, 0), (1, 5), (3, 1)):
+        entry = KERNELS[name]
+        args: list[Any] = entry.args(s, seed)
+        CHECKS[name](*support.agree(entry.kernel(s), *args))
