@@ -155,22 +155,22 @@ def gemm_w4a8(s: int) -> Any:
     return main
 
 
-@entry(lambda s, r: [bytes_(r, 7 * s, 16), np.zeros((7 * s, 32), np.float32), np.zeros((7 * s, 16), np.uint8)])
+@entry(lambda s, r: [bytes_(r, 7, 16 * s), np.zeros((7, 32 * s), np.float32), np.zeros((7, 16 * s), np.uint8)])
 def reversed_halves(s: int) -> Any:
     """Bytes seen as pairs of e2m1, rows turned round element by element, and seen as bytes again."""
     m = T.dynamic("m")
+    N = 32 * s
 
     @T.prim_func
-    def main(X: T.Tensor((m, 16), "uint8"), Y: T.Tensor((m, 32), "float32"), Z: T.Tensor((m, 16), "uint8")):
+    def main(X: T.Tensor((m, N // 2), "uint8"), Y: T.Tensor((m, N), "float32"), Z: T.Tensor((m, N // 2), "uint8")):
         with T.Kernel(m) as b:
-            raw = T.alloc_shared((1, 16), "uint8")
+            raw = T.alloc_shared((1, N // 2), "uint8")
             T.copy(X[b, 0], raw)
-            pairs = T.view(raw, (1, 32), "float4_e2m1fn")
-            turned = T.alloc_shared((1, 32), "float4_e2m1fn")
-            for j in T.Parallel(32):
-                Y[b, j] = pairs[0, 31 - j]
-            for j in T.serial(32):
-                turned[0, j] = pairs[0, 31 - j]
-            T.copy(T.view(turned, (1, 16), "uint8"), Z[b, 0])
+            pairs = T.view(raw, (1, N), "float4_e2m1fn")
+            turned = T.alloc_fragment((1, N), "float4_e2m1fn")
+            for j in T.Parallel(N):
+                Y[b, j] = pairs[0, N - 1 - j]
+                turned[0, j] = pairs[0, N - 1 - j]
+            T.copy(T.view(turned, (1, N // 2), "uint8"), Z[b, 0])
 
     return main
