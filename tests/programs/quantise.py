@@ -1,4 +1,4 @@
-"""Quantisers and what reads their output: scales per token, block and channel, powers of two as scales, packed nibbles."""
+"""Quantisers and what reads their output: scales per token, block, channel; powers of two as scales; packed nibbles."""
 
 import ml_dtypes
 import numpy as np

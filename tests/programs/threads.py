@@ -193,7 +193,7 @@ def bitonic_sort(rng):
 
 @program(0)
 def compaction_by_ballots(rng):
-    """Positive elements in their order: ranks within a warp from ballots, between warps from a scan in shared memory."""
+    """Positive elements in order: ranks within a warp from ballots, between warps from a scan in shared memory."""
     n = 128
 
     @tiledsl.jit(out_idx=[1, 2])
