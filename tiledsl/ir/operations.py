@@ -41,6 +41,7 @@ class Operation:
     ulps      None: exact, bit for bit on every target; else the largest error in units in the last place
     flushes   results below 1 / the largest number may come out as 0
     draws     per operand: "any" value of its dtype, "count" (of a shift), "divisor", or "positive"
+    alike     the operands have to be of one dtype; others are promoted
     checked   what the checked mode of the interpreter reports
     """
 
@@ -57,6 +58,7 @@ class Operation:
     ulps: float | None = None
     flushes: bool = False
     draws: tuple[str, ...] = ("any", "any", "any")
+    alike: bool = False
     checked: str = ""
 
     @property
@@ -191,7 +193,7 @@ _row("if_then_else", "T.if_then_else(x < z, y, z)", ("cond", "t", "f"), "Choice"
      "lazy choice: only the chosen side is evaluated, so it may guard a load", NUMBER,
      real=lambda x, y, z: np.where(x < z, y, z), whole=lambda x, y, z: y if x < z else z)
 _row("Select", "T.Select(x < z, y, z)", ("cond", "t", "f"), "Choice", "eager choice between two values of one dtype",
-     NUMBER, real=lambda x, y, z: np.where(x < z, y, z), whole=lambda x, y, z: y if x < z else z)
+     NUMBER, real=lambda x, y, z: np.where(x < z, y, z), whole=lambda x, y, z: y if x < z else z, alike=True)
 _row("floor", "T.floor(x)", ("x",), "Rounding", "the largest whole number not above x", NUMBER,
      real=lambda x: np.floor(x), whole=lambda x: x)
 _row("ceil", "T.ceil(x)", ("x",), "Rounding", "the smallest whole number not below x", NUMBER,

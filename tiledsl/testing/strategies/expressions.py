@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from tiledsl.dtypes import as_dtype
+from tiledsl.ir.operations import Operation
+from tiledsl.testing.strategies.rows import fill_in, needs_sign, operand_kinds, rows_for
 from tiledsl.testing.strategies.scope import FLOATS, INTS, Buf, Scope, Source
 
 __all__ = ["Expressions"]
 
-_FLOAT_CALLS = ("T.abs({})", "T.sqrt({})", "T.exp2({})", "T.floor({})", "T.rsqrt({})", "T.exp({})", "T.log2({})",
-                "T.sigmoid({})", "T.ceil({})", "T.trunc({})", "T.round({})", "T.log({})", "(-{})")  # fmt: skip
-_FLOAT_PAIRS = ("({} + {})", "({} - {})", "({} * {})", "T.max({}, {})", "({} / {})", "T.min({}, {})")
-_INT_PAIRS = ("({} + {})", "({} - {})", "({} * {})", "T.max({}, {})", "T.min({}, {})", "({} // {})", "({} % {})",
-              "({} & {})", "({} | {})", "({} ^ {})", "T.truncdiv({}, {})", "T.truncmod({}, {})",
-              "T.ceildiv({}, {})")  # fmt: skip
 _COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 _FLOAT_LITERALS = ("1.0", "0.5", "-2.0", "0.0", "3", "1e-3", "-0.0", "65504.0")
 _INT_LITERALS = ("1", "2", "3", "-1", "7", "-5", "16", "100")
@@ -42,9 +39,12 @@ class Expressions(Source):
         if kind == "bool":
             return self.pick(("T.cast(1, 'bool')", "T.cast(0, 'bool')"))
         if kind == "int":
+            if self.chance(10):
+                return f"{self.pick(('T.max_value', 'T.min_value'))}('{self.pick(INTS)}')"
             return f"T.cast({self.pick(_INT_LITERALS)}, '{self.pick(INTS)}')"
         if self.chance(15):
-            return self.pick(("T.infinity('float32')", "-T.infinity('float32')", "T.max_value('float32')"))
+            limit = self.pick(("T.infinity", "-T.infinity", "T.max_value", "T.min_value"))
+            return f"{limit}('{self.pick(FLOATS)}')"
         return f"T.cast({self.pick(_FLOAT_LITERALS)}, '{self.pick(FLOATS)}')"
 
     # -- indices ---------------------------------------------------------------------------------------------------
@@ -103,45 +103,54 @@ class Expressions(Source):
         finally:
             self.nested -= 1
 
+    # -- rows of the operation table -------------------------------------------------------------------------------
+
+    def row(self, kind: str, depth: int) -> str:
+        """An elementwise operation that gives this kind, with what its row asks for as operands."""
+        row = self.pick(rows_for(kind))
+        of = self.pick(operand_kinds(row, kind))
+        literal = self.below(row.arity) if row.arity > 1 and of != "bool" and self.chance(25) else -1
+        if row.family == "Logic":
+            self.saw("lazy and")
+        if row.family == "Choice" and not row.alike:
+            self.saw("lazy choice")
+        one_type = self.pick(FLOATS if of == "float" else INTS)
+        sign = needs_sign(row) if of == "int" else ""
+        texts = []
+        for k in range(row.arity):
+            if k == literal:
+                text = self.pick(_FLOAT_LITERALS if of == "float" else _INT_LITERALS)
+            else:
+                text = self.operand_text(row, k, of, depth - 1)
+            if row.alike:
+                text = f"T.cast({text}, '{one_type}')"
+            elif sign:
+                text = f"T.cast({text}, '{sign}{as_dtype(one_type).bits}')"
+            texts.append(text)
+        self.saw(f"row {row.name}")
+        return fill_in(row, texts)
+
+    def operand_text(self, row: Operation, k: int, kind: str, depth: int) -> str:
+        if row.draws[k] == "count":
+            return self.pick((self.leaf("int"), "1", "3", "31"))
+        return self.value(kind, 0 if k > 1 else depth)
+
     # -- floats ----------------------------------------------------------------------------------------------------
 
     def real(self, depth: int = 2) -> str:
         if depth <= 0:
             return self.leaf("float")
-        how = self.pick(("leaf", "pair", "pair", "literal", "call", "cast", "choice", "fma", "from int", "clamp",
-                         "select", "bits"))  # fmt: skip
+        how = self.pick(("leaf", "row", "row", "row", "row", "cast", "from int", "bits"))
         if how == "leaf":
             return self.leaf("float")
-        if how == "pair":
-            return self.pick(_FLOAT_PAIRS).format(self.real(depth - 1), self.real(depth - 1))
-        if how == "literal":
-            pair = self.pick(_FLOAT_PAIRS)
-            both = (self.real(depth - 1), self.pick(_FLOAT_LITERALS))
-            return pair.format(*(both if self.chance(60) else both[::-1]))
-        if how == "call":
-            return self.pick(_FLOAT_CALLS).format(self.real(depth - 1))
+        if how == "row":
+            return self.row("float", depth)
         if how == "cast":
-            return f"T.cast({self.real(depth - 1)}, '{self.pick(FLOATS)}')"
+            return self.cast(self.real(depth - 1), FLOATS)
         if how == "from int":
             return self.pick(("T.float32({})", "T.float16({})", "T.bfloat16({})", "T.float64({})")).format(
                 self.whole(depth - 1)
             )
-        if how == "choice":
-            self.saw("lazy choice")
-            parts = self.truth(depth - 1), self.real(depth - 1), self.real(depth - 1)
-            return (
-                "T.if_then_else({}, {}, {})".format(*parts)
-                if self.chance(50)
-                else "({1} if {0} else {2})".format(*parts)
-            )
-        if how == "select":
-            d = self.pick(FLOATS)
-            a, b = (f"T.cast({self.real(depth - 1)}, '{d}')" for _ in range(2))
-            return f"T.Select({self.truth(depth - 1)}, {a}, {b})"
-        if how == "fma":
-            return f"T.fma({self.real(depth - 1)}, {self.real(depth - 1)}, {self.leaf('float')})"
-        if how == "clamp":
-            return f"T.clamp({self.real(depth - 1)}, {self.leaf('float')}, {self.leaf('float')})"
         bits, floats = self.pick(
             (("int32", "float32"), ("uint16", "float16"), ("uint16", "bfloat16"), ("uint64", "float64"))
         )
@@ -152,29 +161,19 @@ class Expressions(Source):
     def whole(self, depth: int = 2) -> str:
         if depth <= 0:
             return self.leaf("int")
-        how = self.pick(
-            ("leaf", "literal", "pair", "pair", "cast", "shift", "choice", "from float", "unary", "from bool")
-        )
+        how = self.pick(("leaf", "row", "row", "row", "row", "cast", "from float", "from bool", "ceildiv"))
         if how == "leaf":
             return self.leaf("int")
-        if how == "pair":
-            return self.pick(_INT_PAIRS).format(self.whole(depth - 1), self.whole(depth - 1))
-        if how == "literal":
-            both = (self.whole(depth - 1), self.pick(_INT_LITERALS))
-            return self.pick(_INT_PAIRS).format(*(both if self.chance(60) else both[::-1]))
-        if how == "cast":
-            return f"T.cast({self.whole(depth - 1)}, '{self.pick(INTS)}')"
-        if how == "shift":
-            return (
-                f"({self.whole(depth - 1)} {self.pick(('<<', '>>'))} {self.pick((self.leaf('int'), '1', '3', '31'))})"
-            )
-        if how == "choice":
-            return f"T.if_then_else({self.truth(depth - 1)}, {self.whole(depth - 1)}, {self.leaf('int')})"
-        if how == "unary":
-            return self.pick(("T.abs({})", "(-{})", "(~{})")).format(self.whole(depth - 1))
-        if how == "from bool":
-            return f"T.cast({self.truth(depth - 1)}, '{self.pick(INTS)}')"
-        return f"T.cast({self.real(depth - 1)}, '{self.pick(INTS)}')"
+        if how == "row":
+            return self.row("int", depth)
+        if how == "ceildiv":
+            return f"T.ceildiv({self.whole(depth - 1)}, {self.pick(_INT_LITERALS)})"
+        source = {"cast": self.whole, "from bool": self.truth, "from float": self.real}[how]
+        return self.cast(source(depth - 1), INTS)
+
+    def cast(self, value: str, dtypes: tuple[str, ...]) -> str:
+        dtype = self.pick(dtypes)
+        return f"T.Cast('{dtype}', {value})" if self.chance(12) else f"T.cast({value}, '{dtype}')"
 
     # -- bools -----------------------------------------------------------------------------------------------------
 
@@ -182,19 +181,11 @@ class Expressions(Source):
         if depth <= 0:
             kind = self.pick(("int", "float"))
             return f"({self.leaf(kind)} {self.pick(_COMPARISONS)} {self.pick(_INT_LITERALS[:4])})"
-        how = self.pick(("compare", "compare", "and", "not", "leaf", "chain", "class", "mixed"))
-        if how == "compare":
-            kind = self.pick(("int", "float"))
-            return f"({self.value(kind, depth - 1)} {self.pick(_COMPARISONS)} {self.value(kind, depth - 1)})"
+        how = self.pick(("row", "row", "row", "leaf", "chain", "mixed"))
+        if how == "row":
+            return self.row("bool", depth)
         if how == "mixed":
             return f"({self.whole(depth - 1)} {self.pick(_COMPARISONS)} {self.real(depth - 1)})"
-        if how == "and":
-            self.saw("lazy and")
-            return f"({self.truth(depth - 1)} {self.pick(('and', 'or'))} {self.truth(depth - 1)})"
-        if how == "not":
-            return f"(not {self.truth(depth - 1)})"
         if how == "leaf":
             return self.leaf("bool") if self.scope.readable("bool") or self.scope.scalars("bool") else self.truth(0)
-        if how == "chain":
-            return f"({self.pick(_INT_LITERALS[:5])} <= {self.whole(depth - 1)} < {self.pick(('5', '40', '9'))})"
-        return f"{self.pick(('T.isnan', 'T.isinf', 'T.isfinite'))}({self.real(depth - 1)})"
+        return f"({self.pick(_INT_LITERALS[:5])} <= {self.whole(depth - 1)} < {self.pick(('5', '40', '9'))})"

@@ -1,0 +1,131 @@
+"""What generated kernels alone reach: `python tests/fuzz/coverage_run.py --count 150` (needs the package coverage).
+
+Prints, per room, how many branches of the passes, the CPU lowering and its emitters were taken, and every line and
+branch that was not; which node classes were seen at each stage; and which rules of the verifier never ran.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+ROOMS = {
+    "passes": "tiledsl/passes",
+    "lowering": "backends/cpu",
+    "emitters": "backends/cpu/emit",
+    "printer": "backends/numba_cpu",
+    "verifier": "tiledsl/ir/verif",
+    "frontend": "tiledsl/frontend",
+    "interpreter": "tiledsl/interp",
+}
+GOAL = ("passes", "lowering", "emitters")  # 95% of the branches of these
+
+
+def room_of(file: str) -> str:
+    """The room that a file belongs to, the most special one; "" if none."""
+    path = os.path.realpath(file).removeprefix(str(ROOT.resolve()) + "/")
+    fits = [(len(prefix), room) for room, prefix in ROOMS.items() if path.startswith(prefix)]
+    return max(fits)[1] if fits else ""
+
+
+def nodes_of(function: Any) -> set[str]:
+    from tiledsl.ir.walk import walk
+
+    return {type(n).__name__ for k in function.kernels for n in walk(k.body)}
+
+
+def run(count: int, start: int, most: int, every: int) -> dict[str, set[str]]:
+    """Checks programs; gives the node classes seen at each stage."""
+    from tiledsl.backends.cpu.pipeline import cpu_pipeline
+    from tiledsl.testing.fuzz import COMPILING, check
+    from tiledsl.testing.fuzz_run import drawn
+
+    seen: dict[str, set[str]] = {"tile": set(), "loop": set()}
+    begin = time.monotonic()
+    numbers: Iterator[int] = iter(range(start, start + count))
+    done = 0
+    for number in numbers:
+        for program in drawn(number, min(20, count - done), most):
+            names = ["checked", "text", "passes"] + (sorted(COMPILING) if done % every == 0 else [])
+            try:
+                function = program.function
+                seen["tile"] |= nodes_of(function)
+                check(program, 0, names)
+                for p in cpu_pipeline():
+                    function = p(function)
+                seen["loop"] |= nodes_of(function)
+            except Exception as error:
+                print(f"\n{number}.{done % 20}: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+            done += 1
+            print(f"\r{done}/{count} programs, {time.monotonic() - begin:.0f} s ", end="", file=sys.stderr, flush=True)
+        if done >= count:
+            break
+    print(file=sys.stderr)
+    return seen
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0 where each room of GOAL reaches 95% of its branches, every node was seen and every rule ran."""
+    import coverage
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--count", type=int, default=150)
+    parser.add_argument("--start", type=int, default=50000, help="number of the first round of programs")
+    parser.add_argument("--most", type=int, default=12)
+    parser.add_argument("--compile-every", type=int, default=3)
+    parser.add_argument("--rooms", default=",".join(GOAL), help="whose lines are listed; 'all'")
+    given = parser.parse_args(argv)
+    listed = list(ROOMS) if given.rooms == "all" else given.rooms.split(",")
+    sys.path.insert(0, str(ROOT))
+    folder = tempfile.TemporaryDirectory(prefix="tiledsl-coverage-")
+    os.environ["TILEDSL_CACHE_DIR"] = folder.name
+    files = [f"{ROOT}/{p}*" for p in ROOMS.values()] + [f"{ROOT}/tiledsl/{p}*" for p in ROOMS.values()]
+    measure = coverage.Coverage(branch=True, data_file=None, config_file=False, include=files)
+    measure.start()
+    seen = run(given.count, given.start, given.most, given.compile_every)
+    measure.stop()
+    totals: dict[str, list[int]] = {room: [0, 0, 0, 0] for room in ROOMS}
+    for file in sorted(measure.get_data().measured_files()):
+        room = room_of(file)
+        if not room:
+            continue
+        analysis = measure._analyze(file)
+        n = analysis.numbers
+        for k, value in enumerate((n.n_statements, n.n_executed, n.n_branches, n.n_executed_branches)):
+            totals[room][k] += value
+        if room in listed and (n.n_missing or n.n_missing_branches):
+            print(f"{os.path.relpath(os.path.realpath(file), ROOT)}: {n.n_executed_branches}/{n.n_branches} branches")
+            lines = Path(file).read_text().splitlines()
+            arcs = analysis.missing_branch_arcs()
+            for line in sorted({*analysis.missing, *arcs}):
+                to = ", ".join(str(x) for x in arcs.get(line, ()))
+                print(f"    {line:4} {'->' + to if to else '':12} {lines[line - 1].strip()[:100]}")
+    print(f"\n{'room':12} {'lines':>16} {'branches':>16}")
+    for room, (lines_, hit, branches, taken) in totals.items():
+        print(f"{room:12} {hit:6}/{lines_:<6}{hit / max(1, lines_):4.0%} {taken:6}/{branches:<6}{taken / max(1, branches):6.1%}")
+    absent = unseen(seen)
+    for what, names in absent.items():
+        print(f"{what}: {', '.join(sorted(names)) or 'all reached'}")
+    short = [room for room in GOAL if totals[room][3] < 0.95 * totals[room][2]]
+    return int(bool(short or any(absent.values())))
+
+
+def unseen(seen: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Node classes that a stage allows and that no program had there."""
+    from tiledsl.ir.verifier import STAGES
+
+    return {
+        f"nodes of the {stage} stage not drawn": {c.__name__ for c in STAGES[stage]} - found
+        for stage, found in seen.items()
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
