@@ -31,6 +31,7 @@ class HoistPacks:
     """The pass, on folded tile-stage functions."""
 
     name: ClassVar[str] = "hoist_packs"
+    optional: ClassVar[bool] = True
 
     def __call__(self, function: ir.Function) -> ir.Function:
         if dict(function.attrs).get("aliased"):
@@ -234,6 +235,7 @@ def _packing_kernel(p: _Pack, number: int, kernel: ir.Kernel) -> ir.Kernel:
         name=f"{kernel.name}_pack_{src.name}" if number == 0 else f"{kernel.name}_pack_{src.name}_{number}",
         grid=(grid,),
         block_vars=(block,),
+        thread_vars=tuple(ir.Var(v.name, v.type) for v in kernel.thread_vars),  # a binding belongs to one kernel
         body=(copy,),
         attrs=(),
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import linecache
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -104,11 +105,16 @@ class Program:
     source     Python text that defines `kernel` (a JITKernel without allocated outputs)
     arguments  one per parameter, in order
     features   what it contains: names of statements and constructs, for coverage counts
+    tiles      names of constants (`TM = 16`, a line of the source each) that may have any value from 1 on: the tile
+               sizes along axes that are not reduced
+    batched    axis 0 of every array is a batch whose entries do not know their numbers
     """
 
     source: str
     arguments: tuple[Argument, ...]
     features: frozenset[str] = field(default=frozenset(), compare=False)
+    tiles: tuple[str, ...] = ()
+    batched: bool = False
 
     def __repr__(self) -> str:
         return self.text()
@@ -126,6 +132,19 @@ class Program:
     @property
     def function(self) -> Function:
         return self.kernel().function
+
+    def retiled(self, seed: int = 0) -> list[Program]:
+        """The program with two other choices of tile sizes; [] where it has none."""
+        if not self.tiles:
+            return []
+        rng = np.random.default_rng(seed)
+        found = []
+        for _ in range(2):
+            source = self.source
+            for name in self.tiles:
+                source = re.sub(rf"^{name} = \d+$", f"{name} = {rng.choice((1, 3, 8, 16, 17, 24, 33))}", source, flags=re.M)
+            found.append(replace(self, source=source))
+        return found
 
     def make_args(self, seed: int = 0) -> list[Any]:
         """Fresh arguments, the same ones for the same seed."""
@@ -151,13 +170,12 @@ class Program:
             "    from tiledsl.testing.strategies import Argument, Program\n\n"
             "    arguments = (\n" + arguments.replace("    Argument", "        Argument") + "    )\n"
             "    source = open(__file__).read().partition('if __name__')[0]\n"
-            f"    check(Program(source, arguments), seed={seed}, every=True)\n"
+            f"    program = Program(source, arguments, tiles={self.tiles!r}, batched={self.batched!r})\n"
+            f"    check(program, seed={seed}, every=True)\n"
         )
 
 
 def names_in(text: str, names: Sequence[str]) -> list[str]:
     """Those of the names that stand in the text, as whole words."""
-    import re
-
     words = set(re.findall(r"[A-Za-z_]\w*", text))
     return [n for n in names if n in words]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from tiledsl.dtypes import as_dtype
@@ -38,7 +39,8 @@ class Statements(Lanes):
         if tiles:
             options += [self.reduce, self.gemm, self.view] * 2
             options += [self.copy_in, self.tile_copy, self.fill, self.store]
-        options += [self.copy_out, self.let, self.variable, self.assign, self.hint]
+        options += [self.copy_out, self.let, self.variable, self.assign, self.hint, self.promise]
+        options += [self.show] * self.chance(12)
         if nest > 0:
             options += [
                 self.matmul,
@@ -505,16 +507,34 @@ class Statements(Lanes):
 
     def hint(self, nest: int) -> None:
         tiles = self.tiles(writable=False)
-        how = self.pick(["swizzle", "assume", "assert"] + ["layout"] * bool(tiles))
-        if how == "swizzle":
-            self.put(f"T.use_swizzle({2 + self.below(8)})")
-        elif how == "layout":
-            self.put(f"T.annotate_layout({{{self.pick(tiles).name}: None}})")
+        inputs = [b.name for b in self.scope.tensors if b.is_input]
+        options = ["T.use_swizzle({n})", "T.use_swizzle({n}, 'column')", "T.no_set_max_nreg()", "T.set_max_nreg({n}, 1)",
+                   "T.disable_warp_group_reg_alloc()", "T.annotate_pass_configs({{'k': {n}}})",
+                   "T.annotate_compile_flags(['-O{n}'])"]  # fmt: skip
+        if tiles:
+            options += [f"T.annotate_layout({{{{{self.pick(tiles).name}: None}}}})"] * 3
+        if inputs:
+            name = self.pick(inputs)
+            options += [f"T.annotate_l2_hit_ratio({{{{{name}: 0.5}}}})", f"T.annotate_restrict_buffers({name})"]
+        self.put(self.pick(options).format(n=2 + self.below(8)))
+
+    def promise(self, nest: int) -> None:
+        """Something that holds, said or asserted."""
+        shapes = [n.text for n in self.scope.names if n.top > 0 and not n.cell]
+        if shapes:
+            call = self.pick(("T.assume({} >= 0)", "T.device_assert({} >= 0, 'never')", "assert {} >= 0, 'never'"))
+            self.saw("promise")
+            self.put(call.format(self.pick(shapes)))
+
+    def show(self, nest: int) -> None:
+        """T.print: every target has to print the same lines."""
+        self.saw("print")
+        small = [b for b in self.tiles(writable=False) if math.prod(b.extents) <= 64]
+        message = self.pick(("", ", 'got'", ", msg='{0} %s'"))
+        if small and self.chance(40):
+            self.put(f"T.print({self.pick(small).name}{message})")
         else:
-            shapes = [n.text for n in self.scope.names if n.top > 0]
-            if shapes:
-                call = "T.assume({} >= 0)" if how == "assume" else "T.device_assert({} >= 0, 'never')"
-                self.put(call.format(self.pick(shapes)))
+            self.put(f"T.print({self.value(self.pick(('int', 'float', 'bool')), 1)}{message})")
 
     # -- tensors: what the kernel around the block provides ------------------------------------------------------
 
