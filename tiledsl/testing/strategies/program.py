@@ -139,10 +139,11 @@ class Program:
             return []
         rng = np.random.default_rng(seed)
         found = []
-        for _ in range(2):
-            source = self.source
+        for few in ((8, 13, 17, 24, 33, 48), (1, 3, 5)):  # in the second, one axis has many blocks
+            source, small = self.source, rng.choice(self.tiles)
             for name in self.tiles:
-                source = re.sub(rf"^{name} = \d+$", f"{name} = {rng.choice((1, 3, 8, 16, 17, 24, 33))}", source, flags=re.M)
+                size = rng.choice(few if name == small else (16, 17, 33, 48))
+                source = re.sub(rf"^{name} = \d+$", f"{name} = {size}", source, flags=re.M)
             found.append(replace(self, source=source))
         return found
 
