@@ -12,7 +12,9 @@ import pytest
 import tiledsl
 import tiledsl.language as T
 from tiledsl.backends.cpu.pipeline import cpu_pipeline
+from tiledsl.frontend.reader import from_text
 from tiledsl.interp import Options, run
+from tiledsl.ir.printer import to_text
 from tiledsl.passes import ExpandMoves
 from tiledsl.passes.instruments import Verify
 from tiledsl.passes.pipeline import run as run_passes
@@ -223,3 +225,27 @@ def test_a_packed_operand_that_starts_near_the_end_of_its_type_is_out_of_range(d
     A, B = np.ones((16, 16), np.float32), np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)
     for starts in ([most - 2, most - 20], [3, most]):
         agree(kernel, np.array(starts, dtype), A, B, np.ones((16, 16), np.float32))
+
+
+def test_a_packing_kernel_has_thread_variables_of_its_own() -> None:
+    """They were those of the kernel that it packs for: the lowered function's text read as another one."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((64, 32), "float32"), B: T.Tensor((32, 32), "float32"), C: T.Tensor((64, 32), "float32")):
+        with T.Kernel(2, 4) as (bx, by):
+            A_s = T.alloc_shared((16, 16), "float32")
+            B_s = T.alloc_shared((16, 16), "float32")
+            acc = T.alloc_fragment((16, 16), "float32")
+            T.clear(acc)
+            for k in T.Pipelined(2, num_stages=2):
+                T.copy(A[by * 16, k * 16], A_s)
+                T.copy(B[k * 16, bx * 16], B_s)
+                T.gemm(A_s, B_s, acc)
+            T.copy(acc, C[by * 16, bx * 16])
+
+    lowered = run_passes(kernel.function, cpu_pipeline(), [Verify()])
+    assert len(lowered.kernels) == 2
+    variables = [v for k in lowered.kernels for v in k.thread_vars]
+    assert len(set(variables)) == len(variables)
+    text = to_text(lowered)
+    assert to_text(from_text(text)) == text

@@ -120,6 +120,8 @@ class Expressions(Source):
         for k in range(row.arity):
             if k == literal:
                 text = self.pick(_FLOAT_LITERALS if of == "float" else _INT_LITERALS)
+                if self.chance(20):
+                    text = self.constant(of)
             else:
                 text = self.operand_text(row, k, of, depth - 1)
             if row.alike:

@@ -41,6 +41,7 @@ class _Function(Statements):
         self.arguments: list[Argument] = []
         self.scalars: list[Name] = []
         self.symbols: dict[str, int] = {}
+        self.wide: set[str] = set()  # symbols of 64 bits
         self.bound: set[str] = set()
         self.style = self.pick(("prim_func", "prim_func", "lazy", "eager"))
 
@@ -175,6 +176,9 @@ class _Function(Statements):
             if self.chance(60):
                 text = names[k]
                 self.symbols[text] = size
+                if self.style != "eager" and self.chance(15):
+                    self.saw("int64 symbol")
+                    self.wide.add(text)
             self.dims.append(_Dim(_AXES[k], tile, count, size, text))
 
     def launch(self) -> None:
@@ -222,8 +226,9 @@ class _Function(Statements):
         self.depth = {"prim_func": 1, "lazy": 2, "eager": 1}[self.style]
         self.scope = Scope()
         self.draw_dims("MNP")
-        for name, dtype in (("flag", "bool"), ("count", "int32"), ("scale", "float32"), ("wide", "int64")):
-            if self.chance(25):
+        for name, dtype in (("flag", "bool"), ("count", "int32"), ("scale", "float32"), ("wide", "int64"),
+                            ("half", "float16"), ("byte", "uint8"), ("far", "float64")):  # fmt: skip
+            if self.chance(20):
                 self.params.append(f"{name}: T.{dtype}")
                 self.arguments.append(Argument(name, dtype, None, "index" if dtype == "int32" else "small"))
                 self.scalars.append(Name(name, dtype))
@@ -248,7 +253,8 @@ class _Function(Statements):
 
     def text(self) -> str:
         head = ["import tiledsl", "import tiledsl.language as T", ""]
-        dynamic = [f'{s} = T.dynamic("{s}")' for s in self.symbols]
+        types = {s: ', "int64"' if s in self.wide else "" for s in self.symbols}
+        dynamic = [f'{s} = T.dynamic("{s}"{types[s]})' for s in self.symbols]
         macros = "\n\n".join(self.macros)
         body = "\n".join(self.lines)
         if self.style == "eager":

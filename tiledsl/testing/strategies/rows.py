@@ -21,7 +21,6 @@ NOT_DRAWN = {
     "Buffer": "older name of Tensor",
     "symbolic": "older name of dynamic",
     "GemmWarpPolicy": "a hint without meaning on CPU targets",
-    "prim_func": "decorates: every program has it, or tiledsl.jit",
 }
 
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from tiledsl.dtypes import as_dtype
 from tiledsl.testing.strategies.lanes import Lanes
 from tiledsl.testing.strategies.program import names_in
+from tiledsl.testing.strategies.rows import statement_rows
 from tiledsl.testing.strategies.scope import FLOATS, INTS, STORED, Buf, Name
 
 __all__ = ["Statements"]
 
 _TILES = (16, 4, 1, 8, 3, 5, 17, 2, 7, 13, 31, 32, 33, 48)
 _GEMM_SIZES = (16, 4, 1, 8, 3, 5, 17, 13, 33)
-_REDUCTIONS = ("sum", "max", "min", "absmax", "abssum")
 
 
 class Statements(Lanes):
@@ -48,6 +48,8 @@ class Statements(Lanes):
                 self.loop,
                 self.loop,
                 self.branch,
+                self.softmax,
+                self.swap,
                 self.while_loop,
                 self.macro,
                 self.meta,
@@ -211,21 +213,21 @@ class Statements(Lanes):
         else:
             keep.pop(axis)
         shape = tuple(keep) or (1,)
-        ops = [*_REDUCTIONS, *(("bitand", "bitor", "bitxor") if b.kind == "int" else ())]
-        op = self.pick(ops)
+        row = self.pick([r for r in statement_rows("reduce_") if b.kind in r.takes])
+        op = row.name.removeprefix("reduce_")
         outs = [o for o in self.tiles() if o.extents == shape and o.root != b.root and (o.kind == b.kind)]
         extra = ""
         if outs and self.chance(60):
             out = self.pick(outs)
-            if op != "abssum" and self.chance(60):
+            if "clear" in row.params and self.chance(60):
                 extra = self.pick((", clear=False", f", clear={self.truth()}"))
         else:
             out = self.new_tile(shape, self.pick((b.dtype, *(FLOATS if b.kind == "float" else INTS))))
-            if op != "abssum" and self.chance(20):
+            if "clear" in row.params and self.chance(20):
                 self.put(f"T.fill({out.name}, {self.value(out.kind, 0)})")
                 extra = ", clear=False"
             self.scope.buffers.append(out)
-        if op in ("max", "min", "absmax") and b.kind == "float" and self.chance(25):
+        if "nan_propagate" in row.params and b.kind == "float" and self.chance(25):
             extra += ", nan_propagate=True"
         self.saw(f"reduce {op}")
         dim = axis if self.chance(50) else axis - b.rank
@@ -277,7 +279,11 @@ class Statements(Lanes):
     def matmul(self, nest: int) -> None:
         """The usual K loop over tiles that serve nothing but the product, then what follows with the result."""
         dtype = self.pick(("float32", "float16", "bfloat16", "float64", "int8", "float32"))
-        m, n, k = (self.pick((16, 8, 32, 5, 17, 33, 1)) for _ in range(3))
+        sizes = (16, 8, 32, 5, 17, 33, 1)
+        if self.chance(6):
+            self.saw("large tiles")  # beyond the blocks of the packed product
+            sizes = (64, 96, 130)
+        m, n, k = (self.pick(sizes) for _ in range(3))
         steps, ta, tb = 1 + self.below(3), self.chance(20), self.chance(35)
         blocks = [x.text for x in self.scope.names if x.text in ("bx", "by", "bz", "lin") and not x.roots]
         row, col, loop = self.pick(blocks), self.pick(blocks), self.fresh("k")
@@ -299,20 +305,30 @@ class Statements(Lanes):
         else:
             self.put(f"T.clear({c.name})")
         self.saw("matmul")
-        header = self.pick((f"T.Pipelined({steps}, num_stages=2)", f"T.serial({steps})"))
+        stages = self.pick(("2", "0", "None", "3", "1"))
+        header = self.pick((f"T.Pipelined({steps}, num_stages={stages})", f"T.serial({steps})"))
         if steps == 1 and not clear:
             self.put(f"{loop} = 0")
             header = ""
         if header:
             self.put(f"for {loop} in {header}:")
         self.depth += bool(header)
-        for _, copy in sides:
+        cleared = self.chance(12)
+        for tile, copy in sides:
+            if cleared:
+                self.put(f"T.fill({tile.name}, {self.pick(('0', '1'))})")
+            if cleared and self.chance(30):
+                self.put(f"if {self.truth()}:")
+                copy = f"    {copy}"
             self.put(copy)
         self.put(f"T.gemm({sides[0][0].name}, {sides[1][0].name}, {c.name}{options})")
         if self.chance(20):
             self.put(f"T.gemm({sides[0][0].name}, {sides[1][0].name}, {c.name}{options})")
         self.depth -= bool(header)
         self.scope.buffers.append(c)
+        if self.chance(25):  # what the last iteration left
+            self.saw("read after the loop")
+            self.scope.buffers += [tile for tile, _ in sides]
         if self.chance(50):
             i, j = self.fresh("i"), self.fresh("i")
             self.put(f"for {i}, {j} in T.Parallel({m}, {n}):")
@@ -382,16 +398,47 @@ class Statements(Lanes):
         value = self.value(b.kind) if b.scope == "fragment" else self.uniform(b, 2)
         self.put(f"{b.at(index)} = {value}")
 
+    def swap(self, nest: int) -> None:
+        """Two elements exchanged: both sides are read before either is written."""
+        found = [b for b in self.tiles() if b.scope == "fragment"]  # each thread has its own part of it
+        if found:
+            b = self.pick(found)
+            p, q = (b.at([self.within(n, 0) for n in b.extents]) for _ in range(2))
+            self.saw("swap")
+            self.put(f"{p}, {q} = {q}, {p}")
+
+    def softmax(self, nest: int) -> None:
+        """Masked scores, row maxima, exponentials, sums and the quotient: rows may be masked altogether."""
+        m, n = self.pick((16, 5, 1, 8, 17)), self.pick((16, 33, 7, 1, 17))
+        d = self.pick(("float32", "float32", "float16", "bfloat16", "float64"))
+        x, top, total = self.new_tile((m, n), d), self.new_tile((m,), d), self.new_tile((m,), d)
+        i, j = self.fresh("i"), self.fresh("i")
+        self.saw("softmax")
+        mask = self.pick((f"{j} <= {i}", f"{j} < {i}", self.truth(), f"{i} * 2 > {j}", f"{j} < {self.leaf('int')}"))
+        self.put(f"for {i}, {j} in T.Parallel({m}, {n}):")
+        with self.region(self.lanes_scope([i, j], (m, n), {x.root: (x, (i, j))})):
+            self.put(f"{x.name}[{i}, {j}] = T.if_then_else({mask}, {self.real(1)}, -T.infinity('{d}'))")
+        self.put(f"T.reduce_max({x.name}, {top.name}, dim=1)")
+        low = f"T.max({top.name}[{i}], -65504.0)" if self.chance(40) else f"{top.name}[{i}]"
+        self.put(f"for {i}, {j} in T.Parallel({m}, {n}):")
+        self.put(f"    {x.name}[{i}, {j}] = T.{self.pick(('exp2', 'exp'))}({x.name}[{i}, {j}] - {low})")
+        self.put(f"T.reduce_sum({x.name}, {total.name}, dim=1)")
+        if self.chance(70):
+            self.put(f"for {i}, {j} in T.Parallel({m}, {n}):")
+            self.put(f"    {x.name}[{i}, {j}] = {x.name}[{i}, {j}] / {total.name}[{i}]")
+        self.scope.buffers += [x, top, total]
+
     # -- control ---------------------------------------------------------------------------------------------------
 
     def loop(self, nest: int) -> None:
-        form = self.pick(("serial", "Pipelined", "unroll", "range", "grid", "between", "down", "runtime"))
+        form = self.pick(("serial", "Pipelined", "unroll", "range", "grid", "between", "down", "runtime", "typed",
+                          "empty", "vectorized"))  # fmt: skip
         self.saw(f"loop {form}")
         v, n = self.fresh("k"), 1 + self.below(4)
-        scope = self.scope.inner(exits=form not in ("unroll", "grid"))
+        scope = self.scope.inner(exits=form not in ("unroll", "grid", "vectorized"))
         names, header = [v], f"T.serial({n})"
         if form == "Pipelined":
-            header = f"T.Pipelined({n}, num_stages={self.below(4)})"
+            header = f"T.Pipelined({n}, num_stages={self.pick(('None', '0', '1', '2', '3'))})"
         elif form == "unroll":
             header = f"T.unroll({n})"
         elif form == "range":
@@ -405,6 +452,14 @@ class Statements(Lanes):
         elif form == "down":
             header = f"T.serial({n}, -1, -1)"
             n += 1
+        elif form == "typed":
+            header = (
+                f"T.serial(T.cast({self.whole(1)} % {n + 1}, '{self.pick(('uint64', 'int64', 'uint32', 'int8'))}'))"
+            )
+        elif form == "empty":
+            header = self.pick(("T.serial(2, 2)", "T.serial(3, 1)", "T.serial(0)"))
+        elif form == "vectorized":
+            header = f"T.vectorized({n})"
         elif form == "runtime":
             header = f"T.{self.pick(('serial', 'Pipelined'))}({self.whole(1)} % {n + 1})"
         self.put(f"for {', '.join(names)} in {header}:")
@@ -421,7 +476,8 @@ class Statements(Lanes):
 
     def branch(self, nest: int) -> None:
         self.saw("if")
-        self.put(f"if {self.truth()}:")
+        decided = self.pick(("T.cast(0, 'bool')", "T.cast(1, 'bool')", "lin >= lin")) if self.chance(8) else ""
+        self.put(f"if {decided or self.truth()}:")
         with self.region(self.scope.inner()):
             self.statements(1 + self.below(3), nest - 1)
         if self.chance(40):
