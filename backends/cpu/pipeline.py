@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +11,7 @@ from tiledsl.passes.expand_moves import ExpandMoves
 from tiledsl.passes.explain_debug import ExplainDebug
 from tiledsl.passes.fold import Fold
 from tiledsl.passes.guard_bounds import GuardBounds
+from tiledsl.passes.pipeline import Pass
 
 from .hoist import HoistPacks
 from .lower import Lower
@@ -21,8 +21,6 @@ from .unpack import UnpackOperands
 from .waits import SpinWaits
 
 __all__ = ["cpu_pipeline"]
-
-Pass = Callable[[ir.Function], ir.Function]
 
 
 @dataclass(frozen=True)

@@ -109,9 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"    {line:4} {'->' + to if to else '':12} {lines[line - 1].strip()[:100]}")
     print(f"\n{'room':12} {'lines':>16} {'branches':>16}")
     for room, (lines_, hit, branches, taken) in totals.items():
-        print(
-            f"{room:12} {hit:6}/{lines_:<6}{hit / max(1, lines_):4.0%} {taken:6}/{branches:<6}{taken / max(1, branches):6.1%}"
-        )
+        parts = hit / max(1, lines_), taken / max(1, branches)
+        print(f"{room:12} {hit:6}/{lines_:<6}{parts[0]:4.0%} {taken:6}/{branches:<6}{parts[1]:6.1%}")
     absent = unseen(seen)
     for what, names in absent.items():
         print(f"{what}: {', '.join(sorted(names)) or 'all reached'}")

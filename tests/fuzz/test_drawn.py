@@ -6,8 +6,8 @@ import functools
 import re
 
 import pytest
-
 from fuzz.bug_classes import BUG_CLASSES
+
 from tiledsl.ir.operations import OPERATIONS
 from tiledsl.ir.stmt import Function
 from tiledsl.ir.verifier import STAGES

@@ -249,3 +249,15 @@ def test_a_packing_kernel_has_thread_variables_of_its_own() -> None:
     assert len(set(variables)) == len(variables)
     text = to_text(lowered)
     assert to_text(from_text(text)) == text
+
+
+def test_the_verifier_knows_half_precision_parameters() -> None:
+    """A scalar parameter of a half type is only ever cast in the loop stage; the verifier took it for arithmetic."""
+
+    @T.prim_func
+    def kernel(h: T.float16, A: T.Tensor((20,), "float32"), B: T.Tensor((20,), "float32")):
+        with T.Kernel(1):
+            for i in T.Parallel(20):
+                B[i] = h * A[i]
+
+    agree(kernel, np.float16(0.1), np.arange(20, dtype=np.float32), np.zeros(20, np.float32))

@@ -169,7 +169,7 @@ class ExprChecker:
                 getattr(self, f"on_{type(n).__name__.lower()}")(n)
             assert isinstance(n, E.Expr)
             if self.stage == "loop" and n.dtype.is_narrow:
-                plain = isinstance(n, (E.Load, E.Cast, E.Broadcast, E.Const)) or _is_bits(n)
+                plain = isinstance(n, (E.Load, E.Cast, E.Broadcast, E.Const, E.Var)) or _is_bits(n)
                 self.require(plain, f"arithmetic in {n.dtype}")
 
     def on_const(self, c: E.Const) -> None:

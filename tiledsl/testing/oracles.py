@@ -10,7 +10,7 @@ import io
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -135,7 +135,7 @@ def _order(case: Case) -> None:
     """The order of the blocks does not matter, before the lowering and after it."""
     for function in (case.function, case.lowered):
         args = case.args()
-        quietly(lambda f=function, a=args: run(f, a, replace(EXACT, block_order=case.seed + 1)))
+        quietly(partial(run, function, args, replace(EXACT, block_order=case.seed + 1)))
         case.same(f"order of blocks, {function.stage} stage", args)
 
 
@@ -252,7 +252,7 @@ def _batch(case: Case) -> None:
     turned = [np.roll(x, 1, axis=0) if isinstance(x, np.ndarray) else x for x in args]
     for function in (case.function, case.lowered):
         got = [x.copy() if isinstance(x, np.ndarray) else x for x in turned]
-        quietly(lambda f=function, a=got: run(f, a, EXACT))
+        quietly(partial(run, function, got, EXACT))
         back = [np.roll(x, -1, axis=0) if isinstance(x, np.ndarray) else x for x in got]
         case.same(f"batch position, {function.stage} stage", back)
 
@@ -295,7 +295,7 @@ def _targets(case: Case) -> None:
     for target in available_targets():
         args, memory = padded(case.args())
         with config.NUM_THREADS.override(1):
-            lines = printed_by(lambda t=target, a=args: case.kernel(*a, target=t))
+            lines = printed_by(partial(case.kernel, *args, target=target))
         case.same(f"target {target}", args)
         untouched(f"target {target}", memory)
         if lines != case.printed and not any("did not fit" in line for line in lines):
@@ -311,7 +311,7 @@ def _workers(case: Case) -> None:
         for count in (1, 2, 3):
             args = case.args()
             with config.NUM_THREADS.override(count):
-                quietly(lambda t=target, a=args: case.kernel(*a, target=t))
+                quietly(partial(case.kernel, *args, target=target))
             case.same(f"target {target}, {count} workers", args)
 
 
@@ -322,11 +322,11 @@ def _variants(case: Case) -> None:
     for target in available_targets():
         for variant in case.program.retiled(case.seed)[:1]:
             args = case.args()
-            quietly(lambda t=target, a=args, v=variant: v.kernel()(*a, target=t))
+            quietly(partial(variant.kernel(), *args, target=target))
             case.same(f"other tile sizes, target {target}", args)
         if case.program.batched:
             args = [np.roll(x, 1, axis=0) if isinstance(x, np.ndarray) else x for x in case.args()]
-            quietly(lambda t=target, a=args: case.kernel(*a, target=t))
+            quietly(partial(case.kernel, *args, target=target))
             back = [np.roll(x, -1, axis=0) if isinstance(x, np.ndarray) else x for x in args]
             case.same(f"batch position, target {target}", back)
 

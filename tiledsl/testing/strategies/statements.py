@@ -6,18 +6,15 @@ import math
 from collections.abc import Callable
 
 from tiledsl.dtypes import as_dtype
-from tiledsl.testing.strategies.lanes import Lanes
+from tiledsl.testing.strategies.moves import TILES
+from tiledsl.testing.strategies.products import Products
 from tiledsl.testing.strategies.program import names_in
-from tiledsl.testing.strategies.rows import statement_rows
 from tiledsl.testing.strategies.scope import FLOATS, INTS, STORED, Buf, Name
 
 __all__ = ["Statements"]
 
-_TILES = (16, 4, 1, 8, 3, 5, 17, 2, 7, 13, 31, 32, 33, 48)
-_GEMM_SIZES = (16, 4, 1, 8, 3, 5, 17, 13, 33)
 
-
-class Statements(Lanes):
+class Statements(Products):
     """Draws statements into `lines`."""
 
     macros: list[str]
@@ -56,298 +53,13 @@ class Statements(Lanes):
             ]
         self.pick(options)(nest)
 
-    # -- tiles -----------------------------------------------------------------------------------------------------
-
-    def new_tile(self, shape: tuple[int, ...], dtype: str, scope: str = "") -> Buf:
-        scope = scope or self.pick(("shared", "fragment"))
-        name = self.fresh("S" if scope == "shared" else "F")
-        text = f"({', '.join(map(str, shape))},)" if len(shape) == 1 else str(shape)
-        self.put(f"{name} = T.alloc_{scope}({text}, '{dtype}')")
-        return Buf(name, dtype, shape, scope, root=name)
-
-    def tile(self, nest: int = 0) -> Buf:
-        """A new tile, defined everywhere before it can be read."""
-        rank = self.pick((2, 1, 2, 3))
-        shape = tuple(self.pick(_TILES) for _ in range(min(rank, 2)))
-        if rank == 3:
-            shape = (self.pick((2, 1, 3)), *shape)
-        b = self.new_tile(shape, self.pick(STORED))
-        how = self.pick(("copy", "fill", "parallel"))
-        self.saw(f"tile by {how}")
-        if how == "copy":
-            self.copy_whole(b)
-        elif how == "fill":
-            self.put(f"T.fill({b.name}, {self.uniform(b)})")
-        else:
-            lanes = [self.fresh("i") for _ in shape]
-            self.put(f"for {', '.join(lanes)} in T.Parallel({', '.join(map(str, shape))}):")
-            scope = self.lanes_scope(lanes, shape, {b.root: (b, tuple(lanes))})  # not readable yet
-            with self.region(scope):
-                self.put(f"{b.at(lanes)} = {self.value(b.kind)}")
-        self.scope.buffers.append(b)
-        return b
-
-    def uniform(self, b: Buf, depth: int = 1) -> str:
-        """A value for b that does not come from b."""
-        outer = self.scope
-        self.scope = outer.inner(forbid=outer.forbid | {b.root})
-        text = self.value(b.kind, depth)
-        self.scope = outer
-        return text
-
-    def copy_whole(self, b: Buf) -> None:
-        """Every element of tile b comes from an input."""
-        a = self.input_for(b)
-        starts = [self.anywhere(n) for n in a.extents[-b.rank :]]
-        lead = [self.anywhere(n) for n in a.extents[: a.rank - b.rank]]
-        if self.chance(35):
-            names = []
-            for text in starts:
-                names.append(self.fresh("p"))
-                self.put(f"{names[-1]} = {text}")
-            slices = [f"{p}:{p} + {n}" for p, n in zip(names, b.extents, strict=True)]
-            self.saw("copy of a slice")
-            if all(n == 1 for n in b.extents):
-                slices = names
-            self.put(f"T.copy({a.name}[{', '.join([*lead, *slices])}], {b.name})")
-        else:
-            self.put(f"T.copy({a.name}[{', '.join([*lead, *starts])}], {b.name})")
-
-    # -- moves -----------------------------------------------------------------------------------------------------
-
-    def tiles(self, kind: str = "", rank: int = 0, writable: bool = True) -> list[Buf]:
-        found = [b for b in self.scope.buffers if b.is_tile and not (writable and b.frozen)]
-        return [b for b in found if (not kind or b.kind == kind) and (not rank or b.rank == rank)]
-
-    def copy_in(self, nest: int) -> None:
-        found = self.tiles()
-        if found:
-            self.copy_whole(self.pick(found))
-
-    def tile_copy(self, nest: int) -> None:
-        """Between tiles: whole ones, boxes, and boxes that run over the edge."""
-        found = self.tiles()
-        pairs = [(a, b) for a in self.tiles(writable=False) for b in found if a.root != b.root and a.rank == b.rank]
-        if not pairs:
-            return self.tile_from(nest)
-        a, b = self.pick(pairs)
-        if a.extents == b.extents and self.chance(40):
-            self.put(f"T.copy({a.name}, {b.name})")
-            return
-        box = [1 + self.below(min(m, n)) for m, n in zip(a.extents, b.extents, strict=True)]
-        sides = []
-        for x in (a, b):
-            wild = self.chance(30)
-            parts = []
-            for limit, size in zip(x.extents, box, strict=True):
-                if wild and size > 1:
-                    p = self.fresh("p")
-                    self.put(f"{p} = {self.whole(1)} + lin")
-                    self.saw("clipped tile copy")
-                    parts.append(f"{p}:{p} + {size}")
-                else:
-                    at = self.below(limit - size + 1)
-                    parts.append(f"{at}:{at + size}")
-            sides.append(f"{x.name}[{', '.join(parts)}]")
-        self.put(f"T.copy({', '.join(sides)})")
-
-    def tile_from(self, nest: int) -> None:
-        found = self.tiles(writable=False)
-        if found:
-            a = self.pick(found)
-            b = self.new_tile(a.extents, self.pick(STORED))
-            self.put(f"T.copy({a.name}, {b.name})")
-            self.scope.buffers.append(b)
-
-    def copy_out(self, nest: int) -> None:
-        """A tile, or what fits of it, into the block's own part of an output - or back."""
-        found = self.tiles(writable=False)
-        if not found:
-            self.tile(nest)
-            found = self.tiles(writable=False)
-        t = self.pick(found)
-        fits = [
-            o
-            for o in self.outputs()
-            if o.rank == t.rank and all(x >= y for x, y in zip(o.extents, t.extents, strict=True))
-        ]
-        o = self.pick(fits) if fits and self.chance(50) else self.output(t.extents, self.pick((t.dtype, *STORED)))
-        starts = [s or "0" for s in o.starts]
-        if not t.frozen and self.chance(25):
-            self.saw("copy from an output")
-            self.put(f"T.copy({o.name}[{', '.join(starts)}], {t.name})")
-        else:
-            self.put(f"T.copy({t.name}, {o.name}[{', '.join(starts)}])")
-
-    def fill(self, nest: int) -> None:
-        found = self.tiles()
-        if not found:
-            return
-        b = self.pick(found)
-        if self.chance(20):
-            self.put(f"T.clear({b.name})")
-            return
-        parts = []
-        for n in b.extents:
-            size = 1 + self.below(n)
-            if self.chance(30):
-                p = self.fresh("p")
-                self.put(f"{p} = {self.whole(1)} + lin")
-                parts.append(f"{p}:{p} + {size}" if size > 1 else f"{self.below(n)}:{n}")
-            else:
-                at = self.below(n - size + 1)
-                parts.append(f"{at}:{at + size}")
-        self.put(f"T.fill({b.name}[{', '.join(parts)}], {self.uniform(b)})")
-
-    # -- arithmetic on tiles ---------------------------------------------------------------------------------------
-
-    def reduce(self, nest: int) -> None:
-        found = [b for b in self.tiles(writable=False) if b.kind != "bool"]
-        if not found:
-            return
-        b = self.pick(found)
-        axis = self.below(b.rank)
-        keep = list(b.extents)
-        if self.chance(30):
-            keep[axis] = 1
-        else:
-            keep.pop(axis)
-        shape = tuple(keep) or (1,)
-        row = self.pick([r for r in statement_rows("reduce_") if b.kind in r.takes])
-        op = row.name.removeprefix("reduce_")
-        outs = [o for o in self.tiles() if o.extents == shape and o.root != b.root and (o.kind == b.kind)]
-        extra = ""
-        if outs and self.chance(60):
-            out = self.pick(outs)
-            if "clear" in row.params and self.chance(60):
-                extra = self.pick((", clear=False", f", clear={self.truth()}"))
-        else:
-            out = self.new_tile(shape, self.pick((b.dtype, *(FLOATS if b.kind == "float" else INTS))))
-            if "clear" in row.params and self.chance(20):
-                self.put(f"T.fill({out.name}, {self.value(out.kind, 0)})")
-                extra = ", clear=False"
-            self.scope.buffers.append(out)
-        if "nan_propagate" in row.params and b.kind == "float" and self.chance(25):
-            extra += ", nan_propagate=True"
-        self.saw(f"reduce {op}")
-        dim = axis if self.chance(50) else axis - b.rank
-        self.put(f"T.reduce_{op}({b.name}, {out.name}, dim={dim}{extra})")
-
-    def gemm(self, nest: int) -> None:
-        """A product, often of tiles that are there (a chain), and something done with the result."""
-        found = [b for b in self.tiles(writable=False) if b.rank == 2 and b.dtype in (*FLOATS, "int8", "uint8")]
-        dtype = self.pick(("float32", "float16", "bfloat16", "float64", "int8", "uint8"))
-        if found and self.chance(60):
-            a = self.pick(found)
-            dtype = a.dtype
-            ta = self.chance(30)
-            m, k = a.extents[::-1] if ta else a.extents
-            self.saw("gemm chain")
-        else:
-            m, k, ta = self.pick(_GEMM_SIZES), self.pick(_GEMM_SIZES), self.chance(30)
-            a = self.operand((k, m) if ta else (m, k), dtype)
-        tb = self.chance(40)
-        fits = [b for b in found if b.dtype == dtype and b.extents[1 if tb else 0] == k]
-        if fits and self.chance(50):
-            b = self.pick(fits)
-            n = b.extents[0 if tb else 1]
-        else:
-            n = self.pick(_GEMM_SIZES)
-            b = self.operand((n, k) if tb else (k, n), dtype)
-        results = {"float64": ("float64",), "int8": ("int32",), "uint8": ("int32",)}.get(
-            dtype, ("float32", "float16", "bfloat16")
-        )
-        out = [c for c in self.tiles() if c.extents == (m, n) and c.dtype in results and c.root not in (a.root, b.root)]
-        clear = ""
-        if out and self.chance(70):
-            c = self.pick(out)
-            clear = self.pick(("", ", clear_accum=True", f", clear_accum={self.truth()}"))
-        else:
-            c = self.new_tile((m, n), self.pick(results))
-            if self.chance(50):
-                self.put(f"T.clear({c.name})")
-            else:
-                clear = ", clear_accum=True"
-            self.scope.buffers.append(c)
-        self.saw("gemm")
-        options = "".join(f", transpose_{x}=True" for x, on in (("A", ta), ("B", tb)) if on)
-        args = [a.name, b.name, c.name]
-        if self.chance(15):  # leading extents of 1 are dropped; a slice of everything is the whole
-            args[0] = f"{a.name}[0:{a.extents[0]}, 0:{a.extents[1]}]"
-        self.put(f"T.gemm({', '.join(args)}{options}{clear})")
-
-    def matmul(self, nest: int) -> None:
-        """The usual K loop over tiles that serve nothing but the product, then what follows with the result."""
-        dtype = self.pick(("float32", "float16", "bfloat16", "float64", "int8", "float32"))
-        sizes = (16, 8, 32, 5, 17, 33, 1)
-        if self.chance(6):
-            self.saw("large tiles")  # beyond the blocks of the packed product
-            sizes = (64, 96, 130)
-        m, n, k = (self.pick(sizes) for _ in range(3))
-        steps, ta, tb = 1 + self.below(3), self.chance(20), self.chance(35)
-        blocks = [x.text for x in self.scope.names if x.text in ("bx", "by", "bz", "lin") and not x.roots]
-        row, col, loop = self.pick(blocks), self.pick(blocks), self.fresh("k")
-        sides = []
-        for at, size, flip in ((row, m, ta), (col, n, not tb)):
-            shape = (k, size) if flip else (size, k)
-            tile = self.new_tile(shape, dtype, "shared")
-            tensor = self.input_like([steps * k - 1, 3 * size] if flip else [3 * size, steps * k], dtype)
-            odd = self.pick(("", "", "", " + 1"))
-            starts = [f"{loop} * {k}", f"{at} * {size}{odd}"] if flip else [f"{at} * {size}{odd}", f"{loop} * {k}"]
-            lead = [self.pick((*blocks, "0")) for _ in range(tensor.rank - 2)]
-            sides.append((tile, f"T.copy({tensor.name}[{', '.join([*lead, *starts])}], {tile.name})"))
-        results = {"float64": ("float64",), "int8": ("int32",)}.get(dtype, ("float32", "float16", "bfloat16"))
-        c = self.new_tile((m, n), self.pick(results), "fragment")
-        options = "".join(f", transpose_{x}=True" for x, on in (("A", ta), ("B", tb)) if on)
-        clear = self.chance(30)
-        if clear:
-            options += f", clear_accum={loop} == 0"
-        else:
-            self.put(f"T.clear({c.name})")
-        self.saw("matmul")
-        stages = self.pick(("2", "0", "None", "3", "1"))
-        header = self.pick((f"T.Pipelined({steps}, num_stages={stages})", f"T.serial({steps})"))
-        if steps == 1 and not clear:
-            self.put(f"{loop} = 0")
-            header = ""
-        if header:
-            self.put(f"for {loop} in {header}:")
-        self.depth += bool(header)
-        cleared = self.chance(12)
-        for tile, copy in sides:
-            if cleared:
-                self.put(f"T.fill({tile.name}, {self.pick(('0', '1'))})")
-            if cleared and self.chance(30):
-                self.put(f"if {self.truth()}:")
-                copy = f"    {copy}"
-            self.put(copy)
-        self.put(f"T.gemm({sides[0][0].name}, {sides[1][0].name}, {c.name}{options})")
-        if self.chance(20):
-            self.put(f"T.gemm({sides[0][0].name}, {sides[1][0].name}, {c.name}{options})")
-        self.depth -= bool(header)
-        self.scope.buffers.append(c)
-        if self.chance(25):  # what the last iteration left
-            self.saw("read after the loop")
-            self.scope.buffers += [tile for tile, _ in sides]
-        if self.chance(50):
-            i, j = self.fresh("i"), self.fresh("i")
-            self.put(f"for {i}, {j} in T.Parallel({m}, {n}):")
-            with self.region(self.lanes_scope([i, j], (m, n), {c.root: (c, (i, j))})):
-                self.put(f"{c.name}[{i}, {j}] = {self.value(c.kind)}")
-
-    def operand(self, shape: tuple[int, int], dtype: str) -> Buf:
-        b = self.new_tile(shape, dtype, "shared" if self.chance(80) else "fragment")
-        self.copy_whole(b)
-        self.scope.buffers.append(b)
-        return b
-
     # -- nests -----------------------------------------------------------------------------------------------------
 
     def parallel(self, nest: int = 0) -> None:
         """A nest that writes one or two buffers, each iteration its own elements."""
         candidates = self.tiles() + self.outputs()
         if not candidates or self.chance(15):
-            candidates = [self.output((self.pick(_TILES), self.pick(_TILES))[: self.pick((2, 1))], self.pick(STORED))]
+            candidates = [self.output((self.pick(TILES), self.pick(TILES))[: self.pick((2, 1))], self.pick(STORED))]
         first = self.pick(candidates)
         row = first.rank > 1 and self.chance(20)  # one lane per row: the rest of the index is free
         extents = first.extents[: -1 if row else None]
@@ -392,7 +104,7 @@ class Statements(Lanes):
 
     def store(self, nest: int) -> None:
         """One element, written by the block."""
-        b = self.pick(self.tiles() + self.outputs() or [self.output((self.pick(_TILES),), "float32")])
+        b = self.pick(self.tiles() + self.outputs() or [self.output((self.pick(TILES),), "float32")])
         self.saw("element store")
         index = [self.within(n) for n in b.extents]
         value = self.value(b.kind) if b.scope == "fragment" else self.uniform(b, 2)
@@ -406,27 +118,6 @@ class Statements(Lanes):
             p, q = (b.at([self.within(n, 0) for n in b.extents]) for _ in range(2))
             self.saw("swap")
             self.put(f"{p}, {q} = {q}, {p}")
-
-    def softmax(self, nest: int) -> None:
-        """Masked scores, row maxima, exponentials, sums and the quotient: rows may be masked altogether."""
-        m, n = self.pick((16, 5, 1, 8, 17)), self.pick((16, 33, 7, 1, 17))
-        d = self.pick(("float32", "float32", "float16", "bfloat16", "float64"))
-        x, top, total = self.new_tile((m, n), d), self.new_tile((m,), d), self.new_tile((m,), d)
-        i, j = self.fresh("i"), self.fresh("i")
-        self.saw("softmax")
-        mask = self.pick((f"{j} <= {i}", f"{j} < {i}", self.truth(), f"{i} * 2 > {j}", f"{j} < {self.leaf('int')}"))
-        self.put(f"for {i}, {j} in T.Parallel({m}, {n}):")
-        with self.region(self.lanes_scope([i, j], (m, n), {x.root: (x, (i, j))})):
-            self.put(f"{x.name}[{i}, {j}] = T.if_then_else({mask}, {self.real(1)}, -T.infinity('{d}'))")
-        self.put(f"T.reduce_max({x.name}, {top.name}, dim=1)")
-        low = f"T.max({top.name}[{i}], -65504.0)" if self.chance(40) else f"{top.name}[{i}]"
-        self.put(f"for {i}, {j} in T.Parallel({m}, {n}):")
-        self.put(f"    {x.name}[{i}, {j}] = T.{self.pick(('exp2', 'exp'))}({x.name}[{i}, {j}] - {low})")
-        self.put(f"T.reduce_sum({x.name}, {total.name}, dim=1)")
-        if self.chance(70):
-            self.put(f"for {i}, {j} in T.Parallel({m}, {n}):")
-            self.put(f"    {x.name}[{i}, {j}] = {x.name}[{i}, {j}] / {total.name}[{i}]")
-        self.scope.buffers += [x, top, total]
 
     # -- control ---------------------------------------------------------------------------------------------------
 
@@ -564,9 +255,9 @@ class Statements(Lanes):
     def hint(self, nest: int) -> None:
         tiles = self.tiles(writable=False)
         inputs = [b.name for b in self.scope.tensors if b.is_input]
-        options = ["T.use_swizzle({n})", "T.use_swizzle({n}, 'column')", "T.no_set_max_nreg()", "T.set_max_nreg({n}, 1)",
-                   "T.disable_warp_group_reg_alloc()", "T.annotate_pass_configs({{'k': {n}}})",
-                   "T.annotate_compile_flags(['-O{n}'])"]  # fmt: skip
+        options = ["T.use_swizzle({n})", "T.use_swizzle({n}, 'column')", "T.no_set_max_nreg()"]
+        options += ["T.set_max_nreg({n}, 1)", "T.disable_warp_group_reg_alloc()"]
+        options += ["T.annotate_pass_configs({{'k': {n}}})", "T.annotate_compile_flags(['-O{n}'])"]
         if tiles:
             options += [f"T.annotate_layout({{{{{self.pick(tiles).name}: None}}}})"] * 3
         if inputs:
@@ -591,17 +282,3 @@ class Statements(Lanes):
             self.put(f"T.print({self.pick(small).name}{message})")
         else:
             self.put(f"T.print({self.value(self.pick(('int', 'float', 'bool')), 1)}{message})")
-
-    # -- tensors: what the kernel around the block provides ------------------------------------------------------
-
-    def input_for(self, b: Buf) -> Buf:
-        raise NotImplementedError
-
-    def input_like(self, sizes: list[int], dtype: str) -> Buf:
-        raise NotImplementedError
-
-    def output(self, extents: tuple[int, ...], dtype: str) -> Buf:
-        raise NotImplementedError
-
-    def outputs(self) -> list[Buf]:
-        return [b for b in self.scope.tensors if b.starts]

@@ -186,6 +186,6 @@ class Tiled(Lanes):
         anchor = "S0: T.Tensor((B, M, N), 'float32')"  # binds the symbols
         self.arguments.append(Argument("S0", "float32", (self.batch, self.rows, self.columns)))
         head = "import tiledsl\nimport tiledsl.language as T\n\nTM = 16\nTN = 8\n"
-        source = (f'{head}B, M, N = T.dynamic("B, M, N")\n\n\n@T.prim_func\ndef main({", ".join([*self.params, anchor])}):\n'
-                  + "\n".join(self.lines) + "\n\n\nkernel = tiledsl.compile(main)\n")  # fmt: skip
+        head += f'B, M, N = T.dynamic("B, M, N")\n\n\n@T.prim_func\ndef main({", ".join([*self.params, anchor])}):\n'
+        source = head + "\n".join(self.lines) + "\n\n\nkernel = tiledsl.compile(main)\n"
         return Program(source, tuple(self.arguments), frozenset(self.features), ("TM", "TN"), True)
