@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tiledsl.dtypes import as_dtype
 from tiledsl.ir.operations import Operation
-from tiledsl.testing.strategies.rows import fill_in, needs_sign, operand_kinds, rows_for
+from tiledsl.testing.strategies.rows import WRITTEN, families_for, fill_in, needs_sign, operand_kinds
 from tiledsl.testing.strategies.scope import FLOATS, INTS, Buf, Scope, Source
 
 __all__ = ["Expressions"]
@@ -107,7 +107,7 @@ class Expressions(Source):
 
     def row(self, kind: str, depth: int) -> str:
         """An elementwise operation that gives this kind, with what its row asks for as operands."""
-        row = self.pick(rows_for(kind))
+        row = self.pick(self.pick(families_for(kind)))
         of = self.pick(operand_kinds(row, kind))
         literal = self.below(row.arity) if row.arity > 1 and of != "bool" and self.chance(25) else -1
         if row.family == "Logic":
@@ -132,6 +132,18 @@ class Expressions(Source):
         self.saw(f"row {row.name}")
         return fill_in(row, texts)
 
+    def written(self, kind: str, depth: int) -> str:
+        """A row whose operands the table cannot describe."""
+        name, text = self.pick([(n, t) for n, (k, t) in WRITTEN.items() if k == kind])
+        self.saw(f"row {name}")
+        return text.format(
+            int=self.whole(depth - 1),
+            float=self.leaf("float"),
+            bits=self.pick(("int32", "uint32", "int64", "uint64")),
+            number=self.pick(_INT_LITERALS),
+            positive=2 + self.below(3),
+        )
+
     def operand_text(self, row: Operation, k: int, kind: str, depth: int) -> str:
         if row.draws[k] == "count":
             return self.pick((self.leaf("int"), "1", "3", "31"))
@@ -142,11 +154,13 @@ class Expressions(Source):
     def real(self, depth: int = 2) -> str:
         if depth <= 0:
             return self.leaf("float")
-        how = self.pick(("leaf", "row", "row", "row", "row", "cast", "from int", "bits"))
+        how = self.pick(("leaf", "row", "row", "row", "row", "row", "cast", "from int", "bits", "written"))
         if how == "leaf":
             return self.leaf("float")
         if how == "row":
             return self.row("float", depth)
+        if how == "written":
+            return self.written("float", depth)
         if how == "cast":
             return self.cast(self.real(depth - 1), FLOATS)
         if how == "from int":
@@ -163,13 +177,13 @@ class Expressions(Source):
     def whole(self, depth: int = 2) -> str:
         if depth <= 0:
             return self.leaf("int")
-        how = self.pick(("leaf", "row", "row", "row", "row", "cast", "from float", "from bool", "ceildiv"))
+        how = self.pick(("leaf", "row", "row", "row", "row", "cast", "from float", "from bool", "written"))
         if how == "leaf":
             return self.leaf("int")
         if how == "row":
             return self.row("int", depth)
-        if how == "ceildiv":
-            return f"T.ceildiv({self.whole(depth - 1)}, {self.pick(_INT_LITERALS)})"
+        if how == "written":
+            return self.written("int", depth)
         source = {"cast": self.whole, "from bool": self.truth, "from float": self.real}[how]
         return self.cast(source(depth - 1), INTS)
 

@@ -36,7 +36,7 @@ class _Function(Statements):
     def __init__(self, draw: Any, most: int) -> None:
         super().__init__(draw)
         self.most = most
-        self.macros = []
+        self.macros, self.accumulators = [], []
         self.params: list[str] = []
         self.arguments: list[Argument] = []
         self.scalars: list[Name] = []
@@ -162,6 +162,15 @@ class _Function(Statements):
             self.add(b, "small", None, [])
         return b
 
+    def accumulator(self) -> None:
+        """A tensor that all blocks update, each element in any order."""
+        sizes = tuple(self.pick(_SIZES) for _ in range(self.pick((1, 2))))
+        dtype, name = self.accumulator_dtype(), self.fresh("H")
+        b = Buf(name, dtype, sizes, "global", name, (), tuple(map(str, sizes)), sizes=sizes)
+        self.add(b, "small", None, [])
+        self.scope.tensors.remove(b)
+        self.accumulators.append((b, self.operation(dtype, True)))
+
     # -- the function ----------------------------------------------------------------------------------------------
 
     def draw_dims(self, names: str) -> None:
@@ -236,6 +245,8 @@ class _Function(Statements):
         self.input([self.dims[0].tile] * self.pick((2, 1, 3)), self.pick(FLOATS))
         if self.chance(70):
             self.input([16] * self.pick((1, 2)), self.pick(INTS))
+        if self.chance(35):
+            self.accumulator()
         self.launch()
         if self.chance(20):
             self.saw("two kernels")

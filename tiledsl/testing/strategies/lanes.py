@@ -50,7 +50,7 @@ class Lanes(Expressions):
             self.pick(
                 [self.lane_store] * 3 + [self.let]
                 + [self.lane_branch, self.lane_loop, self.lane_array, self.lane_variable, self.lane_while] * (nest > 0)
-                + [self.lane_print] * self.chance(10)
+                + [self.lane_print] * self.chance(10) + [self.lane_atomic] * self.chance(35)
             )(nest - 1)  # fmt: skip
         self.lane_store(nest)
 
@@ -119,6 +119,9 @@ class Lanes(Expressions):
         with self.region(scope):
             self.put(f"{name}[{q}] = {self.value(b.kind)}")
         self.scope.buffers.append(b)
+
+    def lane_atomic(self, nest: int) -> None:
+        self.lane_store(nest)
 
     def lane_print(self, nest: int) -> None:
         self.saw("print in nest")

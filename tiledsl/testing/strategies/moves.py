@@ -66,9 +66,11 @@ class Moves(Lanes):
             self.saw("copy of a slice")
             if all(n == 1 for n in b.extents):
                 slices = names
-            self.put(f"T.copy({a.name}[{', '.join([*lead, *slices])}], {b.name})")
-        else:
-            self.put(f"T.copy({a.name}[{', '.join([*lead, *starts])}], {b.name})")
+            starts = slices
+        call = self.pick(("T.copy",) * 6 + ("T.async_copy", "T.tma_copy"))
+        self.put(f"{call}({a.name}[{', '.join([*lead, *starts])}], {b.name})")
+        if call == "T.async_copy":
+            self.put("T.ptx_wait_group(0)")
 
     # -- moves -----------------------------------------------------------------------------------------------------
 
@@ -114,6 +116,15 @@ class Moves(Lanes):
             a = self.pick(found)
             b = self.new_tile(a.extents, self.pick(STORED))
             self.put(f"T.copy({a.name}, {b.name})")
+            self.scope.buffers.append(b)
+
+    def transpose(self, nest: int) -> None:
+        found = [b for b in self.tiles(writable=False) if b.rank == 2]
+        if found:
+            a = self.pick(found)
+            b = self.new_tile(a.extents[::-1], self.pick((a.dtype, *STORED[:4])))
+            self.saw("transpose")
+            self.put(f"T.transpose({a.name}, {b.name})")
             self.scope.buffers.append(b)
 
     def copy_out(self, nest: int) -> None:

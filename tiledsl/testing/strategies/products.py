@@ -48,6 +48,21 @@ class Products(Moves):
         dim = axis if self.chance(50) else axis - b.rank
         self.put(f"T.reduce_{op}({b.name}, {out.name}, dim={dim}{extra})")
 
+    def scan(self, nest: int) -> None:
+        """A running sum or maximum, in place or into another tile."""
+        found = [b for b in self.tiles() if b.kind != "bool"]
+        if not found:
+            return
+        b = self.pick(found)
+        dim = self.below(b.rank)
+        extra = f", dim={dim if self.chance(50) else dim - b.rank}" + self.pick(("", ", reverse=True"))
+        if self.chance(50):
+            out = self.new_tile(b.extents, self.pick((b.dtype, *(FLOATS if b.kind == "float" else INTS))))
+            self.scope.buffers.append(out)
+            extra = f", {out.name}{extra}"
+        self.saw("scan")
+        self.put(f"T.{self.pick(statement_rows('cum')).name}({b.name}{extra})")
+
     def gemm(self, nest: int) -> None:
         """A product, often of tiles that are there (a chain), and something done with the result."""
         found = [b for b in self.tiles(writable=False) if b.rank == 2 and b.dtype in (*FLOATS, "int8", "uint8")]

@@ -7,12 +7,24 @@ import re
 
 from tiledsl.ir.operations import OPERATIONS, Operation
 
-__all__ = ["NOT_DRAWN", "fill_in", "operand_kinds", "rows_for", "statement_rows"]
+__all__ = ["NOT_DRAWN", "WRITTEN", "families_for", "fill_in", "operand_kinds", "statement_rows"]
 
 # The table's kinds of dtypes -> the kinds of values that programs are made of.
 _KINDS = {"float": "float", "int": "int", "uint": "int", "bool": "bool"}
-# The four operators make most of arithmetic; a math function is dozens of operations.
-_WEIGHTS = {"Arithmetic": 4, "Bits": 2, "Choice": 2, "Comparison": 4, "Logic": 4}
+# How often a family is drawn beside the others; a math function is dozens of operations.
+_WEIGHTS = {"Arithmetic": 6, "Bits": 3, "Choice": 2, "Comparison": 3, "Logic": 3}
+
+# Rows with operands that their `takes` cannot say: the kind they give, and how they are written.
+WRITTEN: dict[str, tuple[str, str]] = {
+    "ceildiv": ("int", "T.ceildiv({int}, {number})"),
+    "align_up": ("int", "T.align_up(T.cast({int}, 'int32'), {positive})"),
+    "popcount": ("int", "T.popcount(T.cast({int}, '{bits}'))"),
+    "clz": ("int", "T.clz(T.cast({int}, '{bits}'))"),
+    "ffs": ("int", "T.ffs(T.cast({int}, '{bits}'))"),
+    "brev": ("int", "T.brev(T.cast({int}, '{bits}'))"),
+    "byte_perm": ("int", "T.byte_perm(T.cast({int}, 'uint32'), T.cast({int}, 'uint32'), T.cast({int}, 'uint32'))"),
+    "pow_of_int": ("float", "T.pow_of_int({float}, {positive})"),
+}
 
 # Rows that no program contains, and why.
 NOT_DRAWN = {
@@ -25,15 +37,17 @@ NOT_DRAWN = {
 
 
 @functools.cache
-def rows_for(kind: str) -> tuple[Operation, ...]:
-    """Elementwise rows that give a value of this kind, as often as they are to be drawn."""
-    found: list[Operation] = []
+def families_for(kind: str) -> tuple[tuple[Operation, ...], ...]:
+    """Elementwise rows that give a value of this kind, by family; a family stands there as often as it is to be
+    drawn."""
+    found: dict[str, list[Operation]] = {}
     for row in OPERATIONS.values():
         if not row.arity or row.family == "Tiles" or row.gives not in ("promoted", "bool"):
             continue
         gives = {"bool"} if row.gives == "bool" else {_KINDS[k] for k in row.takes}
-        found += [row] * (_WEIGHTS.get(row.family, 1) * (kind in gives))
-    return tuple(found)
+        if kind in gives:
+            found.setdefault(row.family, []).append(row)
+    return tuple(tuple(rows) for family, rows in found.items() for _ in range(_WEIGHTS.get(family, 1)))
 
 
 def operand_kinds(row: Operation, kind: str) -> list[str]:

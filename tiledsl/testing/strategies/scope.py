@@ -92,6 +92,7 @@ class Scope:
     lanes    names of the enclosing T.Parallel's variables
     targets  storage written by the enclosing T.Parallel: root -> (buffer, index); None in an index: any value there
     exits    "break" and "continue" are possible here
+    shared   tiles that the nest only updates atomically, with the one operation that it uses
     forbid   roots that a value may not be read from (an effect on uniform values)
     """
 
@@ -101,6 +102,7 @@ class Scope:
     lanes: tuple[str, ...] = ()
     targets: dict[str, tuple[Buf, tuple[str | None, ...]]] = field(default_factory=dict)
     exits: bool = False
+    shared: tuple[tuple[Buf, str], ...] = ()
     forbid: frozenset[str] = frozenset()
 
     def inner(self, **changes: Any) -> Scope:

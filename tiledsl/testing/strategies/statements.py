@@ -6,15 +6,16 @@ import math
 from collections.abc import Callable
 
 from tiledsl.dtypes import as_dtype
+from tiledsl.ir.operations import OPERATIONS
+from tiledsl.testing.strategies.atomics import Atomics
 from tiledsl.testing.strategies.moves import TILES
-from tiledsl.testing.strategies.products import Products
 from tiledsl.testing.strategies.program import names_in
 from tiledsl.testing.strategies.scope import FLOATS, INTS, STORED, Buf, Name
 
 __all__ = ["Statements"]
 
 
-class Statements(Products):
+class Statements(Atomics):
     """Draws statements into `lines`."""
 
     macros: list[str]
@@ -35,7 +36,8 @@ class Statements(Products):
         options: list[Callable[[int], object]] = [self.parallel] * 5 + [self.tile] * 2
         if tiles:
             options += [self.reduce, self.gemm, self.view] * 2
-            options += [self.copy_in, self.tile_copy, self.fill, self.store]
+            options += [self.copy_in, self.tile_copy, self.fill, self.store, self.scan, self.transpose]
+            options += [self.atomic_tile] * bool(self.accumulators)
         options += [self.copy_out, self.let, self.variable, self.assign, self.hint, self.promise]
         options += [self.show] * self.chance(12)
         if nest > 0:
@@ -87,6 +89,7 @@ class Statements(Products):
         target_names = ", ".join(lanes)
         self.put(f"for {target_names} in T.{words}({', '.join(map(str, extents))}):")
         scope = self.lanes_scope(lanes, extents, targets)
+        self.histogram(scope)
         with self.region(scope):
             if guard:
                 self.put(f"if {guard}:")
@@ -163,11 +166,14 @@ class Statements(Products):
         if self.scope.exits and self.chance(12):
             self.saw("exit")
             self.put(f"if {self.truth()}:")
-            self.put(f"    {self.pick(('break', 'continue'))}")
+            self.put(f"    {self.pick(('break', 'continue', 'T.loop_break()'))}")
 
     def branch(self, nest: int) -> None:
         self.saw("if")
         decided = self.pick(("T.cast(0, 'bool')", "T.cast(1, 'bool')", "lin >= lin")) if self.chance(8) else ""
+        tiles = self.tiles(writable=False)
+        if tiles and self.chance(8):
+            decided = f"T.{self.pick(('any_of', 'all_of'))}({self.pick(tiles).name})"
         self.put(f"if {decided or self.truth()}:")
         with self.region(self.scope.inner()):
             self.statements(1 + self.below(3), nest - 1)
@@ -196,7 +202,7 @@ class Statements(Products):
             self.statements(1 + self.below(3), nest - 1)
         body, self.lines, self.depth = self.lines, outer_lines, outer_depth
         text = "\n".join(body)
-        buffers = [b.name for b in (*self.scope.tensors, *self.scope.buffers)]
+        buffers = [b.name for b in (*self.scope.tensors, *self.scope.buffers, *(b for b, _ in self.accumulators))]
         names = names_in(text, list(dict.fromkeys([*buffers, *(n.text for n in self.scope.names)])))
         cells = {n.text for n in self.scope.names if n.cell}
         m = self.fresh("macro")
@@ -257,6 +263,11 @@ class Statements(Products):
         inputs = [b.name for b in self.scope.tensors if b.is_input]
         options = ["T.use_swizzle({n})", "T.use_swizzle({n}, 'column')", "T.no_set_max_nreg()"]
         options += ["T.set_max_nreg({n}, 1)", "T.disable_warp_group_reg_alloc()"]
+        options += [
+            f"T.{r.name}({'0' if r.params else ''})"
+            for r in OPERATIONS.values()
+            if r.family == "Asynchronous names" and len(r.params) < 2
+        ]
         options += ["T.annotate_pass_configs({{'k': {n}}})", "T.annotate_compile_flags(['-O{n}'])"]
         if tiles:
             options += [f"T.annotate_layout({{{{{self.pick(tiles).name}: None}}}})"] * 3
