@@ -261,3 +261,41 @@ def test_the_verifier_knows_half_precision_parameters() -> None:
                 B[i] = h * A[i]
 
     agree(kernel, np.float16(0.1), np.arange(20, dtype=np.float32), np.zeros(20, np.float32))
+
+
+@pytest.mark.parametrize("n", [96, 130])
+def test_a_transposed_operand_of_several_panels_stays_in_range(n: int) -> None:
+    """The region that a panel is transposed from was as tall as the whole tile, whatever row it started at."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((8, 32), "int8"), B: T.Tensor((n, 32), "int8"), C: T.Tensor((8, n), "int32")):
+        with T.Kernel(1):
+            A_s = T.alloc_shared((8, 32), "int8")
+            B_s = T.alloc_shared((n, 32), "int8")
+            acc = T.alloc_fragment((8, n), "int32")
+            T.copy(A, A_s)
+            T.copy(B, B_s)
+            B_s[0, 0] = B_s[1, 1]  # not only a copy: the tile is not kept packed
+            T.clear(acc)
+            T.gemm(A_s, B_s, acc, transpose_B=True)
+            T.copy(acc, C)
+
+    rng = np.random.default_rng(n)
+    agree(
+        kernel, rng.integers(-9, 9, (8, 32), np.int8), rng.integers(-9, 9, (n, 32), np.int8), np.zeros((8, n), np.int32)
+    )
+
+
+def test_a_vector_of_a_register_array_is_its_first_value() -> None:
+    """Partial sums of columns in several registers: each starts as a vector of 16 lanes."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((32, 7), "uint32"), B: T.Tensor((32, 1), "uint32")):
+        with T.Kernel(1):
+            a = T.alloc_shared((32, 7), "uint32")
+            b = T.alloc_shared((32, 1), "uint32")
+            T.copy(A, a)
+            T.reduce_absmax(a, b, dim=-1)
+            T.copy(b, B)
+
+    agree(kernel, np.arange(224, dtype=np.uint32).reshape(32, 7), np.zeros((32, 1), np.uint32))
