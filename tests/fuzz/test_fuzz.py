@@ -11,14 +11,14 @@ INTERPRETED = [n for n in ORACLES if n not in COMPILING]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(6))
 def test_interpreter_and_passes(number: int) -> None:
-    for program in drawn(number, 12):
+    for program in drawn(number, 4):
         check(program, number, INTERPRETED)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(100, 102))
+@pytest.mark.parametrize("number", range(100, 104))
 def test_compiled(number: int) -> None:
-    for program in drawn(number, 5):
+    for program in drawn(number, 2):
         check(program, number, sorted(COMPILING))

@@ -299,3 +299,14 @@ def test_a_vector_of_a_register_array_is_its_first_value() -> None:
             T.copy(b, B)
 
     agree(kernel, np.arange(224, dtype=np.uint32).reshape(32, 7), np.zeros((32, 1), np.uint32))
+
+
+def test_the_shadow_of_a_function_of_a_scalar_and_a_tile() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((20,), "float32"), B: T.Tensor((20,), "float32")):
+        with T.Kernel(1):
+            for i in T.Parallel(20):
+                B[i] = T.copysign(A[i], A[3])
+
+    result = run(kernel.function, [np.ones(20, np.float32), np.zeros(20, np.float32)], Options(shadow=True))
+    assert result.shadow["B"].max_error == 0

@@ -8,6 +8,7 @@ whole branches and loops, and of scatters, are only counted. Reinterpreted bits 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from itertools import product
@@ -389,7 +390,7 @@ def math(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             spread = _corners(_EXACT_MATH[name], parts, y)
             if name in ("sin", "cos"):
                 spread = np.minimum(parts[0][2], 2.0)
-        known = np.logical_and.reduce([part[2] == 0 for part in parts])
+        known = functools.reduce(np.logical_and, [part[2] == 0 for part in parts])  # they may differ in shape
         return shadowed(p, y, np.where(known, 0.0, spread) + _rounding(p, p.dtype, 6.0))
 
     return of

@@ -274,7 +274,7 @@ def padded(args: Arrays) -> tuple[Arrays, list[tuple[Any, Any]]]:
         whole = np.frombuffer(b"\xff" * ((span + 2 * _PAD) * x.itemsize), np.uint8).copy().view(x.dtype)
         if x.dtype == np.bool_:
             whole = np.ones(span + 2 * _PAD, np.bool_)
-        inside = np.lib.stride_tricks.as_strided(whole[_PAD:], x.shape, x.strides)
+        inside: Any = np.ndarray(x.shape, x.dtype, whole, _PAD * x.itemsize, x.strides)
         inside[...] = x
         moved[id(x)] = inside
         memory.append((whole, whole.copy()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tiledsl.testing.strategies.products import Products
 from tiledsl.testing.strategies.rows import statement_rows
-from tiledsl.testing.strategies.scope import FLOATS, INTS, Buf, Name, Scope
+from tiledsl.testing.strategies.scope import FLOATS, INTS, NARROW, Buf, Name, Scope
 
 __all__ = ["Atomics"]
 
@@ -26,7 +26,7 @@ class Atomics(Products):
         names = [r.name.removeprefix("atomic_") for r in rows]
         if dtype in FLOATS:
             names = [n for n in names if n not in _BITS and not (order_free and n == "add")]
-        return self.pick(names)
+        return "add" if "add" in names and self.chance(12) else self.pick(names)
 
     def order_text(self) -> str:
         order = self.pick(("", "", "", "relaxed", "acq_rel", "seq_cst"))
@@ -34,7 +34,11 @@ class Atomics(Products):
 
     def histogram(self, scope: Scope) -> None:
         """Some shared tile that the nest of this scope updates and does not read."""
-        found = [b for b in self.tiles() if b.scope == "shared" and b.kind != "bool" and b.root not in scope.targets]
+        found = [
+            b
+            for b in self.tiles()
+            if b.scope == "shared" and b.dtype not in ("bool", *NARROW) and b.root not in scope.targets
+        ]
         if found and self.chance(20):
             b = self.pick(found)
             scope.shared = ((b, self.operation(b.dtype, True)),)
@@ -44,7 +48,7 @@ class Atomics(Products):
         own = [
             (b, at)
             for b, at in self.scope.targets.values()
-            if b.scope in ("global", "shared") and b.kind != "bool" and b in self.scope.readable(b.kind)
+            if b.scope in ("global", "shared") and b.dtype not in ("bool", *NARROW) and b in self.scope.readable(b.kind)
         ]
         everyones = [*self.accumulators, *self.scope.shared]
         if own and (not everyones or self.chance(40)):
@@ -54,7 +58,7 @@ class Atomics(Products):
         b, op = self.pick(everyones)
         index = [self.within(n) for n in b.extents] if b.scope == "shared" else [self.anywhere(n) for n in b.extents]
         sources = [a for a in self.scope.readable(b.kind) if a.is_input]
-        if b.scope == "global" and op == "add" and sources and self.chance(30):
+        if b.scope == "global" and op == "add" and sources and self.chance(60):
             a = self.pick(sources)
             self.saw("atomic vector")
             place = f"{b.name}[{', '.join(index)}]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tiledsl.dtypes import as_dtype
 from tiledsl.ir.operations import Operation
 from tiledsl.testing.strategies.rows import WRITTEN, families_for, fill_in, needs_sign, operand_kinds
-from tiledsl.testing.strategies.scope import FLOATS, INTS, Buf, Scope, Source
+from tiledsl.testing.strategies.scope import FLOATS, INTS, NARROW, Buf, Scope, Source
 
 __all__ = ["Expressions"]
 
@@ -162,7 +162,7 @@ class Expressions(Source):
         if how == "written":
             return self.written("float", depth)
         if how == "cast":
-            return self.cast(self.real(depth - 1), FLOATS)
+            return self.cast(self.real(depth - 1), (*FLOATS, *NARROW))
         if how == "from int":
             return self.pick(("T.float32({})", "T.float16({})", "T.bfloat16({})", "T.float64({})")).format(
                 self.whole(depth - 1)

@@ -245,7 +245,7 @@ class _Function(Statements):
         self.input([self.dims[0].tile] * self.pick((2, 1, 3)), self.pick(FLOATS))
         if self.chance(70):
             self.input([16] * self.pick((1, 2)), self.pick(INTS))
-        if self.chance(35):
+        if self.chance(55):
             self.accumulator()
         self.launch()
         if self.chance(20):

@@ -50,7 +50,7 @@ class Lanes(Expressions):
             self.pick(
                 [self.lane_store] * 3 + [self.let]
                 + [self.lane_branch, self.lane_loop, self.lane_array, self.lane_variable, self.lane_while] * (nest > 0)
-                + [self.lane_print] * self.chance(10) + [self.lane_atomic] * self.chance(35)
+                + [self.lane_print] * self.chance(10) + [self.lane_atomic] * (2 * self.chance(50))
             )(nest - 1)  # fmt: skip
         self.lane_store(nest)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tiledsl.testing.strategies.moves import Moves
 from tiledsl.testing.strategies.rows import statement_rows
-from tiledsl.testing.strategies.scope import FLOATS, INTS, Buf
+from tiledsl.testing.strategies.scope import FLOATS, INTS, NARROW, Buf
 
 __all__ = ["Products"]
 
@@ -65,8 +65,10 @@ class Products(Moves):
 
     def gemm(self, nest: int) -> None:
         """A product, often of tiles that are there (a chain), and something done with the result."""
-        found = [b for b in self.tiles(writable=False) if b.rank == 2 and b.dtype in (*FLOATS, "int8", "uint8")]
-        dtype = self.pick(("float32", "float16", "bfloat16", "float64", "int8", "uint8"))
+        found = [
+            b for b in self.tiles(writable=False) if b.rank == 2 and b.dtype in (*FLOATS, *NARROW, "int8", "uint8")
+        ]
+        dtype = self.pick(("float32", "float16", "bfloat16", "float64", "int8", "uint8", *NARROW))
         if found and self.chance(60):
             a = self.pick(found)
             dtype = a.dtype

@@ -52,7 +52,7 @@ def make_argument(a: Argument, rng: np.random.Generator) -> Any:
     span = 1 + sum(max(n - 1, 0) * s for n, s in zip(a.shape, a.strides, strict=True))
     flat = np.full(span, np.nan if dtype.is_float else 1 if dtype.is_bool else np.iinfo(dtype.numpy).max, dtype.numpy)
     steps = tuple(s * flat.itemsize for s in a.strides)
-    array = np.lib.stride_tricks.as_strided(flat, a.shape, steps)
+    array: Array = np.ndarray(a.shape, dtype.numpy, flat, 0, steps)
     array[...] = values
     return array
 

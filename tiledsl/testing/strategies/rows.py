@@ -7,12 +7,12 @@ import re
 
 from tiledsl.ir.operations import OPERATIONS, Operation
 
-__all__ = ["NOT_DRAWN", "WRITTEN", "families_for", "fill_in", "operand_kinds", "statement_rows"]
+__all__ = ["FAMILIES_NOT_DRAWN", "NOT_DRAWN", "WRITTEN", "families_for", "fill_in", "operand_kinds", "statement_rows"]
 
 # The table's kinds of dtypes -> the kinds of values that programs are made of.
 _KINDS = {"float": "float", "int": "int", "uint": "int", "bool": "bool"}
 # How often a family is drawn beside the others; a math function is dozens of operations.
-_WEIGHTS = {"Arithmetic": 6, "Bits": 3, "Choice": 2, "Comparison": 3, "Logic": 3}
+_WEIGHTS = {"Arithmetic": 6, "Bits": 3, "Choice": 2, "Comparison": 3, "Logic": 3, "Functions of floats": 3}
 
 # Rows with operands that their `takes` cannot say: the kind they give, and how they are written.
 WRITTEN: dict[str, tuple[str, str]] = {
@@ -32,7 +32,23 @@ NOT_DRAWN = {
     "dtype": "a Python value: nothing of it is in the IR",
     "Buffer": "older name of Tensor",
     "symbolic": "older name of dynamic",
+    "determine_fp8_type": "a Python value",
+    "warpgroup_fence_operand": "a hint without meaning on CPU targets",
+    "im2col": "not yet; its own tests compare it with a formula",
+    "alloc_global": "not yet: what one block writes another may read only in the next kernel",
+    "Persistent": "not yet: a block would own other boxes than the one that its number says",
+    "make_tensor": "not yet: addresses as arguments",
+    "call_extern": "the table of named functions; each is one of the rows that are drawn",
+    "evaluate": "runs a call for its effect; nothing of it is in the IR",
+    "alloc_reducer": "not yet",
+    "reducer_init": "not yet",
+    "reducer_update": "not yet",
+    "finalize_reducer": "not yet",
     "GemmWarpPolicy": "a hint without meaning on CPU targets",
+}
+# Families of which no program has a row, and why.
+FAMILIES_NOT_DRAWN = {
+    "Threads": "programs of single threads need a generator of their own, which knows barriers and divergence",
 }
 
 

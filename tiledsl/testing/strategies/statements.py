@@ -172,7 +172,7 @@ class Statements(Atomics):
         self.saw("if")
         decided = self.pick(("T.cast(0, 'bool')", "T.cast(1, 'bool')", "lin >= lin")) if self.chance(8) else ""
         tiles = self.tiles(writable=False)
-        if tiles and self.chance(8):
+        if tiles and self.chance(14):
             decided = f"T.{self.pick(('any_of', 'all_of'))}({self.pick(tiles).name})"
         self.put(f"if {decided or self.truth()}:")
         with self.region(self.scope.inner()):
@@ -273,7 +273,7 @@ class Statements(Atomics):
             options += [f"T.annotate_layout({{{{{self.pick(tiles).name}: None}}}})"] * 3
         if inputs:
             name = self.pick(inputs)
-            options += [f"T.annotate_l2_hit_ratio({{{{{name}: 0.5}}}})", f"T.annotate_restrict_buffers({name})"]
+            options += [f"T.annotate_l2_hit_ratio({{{{{name}: 0.5}}}})", f"T.annotate_restrict_buffers({name})"] * 3
         self.put(self.pick(options).format(n=2 + self.below(8)))
 
     def promise(self, nest: int) -> None:
