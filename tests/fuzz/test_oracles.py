@@ -1,4 +1,4 @@
-"""Every oracle can fail: a planted fault, in a program or in a part of the house, is found by the oracle of its name."""
+"""Every oracle can fail: it finds a fault that is planted in a program or in a part of the house."""
 
 from __future__ import annotations
 
