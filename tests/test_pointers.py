@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from properties.support import TARGETS, kernel_from
@@ -121,3 +122,29 @@ def main(p: T.ptr, X: T.Tensor((64,), "float32")):
         results.append(x)
     for x in results[1:]:
         np.testing.assert_array_equal(x, results[0])
+
+
+PACKED = """
+import tiledsl.language as T
+
+@T.prim_func
+def main(p: T.ptr, q: T.ptr, O: T.Tensor((6, 34), "float32")):
+    with T.Kernel(1, threads=32):
+        x = T.make_tensor(p, (6, 34), "float4_e2m1fn")
+        y = T.make_tensor(q, (6, 34), "float8_e4m3fn")
+        for i, j in T.Parallel(6, 34):
+            O[i, j] = T.float32(x[i, j])
+            y[i, j] = T.float32(x[i, j]) * 2.0
+"""
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_narrow_types(target: str) -> None:
+    rng = np.random.default_rng(2)
+    codes = rng.integers(0, 256, (6, 17), np.uint8)
+    y, out = np.zeros((6, 34), ml_dtypes.float8_e4m3fn), np.zeros((6, 34), np.float32)
+    kernel_from(PACKED)(codes.ctypes.data, y.ctypes.data, out, target=target)
+    nibbles = np.stack([codes & 15, codes >> 4], -1).reshape(6, 34)
+    values = nibbles.astype(np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float32)
+    np.testing.assert_array_equal(out, values)
+    np.testing.assert_array_equal(y.astype(np.float32), values * 2)

@@ -23,7 +23,7 @@ from .plan import plan_scratch
 from .reduce import lower_reduce
 from .reducer import lower_reducer, plan_reducers
 from .scan import lower_scan
-from .storage import Place, place_buffers, place_workspaces
+from .storage import Place, global_place, place_buffers, place_workspaces
 from .values import (
     address,
     as_held,
@@ -98,7 +98,7 @@ def _at_address(cx: Context, b: ir.Buffer) -> None:
     strides = None if b.strides is None else tuple(cx.let("stride", scalar(cx, e)) for e in b.strides)
     shape = tuple(cx.let("extent", scalar(cx, e)) for e in b.shape)
     made = b.replace(base=cx.let("address", scalar(cx, b.base)), shape=shape, strides=strides)
-    cx.places[b] = Place("global", made, b.dtype)
+    cx.places[b] = global_place(made)
     cx.emit(ir.Alloc(made))
 
 

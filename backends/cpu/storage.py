@@ -24,6 +24,7 @@ __all__ = [
     "accumulator_type",
     "can_pack",
     "gemm_operands",
+    "global_place",
     "packed_buffers",
     "panel_width",
     "place_buffers",
@@ -71,7 +72,7 @@ def place_buffers(
     function: ir.Function, kernel: ir.Kernel, workspaces: dict[ir.Buffer, Place]
 ) -> dict[ir.Buffer, Place]:
     """A place for every buffer of the kernel; scratch offsets are assigned later (`plan.py`)."""
-    places = {b: _global(b) for b in function.buffers} | workspaces
+    places = {b: global_place(b) for b in function.buffers} | workspaces
     uses = _uses(kernel)
     tiles = gemm_operands(kernel)
     aliased = {b.root for b in uses if b.alias_of is not None}
@@ -82,7 +83,7 @@ def place_buffers(
 
 def place_workspaces(function: ir.Function) -> dict[ir.Buffer, Place]:
     """Workspaces that kernels fill tile by tile and only T.gemm reads are kept in panels."""
-    places = {w: _global(w) for w in function.workspaces}
+    places = {w: global_place(w) for w in function.workspaces}
     uses: dict[ir.Buffer, list[tuple[str, ir.Node]]] = {}
     for k in function.kernels:
         for b, found in _uses(k).items():
@@ -95,7 +96,8 @@ def place_workspaces(function: ir.Function) -> dict[ir.Buffer, Place]:
     return places
 
 
-def _global(b: ir.Buffer) -> Place:
+def global_place(b: ir.Buffer) -> Place:
+    """The place of an argument, or of a tensor at an address."""
     if b.dtype.is_packed:
         return Place("global", bytes_of(b, "global", b), b.dtype, nibbles=True)
     return Place("global", b, b.dtype)
@@ -207,11 +209,13 @@ def _place(
     if b.alias_of is not None:
         root = places[b.root]
         if root.kind == "global":
-            return _global(b)
+            return global_place(b)
         if b.dtype.is_packed:
             return Place("scratch", bytes_of(b, "scratch", root.buffer), b.dtype, nibbles=True)
         view = ir.Buffer(b.name, b.dtype, _const_shape(b), "scratch", alias_of=root.buffer, offset=b.offset)
         return Place("scratch", view, b.dtype)
+    if b.base is not None:  # until `lower` meets the statement that computes its address
+        return global_place(b)
     shape = _const_shape(b)
     if b.dtype.is_packed and b in aliased:
         return Place("scratch", bytes_of(b, "scratch", None), b.dtype, nibbles=True)
