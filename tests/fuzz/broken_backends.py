@@ -7,12 +7,10 @@ from typing import Any
 
 from tiledsl import ir
 from tiledsl.backend import Artifact, Availability, Call, Capabilities, Target
-from tiledsl.dtypes import as_dtype
+from tiledsl.dtypes import SCALARS, as_dtype
 from tiledsl.interp import Options, run
 from tiledsl.ir.printer import to_text
 from tiledsl.ir.walk import Rewriter
-
-DTYPES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64"
 
 
 class OffByOne(Rewriter):
@@ -54,7 +52,7 @@ class Toy:
         return Availability(True)
 
     def capabilities(self, target: Target) -> Capabilities:
-        return Capabilities(frozenset(DTYPES.split()), cacheable=False)
+        return Capabilities(SCALARS, cacheable=False)
 
     def pipeline(self, target: Target) -> Sequence[Callable[[ir.Function], ir.Function]]:
         change = self.change

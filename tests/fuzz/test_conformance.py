@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from tiledsl import backend
 from tiledsl.testing import conformance
+from tiledsl.testing.suite import Report
 
 
 @pytest.fixture
@@ -33,9 +35,15 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget()
 
 
+def passes(report: Report) -> None:
+    """What is skipped needs a type below a byte, which some operations of this version refuse."""
+    assert report.ok, str(report)
+    assert all(re.search("int4|float4|below a byte", case) for case, _ in report.skipped), report.skipped
+
+
+@pytest.mark.slow
 def test_a_sound_backend_passes(toys: None) -> None:
-    report = conformance("sound", rounds=1, only=r"protocol|control|copies|gemm|reductions|float|generated 0.\d$")
-    assert report.ok and not report.skipped, str(report)
+    passes(conformance("sound", rounds=1, only=r"^(?!generated 0.\d\d)"))
 
 
 @pytest.mark.parametrize(
@@ -43,14 +51,16 @@ def test_a_sound_backend_passes(toys: None) -> None:
     [("off_by_one", "control"), ("lost_mask", "control"), ("no_rounding", "elementwise bfloat16 in T.serial")],
 )
 def test_broken_backends_fail(toys: None, name: str, case: str) -> None:
-    report = conformance(name, rounds=0, only="control|bfloat16")
+    report = conformance(name, rounds=0, only="^(control|elementwise bfloat16)")
     assert not report.ok and case in dict(report.failed), str(report)
 
 
 @pytest.mark.slow
 def test_numba_conforms() -> None:
     pytest.importorskip("numba")
-    report = conformance(
-        "numba", rounds=0, only="protocol|control|copies|gemm|reductions|elementwise (float16|int32|uint64)"
-    )
-    assert report.ok and not report.skipped, str(report)
+    some = [
+        "protocol", "control", "copies$", "copies (float16|bool)", "gemm (float16|int8).*transposed",
+        "reductions (float64|int64)", "elementwise (float16|int32|uint64) in T.Parallel", "casts from float32$",
+        "atomics (int32|float16)",
+    ]  # fmt: skip
+    passes(conformance("numba", rounds=0, only=f"^({'|'.join(some)})"))

@@ -3,11 +3,27 @@
 # mypy: disable-error-code="no-untyped-def,valid-type,misc"
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 
 import tiledsl
 import tiledsl.language as T
+from tiledsl import ir
+from tiledsl.analysis.bounds import Facts
+from tiledsl.backends.cpu.pipeline import cpu_pipeline
+from tiledsl.dtypes import as_dtype
+from tiledsl.errors import TileError
+from tiledsl.frontend.reader import from_text
+from tiledsl.ir import build
+from tiledsl.ir.equal import equal
+from tiledsl.ir.operations import OPERATIONS
+from tiledsl.ir.printer import to_text
+from tiledsl.passes.pipeline import run as run_passes
 from tiledsl.testing import assert_targets_agree
+
+INT32 = as_dtype("int32")
 
 
 def test_the_larger_of_a_number_and_zero_divides_nothing() -> None:
@@ -219,18 +235,12 @@ def test_integers_on_their_way_through_floats_are_rounded() -> None:
 
 
 def test_a_truncated_quotient_of_negative_numbers_is_not_the_floor() -> None:
-    from tiledsl import ir
-    from tiledsl.analysis.bounds import Facts
-    from tiledsl.dtypes import as_dtype
-    from tiledsl.ir import build
-
-    int32 = as_dtype("int32")
-    x, facts = ir.Var("x", int32), Facts()
+    x, facts = ir.Var("x", INT32), Facts()
     facts.bound(x, -3, -1)
-    two = build.const(2, int32)
-    assert not facts.prove(build.lt(ir.Binary("truncdiv", x, two), build.const(0, int32)))  # -1 // 2 is 0 in C
-    assert not facts.prove(build.ge(ir.Binary("truncmod", x, two), build.const(0, int32)))
-    assert facts.prove(build.lt(ir.Binary("floordiv", x, two), build.const(0, int32)))
+    two = build.const(2, INT32)
+    assert not facts.prove(build.lt(ir.Binary("truncdiv", x, two), build.const(0, INT32)))  # -1 // 2 is 0 in C
+    assert not facts.prove(build.ge(ir.Binary("truncmod", x, two), build.const(0, INT32)))
+    assert facts.prove(build.lt(ir.Binary("floordiv", x, two), build.const(0, INT32)))
 
 
 def test_a_symbol_found_last_gives_the_ones_before_it() -> None:
@@ -281,3 +291,157 @@ def test_another_version_of_a_backend_does_not_find_the_code_of_this_one(tmp_pat
             monkeypatch.setattr(type(backend), "version", lambda self, target, v=version: v)
             tiledsl.compile(T.prim_func(kernel))(np.zeros(4, np.float32), target="numba")
     assert len(emitted) == 2
+
+
+def _packed_twice(change: bool) -> Any:
+    """Two blocks that multiply with one tile; with `change`, one that is no longer what was copied."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((32, 16), "float32"), B: T.Tensor((16, 16), "float32"), C: T.Tensor((32, 16), "float32")):
+        with T.Kernel(2) as bx:
+            a = T.alloc_shared((16, 16), "float32")
+            b = T.alloc_shared((16, 16), "float32")
+            c = T.alloc_fragment((16, 16), "float32")
+            T.clear(c)
+            T.copy(A[bx * 16, 0], a)
+            T.copy(B, b)
+            if change:
+                T.fill(b, 2.0)
+            T.gemm(a, b, c)
+            T.copy(c, C[bx * 16, 0])
+
+    return kernel
+
+
+def test_operands_that_blocks_share_are_packed_once() -> None:
+    from tiledsl.backends.cpu.hoist import HoistPacks
+
+    function = HoistPacks()(_packed_twice(False).function)
+    assert len(function.kernels) == 2 and len(function.workspaces) == 1
+    assert len(HoistPacks()(function.replace(attrs=(("aliased", True),))).kernels) == 2  # no further ones
+    assert len(HoistPacks()(_packed_twice(False).function.replace(attrs=(("aliased", True),))).kernels) == 1
+
+
+def test_a_tile_filled_after_its_copy_is_not_the_packed_one() -> None:
+    A = np.random.default_rng(0).standard_normal((32, 16)).astype(np.float32)
+    C = np.zeros((32, 16), np.float32)
+    for change in (False, True):
+        assert_targets_agree(tiledsl.compile(_packed_twice(change)), A, np.ones((16, 16), np.float32), C)
+
+
+def test_a_transposed_left_operand_inside_a_larger_buffer() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((2, 9, 17), "float32"), B: T.Tensor((9, 21), "float32"), C: T.Tensor((17, 21), "float32")):
+        with T.Kernel(1):
+            a = T.alloc_shared((2, 9, 17), "float32")
+            b = T.alloc_shared((9, 21), "float32")
+            c = T.alloc_fragment((17, 21), "float32")
+            T.copy(A, a)
+            T.copy(B, b)
+            T.clear(c)
+            for k in T.serial(2):
+                T.gemm(a[k, :, :], b, c, transpose_A=True)
+            T.copy(c, C)
+
+    rng = np.random.default_rng(0)
+    A, B = (rng.standard_normal(s).astype(np.float32) for s in ((2, 9, 17), (9, 21)))
+    assert_targets_agree(tiledsl.compile(kernel), A, B, np.zeros((17, 21), np.float32))
+
+
+def test_shifts_of_outcomes_are_shifts_of_integers() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((20,), "float32"), B: T.Tensor((2, 20), "int32")):
+        with T.Kernel(1):
+            for i in T.Parallel(20):
+                B[0, i] = (A[i] > 0) << 2
+                B[1, i] = T.cast((A[i] > 0) ^ (A[i] > 1), "int32")
+
+    A, B = np.linspace(-2, 2, 20, dtype=np.float32), np.zeros((2, 20), np.int32)
+    assert_targets_agree(tiledsl.compile(kernel), A, B)
+    tiledsl.compile(kernel)(A, B, target="numpy")
+    assert B.tolist() == [((A > 0) * 4).tolist(), ((A > 0) & (A <= 1)).astype(int).tolist()]
+
+
+def test_a_box_that_starts_below_zero_is_the_authors_error() -> None:
+    @T.prim_func
+    def kernel(I: T.Tensor((1,), "int32"), B: T.Tensor((4,), "float32")):
+        with T.Kernel(1) as bx:
+            x = T.alloc_fragment((8, 4), "float32")
+            r = T.alloc_fragment((4,), "float32")
+            T.fill(x, 1.0)
+            k = I[bx]
+            T.reduce_sum(x[k : k + 4, :], r, dim=0)
+            T.copy(r, B)
+
+    for start, fine in ((0, True), (4, True), (-1, False), (5, False)):
+        B = np.zeros(4, np.float32)
+        if fine:
+            tiledsl.compile(kernel)(np.array([start], np.int32), B, target="numpy")
+            assert B.tolist() == [4] * 4
+        else:
+            with pytest.raises(TileError, match="out of range"):
+                tiledsl.compile(kernel)(np.array([start], np.int32), B, target="numpy")
+
+
+def test_float8_has_no_operator_that_floats_lack() -> None:
+    from tiledsl.ir import arithmetic
+
+    e4m3 = as_dtype("float8_e4m3fn")
+    assert (
+        arithmetic.binary("shl", e4m3, True) is None and arithmetic.binary("bitxor", as_dtype("float32"), True) is None
+    )
+    assert arithmetic.binary("add", e4m3, True) is not None
+
+
+def test_bounds_of_products_choices_and_extremes() -> None:
+    x, y, c = ir.Var("x", INT32), ir.Var("y", INT32), ir.Var("c", as_dtype("bool"))
+    facts = Facts()
+    facts.bound(x, 0, 10)
+    facts.bound(y, 0, 10)
+    product = build.mul(build.mul(x, 2), build.mul(y, 3))
+    assert facts.interval(product) == (0, 600)
+    assert not facts.prove(build.lt(product, 501)) and facts.prove(build.le(product, 600))
+    choice = ir.IfThenElse(c, x, y)
+    assert facts.prove(build.le(choice, 10)) and not facts.prove(build.ge(choice, 5))
+    facts.assume(build.ge(choice, 5))
+    assert facts.prove(build.ge(build.mul(choice, 2), 9)) and not facts.prove(build.ge(choice, 6))
+    larger, smaller = ir.Binary("max", x, y), ir.Binary("min", x, y)
+    assert facts.interval(larger) == facts.interval(smaller) == (0, 10)
+    facts.assume(build.le(x, 3))
+    assert facts.prove(build.le(smaller, 3)) and not facts.prove(build.le(larger, 9))
+    facts.assume(build.le(y, 4))
+    facts.assume(build.ge(y, 2))
+    assert facts.prove(build.le(larger, 4)) and facts.prove(build.ge(larger, 2))
+    assert not facts.prove(build.le(larger, 3)) and not facts.prove(build.ge(larger, 3))
+
+
+def test_meanings_of_empty_rows() -> None:
+    empty = np.zeros((2, 0))
+    found = {n: OPERATIONS[f"reduce_{n}"].real(empty).tolist() for n in ("sum", "abssum", "max", "min", "absmax")}
+    inf = float("inf")
+    assert found == {"sum": [0] * 2, "abssum": [0] * 2, "max": [-inf] * 2, "min": [inf] * 2, "absmax": [0] * 2}
+
+
+def test_an_argument_that_is_not_there_gives_no_sizes() -> None:
+    @tiledsl.jit
+    def kernel(A, B):
+        N = T.const("N")
+        A: T.Tensor[(N,), T.float32]
+        B: T.Tensor[(4,), T.float32]
+        with T.Kernel(1):
+            for i in T.Parallel(4):
+                B[i] = N
+
+    with pytest.raises(TileError):
+        kernel(None, np.zeros(4, np.float32), target="numpy")
+    B = np.zeros(4, np.float32)
+    kernel(np.zeros(7, np.float32), B, target="numpy")
+    assert B.tolist() == [7] * 4
+
+
+def test_only_raw_is_raw() -> None:
+    lowered = run_passes(_packed_twice(False).function, cpu_pipeline())
+    text = to_text(lowered)
+    assert ".raw[" in text and equal(lowered, from_text(text), hints=True)
+    with pytest.raises(TileError):
+        from_text(text.replace(".raw[", ".cooked["))

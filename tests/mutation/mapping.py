@@ -40,20 +40,18 @@ class Map:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"tests": self.tests, "sources": self.sources}), encoding="utf-8")
 
-    def covering(self, file: str, line: int, text: str) -> dict[str, float]:
-        """Tests (name -> seconds) that run the line of the file, whose text is now `text`. A line that only runs on
-        import has none; then all tests that run some line of the file, those that run most of it first."""
+    def covering(self, file: str, line: int, text: str) -> tuple[dict[str, float], dict[str, float]]:
+        """Tests (name -> seconds) that run the line of the file, whose text is now `text`, and others that run some
+        line of it: what runs on import, or once and is kept, matters to tests that do not run it themselves."""
         line = self._then(file, line, text)
         by_line: dict[str, float] = {}
-        by_file: list[tuple[float, str, float]] = []
+        by_file: dict[str, float] = {}
         for group in self.tests.values():
             for name, row in group["tests"].items():
                 mask = int(row["lines"].get(file, "0"), 16)
-                if mask >> line & 1:
-                    by_line[name] = row["seconds"]
                 if mask:
-                    by_file.append((-mask.bit_count() / (row["seconds"] + 0.05), name, row["seconds"]))
-        return by_line or {name: seconds for _, name, seconds in sorted(by_file)}
+                    (by_line if mask >> line & 1 else by_file)[name] = row["seconds"]
+        return by_line, by_file
 
     def _then(self, file: str, line: int, text: str) -> int:
         """The line's number when it was measured."""

@@ -62,7 +62,7 @@ _CALLS = {"min": "max", "max": "min", "any": "all", "all": "any", "lshr": "ashr"
 # Calls whose arguments may change places.
 _COMMUTATIVE = frozenset(["add", "mul", "and_", "or_", "xor", "fadd", "fmul", "eq", "ne", "max_", "min_", "smax",
                           "smin", "same_type", "promote", "gcd", "zip"])  # fmt: skip
-_QUIET_KEYWORDS = frozenset(["loc", "help", "notes", "note", "message", "stacklevel", "maxsize", "name", "title"])
+_QUIET_KEYWORDS = frozenset(["loc", "strict", "help", "notes", "note", "message", "stacklevel", "maxsize", "name", "title"])
 _QUIET_CALLS = frozenset(["error", "require", "warn", "fail", "refuse", "describe", "print", "TypeVar"])
 _QUIET_FUNCTIONS = frozenset(["__repr__", "__rich_repr__"])
 
@@ -142,6 +142,7 @@ def _executable(tree: ast.AST, where: str, parent: str) -> Iterator[tuple[ast.ex
             if n.name in _QUIET_FUNCTIONS:
                 continue
             inside = f"{where}.{n.name}" if where else n.name
+            inside += "()" * isinstance(n, ast.FunctionDef)
             for child in n.body:
                 yield from _executable(ast.Module([child], []), inside, "")
             continue
@@ -217,7 +218,7 @@ def _call(n: ast.Call) -> Iterator[tuple[str, str]]:
     if len(plain) == len(n.args) == 2 and not fixed:
         yield "swapped", ast.unparse(ast.Call(n.func, n.args[::-1], n.keywords))
     for k in n.keywords:
-        if k.arg is not None and k.arg not in _QUIET_KEYWORDS and k.arg not in ("key", "strict"):
+        if k.arg is not None and k.arg not in _QUIET_KEYWORDS and k.arg != "key":
             yield "lost keyword", ast.unparse(ast.Call(n.func, n.args, [x for x in n.keywords if x is not k]))
 
 

@@ -72,11 +72,12 @@ class History:
 
 def choose(m: Mutant, text: str, known: Map, history: History, most: float) -> list[dict[str, dict[str, float]]]:
     """Per stage: test file -> tests with the seconds they take, both in the order in which they are to run."""
-    able = known.covering(m.file, m.line, text)
-    last_line = m.line + m.old.count("\n")
-    if last_line != m.line:
-        able |= known.covering(m.file, last_line, text)
-    order = sorted(able, key=lambda t: -history.weight(m.file, t) / (able[t] + 0.1))
+    able, others = known.covering(m.file, m.line, text)
+    if "\n" in m.old:
+        able |= known.covering(m.file, m.line + m.old.count("\n"), text)[0]
+    near = {t: 1.0 if t in able else 0.25 for t in able | others}
+    able = others | able
+    order = sorted(able, key=lambda t: -near[t] * history.weight(m.file, t) / (able[t] + 0.1))
     stages: list[dict[str, dict[str, float]]] = [{} for _ in STAGES]
     spent, stage = 0.0, 0
     for test in order:
@@ -137,7 +138,7 @@ def planted(root: Path) -> Iterator[Mutant]:
             raise ValueError(f"planted mutant does not apply to {file}: {old!r}")
         before = text[: text.index(old)].encode()
         end = len(before) + len(old.encode())
-        yield Mutant(file, before.count(b"\n") + 1, "planted", row["kind"], old, new, len(before), end)
+        yield Mutant(file, before.count(b"\n") + 1, "planted()", row["kind"], old, new, len(before), end)
 
 
 def explain(m: Mutant, rows: Sequence[dict[str, str]]) -> None:
