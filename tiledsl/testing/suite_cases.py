@@ -38,7 +38,7 @@ def cases(able: frozenset[str]) -> Iterator[tuple[str, Program]]:
         reductions = [r for r in OPERATIONS.values() if r.name.startswith("reduce_") and r.accepts(as_dtype(t))]
         if reductions and not _sub_byte(t):
             yield f"reductions {t}", _reductions(reductions, t)
-        if not as_dtype(t).is_bool and not _sub_byte(t):
+        if as_dtype(t).is_int and not _sub_byte(t) or as_dtype(t).is_float and as_dtype(t).bits >= 16:
             yield f"atomics {t}", _atomics(t)
     for a, b, c in _PRODUCTS:
         for transposed in (False, True):
@@ -173,19 +173,12 @@ T.copy(c, C[bx * 20, by * 15])
 
 
 def _atomics(t: str) -> Program:
-    """Seven counters that many elements meet; sums of floats are whole and small, so that their order is free, and
-    those that would round (float8) meet one element each."""
-    d = as_dtype(t)
-    arguments = [Argument("X", t, (_N,), "whole")]
-    if d.bits < 16 and d.is_float:
-        arguments.append(Argument("O", t, (_N,), "whole"))
-        lines = ["T.atomic_add(O[p], X[p])"]
-    else:
-        ops = ["add", "max", "min", *(["and", "or", "xor"] if d.is_int else [])]
-        arguments += [Argument("I", "int32", (_N,), "huge"), Argument("O", t, (len(ops), 7), "whole")]
-        arguments.append(Argument("P", t, (_N,)))
-        lines = ["T.atomic_store(P[p], T.atomic_load(X[p]))"]
-        lines += [f"T.atomic_{op}(O[{k}, I[p] % 7], X[p])" for k, op in enumerate(ops)]
+    """Seven counters that many elements meet; sums of floats are whole and small, so that their order is free."""
+    ops = ["add", "max", "min", *(["and", "or", "xor"] if as_dtype(t).is_int else [])]
+    lines = [f"T.atomic_{op}(O[{k}, I[p] % 7], X[p])" for k, op in enumerate(ops)]
+    lines.append("T.atomic_store(P[p], T.atomic_load(X[p]))")
+    arguments = (Argument("X", t, (_N,), "whole"), Argument("I", "int32", (_N,), "huge"),
+                 Argument("O", t, (len(ops), 7), "whole"), Argument("P", t, (_N,)))  # fmt: skip
     body = "for i in T.Parallel(64):\n    p = bx * 64 + i\n" + "\n".join(f"    {line}" for line in lines)
     params = ", ".join(f"{a.name}: T.Tensor({a.shape}, '{a.dtype}')" for a in arguments)
     return _program(params, body, arguments, "2", "bx")
