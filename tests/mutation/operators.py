@@ -62,7 +62,8 @@ _CALLS = {"min": "max", "max": "min", "any": "all", "all": "any", "lshr": "ashr"
 # Calls whose arguments may change places.
 _COMMUTATIVE = frozenset(["add", "mul", "and_", "or_", "xor", "fadd", "fmul", "eq", "ne", "max_", "min_", "smax",
                           "smin", "same_type", "promote", "gcd", "zip"])  # fmt: skip
-_QUIET_KEYWORDS = frozenset(["loc", "strict", "help", "notes", "note", "message", "stacklevel", "maxsize", "name", "title"])
+_QUIET_KEYWORDS = frozenset(["loc", "strict", "help", "notes", "note", "message", "stacklevel", "maxsize", "name",
+                             "title"])  # fmt: skip
 _QUIET_CALLS = frozenset(["error", "require", "warn", "fail", "refuse", "describe", "print", "TypeVar"])
 _QUIET_FUNCTIONS = frozenset(["__repr__", "__rich_repr__"])
 
