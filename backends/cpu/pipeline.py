@@ -11,6 +11,7 @@ from tiledsl.passes.expand_moves import ExpandMoves
 from tiledsl.passes.explain_debug import ExplainDebug
 from tiledsl.passes.fold import Fold
 from tiledsl.passes.guard_bounds import GuardBounds
+from tiledsl.passes.order_shared import OrderShared
 from tiledsl.passes.pipeline import Pass
 
 from .hoist import HoistPacks
@@ -36,10 +37,11 @@ class _ExpandUnpacked:
 def cpu_pipeline() -> tuple[Pass, ...]:
     """The passes.
 
-    Prints and asserts learn where they are while loops are still the author's. Threads become loops, and so do waits
-    for other blocks. Constants fold, so that extents and guards are as simple as they can be. Packing that blocks would
-    repeat moves out of the grid. Copies become nests. Then every access is proved or guarded, tensors with a layout of
-    their own are addressed as they lie in memory, and the statements are lowered one by one.
+    Prints and asserts learn where they are while loops are still the author's. Barriers that thread-level code lacks
+    are put in; then threads become loops, and so do waits for other blocks. Constants fold, so that extents and guards
+    are as simple as they can be. Packing that blocks would repeat moves out of the grid. Copies become nests. Then every
+    access is proved or guarded, tensors with a layout of their own are addressed as they lie in memory, and the
+    statements are lowered one by one.
     """
-    first = (ExplainDebug(), SpreadThreads(), SpinWaits(), Fold(), UnpackOperands(), HoistPacks())
+    first = (ExplainDebug(), OrderShared(), SpreadThreads(), SpinWaits(), Fold(), UnpackOperands(), HoistPacks())
     return (*first, _ExpandUnpacked(), GuardBounds(), ApplyLayouts(), Fold(), Lower())

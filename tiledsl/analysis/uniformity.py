@@ -61,6 +61,10 @@ class Varying:
         """Not all lanes need come to this statement of the block."""
         return id(s) in self._partial
 
+    def leaves(self, body: tuple[Stmt, ...]) -> bool:
+        """Some lanes, but not all, may leave the body of a loop early."""
+        return self._leaves(body, False)
+
     def expr(self, e: Expr | Stmt) -> bool:
         """True when the value of e, or the operands of a tile operation, may differ between lanes."""
         return any(
