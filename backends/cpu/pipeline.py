@@ -39,7 +39,7 @@ def cpu_pipeline() -> tuple[Pass, ...]:
 
     Prints and asserts learn where they are while loops are still the author's. Barriers that thread-level code lacks
     are put in; then threads become loops, and so do waits for other blocks. Constants fold, so that extents and guards
-    are as simple as they can be. Packing that blocks would repeat moves out of the grid. Copies become nests. Then every
+    are as simple as they can be. Packing that blocks would repeat moves out of the grid. Copies become nests. Then each
     access is proved or guarded, tensors with a layout of their own are addressed as they lie in memory, and the
     statements are lowered one by one.
     """
