@@ -27,7 +27,7 @@ from .regions import Regions, bound_in
 __all__ = ["Spreader", "SpreadThreads"]
 
 _PRIVATE = ("local", "var")
-_BY_BLOCK = (ir.Parallel, ir.Copy, ir.Fill, ir.Gemm, ir.Reduce, ir.Scan, ir.ReducerOp)  # see `passes.expand_threads`
+_BY_BLOCK = (ir.Parallel, ir.Copy, ir.Fill, ir.Gemm, ir.Reduce, ir.Scan)  # see `passes.expand_threads`
 _ZERO = const(0, INT32)
 _FEW = 32  # rounds
 Masks = tuple[ir.Buffer, ...]
@@ -159,6 +159,8 @@ class Spreader:
 
     def is_point(self, n: ir.Node) -> bool:
         """Threads meet here."""
+        if isinstance(n, ir.ReducerOp):
+            return n.action != "update"
         return isinstance(n, (ir.Sync, ir.Collective, ir.Wait, *_BY_BLOCK))
 
     def stays_inside(self, s: ir.Stmt) -> bool:
@@ -170,7 +172,7 @@ class Spreader:
     def _uniform_effect(self, body: tuple[ir.Stmt, ...], divergent: bool) -> bool:
         """Something in the block happens once for all threads."""
         for s in body:
-            if isinstance(s, (ir.Store, ir.Atomic)):
+            if isinstance(s, (ir.Store, ir.Atomic, ir.ReducerOp)):
                 private = s.buffer.root.scope in _PRIVATE
                 if not self.differs(s) and (private or not divergent):
                     return True
@@ -243,7 +245,10 @@ class Spreader:
         else:
             self.level.out.append(s)
 
-    def _effect(self, s: ir.Store | ir.Atomic | ir.Debug) -> None:
+    def _reducer(self, s: ir.ReducerOp) -> None:
+        (self._effect if s.action == "update" else self.emit)(s)
+
+    def _effect(self, s: ir.Store | ir.Atomic | ir.ReducerOp | ir.Debug) -> None:
         if self.differs(s) or self.some_threads:
             self.level.pending.append(s)
         elif isinstance(s, ir.Debug) and s.kind == "assume":
@@ -540,6 +545,7 @@ _HANDLERS: dict[type, Callable[[Spreader, Any], None]] = {
     ir.Let: Spreader._let,
     ir.Store: Spreader._effect,
     ir.Atomic: Spreader._effect,
+    ir.ReducerOp: Spreader._reducer,
     ir.Debug: Spreader._effect,
     ir.If: Spreader._if,
     ir.For: Spreader._for,

@@ -15,7 +15,7 @@ import tiledsl.language as T
 from tiledsl.conversions import convert
 from tiledsl.dtypes import as_dtype
 from tiledsl.errors import TileError
-from tiledsl.interp import checked, run
+from tiledsl.interp import Options, checked, run
 
 # mypy: disable-error-code="valid-type,misc,no-untyped-def"
 
@@ -198,3 +198,58 @@ def test_a_contribution_before_the_start_is_reported() -> None:
 
     with pytest.raises(TileError, match="r.*before anything has written it"):
         run(early.function, [np.zeros(1, np.float32)], checked())
+
+
+@pytest.mark.parametrize("size", [1, 64, 150])
+def test_threads_contribute_one_by_one(size: int) -> None:
+    """At thread level contributions come thread by thread; start and end belong to the block."""
+    k = support.kernel_from("""
+import tiledsl.language as T
+
+n = T.dynamic("n")
+
+@T.prim_func
+def main(X: T.Tensor((n,), "float32"), O: T.Tensor((3,), "float32")):
+    with T.Kernel(1, threads=64):
+        t = T.get_thread_binding()
+        r = T.alloc_reducer((3,), "float32")
+        T.clear(r)
+        for k in T.serial(3):
+            if k * 64 + t < n:
+                r[t % 3] += X[k * 64 + t]
+        T.finalize_reducer(r)
+        if t < 3:
+            O[t] = r[t]
+""")
+    x = values("float32", (size,))
+    given = [((t % 3,), 0, x[k * 64 + t]) for t in range(64) for k in range(3) if k * 64 + t < size]
+    args = [x, np.zeros(3, np.float32)]
+    support.assert_same(support.agree(k, *args)[1], collected("sum", 0, (3,), "float32", iter(given)), "threads")
+    run(k.function, args, checked())
+
+
+def test_the_shadow_of_a_reducer_bounds_its_error() -> None:
+    k = support.kernel_from("""
+import tiledsl.language as T
+
+@T.prim_func
+def main(X: T.Tensor((200,), "float16"), O: T.Tensor((2,), "float32")):
+    with T.Kernel(1):
+        total = T.alloc_reducer(1, "float32")
+        top = T.alloc_reducer(1, "float16", op="max")
+        T.clear(total)
+        T.clear(top)
+        for i in T.Parallel(200):
+            total[0] += X[i] / T.float32(3)
+            top[0] = T.max(top[0], X[i])
+        T.finalize_reducer(total)
+        T.finalize_reducer(top)
+        O[0] = total[0]
+        O[1] = top[0]
+""")
+    x = values("float16", (200,))
+    found = run(k.function, [x, np.zeros(2, np.float32)], Options(shadow=True)).shadow
+    assert found is not None
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(found["O"].value, [(exact / 3).sum(), exact.max()], rtol=1e-9)
+    assert 0 < found["O"].max_error <= found["O"].max_bound < 1e-2

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tiledsl.conversions import converter
+from tiledsl.conversions import Converter, converter
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileIndexError
 from tiledsl.interp.atomic import apply_lanes
 from tiledsl.interp.scope import TRACKER, Env, Fn, Scope
+from tiledsl.interp.shadow import Shadowed, casting, lift
 from tiledsl.interp.tile import accumulator
 from tiledsl.ir import arithmetic
 from tiledsl.ir.buffer import Buffer
@@ -41,7 +42,8 @@ class _State:
 
     def start(self, env: Env, data: Any) -> None:
         """No contributions."""
-        env[self.partials] = np.full((_PARTIALS, *data.shape), self.identity, self.acc.numpy)
+        partials = np.full((_PARTIALS, *data.shape), self.identity, self.acc.numpy)
+        env[self.partials] = lift(partials) if isinstance(data, Shadowed) else partials
         env[self.queue] = []
 
 
@@ -55,8 +57,6 @@ class Reducers:
 
     def compile(self, s: ReducerOp) -> Fn:
         """One step: init, update or finalize."""
-        if self.scope.options.shadow:
-            raise self.scope.not_yet("the float64 shadow of a reducer")
         state = self.states.get(s.buffer)
         if state is None:
             acc = accumulator(s.buffer.dtype)
@@ -67,6 +67,10 @@ class Reducers:
                 self.scope.new_slot(), self.scope.new_slot(), acc, identity, combine, s.op == "sum"
             )  # fmt: skip
         return {"init": self._init, "update": self._update, "finalize": self._finalize}[s.action](s, state)
+
+    def converter(self, src: DType, dst: DType) -> Converter:
+        """The conversion of arrays, shadowed ones included."""
+        return casting(src, dst) if self.scope.options.shadow else converter(src, dst)
 
     def _init(self, s: ReducerOp, state: _State) -> Fn:
         slot, buffer = self.scope.slot(s.buffer), s.buffer
@@ -92,7 +96,7 @@ class Reducers:
         value = self.expressions.compile(s.value)
         lane = None if s.lane is None else self.expressions.index(s.lane)
         spread = s.op == "sum" and s.buffer.dtype.is_float  # elsewhere the order does not show
-        storage, widen, tracks = s.buffer.dtype.numpy, converter(s.buffer.dtype, state.acc), self.scope.options.tracks
+        storage, widen, tracks = s.buffer.dtype.numpy, self.converter(s.buffer.dtype, state.acc), self.scope.options.tracks
         if nest is not None and not nest.threads and nest.shape_slot not in state.flushes:
             state.flushes.add(nest.shape_slot)
             nest.after.append(lambda env: _flush(env, state))
@@ -119,7 +123,7 @@ class Reducers:
 
     def _finalize(self, s: ReducerOp, state: _State) -> Fn:
         slot = self.scope.slot(s.buffer)
-        widen, narrow = converter(s.buffer.dtype, state.acc), converter(state.acc, s.buffer.dtype)
+        widen, narrow = self.converter(s.buffer.dtype, state.acc), self.converter(state.acc, s.buffer.dtype)
 
         def finalize(env: Env, mask: Any) -> Any:
             data = env[slot]

@@ -153,7 +153,8 @@ class Statements:
             compiler = _COMPILERS.get(type(s))
             if compiler is None:
                 raise self.scope.not_yet(f"the statement {type(s).__name__}")
-            if self.scope.threaded and isinstance(s, _COLLECTIVE):
+            whole = s.action != "update" if isinstance(s, ReducerOp) else isinstance(s, _COLLECTIVE)
+            if self.scope.threaded and whole:
                 with self.scope.whole_block():
                     f = compiler(self, s)
                 return self.scope.counted(self._collectively(f))
