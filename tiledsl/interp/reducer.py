@@ -96,7 +96,8 @@ class Reducers:
         value = self.expressions.compile(s.value)
         lane = None if s.lane is None else self.expressions.index(s.lane)
         spread = s.op == "sum" and s.buffer.dtype.is_float  # elsewhere the order does not show
-        storage, widen, tracks = s.buffer.dtype.numpy, self.converter(s.buffer.dtype, state.acc), self.scope.options.tracks
+        widen = self.converter(s.buffer.dtype, state.acc)
+        storage, tracks = s.buffer.dtype.numpy, self.scope.options.tracks
         if nest is not None and not nest.threads and nest.shape_slot not in state.flushes:
             state.flushes.add(nest.shape_slot)
             nest.after.append(lambda env: _flush(env, state))
