@@ -93,7 +93,7 @@ class CheckSemantics(Instrument):
             return
         want, got = self._outcome(before), self._outcome(result)
         for parameter, a, b in zip(before.params, want, got, strict=True):
-            where = _first_difference(a, b)
+            where = None if a is None else _first_difference(a, b)
             if where is not None:
                 raise InternalError(
                     f"pass {pass_text(p)} changes what {before.name} computes: {parameter.name}{list(where)} is "
@@ -107,7 +107,7 @@ class CheckSemantics(Instrument):
 
         args = self.make_args(self.seed)
         run(function, args, Options(exact=True))
-        return [a if isinstance(a, np.ndarray) else np.asarray(a) for a in args]
+        return [a if a is None or isinstance(a, np.ndarray) else np.asarray(a) for a in args]
 
 
 def _first_difference(a: Any, b: Any) -> tuple[int, ...] | None:
