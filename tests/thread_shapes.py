@@ -11,7 +11,7 @@ import tiledsl.language as T
 
 @T.prim_func
 def main(A: T.Tensor(({blocks}, {n}), "int32"), O: T.Tensor(({blocks}, 5, {n}), "int32"),
-         G: T.Tensor(({blocks}, {n}), "{real}"), H: T.Tensor(({blocks}, 8), "int32")):
+         X: T.Tensor(({blocks}, {n}), "int32"), G: T.Tensor(({blocks}, {n}), "{real}"), H: T.Tensor(({blocks}, 8), "int32")):
     with T.Kernel({blocks}, threads={threads}) as bx:
         tid = T.get_warp_idx() * 32 + T.get_lane_idx()
         S = T.alloc_shared(({n},), "int32")
@@ -111,7 +111,7 @@ class Program:
         if depth < 5:
             kinds += [self.branch, self.branch, self.loop, self.loop, self.rounds]
         if depth == 2:
-            kinds += [self.tile]
+            kinds += [self.tile, self.grid]
         r.choice(kinds)(depth)
 
     def assign(self, depth: int) -> None:
@@ -199,3 +199,18 @@ class Program:
         self.line(depth, f"T.copy(S, {name})")
         self.line(depth, f"for {i} in T.Parallel({self.n}):")
         self.line(depth + 1, f"S[{i}] = {name}[{self.n - 1} - {i}] + {self.r.choice(['v', 'u', '1', 'tid'])}")
+
+    def grid(self, depth: int) -> None:
+        """A barrier of the grid, at times in a loop; behind it blocks see what others have put down."""
+        n, where = self.name(), self.r.randint(0, self.n - 1)
+        self.line(depth, f"{n} = {self.value()}")
+        self.scope.append(n)
+        if self.r.random() < 0.4:
+            i = self.name()
+            self.line(depth, f"for {i} in T.serial({self.r.randint(1, 3)}):")
+            self.line(depth + 1, f"w += {n} + {i}")
+            depth += 1
+        self.line(depth, "X[bx, tid] = v")
+        self.line(depth, "T.sync_grid()")
+        self.line(depth, f"w += X[1 - bx, {where}]")
+        self.line(depth, "T.sync_grid()")

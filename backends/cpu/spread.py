@@ -22,7 +22,8 @@ from tiledsl.ir.build import INT32, TRUE, all_of, const, ne
 from tiledsl.ir.walk import free_vars, loads_of, map_kernels, substitute, walk, writes
 
 from .collectives import lower_collective
-from .regions import Regions, bound_in
+from .grid_barriers import renewed, rounds_of
+from .regions import Regions
 
 __all__ = ["Spreader", "SpreadThreads"]
 
@@ -337,7 +338,7 @@ class Spreader:
     def _for(self, s: ir.For) -> None:
         uneven = self._uneven(s)
         if s.kind == "unroll" and self._few(s) and any(map(self.is_point, walk(s.body))) and not _leaves(s.body):
-            for k in _constant_range(s):
+            for k in rounds_of(s) or ():
                 for x in self._again(s, k):
                     self.statement(x)
         elif self.stays_inside(s) and (uneven or self._short(s) or self._parts(s.body, False, False)):
@@ -364,23 +365,14 @@ class Spreader:
 
     @staticmethod
     def _few(s: ir.For) -> bool:
-        bounds = (s.start, s.stop, s.step)
-        return all(isinstance(e, ir.Const) for e in bounds) and len(_constant_range(s)) <= _FEW
+        rounds = rounds_of(s)
+        return rounds is not None and len(rounds) <= _FEW
 
     def _again(self, s: ir.For, k: int) -> tuple[ir.Stmt, ...]:
         """One round of a loop; what it binds is new each time."""
-        values: dict[ir.Var, ir.Expr] = {s.var: const(k, s.var.type)}
-        buffers: dict[ir.Buffer, ir.Buffer] = {}
-        for n in walk(s.body):
-            for v in bound_in(n):
-                values[v] = new = ir.Var(v.name, v.type, loc=v.loc)
-                if v in self.varying.vars:
-                    self.varying.vars.add(new)
-            if isinstance(n, ir.Alloc):
-                buffers[n.buffer] = n.buffer.replace()
-                if n.buffer in self.varying.buffers:
-                    self.varying.buffers.add(buffers[n.buffer])
-        body: tuple[ir.Stmt, ...] = substitute(s.body, values, buffers)
+        body, values, buffers = renewed(s.body, {s.var: const(k, s.var.type)})
+        self.varying.vars.update(new for v, new in values.items() if v in self.varying.vars and isinstance(new, ir.Var))
+        self.varying.buffers.update(new for b, new in buffers.items() if b in self.varying.buffers)
         return body
 
     def _returns(self, s: ir.For | ir.While) -> bool:
@@ -500,9 +492,16 @@ class Spreader:
     # -- where threads meet ----------------------------------------------------------------------------------
 
     def _sync(self, s: ir.Sync) -> None:
-        if s.scope == "grid":
-            self.emit(s)
         self.flush()
+        if s.scope != "grid":
+            return
+        if any(m is not self.alive for m in self.level.masks) or self.level.group != self.everyone:
+            raise TileNotImplementedError(
+                "a barrier of the grid that only some threads of a block reach is not supported by the CPU targets",
+                s.loc,
+                help="move it out of the branch, so that all threads come to it",
+            )
+        self.emit(s)
 
     def _collective(self, s: ir.Collective) -> None:
         lower_collective(self, s)
@@ -511,11 +510,6 @@ class Spreader:
 def whole(b: ir.Buffer) -> ir.Region:
     """All of a buffer."""
     return ir.Region(b, tuple(build.zero(e.dtype) for e in b.shape), b.shape)
-
-
-def _constant_range(s: ir.For) -> range:
-    start, stop, step = (int(e.value) if isinstance(e, ir.Const) else 0 for e in (s.start, s.stop, s.step))
-    return range(start, stop, step) if step else range(0)
 
 
 def _without(s: ir.If, cond: ir.Expr) -> tuple[ir.Stmt, ...]:

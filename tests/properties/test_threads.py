@@ -17,6 +17,7 @@ from thread_shapes import Program
 
 import tiledsl
 import tiledsl.bench_threads as bench
+from tiledsl.backends.cpu.grid_barriers import SplitGrid
 from tiledsl.backends.cpu.spread import SpreadThreads
 from tiledsl.dtypes import as_dtype
 from tiledsl.interp import Options, run
@@ -36,7 +37,7 @@ def ints(low: int, high: int, *shape: int) -> np.ndarray[Any, Any]:
 
 def spread(kernel: tiledsl.JITKernel, *args: Any) -> list[Any]:
     """The interpreter before and after the pass; the arguments afterwards."""
-    function = SpreadThreads()(kernel.function)
+    function = SplitGrid()(SpreadThreads()(kernel.function))
     assert function is not kernel.function
     verify(function)
     wanted, got = copies(args), copies(args)
@@ -71,6 +72,7 @@ PROGRAMS: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
     "bench sum": lambda: (bench.block_sums(1024, 256, 64), (floats(1024), floats(4))),
     "bench transpose": lambda: (bench.tiled_transpose(45, 70), (floats(45, 70), floats(70, 45))),
     "bench histogram": lambda: (bench.block_histogram(768, 100, 256, 64), (ints(0, 100, 768), ints(0, 1, 100))),
+    "grid": lambda: (made.grid_sum(7), (ints(0, 1, 2, 7), ints(0, 1, 7))),
     "roles": lambda: (made.roles(), (floats(32, 32), floats(32, 32), ints(0, 1, 1))),
 }
 
@@ -89,7 +91,12 @@ def program(r: Random, threads: Any) -> tuple[tiledsl.JITKernel, list[Any]]:
     n, blocks = made.n, made.blocks
     kernel = kernel_from(made.text())
     real = as_dtype(made.real).numpy
-    outs = [np.zeros((blocks, 5, n), np.int32), np.zeros((blocks, n), real), np.zeros((blocks, 8), np.int32)]
+    outs = [
+        np.zeros((blocks, 5, n), np.int32),
+        np.zeros((blocks, n), np.int32),
+        np.zeros((blocks, n), real),
+        np.zeros((blocks, 8), np.int32),
+    ]
     return kernel, [ints(-20, 99, blocks, n), *outs]
 
 
