@@ -11,7 +11,8 @@ import tiledsl.language as T
 
 @T.prim_func
 def main(A: T.Tensor(({blocks}, {n}), "int32"), O: T.Tensor(({blocks}, 5, {n}), "int32"),
-         X: T.Tensor(({blocks}, {n}), "int32"), G: T.Tensor(({blocks}, {n}), "{real}"), H: T.Tensor(({blocks}, 8), "int32")):
+         X: T.Tensor(({blocks}, {n}), "int32"),
+         G: T.Tensor(({blocks}, {n}), "{real}"), H: T.Tensor(({blocks}, 8), "int32")):
     with T.Kernel({blocks}, threads={threads}) as bx:
         tid = T.get_warp_idx() * 32 + T.get_lane_idx()
         S = T.alloc_shared(({n},), "int32")
