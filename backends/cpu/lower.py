@@ -17,7 +17,7 @@ from .context import Context, Lane, get, put
 from .gemm import lower_gemm
 from .lane_loops import any_lane, lane_atomic, lane_for, lane_leave, lane_while, leaves, only_here
 from .nest import lower_parallel
-from .nibbles import encoded, holder
+from .nibbles import encoded, holder, replaced
 from .pack import fill_panels, pack_copy
 from .plan import plan_scratch
 from .reduce import lower_reduce
@@ -133,14 +133,15 @@ def _let(cx: Context, s: ir.Let) -> None:
 
 
 def _store_nibble(cx: Context, s: ir.Store) -> None:
-    """The other half of the byte stays. Lanes lie in different rows (`nest.py`), so they share no byte."""
+    """The other half of the byte stays. No two lanes share a byte (`nest.py`)."""
     place, idx, lie, odd = nibble_address(cx, s.buffer, s.indices)
-    t, mask = place.logical, cx.lane.mask if cx.lane is not None and lie is None else None
+    t, mask = place.logical, cx.lane.mask if cx.lane is not None and lie != 0 else None
     v = value(cx, s.value)
-    x = vector(cx, v, t) if lie is None else _as_byte(v.expr, t)
+    x = _as_byte(v.expr, t) if lie == 0 else vector(cx, v, t)
     at = tuple(cx.let("at", i) for i in idx)
-    byte = cx.let("byte", ir.Load(place.buffer, at, mask, proved=True))
-    cx.emit(ir.Store(place.buffer, at, encoded(x, byte, odd, t), mask, True))
+    code = cx.let("code", encoded(cx.let("x", x), t))
+    byte = cx.let("byte", ir.Load(place.buffer, at, mask, LANES if lie == 1 else 1, True))
+    cx.emit(ir.Store(place.buffer, at, replaced(byte, odd, code), mask, True))
 
 
 def _as_byte(x: ir.Expr, t: DType) -> ir.Expr:

@@ -107,10 +107,11 @@ def choose_axis(cx: Context, p: ir.Parallel) -> int | None:
 
 
 def _shares_bytes(cx: Context, p: ir.Parallel, lets: dict[ir.Var, int | None]) -> bool:
-    """Whether two lanes may store into one byte: they move along the rows of packed elements, or not at all."""
+    """Whether two lanes may store into one byte: they move along the rows of packed elements, other than by every
+    second one, or not at all."""
     stores = [n for n in walk(p.body) if isinstance(n, ir.Store) and cx.places[n.buffer].nibbles]
-    moves = [[_coef(i, lets) != 0 for i in s.indices] for s in stores]
-    return any(m[-1] or not any(m) for m in moves)
+    moves = [[_coef(i, lets) for i in s.indices] for s in stores]
+    return any(m[-1] is None or m[-1] % 2 == 1 or not any(c != 0 for c in m) for m in moves)
 
 
 def moves(p: ir.Parallel, axis: int, indices: tuple[ir.Expr, ...]) -> bool:

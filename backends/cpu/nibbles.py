@@ -12,7 +12,7 @@ from tiledsl.ir import build
 
 from .wide import F32, I64
 
-__all__ = ["byte_at", "bytes_of", "decoded", "encoded", "holder"]
+__all__ = ["byte_at", "bytes_of", "decoded", "encoded", "holder", "replaced"]
 
 _U8, _I8, _U32 = as_dtype("uint8"), as_dtype("int8"), as_dtype("uint32")
 _SMALLEST = 2.0**126  # e2m1's exponents, in float32's place, are so much too small
@@ -68,15 +68,18 @@ def decoded(byte: ir.Expr, odd: ir.Expr, t: DType) -> ir.Expr:
     return _bits(ir.Binary("bitor", _bits(size, _U32), sign), F32)
 
 
-def encoded(x: ir.Expr, byte: ir.Expr, odd: ir.Expr, t: DType) -> ir.Expr:
-    """The byte with one half replaced by x, a value of t as `holder(t)`."""
-    u8 = _U8.with_lanes(byte.dtype.lanes)
-    if t.is_float:
-        word = _bits(_op("mul", x, 1 / _SMALLEST), _U32)
-        size, sign = _op("bitand", _op("shr", word, 22), 7), _op("bitand", _op("shr", word, 28), 8)
-        code: ir.Expr = ir.Cast(ir.Binary("bitor", size, sign), u8)
-    else:
-        code = _op("bitand", ir.Cast(x, u8) if x.dtype is not u8 else x, 15)
+def encoded(x: ir.Expr, t: DType) -> ir.Expr:
+    """The code, in a uint8, of a value of t that is held as `holder(t)`."""
+    u8 = _U8.with_lanes(x.dtype.lanes)
+    if not t.is_float:
+        return _op("bitand", ir.Cast(x, u8) if x.dtype is not u8 else x, 15)
+    word = _bits(_op("mul", x, 1 / _SMALLEST), _U32)
+    size, sign = _op("bitand", _op("shr", word, 22), 7), _op("bitand", _op("shr", word, 28), 8)
+    return ir.Cast(ir.Binary("bitor", size, sign), u8)
+
+
+def replaced(byte: ir.Expr, odd: ir.Expr, code: ir.Expr) -> ir.Expr:
+    """The byte with one half replaced."""
     high = ir.Binary("bitor", _op("bitand", byte, 15), _op("shl", code, 4))
     low = ir.Binary("bitor", _op("bitand", byte, 0xF0), code)
     return ir.Select(odd, high, low)

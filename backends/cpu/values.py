@@ -406,9 +406,13 @@ def _unit_stride(b: ir.Buffer) -> bool:
 def nibble_address(
     cx: Context, b: ir.Buffer, indices: tuple[ir.Expr, ...]
 ) -> tuple[Place, tuple[ir.Expr, ...], int | None, ir.Expr]:
-    """As `address`, of the byte, and which half of it (int64 0 or 1); lanes gather."""
+    """As `address`, of the byte, and whether it is the high half. Lanes that take every second element of a row touch
+    neighbouring bytes; others gather."""
     place, lanes = cx.places[b], [index(cx, i) for i in indices]
     uniform = all(v.coef == 0 for v in lanes)
+    if lanes[-1].coef == 2 and all(v.coef == 0 for v in lanes[:-1]) and _unit_stride(place.buffer):
+        byte, odd = byte_at(lanes[-1].expr)
+        return place, (*(v.expr for v in lanes[:-1]), byte), 1, ir.Broadcast(odd, LANES)
     each = [v.expr if v.coef == 0 else vector(cx, v, I64) for v in lanes]
     byte, odd = byte_at(each[-1])
     if not uniform and odd.dtype.lanes == 1:

@@ -59,31 +59,36 @@ class MoveWriter(ScopedRewriter):
 
     def _copy(self, s: Copy) -> tuple[Stmt, ...]:
         src_buffer, dst_buffer = s.src.buffer, s.dst.buffer
-        with self.scope() as facts:
-            lets: list[Stmt] = []
+        lets: list[Stmt] = []
+        with self.scope():
             src_starts = self._once(s.src.starts, src_buffer.name, lets)
             dst_starts = self._once(s.dst.starts, dst_buffer.name, lets)
-            nest = _variables(s.domain, facts)
-            src = tuple(_along(start, d, s.src_axes, nest) for d, start in enumerate(src_starts))
-            dst = tuple(_along(start, d, s.dst_axes, nest) for d, start in enumerate(dst_starts))
-            tests = [] if dst_buffer.scope == "global" else range_tests(dst_buffer, dst, facts)
-            if src_buffer.scope != "global":
-                tests += range_tests(src_buffer, src, facts)
-        value = build.cast(Load(src_buffer, src, loc=s.loc), dst_buffer.dtype, s.loc)
-        store = Store(dst_buffer, dst, value, loc=s.loc)
-        return (*lets, _nest(nest, s.domain, tests, store, s.annotations))
+            for every, part in _parts(dst_buffer, s.dst_axes, s.domain):
+                with self.scope() as facts:
+                    nest, steps, extents = _variables(s.domain, every, part, facts)
+                    src = tuple(_along(start, d, s.src_axes, steps) for d, start in enumerate(src_starts))
+                    dst = tuple(_along(start, d, s.dst_axes, steps) for d, start in enumerate(dst_starts))
+                    tests = [] if dst_buffer.scope == "global" else range_tests(dst_buffer, dst, facts)
+                    if src_buffer.scope != "global":
+                        tests += range_tests(src_buffer, src, facts)
+                value = build.cast(Load(src_buffer, src, loc=s.loc), dst_buffer.dtype, s.loc)
+                lets.append(_nest(nest, extents, tests, Store(dst_buffer, dst, value, loc=s.loc), s.annotations))
+        return tuple(lets)
 
     def _fill(self, s: Fill) -> tuple[Stmt, ...]:
         buffer, region = s.dst.buffer, s.dst
-        with self.scope() as facts:
-            lets: list[Stmt] = []
+        lets: list[Stmt] = []
+        with self.scope():
             starts = self._once(region.starts, buffer.name, lets)
             (value,) = self._once((s.value,), buffer.name, lets)
-            nest = _variables(region.extents, facts)
-            axes = range(len(starts))
-            indices = tuple(_along(start, d, axes, nest) for d, start in enumerate(starts))
-            tests = [] if buffer.scope == "global" else range_tests(buffer, indices, facts)
-        return (*lets, _nest(nest, region.extents, tests, Store(buffer, indices, value, loc=s.loc), ()))
+            axes = tuple(range(len(starts)))
+            for every, part in _parts(buffer, axes, region.extents):
+                with self.scope() as facts:
+                    nest, steps, extents = _variables(region.extents, every, part, facts)
+                    indices = tuple(_along(start, d, axes, steps) for d, start in enumerate(starts))
+                    tests = [] if buffer.scope == "global" else range_tests(buffer, indices, facts)
+                lets.append(_nest(nest, extents, tests, Store(buffer, indices, value, loc=s.loc), ()))
+        return tuple(lets)
 
     def _once(self, values: Iterable[Expr], name: str, lets: list[Stmt]) -> tuple[Expr, ...]:
         """The values; those that read memory are bound before the nest, which may change what they read."""
@@ -103,17 +108,35 @@ def bind_loads(values: Iterable[Expr], name: str, lets: list[Stmt], facts: Facts
     return tuple(result)
 
 
-def _variables(domain: tuple[Expr, ...], facts: Facts) -> list[Var]:
+def _parts(dst: Buffer, axes: tuple[int, ...], domain: tuple[Expr, ...]) -> list[tuple[int, int]]:
+    """(axis of the domain, which of its elements): a move into packed elements is two nests, over every second element
+    of a row, so that no two iterations share a byte. (-1, 0) is all at once."""
+    along = axes.index(dst.rank - 1) if dst.dtype.is_packed and dst.rank - 1 in axes else -1
+    if along < 0 or build.is_const(domain[along], 1):
+        return [(-1, 0)]
+    return [(along, 0), (along, 1)]
+
+
+def _variables(
+    domain: tuple[Expr, ...], every: int, part: int, facts: Facts
+) -> tuple[list[Var], list[Expr], tuple[Expr, ...]]:
+    """Loop variables, what they mean as steps through the domain, and their extents."""
+    extents = list(domain)
+    if every >= 0:
+        extents[every] = build.floordiv(build.add(domain[every], 1 - part), 2)
     nest = [Var(f"i{k}", extent.dtype) for k, extent in enumerate(domain)]
-    for v, extent in zip(nest, domain, strict=True):
+    for v, extent in zip(nest, extents, strict=True):
         facts.bind(v, build.zero(v.type), extent)
-    return nest
+    steps: list[Expr] = list(nest)
+    if every >= 0:
+        steps[every] = build.add(build.mul(nest[every], 2), part)
+    return nest, steps, tuple(extents)
 
 
-def _along(start: Expr, dim: int, axes: Iterable[int], nest: list[Var]) -> Expr:
-    """start plus the loop variables that move along this dimension; an axis of one element does not move."""
+def _along(start: Expr, dim: int, axes: Iterable[int], steps: list[Expr]) -> Expr:
+    """start plus the steps that move along this dimension; an axis of one element does not move."""
     index = start
-    for v, axis in zip(nest, axes, strict=True):
+    for v, axis in zip(steps, axes, strict=True):
         if axis == dim:
             index = build.add(*build.same_type(_signed(index), v))
     return index
