@@ -50,7 +50,19 @@ def own_storage(X: T.Tensor((n,), "float16")):
             T.print(total)
 
 
+@T.prim_func
+def slices(X: T.Tensor((n,), "float16")):
+    with T.Kernel(1):
+        tile = T.alloc_shared((2, 3), "float16")
+        for i, j in T.Parallel(2, 3):
+            tile[i, j] = X[i + j]
+        T.print(tile[1, 1:3], "row")
+        T.print(tile[:, 0])
+        T.print(X[3:5])
+
+
 WANTED = {
+    slices: ["row [2. 3.]", "[0. 1.]", "[3. 4.]"],
     values: ["x 0.0", "x 2.0", "x 4.0"],
     one_per_iteration: ["tile [[1.5 1.5]", " [1.5 1.5]]"] * 5 + ["[[1.5 1.5]", " [1.5 1.5]]"] * 2,
     own_storage: [f"pair [{i} {2 * i}]" for i in range(5)] + [str(7 + i) for i in range(5)],

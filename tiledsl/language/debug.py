@@ -13,7 +13,8 @@ from tiledsl.frontend.storage import BufferRef, RegionRef
 from tiledsl.frontend.values import as_bool, as_value, to_dtype
 from tiledsl.ir import Debug
 from tiledsl.ir.build import const
-from tiledsl.language.operation import not_yet, operation, surface
+from tiledsl.language.memory import alloc_fragment, copy
+from tiledsl.language.operation import operation, surface
 
 __all__ = [
     "annotate_compile_flags", "annotate_l2_hit_ratio", "annotate_pass_configs",
@@ -24,14 +25,17 @@ __all__ = [
 
 @operation
 def print(obj: Any, msg: str = "", warp_group_id: int = 0, warp_id: int = 0) -> None:
-    """Prints a buffer or scalar once per block (inside T.Parallel once per iteration), after the text `msg`."""
+    """Prints a buffer, slice or scalar once per block, after the text `msg`; inside T.Parallel buffers and scalars,
+    once per iteration."""
     if isinstance(obj, str):
         values: tuple[Any, ...] = ()
         msg = f"{msg} {obj}".strip()
     elif isinstance(obj, BufferRef):
         values = (obj.buffer,)
     elif isinstance(obj, RegionRef):
-        raise not_yet("T.print of a slice", help="print the buffer, or single elements")
+        part = alloc_fragment([n for n in obj.shape if not (isinstance(n, int) and n == 1)] or [1], obj.dtype)
+        copy(obj, part)
+        values = (part.buffer,)
     else:
         values = (as_value(obj, "T.print: obj").typed,)
     current("T.print").emit(Debug("print", values, msg, loc=here()), "T.print")
