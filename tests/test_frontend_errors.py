@@ -256,6 +256,10 @@ MODULES = {
     "symbol-dtype": 'import tiledsl.language as T\n\nm = T.dynamic("m", "float32")',
     "symbol-name:no-text": "import tiledsl.language as T\n\nm = T.dynamic(3)",
     "host-value": prim(f"{VECTOR}, x: T.float32", "with T.Kernel(T.cast(T.exp2(x), T.int32)) as bx:\n    A[bx] = 0.0"),
+    "im2col-window": prim(
+        "A: T.Tensor((1, 8, 8, 4), T.float32)",
+        "with T.Kernel(1) as bx:\n    s = T.alloc_shared((8, 8), T.float32)\n    T.im2col(A, s, 0, 0, 3, 0, 1, 1)",
+    ),
     "host-value:threads": prim(VECTOR, "with T.Kernel(1, threads=T.cast(A[0], T.int32)) as bx:\n    A[bx] = 0.0"),
     "host-value:shape": 'import tiledsl.language as T\n\nn = T.dynamic("n")\nA = T.Tensor((n, T.cast(T.exp2(T.cast(n, T.float32)), T.int32)), T.float32)',
     "symbol-name": 'import tiledsl.language as T\n\nm = T.dynamic("2m")',

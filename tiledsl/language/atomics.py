@@ -10,11 +10,10 @@ from tiledsl.frontend.control import Tracer
 from tiledsl.frontend.describe import operand_text
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.loops import LoopSpec, close_loop, open_loop
-from tiledsl.frontend.promotion import is_number
 from tiledsl.frontend.storage import BufferRef, Cell, Element, RegionRef
 from tiledsl.frontend.values import Value, describe, index_expr, to_dtype
 from tiledsl.ir import Atomic, Buffer, Expr, If, Load, Region, Var, build
-from tiledsl.language.memory import paired
+from tiledsl.language.memory import as_scalar, paired
 from tiledsl.language.operation import not_inside_parallel, operation
 
 __all__ = [
@@ -98,7 +97,7 @@ def atomic_store(dst: Any, value: Any, memory_order: str | int | None = "seq_cst
     """Writes an element in one step. memory_order: "relaxed", "release" or "seq_cst"."""
     what = "T.atomic_store"
     place = _element(what, "dst", dst)
-    _emit(what, "store", place, _scalar(what, value), _order(what, memory_order, _WRITES), False)
+    _emit(what, "store", place, as_scalar(value, f"{what}: value"), _order(what, memory_order, _WRITES), False)
 
 
 # -- elements ---------------------------------------------------------------------------------------------
@@ -108,7 +107,7 @@ def _update(op: str, dst: Any, value: Any, memory_order: str | int | None, retur
     what = f"T.atomic_{op}"
     order = _order(what, memory_order)
     if not isinstance(value, (BufferRef, RegionRef)):
-        return _emit(what, op, _element(what, "dst", dst), _scalar(what, value), order, return_prev)
+        return _emit(what, op, _element(what, "dst", dst), as_scalar(value, f"{what}: value"), order, return_prev)
     if return_prev:
         raise error("atomic-prev", TileTypeError, f"{what}: return_prev gives the old value of one element, not a tile")
     _tile(what, op, dst, value, order)
@@ -160,12 +159,6 @@ def _place(what: str, op: str, buffer: Buffer) -> None:
     if not known or d.is_vector or d.is_packed:
         kinds = "integers" if bits else "integers and floats of 16 bits and more"
         raise error("atomic-dtype", TileTypeError, f"{what} takes {kinds}: {operand_text(buffer)}")
-
-
-def _scalar(what: str, value: Any) -> Any:
-    if isinstance(value, Value) or is_number(value):
-        return value
-    raise error("not-a-scalar", TileTypeError, f"{what}: value must be a scalar or a tile, got {describe(value)}")
 
 
 def _emit(what: str, op: str, dst: Element | Cell, value: Any, order: str, wanted: bool) -> Value | None:

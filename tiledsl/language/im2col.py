@@ -41,6 +41,16 @@ def im2col(
         raise error("im2col-tile", TileTypeError, f"{what}: col must be a matrix: {operand_text(tile)}")
     if not isinstance(img, BufferRef) or img.ndim != 4:
         raise error("im2col-image", TileTypeError, f"{what}: img must be a tensor [N, H, W, C], got {describe(img)}")
+    for name, value, least in (
+        ("kernel", kernel, 1),
+        ("stride", stride, 1),
+        ("dilation", dilation, 1),
+        ("pad", pad, 0),
+    ):
+        if not isinstance(value, int) or value < least:
+            raise error(
+                "im2col-window", TileTypeError, f"{what}: {name} is a Python int from {least} on, not {value!r}"
+            )
     rows, columns = map(Value, shape)
     images, height, width, channels = (Value(e) for e in img.buffer.shape)
     reach = dilation * (kernel - 1) + 1

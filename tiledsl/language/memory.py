@@ -20,8 +20,8 @@ from tiledsl.ir.walk import free_vars
 from tiledsl.language.operation import hints, not_inside_parallel, not_yet, operation
 
 __all__ = [
-    "alloc_fragment", "alloc_global", "alloc_local", "alloc_shared", "alloc_var", "as_region", "clear", "copy", "fill",
-    "paired", "reshape", "transpose", "view",
+    "alloc_fragment", "alloc_global", "alloc_local", "alloc_shared", "alloc_var", "as_region", "as_scalar", "clear",
+    "copy", "fill", "paired", "reshape", "transpose", "view",
 ]  # fmt: skip
 
 
@@ -92,12 +92,13 @@ def alloc_var(dtype: Any, init: Any = None, scope: str = "local.var") -> Any:
         init = None  # T.alloc_var(dtype, "local.var")
     kind = slice_dtype(dtype, "T.alloc_var")
     buffer = Buffer("", kind, (Const(1, INT32),), "var", loc=here())
-    value = None if init is None else to_dtype(_scalar(init, "T.alloc_var: init"), kind)
+    value = None if init is None else to_dtype(as_scalar(init, "T.alloc_var: init"), kind)
     current("T.alloc_var").emit(Alloc(buffer, value, loc=here()), "T.alloc_var")
     return Cell(buffer, (Const(0, INT32),))
 
 
-def _scalar(x: Any, what: str) -> Any:
+def as_scalar(x: Any, what: str) -> Any:
+    """x, which must be a number or a scalar of the kernel."""
     if isinstance(x, Value) or is_number(x):
         return x
     raise error("not-a-scalar", TileTypeError, f"{what} must be a number or scalar value, got {type(x).__name__} {x!r}")
@@ -111,7 +112,7 @@ def alloc_global(shape: Any, dtype: Any = "float32", scope: str = "global") -> A
     """
     what = "T.alloc_global"
     builder = tracer(what)
-    extents = tuple(host_expr(n, what) for n in (shape if isinstance(shape, (tuple, list)) else (shape,)))
+    extents = tuple(host_expr(Value(n), what) for n in shape_exprs(shape, what))
     for e in extents:
         builder.check(e)
         late = next((v for v in free_vars(e) if builder.owner.get(v) is not None), None)
@@ -225,7 +226,7 @@ def _fill(what: str, dst: Any, value: Any) -> None:
         return
     region = as_region(dst, f"{what}: dst")
     builder = not_inside_parallel(what)
-    stored = to_dtype(_scalar(value, f"{what}: value"), region.buffer.dtype)
+    stored = to_dtype(as_scalar(value, f"{what}: value"), region.buffer.dtype)
     op = builder.reducers.get(region.buffer)
     if op is None:
         builder.emit(Fill(region, stored, loc=here()), what)

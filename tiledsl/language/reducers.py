@@ -14,7 +14,7 @@ from tiledsl.frontend.storage import BufferRef, Cell, Element
 from tiledsl.frontend.values import describe, to_dtype
 from tiledsl.ir import Buffer, Const, ReducerOp
 from tiledsl.ir.arithmetic import extremes, int_range
-from tiledsl.language.memory import alloc_fragment, copy
+from tiledsl.language.memory import alloc_fragment, as_scalar, copy
 from tiledsl.language.operation import not_inside_parallel, operation
 
 __all__ = ["alloc_reducer", "finalize_reducer", "reducer_init", "reducer_update"]
@@ -57,7 +57,7 @@ def reducer_init(reducer: Any, init: Any = None) -> None:
     """Every element starts at `init` (None: what changes nothing, 0 for a sum) and has no contributions."""
     what = "T.reducer_init"
     buffer, op = _reducer(what, reducer)
-    value = _identity(op, buffer.dtype) if init is None else to_dtype(init, buffer.dtype)
+    value = _identity(op, buffer.dtype) if init is None else to_dtype(as_scalar(init, f"{what}: init"), buffer.dtype)
     not_inside_parallel(what).emit(ReducerOp("init", op, buffer, (), value, loc=here()), what)
 
 
@@ -68,7 +68,7 @@ def reducer_update(dst: Any, value: Any) -> None:
     if not isinstance(dst, (Element, Cell)):
         raise error("not-a-reducer", TileTypeError, f"{what}: dst must be an element of a reducer, got {describe(dst)}")
     _reducer(what, BufferRef(dst.buffer))
-    contribute(dst.buffer, dst.indices, value)
+    contribute(dst.buffer, dst.indices, as_scalar(value, f"{what}: value"))
 
 
 @operation
