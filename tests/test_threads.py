@@ -23,6 +23,7 @@ from thread_kernels import (
     parallel_rounds,
     ping_pong,
     pipeline,
+    pipeline_of_separate_branches,
     private_tiles,
     ragged_rows,
     returning,
@@ -284,6 +285,11 @@ def test_producers_and_consumers(n: int, stages: int) -> None:
     a = RNG.standard_normal((n, 64)).astype(np.float32)
     _, out = every_mode(pipeline(n, stages), a, np.zeros((n, 64), np.float32))
     np.testing.assert_array_equal(out, a * 2 + 1)
+    _, out = every_mode(pipeline_of_separate_branches(n, stages), a, np.zeros((n, 64), np.float32))
+    expected = a * 2
+    for row in (0, n // 2):
+        expected[row, np.arange(64) != 5] += 0.5  # thread 5 has returned
+    np.testing.assert_array_equal(out, expected)
 
 
 def test_spin_waits_between_warps() -> None:

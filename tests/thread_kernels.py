@@ -547,3 +547,36 @@ def look_back(blocks: int):
                 T.atomic_store(F[bx], 1)
 
     return main
+
+
+def pipeline_of_separate_branches(n: int, stages: int):
+    """As `pipeline`, but each role has an `if` of its own, and a value between them."""
+
+    @T.prim_func
+    def main(A: T.Tensor((n, 64), T.float32), B: T.Tensor((n, 64), T.float32)):
+        with T.Kernel(2, threads=256) as bx:
+            tid = T.get_thread_binding()
+            ring = T.alloc_shared((stages, 64), T.float32)
+            full = T.alloc_barrier([128] * stages)
+            empty = T.alloc_barrier([128] * stages)
+            half = n // 2
+            if tid < 128:
+                for k in T.serial(half):
+                    T.barrier_wait(empty[k % stages], ((k // stages) & 1) ^ 1)
+                    T.copy(A[bx * half + k, 0], ring[k % stages, 0:64])
+                    T.barrier_arrive(full[k % stages])
+                if tid == 5:
+                    T.thread_return()
+            own = tid % 128
+            factor = T.alloc_var(T.float32, 2.0)
+            if tid >= 128:
+                for k in T.serial(half):
+                    T.barrier_wait(full[k % stages], (k // stages) & 1)
+                    if own < 64:
+                        B[bx * half + k, own] = ring[k % stages, own] * factor
+                    T.barrier_arrive(empty[k % stages])
+            T.sync_threads()
+            if tid < 64:
+                B[bx * half, tid] += factor / 4.0 * T.cast(own + 1 - tid, "float32")
+
+    return main

@@ -24,7 +24,7 @@ from tiledsl.interp.scope import RETURNED, TRACKER, Env, Fn, Nest, Scope
 from tiledsl.interp.shadow import lift, micro
 from tiledsl.interp.tile import Tiles
 from tiledsl.interp.views import make_view
-from tiledsl.interp.waits import Waits, waits
+from tiledsl.interp.waits import Waits, by_block, waits
 from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.expr import Const, Var
 from tiledsl.ir.micro import MICRO
@@ -125,7 +125,17 @@ class Statements:
     # -- blocks ------------------------------------------------------------------------------------------
 
     def block(self, body: Sequence[Stmt]) -> Fn:
-        steps = [self.statement(s) for s in body]
+        steps: list[Fn] = []
+        at = 0
+        while at < len(body):
+            s, end = body[at], self._apart(body, at)
+            if end > at + 1:
+                assert isinstance(s, If)
+                with self.scope.at(s.loc):
+                    steps.append(self.scope.counted(self._if(s, body[at + 1 : end])))
+            else:
+                steps.append(self.statement(s))
+            at = end
         if len(steps) == 1:
             return steps[0]
         if not _leaves(body):
@@ -145,6 +155,19 @@ class Statements:
             return mask
 
         return run
+
+    def _apart(self, body: Sequence[Stmt], at: int) -> int:
+        """Behind the last statement that groups of threads, which part at this one, go on to without each other: until
+        the last such branch in which they wait, if the block does nothing as a whole before."""
+        s = body[at]
+        end = at + 1
+        if isinstance(s, If) and waits((s,)) and self.scope.varies(s.cond):
+            for k in range(end, len(body)):
+                if isinstance(body[k], If) and waits((body[k],)):
+                    end = k + 1
+                elif by_block(body[k]):
+                    break
+        return end
 
     def statement(self, s: Stmt) -> Fn:
         with self.scope.at(s.loc):
@@ -247,10 +270,11 @@ class Statements:
 
     # -- branches ----------------------------------------------------------------------------------------
 
-    def _if(self, s: If) -> Fn:
+    def _if(self, s: If, rest: Sequence[Stmt] = ()) -> Fn:
+        """rest: statements behind it that the two sides go on to without each other."""
         cond = self.expressions.compile(s.cond)
         then, orelse = self.block(s.then), self.block(s.orelse) if s.orelse else None
-        leaves = _leaves(s.then) or _leaves(s.orelse)
+        leaves = _leaves((*s.then, *s.orelse, *rest))
         if not self.scope.varies(s.cond):
 
             def uniform(env: Env, mask: Any) -> Any:
@@ -261,8 +285,11 @@ class Statements:
                 return rest if leaves else mask
 
             return uniform
-        go_on = self.block(()) if orelse is None else orelse
-        both = self.waits.branches(then, go_on) if waits((*s.then, *s.orelse)) else None
+        both = None
+        if waits((s,)):
+            go_on, together = orelse or self.block(()), self.block(rest)
+            rejoin = self.waits.rejoin(rest, self.bind_views)
+            both = self.waits.branches(then, go_on, together, tuple(self.exits), rejoin)
 
         def lanes(env: Env, mask: Any) -> Any:
             c = _owned(cond(env, mask))

@@ -11,14 +11,34 @@ import numpy as np
 
 from tiledsl.errors import TileError, TileRuntimeError
 from tiledsl.interp.coroutines import Scheduler
-from tiledsl.interp.scope import BLOCK, SCHEDULER, TRACKER, Env, Fn, Scope
-from tiledsl.ir.stmt import Kernel, Stmt, Sync, Wait
+from tiledsl.interp.scope import BLOCK, RETURNED, SCHEDULER, STEPS, TRACKER, Env, Fn, Scope
+from tiledsl.ir.buffer import Buffer
+from tiledsl.ir.stmt import (
+    Alloc,
+    Atomic,
+    Collective,
+    Copy,
+    Fill,
+    Gemm,
+    Kernel,
+    Let,
+    Parallel,
+    Reduce,
+    ReducerOp,
+    Scan,
+    Stmt,
+    Sync,
+    Wait,
+)
 from tiledsl.ir.walk import walk
 
 if TYPE_CHECKING:
     from tiledsl.interp.expr import Expressions
 
-__all__ = ["Waits", "waits"]
+__all__ = ["Waits", "by_block", "waits"]
+
+# (environment, those of the sides, the mask of the first)
+Rejoin = Callable[[Env, list[Env], Any], None]
 
 _HELP = "somebody must arrive, or write what is waited for, without waiting for these threads first"
 
@@ -31,6 +51,24 @@ def waits(body: Kernel | Sequence[Stmt]) -> bool:
 
 def _meets(s: Sync) -> bool:
     return s.scope == "grid" or s.count is not None
+
+
+def by_block(s: Stmt) -> bool:
+    """Something in it is done by all threads of the block together."""
+    return any(
+        isinstance(n, (Parallel, Copy, Fill, Gemm, Reduce, Scan, ReducerOp))
+        or (isinstance(n, Sync) and n.scope in ("block", "grid") and n.count is None)
+        or (isinstance(n, Collective) and n.scope == "block")
+        or (isinstance(n, Alloc) and n.buffer.root.scope not in ("local", "var"))
+        for n in walk(s)
+    )
+
+
+def _union(a: Any, b: Any) -> Any:
+    """Two masks of lanes, None or False for nobody."""
+    if a is None or a is False:
+        return b
+    return a if b is None or b is False else a | b
 
 
 @dataclass(eq=False)
@@ -88,29 +126,69 @@ class Waits:
 
         return meet
 
-    def branches(self, then: Fn, orelse: Fn) -> Callable[[Env, Any, Any], tuple[Any, Any]]:
-        """Both sides of a branch as coroutines; (those who go on of the one side, of the other)."""
+    def branches(
+        self, then: Fn, orelse: Fn, rest: Fn, exits: tuple[int, ...], rejoin: Rejoin
+    ) -> Callable[[Env, Any, Any], tuple[Any, Any]]:
+        """Both sides of a branch, each followed by the rest, as coroutines; (those who go on of the one side, of the
+        other). exits: slots of the enclosing loops that say who left them; rejoin: joins what the rest binds."""
 
         def both(env: Env, yes: Any, no: Any) -> tuple[Any, Any]:
+            tracker = env[TRACKER]
+            state: Any = None if tracker is None else tracker.state()
             results: list[Any] = [False, False]
+            jobs, own = [], []
 
-            def side(index: int, f: Fn, mask: Any) -> Callable[[], None]:
+            def side(index: int, f: Fn, mask: Any, env: Env) -> Callable[[], None]:
                 def job() -> None:
                     if tracker is not None:
-                        tracker.resume(state)
-                    results[index] = f(env, mask)
+                        tracker.resume((dict(state[0]), *state[1:]))  # what a side allocates is its own
+                    mask_after = f(env, mask)
+                    results[index] = mask_after if mask_after is False else rest(env, mask_after)
 
                 return job
 
-            tracker = env[TRACKER]
-            state = None if tracker is None else tracker.state()
-            jobs = [side(k, f, m) for k, (f, m) in enumerate(((then, yes), (orelse, no))) if m.any()]
+            for index, (f, mask) in enumerate(((then, yes), (orelse, no))):
+                if mask.any():
+                    own.append(list(env))  # a value that both bind in the rest is not the same for both
+                    jobs.append(side(index, f, mask, own[-1]))
+            steps = env[STEPS]
             env[SCHEDULER].fork(jobs)
+            for side_env in own:
+                env[STEPS] += side_env[STEPS] - steps
+                for slot in (RETURNED, *exits):
+                    env[slot] = _union(env[slot], side_env[slot])
             if tracker is not None:
                 tracker.resume(state)
+            rejoin(env, own, yes)
             return results[0], results[1]
 
         return both
+
+    def rejoin(self, rest: Sequence[Stmt], views: Callable[[Buffer], Callable[[Env], None]]) -> Rejoin:
+        """Of what statements bind for those behind them: the one side's for its threads, the other's for the others."""
+        nest, scope = self.scope.nest, self.scope
+        slots: list[tuple[int, bool]] = []
+        made: list[tuple[Buffer, int, Callable[[Env], None]]] = []
+        for s in rest:
+            if isinstance(s, Alloc):
+                slots.append((scope.slot(s.buffer), scope.is_private(s.buffer)))
+                made.append((s.buffer, slots[-1][0], views(s.buffer)))
+            elif isinstance(s, Let) or (isinstance(s, (Atomic, Collective)) and s.result is not None):
+                slots.append((scope.slot(s.var if isinstance(s, Let) else s.result), True))  # type: ignore[arg-type]
+
+        def join(env: Env, own: list[Env], yes: Any) -> None:
+            for slot, per_thread in slots:
+                value = env[slot] = own[0][slot]
+                if len(own) > 1 and per_thread and any(isinstance(e[slot], np.ndarray) for e in own):
+                    assert nest is not None
+                    lanes = yes.reshape(yes.shape + (1,) * (np.ndim(value) - nest.rank))
+                    env[slot] = np.where(lanes, value, own[1][slot])
+            for buffer, slot, bind in made:
+                bind(env)
+                if env[TRACKER] is not None:
+                    env[TRACKER].allocate(buffer, env[slot], written=True, loc=buffer.loc)
+
+        return join
 
     @staticmethod
     def _suspended(env: Env, wait: Callable[[Scheduler], None]) -> None:
