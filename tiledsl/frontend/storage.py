@@ -10,7 +10,7 @@ import numpy as np
 from tiledsl.analysis.symbols import row_major
 from tiledsl.analysis.uniformity import varying
 from tiledsl.dtypes import DType
-from tiledsl.errors import TileIndexError, TileNotImplementedError, TileTypeError
+from tiledsl.errors import TileIndexError, TileTypeError
 from tiledsl.frontend.builder import current, is_tracing
 from tiledsl.frontend.describe import dims, expr_text
 from tiledsl.frontend.linear import difference
@@ -18,7 +18,7 @@ from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import INT32, is_number
 from tiledsl.frontend.reducer import store_contribution
 from tiledsl.frontend.values import Value, Vector, binary, describe, index_expr, lanes_of, to_dtype
-from tiledsl.ir import Atomic, Buffer, Const, Expr, Load, ReducerOp, Region, Stmt, Store, Var
+from tiledsl.ir import Atomic, Buffer, Const, Expr, Load, ReducerOp, Region, Stmt, Store, Var, build
 from tiledsl.ir.walk import walk
 
 __all__ = ["BufferRef", "Cell", "Element", "RegionRef", "VectorBufferRef", "check_repeated", "emit_store"]
@@ -89,10 +89,10 @@ class Cell(Value):
 
 
 class RegionRef:
-    """A[i, a:b]: a box of a buffer."""
+    """A[i, a:b]: a box of a buffer. steps: A[a:b:2] takes every second element; then the extents count those."""
 
-    def __init__(self, region: Region) -> None:
-        self.region = region
+    def __init__(self, region: Region, steps: tuple[int, ...] | None = None) -> None:
+        self.region, self.steps = region, steps
 
     @property
     def buffer(self) -> Buffer:
@@ -111,6 +111,18 @@ class RegionRef:
 
     def __repr__(self) -> str:
         return f"{self.buffer.name}[...] ({dims(self.region.extents)} {self.dtype})"
+
+    def _misuse(self, *_: Any, **__: Any) -> Any:
+        raise error(
+            "slice-arithmetic",
+            TileTypeError,
+            f"{self!r} is a slice of a buffer; operators work on its elements",
+            help="loop over the elements: `for i in T.Parallel(n): C[i] = A[i] + B[i]`",
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _misuse
+    __lt__ = __le__ = __gt__ = __ge__ = __neg__ = __matmul__ = __mod__ = __floordiv__ = _misuse
+    __pow__ = __and__ = __or__ = __xor__ = __getitem__ = __array_ufunc__ = __array_function__ = _misuse
 
 
 class BufferRef:
@@ -161,10 +173,24 @@ class BufferRef:
         )
 
     def __getitem__(self, key: Any) -> Any:
+        steps = tuple(self._step(k) for k in (key if isinstance(key, tuple) else (key,)))
         starts, extents = self._locate(key)
         if extents is None:
             return Element(self.buffer, starts)
-        return RegionRef(Region(self.buffer, starts, extents, loc=here()))
+        if all(step == 1 for step in steps):
+            return RegionRef(Region(self.buffer, starts, extents, loc=here()))
+        counts = tuple(build.ceildiv(e, step) if step > 1 else e for e, step in zip(extents, steps, strict=True))
+        return RegionRef(Region(self.buffer, starts, counts, loc=here()), steps)
+
+    def _step(self, k: Any) -> int:
+        step = k.step if isinstance(k, slice) else None
+        if step is None:
+            return 1
+        if not isinstance(step, (int, np.integer)) or step < 1:
+            raise error(
+                "slice-step", TileIndexError, f"the step of a slice of {self!r} is {step!r}, not an int above 0"
+            )
+        return int(step)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         starts, extents = self._locate(key)
@@ -217,8 +243,6 @@ class BufferRef:
                 starts.append(self._index(k, axis, size))
                 extents.append(Const(1, INT32))
                 continue
-            if k.step is not None and k.step != 1:
-                raise error("slice-step", TileNotImplementedError, "slices with a step are not supported yet")
             start = Const(0, INT32) if k.start is None else self._index(k.start, axis, size, end=True)
             stop = size if k.stop is None else self._index(k.stop, axis, size, end=True)
             starts.append(start)

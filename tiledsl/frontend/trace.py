@@ -239,6 +239,10 @@ class Macro:
         self.pyfunc = pyfunc
         functools.update_wrapper(self, pyfunc)
 
+    def __get__(self, owner: Any, kind: Any = None) -> Any:
+        """A method: its first argument is the object."""
+        return self if owner is None else functools.partial(self, owner)
+
     def __call__(self, *args: Any, **kw: Any) -> Any:
         builder = tracer(f"the macro {self.pyfunc.__name__}")
         try:

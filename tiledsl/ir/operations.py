@@ -301,6 +301,9 @@ _row("copy", "T.copy(src, dst)",
      ("src", "dst", "coalesced_width", "disable_tma", "eviction_policy", "prefer_instruction", "annotations",
       "loop_layout"), _T,
      "dst = src converted to dst's dtype; global memory out of range reads 0, stores out of range are skipped")
+for _bits in (32, 64, 128, 256):
+    _row(f"ldg{_bits}", f"T.ldg{_bits}(A[i])", ("src", "pred"), _T, f"{_bits} bits from an element on, as uint32 words")
+    _row(f"stg{_bits}", f"T.stg{_bits}(A[i], value)", ("dst", "value"), _T, f"stores {_bits} bits from an element on")
 _row("fill", "T.fill(dst, value)", ("dst", "value"), _T, "every element gets the value")
 _row("clear", "T.clear(dst)", ("dst",), _T, "every element becomes 0")
 _row("im2col", "T.im2col(img, col, m_tile, k_tile, kernel, stride, dilation, pad)",
@@ -383,8 +386,18 @@ _S, _M, _L, _D, _H = "Kernels and arguments", "Storage", "Loops", "Looking in", 
 _row("prim_func", "@T.prim_func", ("pyfunc",), _S, "traces a function into a kernel", gives="a PrimFunc")
 _row("macro", "@T.macro", ("pyfunc",), _S, "a function traced into each kernel that calls it", gives="a Macro")
 _row("Ref", "x: T.Ref", (), _S, "a macro's parameter that can be assigned to", gives="an annotation")
-_row("Kernel", "with T.Kernel(gx, gy, threads=128) as (bx, by):", ("grid", "threads", "prelude"), _S,
+_row("Kernel", "with T.Kernel(gx, gy, threads=128) as (bx, by):", ("grid", "threads", "prelude", "cluster_dims"), _S,
      "one launch: a grid of blocks, x fastest", gives="block indices")
+_row("ClusterKernel", "with T.ClusterKernel(gx, gy, cluster_dims=2) as (bx, by):",
+     ("grid", "threads", "cluster_dims", "prelude"), _S, "a Kernel whose blocks a GPU may group", gives="block indices")
+_row("meta_class", "@T.meta_class", ("cls",), _S, "a class whose objects exist while tracing", gives="the class")
+_row("PrimExpr", "x: T.PrimExpr", (), _S, "the type of values of a kernel", gives="an annotation")
+_row("SharedBuffer", "x: T.SharedBuffer((m, n), dtype)", ("shape", "dtype"), _S, "a macro's parameter: a shared tile",
+     gives="an annotation")
+_row("FragmentBuffer", "x: T.FragmentBuffer((m, n), dtype)", ("shape", "dtype"), _S, "a macro's parameter: a fragment",
+     gives="an annotation")
+_row("LocalBuffer", "x: T.LocalBuffer((n,), dtype)", ("shape", "dtype"), _S, "a macro's parameter: a local array",
+     gives="an annotation")
 _row("Tensor", "A: T.Tensor((m, n), dtype)", ("shape", "dtype"), _S, "a row-major contiguous argument",
      gives="an annotation")
 _row("Buffer", "A: T.Buffer((m, n), dtype)", ("shape", "dtype"), _S, "older name of Tensor", gives="an annotation")

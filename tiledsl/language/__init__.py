@@ -12,6 +12,7 @@ from tiledsl import dtypes as _dtypes
 from tiledsl.errors import TileAttributeError as _TileAttributeError
 from tiledsl.errors import suggest as _suggest
 from tiledsl.frontend.location import error as _error
+from tiledsl.frontend.values import Value as PrimExpr
 from tiledsl.language.allreduce import (
     attr,
     comm_reducer,
@@ -75,6 +76,7 @@ from tiledsl.language.compute import (
     cummax,
     cumsum,
     gemm,
+    gemm_v2,
     reduce_absmax,
     reduce_abssum,
     reduce_bitand,
@@ -142,6 +144,7 @@ from tiledsl.language.functions import (
 )
 from tiledsl.language.im2col import c2d_im2col, im2col
 from tiledsl.language.launch import (
+    ClusterKernel,
     Kernel,
     Parallel,
     Persistent,
@@ -151,7 +154,9 @@ from tiledsl.language.launch import (
     Unroll,
     Vectorized,
     grid,
+    inline,
     macro,
+    meta_class,
     parallel,
     prim_func,
     serial,
@@ -251,8 +256,21 @@ from tiledsl.language.threads import (
     warp_reduce_min,
     warp_reduce_sum,
 )
-from tiledsl.language.types import Buffer, StridedTensor, Tensor, const, dtype, dynamic, empty, symbolic
+from tiledsl.language.types import (
+    Buffer,
+    FragmentBuffer,
+    LocalBuffer,
+    SharedBuffer,
+    StridedTensor,
+    Tensor,
+    const,
+    dtype,
+    dynamic,
+    empty,
+    symbolic,
+)
 from tiledsl.language.vectors import abs2, add2, extract_lane, fma2, max2, min2, mul2, sub2, vectorized_cast
+from tiledsl.language.words import ldg32, ldg64, ldg128, ldg256, stg32, stg64, stg128, stg256
 
 # -- dtypes -----------------------------------------------------------------------------------------------
 bool = boolean = _dtypes.as_dtype("bool")
@@ -270,34 +288,36 @@ int, uint, long, ulong, short, ushort = int32, uint32, int64, uint64, int16, uin
 char, uchar = int8, uint8
 
 __all__ = [
-    "Buffer", "Cast", "Fragment", "GemmWarpPolicy", "Kernel", "Layout", "Parallel", "Persistent", "Pipelined",
-    "Ref", "Select", "Serial", "StridedTensor", "Tensor", "Unroll", "Vectorized", "__cos", "__exp", "__exp10",
-    "__exp2", "__log", "__log10", "__log2", "__pow", "__sin", "__tan", "abs", "abs2", "activemask", "add2",
-    "align_up", "all_of", "all_sync", "alloc_barrier", "alloc_fragment", "alloc_global", "alloc_local",
-    "alloc_reducer", "alloc_shared", "alloc_var", "annotate_compile_flags", "annotate_l2_hit_ratio",
-    "annotate_layout", "annotate_pass_configs", "annotate_restrict_buffers", "annotate_safe_value", "any_of",
-    "any_sync", "assume", "async_copy", "atomic_add", "atomic_addx2", "atomic_addx4", "atomic_and", "atomic_load",
-    "atomic_max", "atomic_min", "atomic_or", "atomic_store", "atomic_xor", "attr", "ballot", "ballot_sync",
-    "barrier_arrive", "barrier_wait", "bfloat16", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "bool",
-    "boolean", "brev", "byte_perm", "c2d_im2col", "call_extern", "cast", "ceil", "ceildiv", "char", "clamp",
-    "clear", "clz", "comm_reducer", "const", "copy", "copysign", "cos", "cosh", "cummax", "cumsum",
-    "determine_fp8_type", "device_assert", "disable_warp_group_reg_alloc", "double", "dtype", "dynamic", "empty",
-    "erf", "evaluate", "exp", "exp10", "exp2", "expm1", "extract_lane", "fence_barrier_init", "fence_proxy_async",
-    "ffs", "fill", "finalize_reducer", "float", "float16", "float32", "float4_e2m1fn", "float64", "float8_e4m3",
-    "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "floor", "floordiv", "floormod", "fma", "fma2", "fmod",
-    "gemm", "get_block_binding", "get_block_bindings", "get_block_extent", "get_lane_idx", "get_thread_binding",
+    "Buffer", "Cast", "ClusterKernel", "Fragment", "FragmentBuffer", "GemmWarpPolicy", "Kernel", "Layout",
+    "LocalBuffer", "Parallel", "Persistent", "Pipelined", "PrimExpr", "Ref", "Select", "Serial", "SharedBuffer",
+    "StridedTensor", "Tensor", "Unroll", "Vectorized", "__cos", "__exp", "__exp10", "__exp2", "__log", "__log10",
+    "__log2", "__pow", "__sin", "__tan", "abs", "abs2", "activemask", "add2", "align_up", "all_of", "all_sync",
+    "alloc_barrier", "alloc_fragment", "alloc_global", "alloc_local", "alloc_reducer", "alloc_shared", "alloc_var",
+    "annotate_compile_flags", "annotate_l2_hit_ratio", "annotate_layout", "annotate_pass_configs",
+    "annotate_restrict_buffers", "annotate_safe_value", "any_of", "any_sync", "assume", "async_copy", "atomic_add",
+    "atomic_addx2", "atomic_addx4", "atomic_and", "atomic_load", "atomic_max", "atomic_min", "atomic_or",
+    "atomic_store", "atomic_xor", "attr", "ballot", "ballot_sync", "barrier_arrive", "barrier_wait", "bfloat16",
+    "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "bool", "boolean", "brev", "byte_perm", "c2d_im2col",
+    "call_extern", "cast", "ceil", "ceildiv", "char", "clamp", "clear", "clz", "comm_reducer", "const", "copy",
+    "copysign", "cos", "cosh", "cummax", "cumsum", "determine_fp8_type", "device_assert",
+    "disable_warp_group_reg_alloc", "double", "dtype", "dynamic", "empty", "erf", "evaluate", "exp", "exp10",
+    "exp2", "expm1", "extract_lane", "fence_barrier_init", "fence_proxy_async", "ffs", "fill", "finalize_reducer",
+    "float", "float16", "float32", "float4_e2m1fn", "float64", "float8_e4m3", "float8_e4m3fn", "float8_e5m2",
+    "float8_e8m0fnu", "floor", "floordiv", "floormod", "fma", "fma2", "fmod", "gemm", "gemm_v2",
+    "get_block_binding", "get_block_bindings", "get_block_extent", "get_lane_idx", "get_thread_binding",
     "get_thread_bindings", "get_thread_extent", "get_warp_group_idx", "get_warp_idx", "get_warp_idx_sync", "grid",
     "half", "handle", "ieee_add", "ieee_div", "ieee_fdiv", "ieee_fmaf", "ieee_frcp", "ieee_frsqrt", "ieee_fsqrt",
-    "ieee_mul", "ieee_sub", "if_then_else", "im2col", "infinity", "int", "int16", "int32", "int4", "int64", "int8",
-    "isfinite", "isinf", "isnan", "launch_thread", "log", "log10", "log1p", "log2", "long", "loop_break", "macro",
-    "make_tensor", "match_all_sync", "match_any_sync", "max", "max2", "max_value", "mbarrier_arrive",
-    "mbarrier_expect_tx", "mbarrier_wait_parity", "min", "min2", "min_value", "mul2", "nearbyint",
-    "no_set_max_nreg", "parallel", "pdl_sync", "pdl_trigger", "popcount", "pow", "pow_of_int", "power", "prim_func",
-    "print", "ptr", "ptx_arrive_barrier", "ptx_arrive_barrier_expect_tx", "ptx_commit_group", "ptx_wait_group",
-    "reduce_absmax", "reduce_abssum", "reduce_bitand", "reduce_bitor", "reduce_bitxor", "reduce_max", "reduce_min",
-    "reduce_sum", "reducer_init", "reducer_update", "reinterpret", "reshape", "round", "rsqrt", "serial",
-    "set_max_nreg", "shfl_down", "shfl_sync", "shfl_up", "shfl_xor", "shift_left", "shift_right", "short",
-    "shuffle_elect", "sigmoid", "sin", "sinh", "sqrt", "sub2", "symbolic", "sync_global", "sync_grid",
+    "ieee_mul", "ieee_sub", "if_then_else", "im2col", "infinity", "inline", "int", "int16", "int32", "int4",
+    "int64", "int8", "isfinite", "isinf", "isnan", "launch_thread", "ldg128", "ldg256", "ldg32", "ldg64", "log",
+    "log10", "log1p", "log2", "long", "loop_break", "macro", "make_tensor", "match_all_sync", "match_any_sync",
+    "max", "max2", "max_value", "mbarrier_arrive", "mbarrier_expect_tx", "mbarrier_wait_parity", "meta_class",
+    "min", "min2", "min_value", "mul2", "nearbyint", "no_set_max_nreg", "parallel", "pdl_sync", "pdl_trigger",
+    "popcount", "pow", "pow_of_int", "power", "prim_func", "print", "ptr", "ptx_arrive_barrier",
+    "ptx_arrive_barrier_expect_tx", "ptx_commit_group", "ptx_wait_group", "reduce_absmax", "reduce_abssum",
+    "reduce_bitand", "reduce_bitor", "reduce_bitxor", "reduce_max", "reduce_min", "reduce_sum", "reducer_init",
+    "reducer_update", "reinterpret", "reshape", "round", "rsqrt", "serial", "set_max_nreg", "shfl_down",
+    "shfl_sync", "shfl_up", "shfl_xor", "shift_left", "shift_right", "short", "shuffle_elect", "sigmoid", "sin",
+    "sinh", "sqrt", "stg128", "stg256", "stg32", "stg64", "sub2", "symbolic", "sync_global", "sync_grid",
     "sync_threads", "sync_warp", "syncthreads_and", "syncthreads_count", "syncthreads_or", "tan", "tanh",
     "thread_binding", "thread_return", "tma_copy", "tma_store_arrive", "tma_store_wait", "transpose", "trunc",
     "truncdiv", "truncmod", "tvm_thread_allreduce", "uchar", "uint", "uint16", "uint32", "uint4", "uint64", "uint8",

@@ -16,8 +16,8 @@ from tiledsl.language.memory import as_region
 from tiledsl.language.operation import hints, not_inside_parallel, not_yet, operation
 
 __all__ = [
-    "GemmWarpPolicy", "cummax", "cumsum", "gemm", "reduce_abssum", "reduce_absmax", "reduce_bitand", "reduce_bitor",
-    "reduce_bitxor", "reduce_max", "reduce_min", "reduce_sum",
+    "GemmWarpPolicy", "cummax", "cumsum", "gemm", "gemm_v2", "reduce_absmax", "reduce_abssum", "reduce_bitand",
+    "reduce_bitor", "reduce_bitxor", "reduce_max", "reduce_min", "reduce_sum",
 ]  # fmt: skip
 
 
@@ -85,6 +85,9 @@ def gemm(
         ),
         "T.gemm",
     )
+
+
+gemm_v2 = gemm
 
 
 def r_last(r: Region) -> tuple[Expr, Expr]:

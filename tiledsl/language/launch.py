@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from tiledsl.errors import TileNotImplementedError, TileValueError
 from tiledsl.frontend.builder import current
@@ -19,9 +19,11 @@ from tiledsl.ir import Const
 from tiledsl.language import math
 from tiledsl.language.operation import hints, operation
 
+_Class = TypeVar("_Class", bound=type)
+
 __all__ = [
-    "Kernel", "Parallel", "Persistent", "Pipelined", "Ref", "Serial", "Unroll", "Vectorized", "grid", "macro",
-    "parallel", "prim_func", "serial", "unroll", "vectorized",
+    "ClusterKernel", "Kernel", "Parallel", "Persistent", "Pipelined", "Ref", "Serial", "Unroll", "Vectorized",
+    "grid", "inline", "macro", "meta_class", "parallel", "prim_func", "serial", "unroll", "vectorized",
 ]  # fmt: skip
 
 
@@ -42,16 +44,32 @@ def macro(pyfunc: Callable[..., Any]) -> Macro:
     return Macro(pyfunc)
 
 
+inline = macro
+
+
+def meta_class(cls: _Class) -> _Class:
+    """Decorator of a class whose objects exist while a kernel is traced, such as a scheduler of tiles: its methods may
+    be @T.inline, and its fields hold variables and values of the kernel."""
+    return cls
+
+
 @operation
-def Kernel(*grid: Any, threads: Any = 128, prelude: str | None = None) -> KernelLaunch:
+def Kernel(*grid: Any, threads: Any = 128, prelude: str | None = None, cluster_dims: Any = None) -> KernelLaunch:
     """One launch: `with T.Kernel(gx, gy, threads=128) as (bx, by):`. bx is below gx; x varies fastest.
 
     grid     1 to 3 extents: ints or symbolic expressions
     threads  threads of a block (int or up to 3); a hint for targets without threads
+    cluster_dims  how many blocks a GPU groups, a hint
     """
     if prelude is not None:
         raise error("kernel-prelude", TileNotImplementedError, "T.Kernel(prelude=...) is not supported yet")
     return KernelLaunch(grid, threads)
+
+
+@operation
+def ClusterKernel(*grid: Any, threads: Any = 128, cluster_dims: Any = None, prelude: str | None = None) -> KernelLaunch:
+    """A `Kernel` whose blocks a GPU may group; what blocks of a group share is not portable."""
+    return Kernel(*grid, threads=threads, prelude=prelude)
 
 
 @operation

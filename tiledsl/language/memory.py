@@ -8,13 +8,14 @@ from tiledsl.dtypes import DType
 from tiledsl.errors import TileSyntaxError, TileTypeError, TileValueError
 from tiledsl.frontend.annotations import host_expr, shape_exprs
 from tiledsl.frontend.builder import current
-from tiledsl.frontend.control import tracer
+from tiledsl.frontend.control import Tracer, tracer
 from tiledsl.frontend.describe import dims, expr_text, operand_text, place_text
 from tiledsl.frontend.linear import difference
 from tiledsl.frontend.location import error, here
+from tiledsl.frontend.loops import LoopSpec, close_loop, open_loop
 from tiledsl.frontend.promotion import INT32, is_number, slice_dtype
 from tiledsl.frontend.storage import BufferRef, Cell, Element, RegionRef, VectorBufferRef, emit_store
-from tiledsl.frontend.values import Value, to_dtype
+from tiledsl.frontend.values import Value, index_expr, to_dtype
 from tiledsl.ir import Alloc, Buffer, Const, Copy, Expr, Fill, ReducerOp, Region, build
 from tiledsl.ir.walk import free_vars
 from tiledsl.language.operation import hints, not_inside_parallel, not_yet, operation
@@ -191,6 +192,13 @@ def view(src: Any, shape: Any = None, dtype: Any = None) -> Any:
 def as_region(x: Any, what: str) -> Region:
     """A whole buffer or a slice of one."""
     if isinstance(x, RegionRef):
+        if x.steps is not None:
+            raise error(
+                "stepped-slice",
+                TileTypeError,
+                f"{what}: {x!r} is a slice with a step, which only T.copy takes",
+                help="copy it into a tile first, or loop over its elements",
+            )
         return x.region
     if isinstance(x, BufferRef):
         zero = Const(0, INT32)
@@ -254,9 +262,9 @@ def copy(
 ) -> None:  # fmt: skip
     """dst = src, element by element, converted to dst's dtype.
 
-    Each side is a buffer, a slice `A[i, a:b]`, or an element `A[i, j]` that names the corner of a box as large as
-    the other side. Global memory out of range reads 0 (or the annotated safe value); stores out of range are
-    skipped. The keywords are hints.
+    Each side is a buffer, a slice `A[i, a:b]` or `A[i, a:b:2]`, or an element `A[i, j]` that names the corner of a
+    box as large as the other side. Global memory out of range reads 0 (or the annotated safe value); stores out of
+    range are skipped. The keywords are hints.
 
     Raises TileTypeError when the two boxes provably differ in size.
     """
@@ -268,7 +276,28 @@ def copy(
         return
     builder = not_inside_parallel("T.copy")
     given = hints(coalesced_width=coalesced_width, disable_tma=disable_tma, eviction_policy=eviction_policy)
-    builder.emit(paired(src, dst, "T.copy", given), "T.copy")
+    made = paired(src, dst, "T.copy", given)
+    steps = [x.steps if isinstance(x, RegionRef) else None for x in (src, dst)]
+    if steps == [None, None]:
+        builder.emit(made, "T.copy")
+    else:
+        _copy_stepped(builder, made, steps)
+
+
+def _copy_stepped(builder: Tracer, s: Copy, steps: list[tuple[int, ...] | None]) -> None:
+    """A copy between slices with steps: element by element."""
+    nest = open_loop(builder, LoopSpec.nest("T.copy", "parallel", tuple(map(Value, s.domain))), ())
+
+    def element(r: Region, axes: tuple[int, ...], step: tuple[int, ...] | None) -> Element:
+        at = [Value(e) for e in r.starts]
+        for v, axis in zip(nest.vars, axes, strict=True):
+            at[axis] = at[axis] + Value(v) * (1 if step is None else step[axis])
+        return Element(r.buffer, tuple(index_expr(v) for v in at))
+
+    value = element(s.src, s.src_axes, steps[0])
+    place = element(s.dst, s.dst_axes, steps[1])
+    emit_store(place.buffer, place.indices, value)
+    close_loop(builder, nest)
 
 
 def paired(src: Any, dst: Any, what: str, given: tuple[tuple[str, Any], ...] = ()) -> Copy:
@@ -292,6 +321,8 @@ def _is_one(e: Expr) -> bool:
 
 def _side(x: Any, what: str) -> Region:
     """One side of a copy; an element is a corner, without extents yet."""
+    if isinstance(x, RegionRef):
+        return x.region
     return Region(x.buffer, x.indices, ()) if isinstance(x, Element) else as_region(x, what)
 
 

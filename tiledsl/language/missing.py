@@ -12,8 +12,7 @@ __all__ = ["HARDWARE", "MISSING", "RANDOM", "Missing", "refused"]
 
 MISSING = frozenset(
     """
-    ClusterKernel FragmentBuffer LocalBuffer PersistentTileScheduler PrimExpr SharedBuffer gemm_sp gemm_v2 inline
-    ldg128 ldg256 ldg32 ldg64 meta_class stg128 stg256 stg32 stg64
+    PersistentTileScheduler gemm_sp
     """.split()
 )
 

@@ -14,7 +14,10 @@ from tiledsl.frontend.eager import EagerTracer
 from tiledsl.frontend.location import error
 from tiledsl.language.operation import surface
 
-__all__ = ["Buffer", "StridedTensor", "Tensor", "const", "dtype", "dynamic", "empty", "symbolic"]
+__all__ = [
+    "Buffer", "FragmentBuffer", "LocalBuffer", "SharedBuffer", "StridedTensor", "Tensor", "const", "dtype",
+    "dynamic", "empty", "symbolic",
+]  # fmt: skip
 
 
 class _TensorAnnotation:
@@ -35,6 +38,25 @@ class _TensorAnnotation:
         if not isinstance(key, tuple) or len(key) != 2:
             return self._make(key)
         return self._make(*key)
+
+
+class TileAnnotation:
+    """`x: T.SharedBuffer((m, n), dtype)` or with brackets: what a macro's parameter is; for readers."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self, shape: Any = None, dtype: Any = None) -> TileAnnotation:
+        return self
+
+    def __getitem__(self, key: Any) -> TileAnnotation:
+        return self
+
+    def __repr__(self) -> str:
+        return f"T.{self.__name__}"
+
+
+SharedBuffer, FragmentBuffer, LocalBuffer = map(TileAnnotation, ("SharedBuffer", "FragmentBuffer", "LocalBuffer"))
 
 
 class _StridedAnnotation:

@@ -1,0 +1,73 @@
+"""Loads and stores of 32 to 256 bits at once: T.ldg32 ... T.ldg256, T.stg32 ... T.stg256."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tiledsl.dtypes import DType
+from tiledsl.errors import TileTypeError
+from tiledsl.frontend.location import error
+from tiledsl.frontend.storage import BufferRef, Element, RegionRef, emit_store
+from tiledsl.frontend.values import Value, Vector, describe, index_expr, lanes_of
+from tiledsl.language.casts import reinterpret
+from tiledsl.language.math import if_then_else
+from tiledsl.language.operation import operation
+
+__all__ = ["ldg128", "ldg256", "ldg32", "ldg64", "stg128", "stg256", "stg32", "stg64"]
+
+
+def _elements(name: str, place: Any, bits: int) -> list[Element]:
+    """The elements that `bits` bits cover, from a place on."""
+    if isinstance(place, RegionRef):
+        place = Element(place.buffer, place.region.starts)
+    elif isinstance(place, BufferRef):
+        place = place[(0,) * place.ndim]
+    if not isinstance(place, Element) or place.dtype.is_bool or bits % place.dtype.bits:
+        raise error(
+            "word-place",
+            TileTypeError,
+            f"T.{name} takes an element of a tensor whose dtype divides {bits} bits, got {describe(place)}",
+            help=f"name the first element: T.{name}(A[i, j])",
+        )
+    *front, last = place.indices
+    return [Element(place.buffer, (*front, index_expr(Value(last) + k))) for k in range(bits // place.dtype.bits)]
+
+
+def _dtype(bits: int) -> str:
+    return "uint32" if bits == 32 else f"uint32x{bits // 32}"
+
+
+def _load(bits: int) -> Callable[..., Any]:
+    name = f"ldg{bits}"
+
+    def function(src: Any, pred: Any = None) -> Any:
+        elements = _elements(name, src, bits)
+        found = reinterpret(Vector(elements) if len(elements) > 1 else elements[0], _dtype(bits))
+        if pred is None:
+            return found
+        lanes = [if_then_else(pred, x, 0) for x in lanes_of(found, found.dtype.lanes)]
+        return Vector(lanes) if len(lanes) > 1 else lanes[0]
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"{bits} bits from an element on, as {_dtype(bits)}; 0 where the condition pred does not hold."
+    return operation(function)
+
+
+def _store(bits: int) -> Callable[..., Any]:
+    name = f"stg{bits}"
+
+    def function(dst: Any, value: Any) -> None:
+        elements = _elements(name, dst, bits)
+        dtype: DType = elements[0].dtype.with_lanes(len(elements))
+        parts = reinterpret(value, dtype)
+        for place, part in zip(elements, lanes_of(parts, len(elements)), strict=True):
+            emit_store(place.buffer, place.indices, part)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"Stores {bits} bits, a {_dtype(bits)}, from an element on."
+    return operation(function)
+
+
+ldg32, ldg64, ldg128, ldg256 = (_load(bits) for bits in (32, 64, 128, 256))
+stg32, stg64, stg128, stg256 = (_store(bits) for bits in (32, 64, 128, 256))
