@@ -142,7 +142,7 @@ def planted(root: Path) -> Iterator[Mutant]:
 
 
 def explain(m: Mutant, rows: Sequence[dict[str, str]]) -> None:
-    if m.state not in ("survived", "explained"):
+    if m.state == "killed":
         return
     for row in rows:
         fits = row["file"] == m.file and fnmatch.fnmatchcase(m.where, row.get("where", "*"))
@@ -214,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=600.0)
     parser.add_argument("--again", type=Path, help="the survivors of this report instead of a new sample")
     parser.add_argument("--first", default="", help="test files to run before the others, comma-separated")
+    parser.add_argument("--skip-explained", action="store_true", help="do not run what explained.toml explains")
     parser.add_argument("--measured", action="store_true", help="use the map of tests as it is")
     parser.add_argument("--tree", type=Path, default=ROOT, help="the repository, or a snapshot of it")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for the copy, the map of tests and the reports")
@@ -245,8 +246,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for m in chosen:
             if time.monotonic() > end:
                 break
-            attempt(root, m, known, history, more, given.seconds)
-            explain(m, rows)
+            if given.skip_explained:
+                explain(m, rows)
+            if not m.state:
+                attempt(root, m, known, history, more, given.seconds)
+                explain(m, rows)
             done.append(m)
             counts[m.state] += 1
             show(m, counts)

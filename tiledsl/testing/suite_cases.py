@@ -38,6 +38,8 @@ def cases(able: frozenset[str]) -> Iterator[tuple[str, Program]]:
         reductions = [r for r in OPERATIONS.values() if r.name.startswith("reduce_") and r.accepts(as_dtype(t))]
         if reductions and not _sub_byte(t):
             yield f"reductions {t}", _reductions(reductions, t)
+        if reductions and not _sub_byte(t):
+            yield f"scans and reducers {t}", _scans(t)
         if as_dtype(t).is_int and not _sub_byte(t) or as_dtype(t).is_float and as_dtype(t).bits >= 16:
             yield f"atomics {t}", _atomics(t)
     for a, b, c in _PRODUCTS:
@@ -147,6 +149,25 @@ def _reductions(rows: Sequence[Operation], t: str) -> Program:
     )
 
 
+def _scans(t: str) -> Program:
+    """Running sums and maxima both ways along both axes, and reducers that all iterations of a nest contribute to."""
+    lines = [f"x = T.alloc_fragment((20, 37), '{t}')", f"y = T.alloc_fragment((20, 37), '{t}')", "T.copy(A, x)"]
+    k = 0
+    for name in ("cumsum", "cummax"):
+        for dim in (0, 1):
+            for reverse in (False, True):
+                lines += [f"T.{name}(x, y, dim={dim}, reverse={reverse})", f"T.copy(y, O[{k}, 0, 0])"]
+                k += 1
+    for op, update in (("sum", "r[j] += x[i, j]"), ("max", "r[j] = T.max(r[j], x[i, j])")):
+        lines += [f"r = T.alloc_reducer((37,), '{t}', op='{op}')", "T.reducer_init(r)"]
+        lines += ["for i, j in T.Parallel(20, 37):", f"    {update}", "T.finalize_reducer(r)"]
+        lines += ["for j in T.Parallel(37):", f"    O[{k}, 0, j] = r[j]"]
+        k += 1
+    arguments = (Argument("A", t, (20, 37), "special"), Argument("O", t, (k, 20, 37)))
+    params = f"A: T.Tensor((20, 37), '{t}'), O: T.Tensor(({k}, 20, 37), '{t}')"
+    return _program(params, "\n".join(lines), arguments, "1", "bx")
+
+
 def _product(a: str, b: str, c: str, transposed: bool) -> Program:
     """A chain along k with a tail in every direction, onto old values, then rounded and stored."""
     flags = ", transpose_A=True, transpose_B=True" if transposed else ""
@@ -193,6 +214,11 @@ def _program(
         f"    with T.Kernel({grid}) as {names}:\n{text}\n\nkernel = tiledsl.compile(main)\n"
     )
     return Program(source, tuple(arguments))
+
+
+def _threads(params: str, body: str, arguments: Sequence[Argument]) -> Program:
+    """Two blocks of 64 threads, that is two warps; tx is the thread."""
+    return _program(params, "tx = T.get_thread_binding(0)\n" + body.strip("\n"), arguments, "2, threads=64", "bx")
 
 
 _F = "float32"
@@ -294,5 +320,41 @@ for k in T.serial(v, -1, -1):
          Argument("O", _F, (37,))),
         "2",
         "bx",
+    ),
+    "threads": _threads(
+        "A: T.Tensor((2, 64), 'float32'), O: T.Tensor((2, 64), 'float32')",
+        """
+x = T.alloc_shared((64,), 'float32')
+private = T.alloc_local((3,), 'float32')
+x[tx] = A[bx, tx]
+for k in T.serial(3):
+    private[k] = A[bx, tx] * k
+T.sync_threads()
+total = T.alloc_var('float32', 0.0)
+for k in T.serial(3):
+    total += private[k] * x[63 - tx]
+T.sync_threads()
+if tx % 3 == 0:
+    x[tx] = total
+T.sync_threads()
+O[bx, tx] = x[(tx * 5) % 64] + total
+""",
+        (Argument("A", _F, (2, 64)), Argument("O", _F, (2, 64))),
+    ),
+    "warps": _threads(
+        "A: T.Tensor((2, 64), 'int32'), O: T.Tensor((9, 2, 64), 'int32')",
+        """
+x = A[bx, tx]
+O[0, bx, tx] = T.shfl_sync(x, 5)
+O[1, bx, tx] = T.shfl_xor(x, 3)
+O[2, bx, tx] = T.warp_reduce_sum(x)
+O[3, bx, tx] = T.warp_reduce_max(x)
+O[4, bx, tx] = T.warp_reduce_min(x)
+O[5, bx, tx] = T.any_sync(x > 3)
+O[6, bx, tx] = T.all_sync(x > -5)
+O[7, bx, tx] = T.cast(T.ballot(x > 0), 'int32')
+O[8, bx, tx] = T.syncthreads_count(x > 0)
+""",
+        (Argument("A", "int32", (2, 64)), Argument("O", "int32", (9, 2, 64))),
     ),
 }  # fmt: skip
