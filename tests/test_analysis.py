@@ -88,6 +88,15 @@ def test_divergent_control() -> None:
     assert found.buffers == {v, w} and found.vars == {tx, j}
 
 
+def test_a_uniform_exit_under_a_divergent_condition() -> None:
+    tx, k, n = var("tx"), var("k"), var("n")
+    v = buf("v", (1,), "int32", "var")
+    for outer, inner, found in ((tx, n, True), (n, tx, True), (n, n, False)):
+        exit = ir.If(op("lt", outer, 3), (ir.If(op("lt", inner, 2), (ir.Break(),)),))
+        body = (ir.Alloc(v), loop(k, 3, exit, store(v, (0,), i(2))))
+        assert varying(body, [tx]).buffers == ({v} if found else set())
+
+
 def test_lanes_of_a_parallel_nest() -> None:
     p, q, t, old = var("p"), var("q"), buf("t", (1,), scope="local"), var("old")
     nest = parallel(

@@ -12,6 +12,7 @@ import pytest
 import tiledsl
 import tiledsl.language as T
 from tiledsl.backends.cpu.pipeline import cpu_pipeline
+from tiledsl.errors import TileError
 from tiledsl.frontend.reader import from_text
 from tiledsl.interp import Options, run
 from tiledsl.ir.printer import to_text
@@ -310,3 +311,24 @@ def test_the_shadow_of_a_function_of_a_scalar_and_a_tile() -> None:
 
     result = run(kernel.function, [np.ones(20, np.float32), np.zeros(20, np.float32)], Options(shadow=True))
     assert result.shadow["B"].max_error == 0
+
+
+@pytest.mark.parametrize("wrong", ["flags", "numbers in flags", "configs", "extent"])
+def test_arguments_that_hostile_programs_gave(wrong: str) -> None:
+    """They ended in bare errors of Python, or in an internal error of the lowering."""
+    with pytest.raises(TileError) as caught:
+
+        @T.prim_func
+        def kernel(A: T.Tensor((4,), "float32")):
+            with T.Kernel(1) as bx:
+                if wrong == "flags":
+                    T.annotate_compile_flags(4)
+                if wrong == "numbers in flags":
+                    T.annotate_compile_flags([bx])
+                if wrong == "configs":
+                    T.annotate_pass_configs(bx)
+                if wrong == "extent":
+                    x = T.alloc_shared((2**63,), "float32")
+                    T.copy(x, A)
+
+    assert caught.value.loc is not None and caught.value.loc.file == __file__

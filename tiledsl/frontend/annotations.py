@@ -38,8 +38,9 @@ def shape_exprs(shape: Any, what: str) -> tuple[Expr, ...]:
     items = shape if isinstance(shape, (tuple, list)) else (shape,)
     found = tuple(index_expr(x, f"{what}: extent {i}") for i, x in enumerate(items))
     for e in found:
-        if isinstance(e, Const) and e.value < 0:
-            raise error("negative-extent", TileValueError, f"{what}: extent {e.value} is negative")
+        if isinstance(e, Const) and not 0 <= e.value < 1 << 63:
+            why = "negative" if e.value < 0 else "beyond int64"
+            raise error("negative-extent", TileValueError, f"{what}: extent {e.value} is {why}")
     return found
 
 

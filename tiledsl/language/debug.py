@@ -109,14 +109,19 @@ def annotate_restrict_buffers(*buffers: Any) -> None:
 @operation
 def annotate_pass_configs(configs: dict[Any, Any]) -> None:
     """Compiler configuration of this kernel; recorded on the function."""
-    tracer("T.annotate_pass_configs").attrs.append(
-        ("pass_configs", tuple((str(k), str(v)) for k, v in configs.items()))
-    )
+    if not isinstance(configs, dict):
+        raise error(
+            "pass-configs", TileTypeError, f"T.annotate_pass_configs takes a dict, got {type(configs).__name__}"
+        )
+    found = tuple((str(k), str(v)) for k, v in configs.items())
+    tracer("T.annotate_pass_configs").attrs.append(("pass_configs", found))
 
 
 @operation
 def annotate_compile_flags(flags: list[str]) -> None:
     """Compiler flags of this kernel; recorded on the function."""
+    if not isinstance(flags, (list, tuple)) or not all(isinstance(f, str) for f in flags):
+        raise error("compile-flags", TileTypeError, f"T.annotate_compile_flags takes a list of texts, got {flags!r}")
     tracer("T.annotate_compile_flags").attrs.append(("compile_flags", tuple(flags)))
 
 
