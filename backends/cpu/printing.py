@@ -9,7 +9,7 @@ from tiledsl.dtypes import as_dtype
 from tiledsl.errors import InternalError, TileNotImplementedError
 from tiledsl.ir.walk import walk
 
-__all__ = ["buffers_of", "constant_index", "count_of", "printable", "row_major_strides"]
+__all__ = ["buffers_of", "constant_index", "count_of", "may_wait", "printable", "row_major_strides"]
 
 I64 = as_dtype("int64")
 
@@ -73,3 +73,8 @@ def printable(b: ir.Buffer, s: ir.Debug) -> tuple[int, ...]:
             help="print single elements",
         )
     return b.const_shape
+
+
+def may_wait(s: ir.While) -> bool:
+    """The loop may wait for another block (`waits.py`): each round looks at the cancel word."""
+    return any(isinstance(n, ir.Atomic) and n.op == "load" for n in walk(s.body))

@@ -246,6 +246,16 @@ class Spreader:
         else:
             self.level.out.append(s)
 
+    def _wait(self, s: ir.Wait) -> None:
+        """For another block: this one goes on when its threads that look do."""
+        if self.differs(s) or self.level.masks:
+            raise TileNotImplementedError(
+                "waiting where threads part is not yet supported by the CPU targets",
+                s.loc,
+                help="run on target='numpy'",
+            )
+        self.emit(s)
+
     def _reducer(self, s: ir.ReducerOp) -> None:
         (self._effect if s.action == "update" else self.emit)(s)
 
@@ -540,6 +550,7 @@ _HANDLERS: dict[type, Callable[[Spreader, Any], None]] = {
     ir.Store: Spreader._effect,
     ir.Atomic: Spreader._effect,
     ir.ReducerOp: Spreader._reducer,
+    ir.Wait: Spreader._wait,
     ir.Debug: Spreader._effect,
     ir.If: Spreader._if,
     ir.For: Spreader._for,

@@ -22,7 +22,14 @@ from tiledsl.backends.cpu.emit.entry import emit_entry
 from tiledsl.backends.cpu.emit.gemm import blocking, emit_gemm
 from tiledsl.backends.cpu.emit.transpose import emit_transpose
 from tiledsl.backends.cpu.native import Cpu
-from tiledsl.backends.cpu.printing import buffers_of, constant_index, count_of, printable, row_major_strides
+from tiledsl.backends.cpu.printing import (
+    buffers_of,
+    constant_index,
+    count_of,
+    may_wait,
+    printable,
+    row_major_strides,
+)
 from tiledsl.backends.llvm_cpu.expressions import ExpressionEmitter
 from tiledsl.dtypes import as_dtype
 from tiledsl.errors import InternalError, Loc
@@ -82,16 +89,20 @@ class _KernelEmitter(ExpressionEmitter):
         extents = [self.index(e) for e in self.kernel.grid]
         with self.counted(self.first, self.last, values.constant(I64, 1), up=True) as (block, exits):
             self.next_block = exits.following
-            going = b.append_basic_block()
-            stop = b.append_basic_block("cancelled")
-            b.cbranch(ring.cancelled(b, self.context), stop, going)
-            b.position_at_end(stop)
-            b.ret(values.constant(I64, CANCELLED))
-            b.position_at_end(going)
+            self.unless_cancelled()
             self.block_variables(block, extents)
             self.block(self.kernel.body)
         b.ret(values.constant(I64, DONE))
         return self.f
+
+    def unless_cancelled(self) -> None:
+        """Leaves the kernel if the launch is cancelled."""
+        b = self.b
+        going, stop = b.append_basic_block(), b.append_basic_block("cancelled")
+        b.cbranch(ring.cancelled(b, self.context), stop, going)
+        b.position_at_end(stop)
+        b.ret(values.constant(I64, CANCELLED))
+        b.position_at_end(going)
 
     # -- before the first block ------------------------------------------------------------------------------------
 
@@ -229,6 +240,8 @@ class _KernelEmitter(ExpressionEmitter):
         b.cbranch(self.value(s.cond), inside, after)
         b.position_at_end(inside)
         self.loops.append(_Exits(after, head))
+        if may_wait(s):
+            self.unless_cancelled()
         self.block(s.body)
         self.loops.pop()
         b.branch(head)

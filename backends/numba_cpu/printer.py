@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tiledsl import ir
 from tiledsl.backend import Site
-from tiledsl.backends.cpu.printing import buffers_of, constant_index, count_of, printable
+from tiledsl.backends.cpu.printing import buffers_of, constant_index, count_of, may_wait, printable
 from tiledsl.backends.numba_cpu.dialect import TYPE_NAMES
 from tiledsl.backends.numba_cpu.expressions import (
     RESERVED,
@@ -242,7 +242,7 @@ class _KernelPrinter(ExpressionPrinter):
 
     def do_While(self, s: ir.While) -> None:
         self.line(f"while {self.expr(s.cond)}:")
-        if any(isinstance(n, ir.Atomic) and n.op == "load" for n in walk(s.body)):  # it may wait for another block
+        if may_wait(s):
             self.line(f"    if {self.use('cancelled')}(context):")
             self.line("        return 1")
         self.loop(s.body)

@@ -13,6 +13,7 @@ from properties.support import Array
 import tiledsl
 import tiledsl.language as T
 from tiledsl.dtypes import as_dtype
+from tiledsl.errors import TileError
 from tiledsl.interp import checked, run
 from tiledsl.ir.stmt import Atomic
 from tiledsl.ir.walk import walk
@@ -238,3 +239,47 @@ def test_a_thread_guard_or_one_thread_makes_it_happen_once() -> None:
 
     (c,) = support.agree(tiledsl.compile(once), np.zeros(2, np.int32))
     assert c.tolist() == [3, 0]
+
+
+def test_one_thread_waits_for_its_block() -> None:
+    """The usual form at thread level: thread 0 looks, the others wait at the barrier."""
+
+    @T.prim_func
+    def chain(X: T.Tensor((9, 32), "float32"), C: T.Tensor((32,), "float32"), turn: T.Tensor((1,), "int32")):
+        with T.Kernel(9, threads=32) as b:
+            t = T.get_thread_binding()
+            if t == 0:
+                while T.atomic_load(turn[0], memory_order="acquire") != b:
+                    pass
+            T.sync_threads()
+            C[t] += X[b, t]
+            T.sync_threads()
+            if t == 0:
+                T.atomic_store(turn[0], b + 1, memory_order="release")
+
+    x = np.random.default_rng(3).standard_normal((9, 32)).astype(np.float32)
+    with tiledsl.config.NUM_THREADS.override(4):
+        c = support.agree(tiledsl.compile(chain), x, np.zeros(32, np.float32), np.zeros(1, np.int32))[1]
+    total = np.zeros(32, np.float32)
+    for row in x:
+        total += row
+    np.testing.assert_array_equal(c, total)
+
+
+@pytest.mark.parametrize("target", support.TARGETS)
+def test_a_block_that_waits_for_one_that_failed_ends(target: str) -> None:
+    @T.prim_func
+    def hopeless(X: T.Tensor((8,), "float32"), ready: T.Tensor((1,), "int32"), O: T.Tensor((8,), "float32")):
+        with T.Kernel(8, threads=1) as b:
+            if b == 0:
+                total = T.alloc_var("float32", 0.0)
+                for i in T.serial(1000000):
+                    total += X[i % 8]
+                T.device_assert(total < 0, "first")
+                T.atomic_store(ready[0], 1, memory_order="release")
+            while T.atomic_load(ready[0], memory_order="acquire") == 0:
+                pass
+            O[b] = X[b]
+
+    with tiledsl.config.NUM_THREADS.override(4), pytest.raises(TileError, match="first"):
+        tiledsl.compile(hopeless)(np.ones(8, np.float32), np.zeros(1, np.int32), np.zeros(8, np.float32), target=target)
