@@ -58,6 +58,7 @@ class Program:
         self.loops: list[str] = []
         self.scope: list[str] = []  # values that are known here
         self.budget = 24
+        self.returned = False  # some threads may have ended
 
     def text(self) -> str:
         head = {"n": self.n, "threads": self.threads, "blocks": self.blocks, "real": self.real}
@@ -112,7 +113,7 @@ class Program:
         if depth < 5:
             kinds += [self.branch, self.branch, self.loop, self.loop, self.rounds]
         if depth == 2:
-            kinds += [self.tile, self.grid]
+            kinds += [self.tile, self.grid, *([] if self.n < 2 or self.returned else [self.roles])]
         r.choice(kinds)(depth)
 
     def assign(self, depth: int) -> None:
@@ -168,6 +169,7 @@ class Program:
         elif self.r.random() < 0.1:
             self.line(depth, f"if {self.condition()}:")
             self.line(depth + 1, "T.thread_return()")
+            self.returned = True
 
     def loop(self, depth: int) -> None:
         r, i = self.r, self.name()
@@ -215,3 +217,26 @@ class Program:
         self.line(depth, "T.sync_grid()")
         self.line(depth, f"w += X[1 - bx, {where}]")
         self.line(depth, "T.sync_grid()")
+
+    def roles(self, depth: int) -> None:
+        """Some threads fill a ring of stages, the others read it; they wait for each other."""
+        r, half, stages, rounds = self.r, self.r.randint(1, self.n - 1), self.r.randint(1, 3), self.r.randint(1, 6)
+        ring, full, empty, i = (self.name() for _ in range(4))
+        self.line(depth, f'{ring} = T.alloc_shared(({stages}, {self.n}), "int32")')
+        self.line(depth, f"{full} = T.alloc_barrier([{half}] * {stages})")
+        self.line(depth, f"{empty} = T.alloc_barrier([{self.n - half}] * {stages})")
+        stage, parity = f"{i} % {stages}", f"({i} // {stages}) & 1"
+        for side in (0, 1):
+            self.line(depth, "else:" if side else f"if tid < {half}:")
+            self.line(depth + 1, f"for {i} in T.serial({rounds}):")
+            self.loops.append(i)
+            if side:
+                self.line(depth + 2, f"T.barrier_wait({full}[{stage}], {parity})")
+                self.line(depth + 2, f"w += {ring}[{stage}, (tid + {r.randint(0, 9)}) % {half}]")
+                self.line(depth + 2, f"T.barrier_arrive({empty}[{stage}])")
+            else:
+                self.line(depth + 2, f"T.barrier_wait({empty}[{stage}], ({parity}) ^ 1)")
+                self.line(depth + 2, f"{ring}[{stage}, tid] = {self.value()}")
+                self.line(depth + 2, f"T.barrier_arrive({full}[{stage}])")
+            r.choice([self.assign, self.exchange, self.reduction])(depth + 2)
+            self.loops.pop()

@@ -24,6 +24,7 @@ from tiledsl.ir.walk import free_vars, loads_of, map_kernels, substitute, walk, 
 from .collectives import lower_collective
 from .grid_barriers import renewed, rounds_of
 from .regions import Regions
+from .roles import run_roles, waits_for_others
 
 __all__ = ["Spreader", "SpreadThreads"]
 
@@ -76,12 +77,16 @@ class Spreader:
         self.lets: dict[ir.Var, ir.Expr] = {}  # what needs no memory, in terms of block and thread variables
         self.loops: list[_Loop] = []
         self.alive: ir.Buffer | None = None
+        self.fork = ir.Var("fork", ir.BOOL)  # the condition of branches whose sides run in turns
+        self.meetings: dict[int, ir.Buffer] = {}  # who has come to the barriers on which groups of threads count
 
     def run(self) -> ir.Kernel:
         body = self.block(self.kernel.body, ())
+        zeros = [ir.Fill(whole(b), build.zero(INT32)) for b in self.meetings.values()]
+        body = (*zeros, *body)
         if self.alive is not None:
             body = (self.regions.region((self.set(self.alive, TRUE),)), *body)
-        return self.kernel.replace(body=self.regions.resolve(body))
+        return self.kernel.replace(body=run_roles(self.regions.resolve(body), self.fork))
 
     # -- writing -------------------------------------------------------------------------------------------
 
@@ -260,7 +265,9 @@ class Spreader:
         (self._effect if s.action == "update" else self.emit)(s)
 
     def _effect(self, s: ir.Store | ir.Atomic | ir.ReducerOp | ir.Debug) -> None:
-        if self.differs(s) or self.some_threads:
+        if isinstance(s, ir.Atomic) and s.op == "arrive":
+            self._arrive(s)
+        elif self.differs(s) or self.some_threads:
             self.level.pending.append(s)
         elif isinstance(s, ir.Debug) and s.kind == "assume":
             self.level.out.append(s)
@@ -287,6 +294,19 @@ class Spreader:
             then, orelse = (self._branch(b) for b in (s.then, s.orelse))
             self.emit(s.replace(then=then, orelse=orelse))
             return
+        then, orelse = self._sides(s)
+        if s.orelse and (self._waits(s.then) or self._waits(s.orelse)):
+            self.emit(ir.If(self.fork, then, orelse, loc=s.loc))
+        else:
+            self.emit(*then, *orelse)
+
+    def _sides(self, s: ir.If) -> tuple[tuple[ir.Stmt, ...], tuple[ir.Stmt, ...]]:
+        """What the threads of each side do."""
+        halves = self._halves(s)
+        if halves is not None:
+            self.flush()
+            then, orelse = (self.block(b, self.level.masks, g) for b, g in zip((s.then, s.orelse), halves, strict=True))
+            return then, orelse
         kills = self._kills()
         cond = ir.Var("cond", ir.BOOL)
         yes, no = self.mask("then"), self.mask("otherwise")
@@ -297,10 +317,32 @@ class Spreader:
             sides.append(self.set(no, build.and_(here, build.not_(cond))))
         value = s.cond if here == TRUE else build.and_(here, s.cond)
         self.everywhere(ir.Let(cond, value, loc=s.loc), *sides)
+        found: list[tuple[ir.Stmt, ...]] = []
         for mask, body in ((yes, s.then), (no, s.orelse)):
+            outer, self.level = self.level, _Level(self.level.masks, self.level.group)
             if body:
                 some = self.some(mask, self.regions.array("some", INT32, 1))
                 self.emit(ir.If(some, self.block(body, (mask, *kills)), loc=s.loc))
+            level, self.level = self.level, outer
+            found.append(tuple(level.out))
+        return found[0], found[1]
+
+    def _waits(self, body: tuple[ir.Stmt, ...]) -> bool:
+        return waits_for_others(body) or any(isinstance(n, ir.Sync) and n.count is not None for n in walk(body))
+
+    def _halves(self, s: ir.If) -> tuple[tuple[int, int], tuple[int, int]] | None:
+        """The threads of both sides, where they are known now and each side's are neighbours."""
+        low, high = self.level.group
+        known = self._known(s.cond)
+        if not s.orelse or self._always(s.cond, (low, high)) != TRUE:
+            return None
+        inside = [all(evaluate(e, self._indices(t)) for e in known) for t in range(low, high)]
+        count = sum(inside)
+        if not 0 < count < high - low:
+            return None
+        if all(inside[:count]):
+            return (low, low + count), (low + count, high)
+        return ((high - count, high), (low, high - count)) if all(inside[-count:]) else None
 
     def _branch(self, body: tuple[ir.Stmt, ...]) -> tuple[ir.Stmt, ...]:
         self.flush()
@@ -503,6 +545,8 @@ class Spreader:
 
     def _sync(self, s: ir.Sync) -> None:
         self.flush()
+        if s.count is not None and (self.some_threads or s.count < self.regions.count):
+            self._meet(s, s.count)
         if s.scope != "grid":
             return
         if any(m is not self.alive for m in self.level.masks) or self.level.group != self.everyone:
@@ -510,6 +554,33 @@ class Spreader:
                 "a barrier of the grid that only some threads of a block reach is not supported by the CPU targets",
                 s.loc,
                 help="move it out of the branch, so that all threads come to it",
+            )
+        self.emit(s)
+
+    def _meet(self, s: ir.Sync, count: int) -> None:
+        """A barrier at which `count` threads meet: they are counted, and wait until the round is full."""
+        if s.barrier not in self.meetings:
+            self.meetings[s.barrier] = self.regions.array("arrived", INT32, 1)
+        arrived = self.meetings[s.barrier]
+        now = ir.Var("round", INT32)
+        self.emit(ir.Let(now, build.floordiv(arrived.load(_ZERO), count), loc=s.loc))
+        self._arrive(ir.Atomic("arrive", arrived, (_ZERO,), const(1, INT32), loc=s.loc))
+        self.emit(ir.Wait(ne(build.floordiv(arrived.load(_ZERO), count), now), loc=s.loc))
+
+    def _arrive(self, s: ir.Atomic) -> None:
+        """Every thread that is here counts."""
+        low, high = self.level.group
+        if self.level.masks or self.differs(s):
+            self.level.pending.append(s.replace(op="add"))
+        else:
+            self.emit(s.replace(op="add", value=const(high - low, s.buffer.dtype)))
+
+    def _wait(self, s: ir.Wait) -> None:
+        if self.differs(s):
+            raise TileNotImplementedError(
+                "a wait whose condition differs between threads is not supported by the CPU targets",
+                s.loc,
+                help="let all threads that wait look at the same place, or run on target='numpy'",
             )
         self.emit(s)
 
@@ -560,5 +631,6 @@ _HANDLERS: dict[type, Callable[[Spreader, Any], None]] = {
     ir.Return: Spreader._return,
     ir.Sync: Spreader._sync,
     ir.Collective: Spreader._collective,
+    ir.Wait: Spreader._wait,
     **dict.fromkeys(_BY_BLOCK, Spreader.emit),
 }

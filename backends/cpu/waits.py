@@ -14,7 +14,7 @@ from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir.build import TRUE
 from tiledsl.ir.walk import Rewriter, loads_of, map_kernels
 
-__all__ = ["SpinWaits"]
+__all__ = ["SpinWaits", "observed"]
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,17 @@ class _Spin(Rewriter):
                 s.loc,
                 help="run on target='numpy'",
             )
-        values = {x: ir.Var("seen", x.dtype) for x in loads}
-        reads = [ir.Atomic("load", x.buffer, x.indices, None, v, "acquire", loc=s.loc) for x, v in values.items()]
-        leave = ir.If(_Seen(values).visit_expr(s.cond), (ir.Break(loc=s.loc),), loc=s.loc)
+        reads, cond = observed(s.cond)
+        leave = ir.If(cond, (ir.Break(loc=s.loc),), loc=s.loc)
         return ir.While(TRUE, (*reads, leave), loc=s.loc)
+
+
+def observed(cond: ir.Expr) -> tuple[tuple[ir.Stmt, ...], ir.Expr]:
+    """Statements that read what the condition reads of global memory, atomically, and the condition over that."""
+    loads = dict.fromkeys(x for x in loads_of(cond) if x.buffer.root.scope == "global")
+    values = {x: ir.Var("seen", x.dtype) for x in loads}
+    reads = tuple(ir.Atomic("load", x.buffer, x.indices, None, v, "acquire", loc=x.loc) for x, v in values.items())
+    return reads, _Seen(values).visit_expr(cond)
 
 
 class _Seen(Rewriter):
