@@ -139,10 +139,107 @@ def _grouped(target: str | None) -> dict[str, Thunk]:
     return jobs
 
 
+def _int8(n: int) -> Callable[[str | None], dict[str, Thunk]]:
+    def make(target: str | None) -> dict[str, Thunk]:
+        from tiledsl.kernels import int8_matmul
+
+        rng = np.random.default_rng(0)
+        a, b = (rng.integers(-128, 128, (n, n)).astype(np.int8) for _ in "ab")
+        out = np.empty((n, n), np.int32)
+        jobs: dict[str, Thunk] = {"tiledsl": lambda: int8_matmul(a, b, out=out, target=target)}
+        if torch := _torch():
+            ta, tb = torch.from_numpy(a), torch.from_numpy(b)
+            jobs["torch"] = lambda: torch._int_mm(ta, tb)
+        return jobs
+
+    return make
+
+
+def _decode(target: str | None) -> dict[str, Thunk]:
+    """32 query heads, 8 key heads, D128, batch 4, 64k tokens each: 1 GiB of cache in bfloat16."""
+    from tiledsl.kernels import attention_decode
+
+    q = _array(np.random.default_rng(0), (4, 32, 128), ml_dtypes.bfloat16)
+    k, v = (_large((4, 1 << 16, 8, 128), ml_dtypes.bfloat16, seed) for seed in (1, 2))
+    out = np.empty_like(q)
+    jobs: dict[str, Thunk] = {"tiledsl": lambda: attention_decode(q, k, v, out=out, target=target)}
+    if torch := _torch():
+        tq, tk, tv = _tensor(torch, q)[:, :, None], *(_tensor(torch, x).transpose(1, 2) for x in (k, v))
+        sdpa = torch.nn.functional.scaled_dot_product_attention
+        jobs["torch"] = lambda: sdpa(tq, tk, tv, enable_gqa=True)
+    return jobs
+
+
+def _large(shape: tuple[int, ...], dtype: Any, seed: int) -> np.ndarray[Any, Any]:
+    """Random numbers, a mebibyte of them repeated: what is large takes time to draw."""
+    part = _array(np.random.default_rng(seed), (1 << 20,), dtype)
+    return np.resize(part, shape)
+
+
+def _attention_backward(causal: bool) -> Callable[[str | None], dict[str, Thunk]]:
+    def make(target: str | None) -> dict[str, Thunk]:
+        from tiledsl.kernels import flash_attention, flash_attention_backward
+
+        rng = np.random.default_rng(0)
+        q, k, v, do = (_array(rng, (1, 8, 2048, 64), np.float32) for _ in range(4))
+        o, lse = flash_attention(q, k, v, causal=causal, layout="bhsd", return_lse=True, target=target)
+
+        def ours() -> Any:
+            return flash_attention_backward(q, k, v, o, lse, do, causal=causal, layout="bhsd", target=target)
+
+        jobs: dict[str, Thunk] = {"tiledsl": ours}
+        if torch := _torch():
+            leaves = [torch.from_numpy(x).requires_grad_() for x in (q, k, v)]
+            result = torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=causal)
+            tdo = torch.from_numpy(do)
+            jobs["torch"] = lambda: torch.autograd.grad(result, leaves, tdo, retain_graph=True)
+        return jobs
+
+    return make
+
+
+def _rows(name: str) -> Callable[[str | None], dict[str, Thunk]]:
+    """Functions of rows on 512 MiB in and as much out (swiglu: half); written where they read nothing again."""
+
+    def make(target: str | None) -> dict[str, Thunk]:
+        from tiledsl import kernels
+
+        x, w = _large((1 << 16, 2048), np.float32, 0), _array(np.random.default_rng(1), (2048,), np.float32)
+        shapes = {"swiglu": (1 << 16, 1024), "transpose": (2048, 1 << 16)}
+        out = np.empty(shapes.get(name, x.shape), np.float32)
+        extra = {"rms_norm": (w,), "layer_norm": (w, w)}.get(name, ())
+        ours = getattr(kernels, name)
+        jobs: dict[str, Thunk] = {"tiledsl": lambda: ours(x, *extra, out=out, target=target)}
+        if name == "cumsum":
+            jobs["numpy"] = lambda: np.cumsum(x, axis=1, out=out)
+        if torch := _torch():
+            tx, tw, to = torch.from_numpy(x), torch.from_numpy(w), torch.from_numpy(out)
+            f = torch.nn.functional
+
+            def gated() -> Any:
+                return torch.mul(f.silu(tx[:, :1024]), tx[:, 1024:], out=to)
+
+            jobs["torch"] = {
+                "softmax": lambda: torch.softmax(tx, -1, out=to),
+                "rms_norm": lambda: f.rms_norm(tx, (2048,), tw),
+                "layer_norm": lambda: f.layer_norm(tx, (2048,), tw, tw),
+                "swiglu": gated,
+                "transpose": lambda: to.copy_(tx.T),
+                "cumsum": lambda: torch.cumsum(tx, 1, out=to),
+            }[name]
+        return jobs
+
+    return make
+
+
+ROWS = ("softmax", "rms_norm", "layer_norm", "swiglu", "transpose", "cumsum")
+
+
 def _jobs() -> dict[str, Job]:
     bf16 = ml_dtypes.bfloat16
     found = [Job(f"gemm-f32-{n}", 2.0 * n**3, _gemm(n, np.float32)) for n in (512, 1024, 2048)]
-    found += [Job("gemm-bf16-1024", 2.0 * 1024**3, _gemm(1024, bf16))]
+    found += [Job(f"gemm-{x}-1024", 2.0 * 1024**3, _gemm(1024, t)) for x, t in (("bf16", bf16), ("f16", np.float16))]
+    found += [Job("gemm-int8-1024", 2.0 * 1024**3, _int8(1024))]
     for d in (64, 128):
         for name, dtype in (("f32", np.float32), ("bf16", bf16)):
             for causal in (False, True):
@@ -150,6 +247,13 @@ def _jobs() -> dict[str, Job]:
                 found.append(
                     Job(f"attention-{name}-d{d}{'-causal' if causal else ''}", flops, _attention(d, dtype, causal))
                 )
+    for causal in (False, True):  # five products; ours computes two of them twice
+        flops = 10.0 * 8 * 2048 * 2048 * 64 * (0.5 if causal else 1.0)
+        found.append(
+            Job(f"attention-backward-f32-d64{'-causal' if causal else ''}", flops, _attention_backward(causal))
+        )
+    found.append(Job("attention-decode-bf16", 4.0 * 4 * 32 * 128 * (1 << 16), _decode))
+    found += [Job(name.replace("_", "-"), float(1 << 27), _rows(name)) for name in ROWS]
     found.append(Job("grouped-f32", 2.0 * sum(_ROWS) * 512 * 512, _grouped))
     found += [Job(name, operations, make) for name, (operations, make) in THREAD_JOBS.items()]
     return {j.name: j for j in found}
