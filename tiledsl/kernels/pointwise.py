@@ -13,7 +13,7 @@ from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.attention_args import check_layout
-from tiledsl.kernels.tiles import ROW_TILE, fit, tiles_for
+from tiledsl.kernels.tiles import fit, fit_row, tiles_for
 from tiledsl.runtime import allocate
 
 __all__ = ["rope", "rope_kernel", "swiglu", "swiglu_kernel"]
@@ -81,7 +81,7 @@ def swiglu(gate: Any, up: Any = None, *, out: Any = None, target: Any = None) ->
     if all(rows):
         G, U = (arrays.unit_last(x.reshape(rows)) for x in (gate, up))
         tiles = tiles_for(target)
-        kernel = _swiglu_kernel(fit(tiles.rows, rows[0]), ROW_TILE, dtype, tiles.threads)
+        kernel = _swiglu_kernel(*fit_row(tiles, *rows), dtype, tiles.threads)
         kernel(G, U, out.reshape(rows), target=target)
     return out
 

@@ -76,6 +76,7 @@ def cumsum_kernel(block_M: int, block_N: int, dtype: DType, out_dtype: DType, re
     M, N = T.dynamic("M"), T.dynamic("N")
     ldx, ldy = T.dynamic("ldx", "int64"), T.dynamic("ldy", "int64")
     sum_dtype = T.int64 if dtype.is_int else T.float32
+    begin = block_N - 1 if reverse else 0
 
     @T.prim_func
     def cumsum(X: T.StridedTensor((M, N), (ldx, 1), dtype), Y: T.StridedTensor((M, N), (ldy, 1), out_dtype)):
@@ -87,11 +88,11 @@ def cumsum_kernel(block_M: int, block_N: int, dtype: DType, out_dtype: DType, re
             for k in T.serial(tiles):
                 at = tiles - 1 - k if reverse else k
                 T.copy(X[bx * block_M, at * block_N], x)
-                for j in T.serial(block_N):
-                    col = block_N - 1 - j if reverse else j
-                    for i in T.Parallel(block_M):
-                        carry[i] = carry[i] + x[i, col]
-                        x[i, col] = carry[i]
+                for i in T.Parallel(block_M):  # the carry enters before the tile's first element: one chain
+                    x[i, begin] = carry[i] + x[i, begin]
+                T.cumsum(x, dim=1, reverse=reverse)
+                for i in T.Parallel(block_M):
+                    carry[i] = x[i, block_N - 1 - begin]
                 T.copy(x, Y[bx * block_M, at * block_N])
 
     return cumsum

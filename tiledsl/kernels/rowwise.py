@@ -10,7 +10,7 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.tiles import ROW_TILE, fit, tiles_for
+from tiledsl.kernels.tiles import fit_row, tiles_for
 from tiledsl.runtime import allocate
 
 __all__ = ["layer_norm", "layer_norm_kernel", "rms_norm", "rms_norm_kernel", "softmax", "softmax_kernel"]
@@ -18,7 +18,10 @@ __all__ = ["layer_norm", "layer_norm_kernel", "rms_norm", "rms_norm_kernel", "so
 
 @tiledsl.jit
 def softmax_kernel(block_M: int, block_N: int, dtype: DType, threads: int = 128) -> Any:
-    """Y[i, :] = exp(X[i, :] - max) / sum, in two passes over the row: running maximum and sum, then the result."""
+    """Y[i, :] = exp(X[i, :] - max) / sum: the maximum, then the exponentials and their sum, then the quotients.
+
+    In float32 the exponentials wait in Y; narrower types would round them, so they are computed again.
+    """
     M, N = T.dynamic("M"), T.dynamic("N")
     ldx, ldy = T.dynamic("ldx", "int64"), T.dynamic("ldy", "int64")
 
@@ -26,30 +29,34 @@ def softmax_kernel(block_M: int, block_N: int, dtype: DType, threads: int = 128)
     def softmax(X: T.StridedTensor((M, N), (ldx, 1), dtype), Y: T.StridedTensor((M, N), (ldy, 1), dtype)):
         with T.Kernel(T.ceildiv(M, block_M), threads=threads) as bx:
             x = T.alloc_fragment((block_M, block_N), T.float32)
-            peak = T.alloc_fragment((block_M,), T.float32)  # running maximum
-            before = T.alloc_fragment((block_M,), T.float32)  # the maximum before this tile
-            origin = T.alloc_fragment((block_M,), T.float32)  # the maximum, 0 while all is -inf: no inf - inf
+            peak = T.alloc_fragment((block_M,), T.float32)
             total = T.alloc_fragment((block_M,), T.float32)
-            part = T.alloc_fragment((block_M,), T.float32)
+            T.annotate_safe_value({X: -T.infinity(dtype)})  # beyond the row: no maximum, nothing in the sum
             T.fill(peak, -T.infinity(T.float32))
             T.clear(total)
             for k in T.serial(T.ceildiv(N, block_N)):
-                T.copy(peak, before)
                 T.copy(X[bx * block_M, k * block_N], x)
-                for i, j in T.Parallel(block_M, block_N):
-                    x[i, j] = T.if_then_else(k * block_N + j < N, x[i, j], -T.infinity(T.float32))
                 T.reduce_max(x, peak, dim=1, clear=False)
-                for i in T.Parallel(block_M):
-                    origin[i] = T.if_then_else(peak[i] == -T.infinity(T.float32), 0.0, peak[i])
-                for i, j in T.Parallel(block_M, block_N):
-                    x[i, j] = T.exp(x[i, j] - origin[i])
-                T.reduce_sum(x, part, dim=1)
-                for i in T.Parallel(block_M):
-                    total[i] = total[i] * T.exp(before[i] - origin[i]) + part[i]
+            for i in T.Parallel(block_M):  # 0 where all is -inf: no inf - inf
+                peak[i] = T.if_then_else(peak[i] == -T.infinity(T.float32), 0.0, peak[i])
             for k in T.serial(T.ceildiv(N, block_N)):
                 T.copy(X[bx * block_M, k * block_N], x)
                 for i, j in T.Parallel(block_M, block_N):
-                    x[i, j] = T.if_then_else(total[i] == 0.0, 0.0, T.exp(x[i, j] - origin[i]) / total[i])
+                    x[i, j] = T.exp(x[i, j] - peak[i])
+                T.reduce_sum(x, total, dim=1, clear=False)
+                if dtype == "float32":
+                    T.copy(x, Y[bx * block_M, k * block_N])
+            for i in T.Parallel(block_M):  # from here on the reciprocal
+                total[i] = T.if_then_else(total[i] == 0.0, 0.0, 1.0 / total[i])
+            for k in T.serial(T.ceildiv(N, block_N)):
+                if dtype == "float32":
+                    T.copy(Y[bx * block_M, k * block_N], x)
+                    for i, j in T.Parallel(block_M, block_N):
+                        x[i, j] = x[i, j] * total[i]
+                else:
+                    T.copy(X[bx * block_M, k * block_N], x)
+                    for i, j in T.Parallel(block_M, block_N):
+                        x[i, j] = T.exp(x[i, j] - peak[i]) * total[i]
                 T.copy(x, Y[bx * block_M, k * block_N])
 
     return softmax
@@ -185,7 +192,7 @@ def softmax(x: Any, *, out: Any = None, target: Any = None) -> Any:
     m, n = source.shape
     if m and n:
         tiles = tiles_for(target)
-        _softmax_kernel(fit(tiles.rows, m), ROW_TILE, dtype, tiles.threads)(source, result, target=target)
+        _softmax_kernel(*fit_row(tiles, m, n), dtype, tiles.threads)(source, result, target=target)
     return out
 
 
@@ -220,7 +227,7 @@ def rms_norm(x: Any, weight: Any, *, eps: float = 1e-6, out: Any = None, target:
         raise TileValueError(f"rms_norm: eps is {eps}, expected a number that is not negative")
     if m and n:
         tiles = tiles_for(target)
-        kernel = _rms_norm_kernel(fit(tiles.rows, m), ROW_TILE, dtype, weight_dtype, tiles.threads)
+        kernel = _rms_norm_kernel(*fit_row(tiles, m, n), dtype, weight_dtype, tiles.threads)
         kernel(source, arrays.unit_last(weight), float(eps), result, target=target)
     return out
 
@@ -263,7 +270,7 @@ def layer_norm(
     if m and n:
         tiles = tiles_for(target)
         kernel = _layer_norm_kernel(
-            fit(tiles.rows, m), ROW_TILE, dtype, weight_dtype, weight is not None, bias is not None, tiles.threads
+            *fit_row(tiles, m, n), dtype, weight_dtype, weight is not None, bias is not None, tiles.threads
         )
         w, b = (None if p is None else arrays.unit_last(p) for p in (weight, bias))
         kernel(source, w, b, float(eps), result, target=target)

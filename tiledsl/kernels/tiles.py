@@ -18,6 +18,7 @@ __all__ = [
     "SPLIT",
     "Tiles",
     "fit",
+    "fit_row",
     "fit_rows",
     "tiles_for",
 ]
@@ -36,7 +37,8 @@ class Tiles(NamedTuple):
     gemm_m, gemm_n   of matmul
     grouped_m        rows of grouped_gemm (against the mean group), with gemm_n
     attention        query rows (for packed sequences: against the mean length)
-    rows             rows of softmax and rms_norm
+    rows             rows of softmax, the norms and swiglu, up to 256 columns
+    wide_rows        the same beyond: memory is read best one long row after the other
     attention_backward  query rows, of attention's gradient
     decode           least and most query heads of one key head, when decoding
     threads          threads of a block, where that means something
@@ -47,6 +49,7 @@ class Tiles(NamedTuple):
     grouped_m: tuple[int, ...]
     attention: tuple[int, ...]
     rows: tuple[int, ...]
+    wide_rows: tuple[int, ...] = (4,)
     attention_backward: tuple[int, ...] = (16, 64)
     decode: tuple[int, int] = (16, 64)
     threads: int = 128
@@ -54,9 +57,17 @@ class Tiles(NamedTuple):
 
 # Measured on CPUs: small M tiles cost little, because right operands are packed once for all blocks; wide N tiles
 # and, beyond the cache, tall M tiles pay where they fit.
-COMPILED = Tiles(gemm_m=(1, 4, 16, 256), gemm_n=(64, 512), grouped_m=(16,), attention=(16,), rows=(16,), decode=(1, 64))
+COMPILED = Tiles(
+    gemm_m=(1, 4, 16, 256),
+    gemm_n=(64, 512),
+    grouped_m=(16,),
+    attention=(16,),
+    rows=(16,),
+    wide_rows=(1,),
+    decode=(1, 64),
+)
 TABLE: dict[str, Tiles] = {
-    "numpy": Tiles(gemm_m=(256,), gemm_n=(256,), grouped_m=(128,), attention=(128,), rows=(64,)),
+    "numpy": Tiles(gemm_m=(256,), gemm_n=(256,), grouped_m=(128,), attention=(128,), rows=(64,), wide_rows=(64,)),
     "llvm": COMPILED,
     "numba": COMPILED,
 }
@@ -79,3 +90,9 @@ def fit_rows(sizes: tuple[int, ...], rows: int) -> int:
     """As `fit`, but up to 16 rows get one tile that covers them: the weights are read once."""
     few = [s for s in sizes if rows <= s <= 16]
     return few[0] if few else fit(tuple(s for s in sizes if s >= 16), rows)
+
+
+def fit_row(tiles: Tiles, rows: int, columns: int) -> tuple[int, int]:
+    """Tile of a function of rows. A row that fits into a narrower tile than ROW_TILE has the same sums there."""
+    width = next((c for c in (64, 256) if columns <= c), ROW_TILE)
+    return fit(tiles.rows if width < ROW_TILE else tiles.wide_rows, rows), width
