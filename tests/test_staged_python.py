@@ -445,3 +445,21 @@ def main(X: T.Tensor((33, 17), "float32"), O: T.Tensor((33, 17), "float16"), n: 
     wanted[1:33:2, 2:17:3] = x[0:32:2, 1:16:3].astype(np.float16)
     wanted[32, 0:5] = x[32, ::4].astype(np.float16)
     np.testing.assert_array_equal(got, wanted)
+
+
+def test_addresses_inside_a_tensor() -> None:
+    made = kernel_from("""
+import tiledsl.language as T
+
+@T.prim_func
+def main(X: T.Tensor((6, 8), "float32"), O: T.Tensor((6, 8), "float32"), n: T.int32):
+    with T.Kernel(1, threads=1):
+        T.stg128(O.access_ptr("w", offset=12), T.ldg128(X.access_ptr("r", offset=n * 8)))
+        T.copy(X.data, O[0, 0:8])
+        O[5, 0] = X.access_ptr(offset=47) + float(X.strides[0])
+""")
+    x = np.arange(48, dtype=np.float32).reshape(6, 8)
+    got = agree(made, x, np.zeros_like(x), 3)[1]
+    wanted = np.zeros_like(x)
+    wanted[1, 4:8], wanted[0], wanted[5, 0] = x[3, :4], x[0], 55
+    np.testing.assert_array_equal(got, wanted)

@@ -152,6 +152,20 @@ class BufferRef:
         return self.buffer.rank
 
     @property
+    def data(self) -> Element:
+        """The first element, which stands for the address of the storage."""
+        return self.access_ptr()
+
+    def access_ptr(self, access_mask: Any = "r", offset: Any = 0, extent: Any = None) -> Element:
+        """The element at a row-major offset: what T.copy, atomics and T.ldg128 take as an address."""
+        places: list[Any] = []
+        rest = Value(index_expr(offset))
+        for size in reversed(self.buffer.shape[1:]):
+            places.append((rest % Value(size)).expr)
+            rest = rest // Value(size)
+        return Element(self.buffer, (*(() if not self.buffer.rank else (rest.expr,)), *reversed(places)))
+
+    @property
     def strides(self) -> tuple[Any, ...]:
         """Strides in elements."""
         if self.buffer.strides is not None:

@@ -18,7 +18,7 @@ float16 and bfloat16 arguments go through float32: whoever makes the call casts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,15 +45,30 @@ class MathFunction:
 _BODIES: dict[str, Callable[..., Expr]] = {**math_exp.BODIES, **math_trig.BODIES, **math_misc.BODIES}
 
 
-def _build(name: str, fmt: Format) -> MathFunction:
-    builder, body = Builder(fmt), _BODIES[name]
-    params = tuple(Var(p, fmt.dtype) for p in "xy"[: body.__code__.co_argcount - 1])
-    result = body(builder, *params)
-    return MathFunction(name, fmt.dtype, params, tuple(builder.lets), result)
+class _Expansions(Mapping[str, MathFunction]):
+    """The expansions in one format, each built when it is first used."""
+
+    def __init__(self, fmt: Format) -> None:
+        self.fmt = fmt
+        self.built: dict[str, MathFunction] = {}
+
+    def __getitem__(self, name: str) -> MathFunction:
+        if name not in self.built:
+            builder, body = Builder(self.fmt), _BODIES[name]
+            params = tuple(Var(p, self.fmt.dtype) for p in "xy"[: body.__code__.co_argcount - 1])
+            result = body(builder, *params)
+            self.built[name] = MathFunction(name, self.fmt.dtype, params, tuple(builder.lets), result)
+        return self.built[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_BODIES)
+
+    def __len__(self) -> int:
+        return len(_BODIES)
 
 
-EXPANSIONS: dict[str, MathFunction] = {name: _build(name, F32) for name in _BODIES}
-EXPANSIONS64: dict[str, MathFunction] = {name: _build(name, F64) for name in _BODIES}
+EXPANSIONS: Mapping[str, MathFunction] = _Expansions(F32)
+EXPANSIONS64: Mapping[str, MathFunction] = _Expansions(F64)
 
 
 def expansion(name: str, dtype: Any) -> MathFunction:

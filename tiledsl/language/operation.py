@@ -21,12 +21,11 @@ _R = TypeVar("_R")
 
 def surface(fn: Callable[_P, _R]) -> Callable[_P, _R]:
     """Checks keywords and argument count of a `T` function."""
-    signature = inspect.signature(fn)
-    known = [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     name = f"T.{fn.__name__}"
 
     @functools.wraps(fn)
     def checked(*args: _P.args, **kw: _P.kwargs) -> _R:
+        signature, known = _signature(fn)
         for keyword in kw:
             if keyword not in known:
                 raise error(
@@ -47,6 +46,13 @@ def surface(fn: Callable[_P, _R]) -> Callable[_P, _R]:
         return fn(*args, **kw)
 
     return checked
+
+
+@functools.cache
+def _signature(fn: Callable[..., Any]) -> tuple[inspect.Signature, list[str]]:
+    """A function's signature and its keywords; looked at when it is first called, for the sake of imports."""
+    signature = inspect.signature(fn)
+    return signature, [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
 
 
 def signature_text(signature: inspect.Signature) -> str:
