@@ -167,10 +167,11 @@ class Program:
         return (
             f"{note}{self.source.rstrip()}\n\n\n"
             'if __name__ == "__main__":\n'
+            "    from pathlib import Path\n\n"
             "    from tiledsl.testing.fuzz import check\n"
             "    from tiledsl.testing.strategies import Argument, Program\n\n"
             "    arguments = (\n" + arguments.replace("    Argument", "        Argument") + "    )\n"
-            "    source = open(__file__).read().partition('if __name__')[0]\n"
+            "    source = Path(__file__).read_text(encoding='utf-8').partition('if __name__')[0]\n"
             f"    program = Program(source, arguments, tiles={self.tiles!r}, batched={self.batched!r})\n"
             f"    check(program, seed={seed}, every=True)\n"
         )
