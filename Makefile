@@ -14,7 +14,7 @@ FUZZ_ARGS ?=
 MUTATION_ARGS ?=
 HOSTILE_ARGS ?=
 
-.PHONY: demo test fuzz fuzz-long mutants hostile lint format types check clean
+.PHONY: demo test fuzz fuzz-long fuzz-coverage mutants hostile lint format types check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tiledsl demo
@@ -22,12 +22,17 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# Generated kernels on every target for ten minutes, or for eight hours; failures are saved as files under .fuzz.
+# Generated kernels on every target for ten minutes, or for eight hours. Failures are saved as files that run; the next
+# run tries them again and goes on with new kernels. `make clean` keeps what the long runs found.
 fuzz: $(VENV)/.test
 	$(BIN)/python -m tiledsl.testing.fuzz_run --minutes 10 $(FUZZ_ARGS)
 
 fuzz-long: $(VENV)/.test
-	$(BIN)/python -m tiledsl.testing.fuzz_run --minutes 480 $(FUZZ_ARGS)
+	$(BIN)/python -m tiledsl.testing.fuzz_run --minutes 480 --folder .fuzz-long $(FUZZ_ARGS)
+
+# What generated kernels reach of the passes, the lowering and the emitters.
+fuzz-coverage: $(VENV)/.test
+	$(BIN)/python tests/fuzz/coverage_run.py
 
 # 200 drawn mistakes in the compiler and the planted ones: does a test notice each? About an hour of one core.
 mutants: $(VENV)/.test
