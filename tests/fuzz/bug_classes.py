@@ -174,6 +174,36 @@ def _(p: Program, f: ir.Function) -> bool:
     return any(a.same_as for a in p.arguments)
 
 
+@bug_class("an argument that is written between the rows of one that is read")
+def _(p: Program, f: ir.Function) -> bool:
+    return any(a.beside for a in p.arguments)
+
+
+@bug_class("tickets: an atomic whose old value is used")
+def _(p: Program, f: ir.Function) -> bool:
+    return any(s.result is not None and s.op != "load" for s in of(f, ir.Atomic))
+
+
+@bug_class("many blocks that add to one element")
+def _(p: Program, f: ir.Function) -> bool:
+    return any(s.buffer.scope == "global" and s.result is None for s in of(f, ir.Atomic))
+
+
+@bug_class("a histogram in shared memory")
+def _(p: Program, f: ir.Function) -> bool:
+    return any(s.buffer.scope == "shared" and s.result is None for s in of(f, ir.Atomic))
+
+
+@bug_class("8-bit floats")
+def _(p: Program, f: ir.Function) -> bool:
+    return any(e.type.name.startswith("float8") for e in of(f, ir.Cast))
+
+
+@bug_class("a scan from the end")
+def _(p: Program, f: ir.Function) -> bool:
+    return any(s.reverse for s in of(f, ir.Scan))
+
+
 @bug_class("an empty grid or an empty loop")
 def _(p: Program, f: ir.Function) -> bool:
     empty = any(0 in (a.shape or (1,)) for a in p.arguments)

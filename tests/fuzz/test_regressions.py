@@ -332,3 +332,20 @@ def test_arguments_that_hostile_programs_gave(wrong: str) -> None:
                     T.copy(x, A)
 
     assert caught.value.loc is not None and caught.value.loc.file == __file__
+
+
+def test_the_shadow_saturates_where_8_bit_floats_do() -> None:
+    """The bound of a saturated element was far off its value."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((4,), "float32"), B: T.Tensor((4,), "float8_e4m3fn"), C: T.Tensor((4,), "float8_e5m2")):
+        with T.Kernel(1):
+            for i in T.Parallel(4):
+                B[i] = A[i] * 1.5
+                C[i] = A[i] * 1.5
+
+    a = np.array([1e30, -1e30, 1.0, 447.0], np.float32)
+    outs = [np.zeros(4, d) for d in (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)]
+    report = run(kernel.function, [a, *outs], Options(shadow=True)).shadow
+    for name, out in (("B", outs[0]), ("C", outs[1])):
+        assert (np.abs(out.astype(np.float64) - report[name].value) <= report[name].bound).all()

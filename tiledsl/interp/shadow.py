@@ -321,6 +321,8 @@ def _copyto(target: Any, new: Any, where: Any) -> None:
 def casting(src: DType, dst: DType) -> Converter:
     """`converter` for values that may be shadowed."""
     convert, exact = converter(src, dst), promotes(src, dst)
+    # what saturates is as far from the exact value as that is from the largest one: the shadow saturates, too
+    limit = float(convert(np.asarray([np.inf], src.numpy))[0]) if dst.is_float and src.is_float else np.inf
 
     def cast(x: Any) -> Any:
         if not isinstance(x, Shadowed):
@@ -328,7 +330,8 @@ def casting(src: DType, dst: DType) -> Converter:
         p = convert(x.plain)
         if not dst.is_float:
             return p
-        return shadowed(p, x.value, x.bound if exact else x.bound + _rounding(p, p.dtype))
+        value = np.clip(x.value, -limit, limit) if limit < np.inf else x.value
+        return shadowed(p, value, x.bound if exact else x.bound + _rounding(p, p.dtype))
 
     return cast
 

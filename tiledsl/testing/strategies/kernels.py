@@ -48,7 +48,13 @@ class _Function(Statements):
     # -- tensors ---------------------------------------------------------------------------------------------------
 
     def add(
-        self, b: Buf, values: str, strides: tuple[int, ...] | None, stride_texts: list[str], same_as: str = ""
+        self,
+        b: Buf,
+        values: str,
+        strides: tuple[int, ...] | None,
+        stride_texts: list[str],
+        same_as: str = "",
+        beside: str = "",
     ) -> None:
         dims = f"({', '.join(b.dims)},)"
         self.bound |= set(b.dims) & set(self.symbols)
@@ -58,7 +64,7 @@ class _Function(Statements):
         if self.style == "eager":
             kind = kind.replace("Tensor(", "Tensor[", 1)[:-1] + "]"
         self.params.append(f"{b.name}: T.{kind}")
-        self.arguments.append(Argument(b.name, b.dtype, b.sizes, values, strides, same_as))
+        self.arguments.append(Argument(b.name, b.dtype, b.sizes, values, strides, same_as, beside))
         self.scope.tensors.append(b)
 
     def symbol(self, size: int) -> str:
@@ -155,7 +161,14 @@ class _Function(Statements):
             sizes.append(size)
         name = self.fresh("O")
         b = Buf(name, dtype, extents, "global", name, tuple(starts), tuple(texts), sizes=tuple(sizes))
-        if self.chance(12):
+        if b.rank == 2 and self.chance(10):
+            self.saw("interleaved arguments")
+            strides: tuple[int, ...] = (2 * sizes[1], 1)
+            stride_texts = [self.symbol(2 * sizes[1]), "1"]
+            other = replace(b, name=f"A{name}", root=f"A{name}", starts=(), extents=b.sizes)
+            self.add(other, "small", strides, stride_texts)
+            self.add(b, "small", strides, stride_texts, beside=other.name)
+        elif self.chance(12):
             strides, stride_texts = self.strides(b.sizes, written=True)
             self.add(b, "small", strides, stride_texts)
         else:

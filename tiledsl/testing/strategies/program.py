@@ -30,6 +30,7 @@ class Argument:
              bits of an int) | "whole" (floats that are small whole numbers)
     strides  in elements, where they are not row-major
     same_as  this argument is the very array of that other one
+    beside   its rows lie between the rows of that other one, in one memory: the ranges overlap, the elements do not
     """
 
     name: str
@@ -38,6 +39,7 @@ class Argument:
     values: str = "small"
     strides: tuple[int, ...] | None = None
     same_as: str = ""
+    beside: str = ""
 
 
 def make_argument(a: Argument, rng: np.random.Generator) -> Any:
@@ -152,6 +154,11 @@ class Program:
         made: dict[str, Any] = {}
         for k, a in enumerate(self.arguments):
             made[a.name] = made[a.same_as] if a.same_as else make_argument(a, np.random.default_rng([seed, k]))
+            if a.beside:
+                pair = made[a.beside], made[a.name]
+                both = np.empty((2 * len(pair[0]), *pair[0].shape[1:]), pair[0].dtype)
+                made[a.beside], made[a.name] = both[0::2], both[1::2]
+                both[0::2], both[1::2] = pair
         return list(made.values())
 
     @property
