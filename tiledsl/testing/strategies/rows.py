@@ -46,6 +46,14 @@ NOT_DRAWN = {
     "finalize_reducer": "not yet",
     "GemmWarpPolicy": "a hint without meaning on CPU targets",
 }
+_REASONS = {
+    "vectors of two elements, packed in a word: not yet": "add2 sub2 mul2 min2 max2 abs2 fma2 vectorized_cast extract_lane",
+    "a word of several elements: not yet": "ldg32 stg32 ldg64 stg64 ldg128 stg128 ldg256 stg256",
+    "annotations, which only the macro's author reads": "SharedBuffer FragmentBuffer LocalBuffer PrimExpr meta_class",
+    "a hint without meaning on CPU targets": "ClusterKernel Layout Fragment",
+}
+NOT_DRAWN |= {name: why for why, names in _REASONS.items() for name in names.split()}
+
 # Families of which no program has a row, and why.
 FAMILIES_NOT_DRAWN = {
     "Threads": "programs of single threads need a generator of their own, which knows barriers and divergence",
