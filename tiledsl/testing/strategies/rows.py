@@ -47,7 +47,8 @@ NOT_DRAWN = {
     "GemmWarpPolicy": "a hint without meaning on CPU targets",
 }
 _REASONS = {
-    "vectors of two elements, packed in a word: not yet": "add2 sub2 mul2 min2 max2 abs2 fma2 vectorized_cast extract_lane",
+    "vectors of two elements: not yet": "add2 sub2 mul2 min2 max2 abs2 fma2 extract_lane",
+    "a copy that converts: not yet": "vectorized_cast",
     "a word of several elements: not yet": "ldg32 stg32 ldg64 stg64 ldg128 stg128 ldg256 stg256",
     "annotations, which only the macro's author reads": "SharedBuffer FragmentBuffer LocalBuffer PrimExpr meta_class",
     "a hint without meaning on CPU targets": "ClusterKernel Layout Fragment",
