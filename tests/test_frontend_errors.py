@@ -87,6 +87,8 @@ IN_KERNEL = {
     "allreduce-axis": "with T.attr(T.comm_reducer(lambda x, y: x + y, [T.float32(0)]), 'reduce_scope', 0):\n    T.tvm_thread_allreduce(1, r[0], True, r[0], 'x')",
     "barrier-count": "bar = T.alloc_barrier(n)",
     "barrier-operand": "bars = T.alloc_barrier([128, 128])\nT.barrier_arrive(bars)",
+    "no-barriers": "T.barrier_arrive(T.get_mbarrier(0))",
+    "warp-group": "with T.ws(n):\n    v = 1",
     "barrier-store": "bar = T.alloc_barrier(128)\nbar[0] = 1",
     "barrier-parity": "bar = T.alloc_barrier(128)\nT.barrier_wait(bar, r)",
     "loop-carried": "k = 0\nfor i in T.serial(n):\n    k = k + 1\n    r[k] = 0.0",

@@ -31,6 +31,7 @@ from thread_kernels import (
     shuffles,
     transpose,
     votes,
+    warp_groups,
 )
 
 from tiledsl import ir
@@ -290,6 +291,12 @@ def test_producers_and_consumers(n: int, stages: int) -> None:
     for row in (0, n // 2):
         expected[row, np.arange(64) != 5] += 0.5  # thread 5 has returned
     np.testing.assert_array_equal(out, expected)
+
+
+def test_warp_groups() -> None:
+    a = RNG.standard_normal((5, 64)).astype(np.float32)
+    _, out = every_mode(warp_groups(5), a, np.zeros((5, 64), np.float32))
+    np.testing.assert_array_equal(out, a + 1)
 
 
 def test_spin_waits_between_warps() -> None:

@@ -580,3 +580,25 @@ def pipeline_of_separate_branches(n: int, stages: int):
                 B[bx * half, tid] += factor / 4.0 * T.cast(own + 1 - tid, "float32")
 
     return main
+
+
+def warp_groups(n: int):
+    """B = A + 1 row by row: warp group 1 loads, warp group 0 stores, in one loop, with numbered barriers."""
+
+    @T.prim_func
+    def main(A: T.Tensor((n, 64), T.float32), B: T.Tensor((n, 64), T.float32)):
+        with T.Kernel(1, threads=256):
+            s = T.alloc_shared((64,), T.float32)
+            T.create_list_of_mbarrier(128, 128)
+            for k in range(n):
+                with T.ws(1):
+                    T.mbarrier_wait_parity(1, (k & 1) ^ 1)
+                    T.copy(A[k, 0], s)
+                    T.mbarrier_arrive(mbarrier=0)
+                with T.ws(0):
+                    T.mbarrier_wait_parity(T.get_mbarrier(0), k & 1)
+                    for i in T.Parallel(64):
+                        B[k, i] = s[i] + 1.0
+                    T.mbarrier_arrive(1)
+
+    return main

@@ -103,6 +103,7 @@ class Builder:
         self.kernel_attrs: list[tuple[str, Any]] = []
         self.launch: Any = None  # the KernelLaunch that is open
         self.updates: list[Store] = []  # of the open kernel: stores that may read what they write
+        self.barriers: Any = None  # what T.create_list_of_mbarrier made
         self.reducer: Any = None  # of the innermost T.attr(..., "reduce_scope", ...)
         self.owner: dict[Var | Buffer, Block | None] = {}  # None: the whole function
         self.symbols: dict[Var, Loc | None] = {}  # shape symbols used, with their first use

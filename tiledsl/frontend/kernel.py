@@ -67,7 +67,7 @@ class KernelLaunch:
             builder.check(e, self.loc)
         self.block = builder.push("kernel", self.loc)
         builder.kernel_attrs = []
-        builder.launch, builder.updates = self, []
+        builder.launch, builder.updates, builder.barriers = self, [], None
         self.block_vars = self._vars(builder, "b", len(self.grid))
         self.thread_vars = self._vars(builder, "t", len(self.threads))
         values = tuple(Value(v) for v in self.block_vars)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import CodeType, FrameType, ModuleType, TracebackType
 from typing import Any
 
+from tiledsl.analysis.uniformity import thread_level
 from tiledsl.errors import Loc, TileError, TileNameError, TileSyntaxError, TileTypeError, suggest
 from tiledsl.frontend import location
 from tiledsl.frontend.annotations import make_param
@@ -24,7 +25,6 @@ from tiledsl.frontend.symbols import is_symbol
 from tiledsl.frontend.values import Value
 from tiledsl.ir import Buffer, Function, Param, Var
 from tiledsl.ir.walk import free_vars
-from tiledsl.passes.expand_threads import ExpandThreads
 
 __all__ = [
     "Macro",
@@ -207,6 +207,10 @@ def finish(builder: Tracer, params: list[Param], outputs: tuple[int, ...], loc: 
         kernels = tuple(k.replace(name=f"{builder.name}_{i}") for i, k in enumerate(kernels))
     workspaces, attrs = tuple(builder.workspaces), tuple(builder.attrs)
     made = Function(builder.name, tuple(params), kernels, tuple(symbols), outputs, workspaces, attrs=attrs, loc=loc)
+    if not any(map(thread_level, kernels)):
+        return made
+    from tiledsl.passes.expand_threads import ExpandThreads  # few kernels need it, and import tiledsl shall be quick
+
     return ExpandThreads()(made)
 
 

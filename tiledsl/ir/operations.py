@@ -521,6 +521,11 @@ _row("mbarrier_expect_tx", "T.mbarrier_expect_tx(bars[i], n)", ("mbarrier", "tx"
      "nothing: copies are complete when they return")
 _row("barrier_wait", "T.barrier_wait(bars[i], parity)", ("barrier", "parity"), _TH,
      "waits until the phase of this parity is complete", checked="a deadlock (always reported)")
+_row("create_list_of_mbarrier", "T.create_list_of_mbarrier(128, 128)", ("args",), _TH,
+     "barriers that are named by their numbers")
+_row("get_mbarrier", "T.get_mbarrier(0)", ("barrier_id",), _TH, "a barrier of create_list_of_mbarrier",
+     gives="a barrier")
+_row("ws", "with T.ws(0):", ("warp_group_idx",), _TH, "what the threads of some warp groups (128 threads) do")
 _row("mbarrier_wait_parity", "T.mbarrier_wait_parity(bars[i], parity)", ("mbarrier", "parity"), _TH,
      "same as barrier_wait", checked="a deadlock (always reported)")
 _INACTIVE = "a value taken from a thread that is not there"

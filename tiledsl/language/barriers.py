@@ -6,20 +6,23 @@ a parity waits until the phase under way has the other one, so that waiting for 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from tiledsl.errors import TileTypeError, TileValueError
-from tiledsl.frontend.control import tracer
+from tiledsl.errors import TileSyntaxError, TileTypeError, TileValueError
+from tiledsl.frontend.control import rename, tracer
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import INT32, is_number
 from tiledsl.frontend.storage import BufferRef, Element
-from tiledsl.frontend.values import Value, as_value, describe, to_dtype
-from tiledsl.ir import Alloc, Atomic, Buffer, Const, Expr, Fill, Load, Region, Wait, build
+from tiledsl.frontend.values import Value, as_bool, as_value, describe, to_dtype
+from tiledsl.ir import Alloc, Atomic, Buffer, Const, Expr, Fill, If, Load, Region, Wait, build
 from tiledsl.language.operation import operation
+from tiledsl.language.threads import get_warp_group_idx
 
 __all__ = [
-    "alloc_barrier", "barrier_arrive", "barrier_wait", "mbarrier_arrive", "mbarrier_expect_tx",
-    "mbarrier_wait_parity", "ptx_arrive_barrier", "ptx_arrive_barrier_expect_tx",
+    "alloc_barrier", "barrier_arrive", "barrier_wait", "create_list_of_mbarrier", "get_mbarrier", "mbarrier_arrive",
+    "mbarrier_expect_tx", "mbarrier_wait_parity", "ptx_arrive_barrier", "ptx_arrive_barrier_expect_tx", "ws",
 ]  # fmt: skip
 
 
@@ -70,10 +73,61 @@ def alloc_barrier(arrive_count: Any) -> Any:
     return Barrier(buffer, counts)
 
 
+@operation
+def create_list_of_mbarrier(*args: Any) -> None:
+    """Barriers that `get_mbarrier`, and plain numbers where a barrier is asked for, name: counts, or a list of them."""
+    made = alloc_barrier(args[0] if len(args) == 1 else list(args))
+    rename(made.buffer, "mbarrier")
+    tracer("T.create_list_of_mbarrier").barriers = made
+
+
+@operation
+def get_mbarrier(barrier_id: Any) -> Any:
+    """Barrier number barrier_id of those that `create_list_of_mbarrier` made."""
+    listed = tracer("T.get_mbarrier").barriers
+    if listed is None:
+        raise error(
+            "no-barriers",
+            TileSyntaxError,
+            "T.get_mbarrier before T.create_list_of_mbarrier",
+            help="make them first: T.create_list_of_mbarrier(128, 128), or use T.alloc_barrier",
+        )
+    return listed[barrier_id]
+
+
+@operation
+@contextmanager
+def ws(*warp_group_idx: int) -> Iterator[None]:
+    """`with T.ws(0):` what the threads of a warp group (128 threads), or of several, do."""
+    if not warp_group_idx or not all(isinstance(g, int) for g in warp_group_idx):
+        raise error(
+            "warp-group",
+            TileTypeError,
+            f"T.ws{warp_group_idx!r} names no warp group",
+            help="give the numbers of warp groups as Python ints: T.ws(0)",
+        )
+    builder = tracer("T.ws")
+    group = get_warp_group_idx()
+    cond: Expr = build.FALSE
+    for g in warp_group_idx:
+        cond = build.or_(cond, as_bool(group == g, "T.ws"))
+    place = here()
+    block = builder.push("if", place)
+    try:
+        yield
+    except BaseException:
+        builder.abandon(block)
+        raise
+    builder.emit(If(cond, builder.pop(block), loc=place), "T.ws", checked=True)
+
+
 def _place(what: str, barrier: Any) -> tuple[Buffer, Expr, Expr]:
     """(counter, index, arrivals per phase)."""
+    listed = tracer(what).barriers
     if isinstance(barrier, Barrier) and len(barrier.counts) == 1:
         barrier = barrier[0]
+    elif listed is not None and (is_number(barrier) or isinstance(barrier, Value)):
+        barrier = listed[barrier]
     if not isinstance(barrier, BarrierPlace):
         raise error(
             "barrier-operand",
