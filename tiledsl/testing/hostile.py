@@ -124,7 +124,7 @@ def _at_the_call(error: BaseException) -> bool:
     return "runtime" in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
 
 
-class _TooLong(Exception):
+class _TooLong(BaseException):  # what catches Exception must let it through
     pass
 
 
@@ -157,6 +157,8 @@ def judge(program: Program, seconds: int = 20, depth: int = 1) -> tuple[str, str
                 running = True
                 kernel(*program.make_args(1), target="numpy:checked")
     except InternalError as e:
+        if running and isinstance(e.__cause__, MemoryError):
+            return "kernel", "without an end"
         return "wrong", f"InternalError {e}\n{traceback.format_exc()}"
     except TileError as e:
         if not str(e).strip() or (e.loc is None and not _at_the_call(e)):
