@@ -614,3 +614,53 @@ def test_gathers_of_bytes_claim_no_alignment() -> None:
         b.ret_void()
         text = str(module)
         assert text.count(f"align {align}") == 2, text
+
+
+def test_literals_of_outcomes() -> None:
+    x = ir.Var("x", ir.BOOL)
+    assert build.TRUE.value is True and build.FALSE.value is False
+    assert build.and_(x, build.TRUE) is x and build.or_(x, build.FALSE) is x
+
+
+def test_outcomes_shifted_by_outcomes() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((20,), "float32"), B: T.Tensor((20,), "int32")):
+        with T.Kernel(1):
+            for i in T.Parallel(20):
+                B[i] = (A[i] > 0) << (A[i] > 1)
+
+    A, B = np.linspace(-2, 2, 20, dtype=np.float32), np.zeros(20, np.int32)
+    assert_targets_agree(tiledsl.compile(kernel), A, B)
+    tiledsl.compile(kernel)(A, B, target="numpy")
+    assert B.tolist() == ((A > 0).astype(int) << (A > 1).astype(int)).tolist()
+
+
+def test_a_view_behind_the_start_of_its_buffer() -> None:
+    """Offsets of views are in elements, those of scratch memory in bytes."""
+    f32, params = as_dtype("float32"), []
+    for name in "AB":
+        params.append(ir.Buffer(name, f32, (build.const(12, INT32),), "global"))
+    x = ir.Buffer("x", f32, (build.const(12, INT32),), "shared")
+    tail = ir.Buffer("tail", f32, (build.const(8, INT32),), "shared", alias_of=x, offset=build.const(4, INT32))
+    i, j, k = (ir.Var(v, INT32) for v in "ijk")
+    body = (
+        ir.Alloc(x),
+        ir.Parallel((i,), (build.const(12, INT32),), (ir.Store(x, (i,), ir.Load(params[0], (i,))),)),
+        ir.Parallel((j,), (build.const(8, INT32),), (ir.Store(tail, (j,), build.add(ir.Load(tail, (j,)), 1.0)),)),
+        ir.Parallel((k,), (build.const(12, INT32),), (ir.Store(params[1], (k,), ir.Load(x, (k,))),)),
+    )
+
+    @T.prim_func
+    def like(A: T.Tensor((12,), "float32"), B: T.Tensor((12,), "float32")):
+        with T.Kernel(1):
+            B[0] = A[0]
+
+    function = like.function
+    old = [p.buffer for p in function.params]
+    kernel = function.kernels[0].replace(body=Rename(dict(zip(params, old, strict=True))).visit_block(body))
+    function = function.replace(kernels=(kernel,))
+    verify(function)
+    for f in (function, run_passes(function, cpu_pipeline())):
+        A, B = np.arange(12, dtype=np.float32), np.zeros(12, np.float32)
+        run(f, [A, B], Options(exact=True))
+        assert B.tolist() == [*range(4), *range(5, 13)]
