@@ -12,7 +12,7 @@ from tiledsl.ir.build import int_range
 from .context import Context, Lane, get, put, vload
 from .storage import Place
 from .values import index, scalar, store_value
-from .wide import F32, I64, LANES, ZERO, add, i64, widen
+from .wide import F32, I32, I64, LANES, ZERO, add, i64, widen
 
 __all__ = ["Reduction", "accumulator", "element", "finish", "horizontal", "lower_reduce", "store_rounded"]
 
@@ -25,9 +25,7 @@ def lower_reduce(cx: Context, s: ir.Reduce) -> None:
     src, dst = s.src, s.dst
     extents = [_const(cx, e, s) for e in src.extents]
     t = accumulator(dst.buffer.dtype)
-    if src.buffer.dtype.is_int and src.buffer.dtype.bits < 32 and not t.is_float:
-        t = dst.buffer.dtype
-    red = Reduction(s.op, t, s.nan_propagate)
+    red = Reduction(s.op, t, s.nan_propagate, dst.buffer.dtype)
     kept = [d for d in range(len(extents)) if d != s.axis and extents[d] > 1]
     lanes_axis = len(extents) - 1
     same_rank = len(dst.extents) == len(src.extents)
@@ -48,7 +46,8 @@ def lower_reduce(cx: Context, s: ir.Reduce) -> None:
 class Reduction:
     """Operation, accumulator type, and how an element enters."""
 
-    def __init__(self, name: str, t: DType, propagate: bool = False) -> None:
+    def __init__(self, name: str, t: DType, propagate: bool = False, into: DType | None = None) -> None:
+        self.wraps = into if into is not None and into.is_packed and into.is_int else None  # elements, first
         self.name, self.t, self.propagate = name, t, propagate and t.is_float
         self.op = _COMBINE[name]
         self.absolute = name in ("abssum", "absmax")
@@ -85,13 +84,15 @@ class Reduction:
         want = self.t.with_lanes(lanes)
         if x.dtype.scalar.is_narrow:
             x = ir.Cast(x, F32.with_lanes(lanes))
+        if self.wraps is not None:
+            x = ir.Cast(x, self.wraps.with_lanes(lanes))
         if x.dtype != want:
             x = ir.Cast(x, want)
         return ir.Unary("abs", x) if self.absolute else x
 
 
 def accumulator(t: DType) -> DType:
-    return F32 if t.is_float and t.bits < 32 else t
+    return F32 if t.is_float and t.bits < 32 else I32 if t.is_packed else t
 
 
 def _const(cx: Context, e: ir.Expr, s: ir.Reduce) -> int:
@@ -271,6 +272,8 @@ def store_rounded(
     t, lanes = place.logical, result.dtype.lanes
     if t.is_narrow:
         result = ir.Cast(ir.Cast(result, t.with_lanes(lanes)), F32.with_lanes(lanes))
+    if t.is_packed and t.is_int:
+        result = ir.Cast(ir.Cast(result, t.with_lanes(lanes)), place.buffer.dtype.scalar.with_lanes(lanes))
     if lanes == 1 and t.is_int and result.dtype != I64:
         result = widen(result)
     v = Lane(result, None if lanes > 1 else 0)

@@ -17,7 +17,7 @@ __all__ = ["lower_scan"]
 
 def lower_scan(cx: Context, s: ir.Scan) -> None:
     """Lanes lie along the last dimension, unless that is the one that is scanned."""
-    red = Reduction(s.op, accumulator(s.dst.buffer.dtype))
+    red = Reduction(s.op, accumulator(s.dst.buffer.dtype), into=s.dst.buffer.dtype)
     extents = [scalar(cx, e) for e in s.src.extents]
     last = len(extents) - 1
     across = s.axis != last and extents[last] != i64(1)

@@ -83,7 +83,9 @@ def place_buffers(
 
 def place_workspaces(function: ir.Function) -> dict[ir.Buffer, Place]:
     """Workspaces that kernels fill tile by tile and only T.gemm reads are kept in panels."""
-    places = {w: global_place(w) for w in function.workspaces}
+    places = {w: Place("global", w, w.dtype) for w in function.workspaces}
+    for w in [w for w in places if w.dtype.is_packed]:
+        places[w] = Place("global", bytes_of(w, "global", None), w.dtype, nibbles=True)
     uses: dict[ir.Buffer, list[tuple[str, ir.Node]]] = {}
     for k in function.kernels:
         for b, found in _uses(k).items():
@@ -208,6 +210,10 @@ def _place(
 ) -> Place:
     if b.alias_of is not None:
         root = places[b.root]
+        if root.kind == "global" and root.nibbles and root.buffer.alias_of is None:  # a workspace in bytes
+            if b.dtype.is_packed:
+                return Place("global", bytes_of(b, "global", root.buffer), b.dtype, nibbles=True)
+            return Place("global", b.replace(alias_of=root.buffer), b.dtype)
         if root.kind == "global":
             return global_place(b)
         if b.dtype.is_packed:

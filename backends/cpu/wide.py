@@ -6,6 +6,7 @@ from tiledsl import ir
 from tiledsl.dtypes import as_dtype
 from tiledsl.ir.build import add, lt, mul, sub
 
+I32 = as_dtype("int32")
 I64 = as_dtype("int64")
 F32 = as_dtype("float32")
 BOOL = ir.BOOL
@@ -17,6 +18,7 @@ FALSE = ir.Const(False, BOOL)
 __all__ = [
     "BOOL",
     "F32",
+    "I32",
     "I64",
     "LANES",
     "TRUE",

@@ -446,3 +446,61 @@ def main(X: T.Tensor((3, 5), "int8"), Y: T.Tensor((3, 5), "uint4")):
         support.run_reference(kernel, *args, options=checked())
     got = support.agree(kernel, *args)
     np.testing.assert_array_equal(got[1], bytes_of(args[0].view(np.uint8), 0))
+
+
+@functools.cache
+def tile_kernel(packed: str, wide: str) -> tiledsl.JITKernel:
+    """Transposed (P), running sums and maxima (S, M), reductions over both axes (R, C), through a workspace."""
+    return support.kernel_from(f"""
+import tiledsl.language as T
+
+@T.prim_func
+def main(X: T.Tensor((7, 12), "{packed}"), P: T.Tensor((12, 7), "{packed}"), S: T.Tensor((7, 12), "{wide}"),
+         M: T.Tensor((7, 12), "{packed}"), R: T.Tensor((7,), "{packed}"), C: T.Tensor((12,), "{wide}")):
+    with T.Kernel(1) as b:
+        between = T.alloc_global((7, 12), "{packed}")
+        x = T.alloc_shared((7, 12), "{packed}")
+        turned = T.alloc_shared((12, 7), "{packed}")
+        running = T.alloc_fragment((7, 12), "{wide}")
+        most = T.alloc_shared((7, 12), "{packed}")
+        rows = T.alloc_fragment((7,), "{packed}")
+        columns = T.alloc_fragment((12,), "{wide}")
+        T.copy(X, between)
+        T.copy(between, x)
+        T.transpose(x, turned)
+        T.copy(turned, P)
+        T.cumsum(x, running, dim=1)
+        T.copy(running, S)
+        T.cummax(x, most, dim=0)
+        T.copy(most, M)
+        T.reduce_sum(x, rows, dim=1)
+        T.copy(rows, R)
+        T.reduce_max(x, columns, dim=0)
+        T.copy(columns, C)
+""")
+
+
+@pytest.mark.parametrize(("packed", "wide"), [("int4", "int32"), ("uint4", "int16"), ("float4_e2m1fn", "float32")])
+def test_tile_operations(packed: str, wide: str) -> None:
+    codes = draw((7, 12), 9)
+    codes[codes == 8] = 0 if packed == "float4_e2m1fn" else 8  # -0: the sign of zeros is tested elsewhere
+    x = meant(codes, packed)
+    outs = [np.zeros((12, 4), np.uint8), np.zeros((7, 12), as_dtype(wide).numpy), np.zeros((7, 6), np.uint8)]
+    outs += [np.zeros(4, np.uint8), np.zeros(12, as_dtype(wide).numpy)]
+    _, p, s, m, r, c = support.agree(tile_kernel(packed, wide), bytes_of(codes), *outs)
+    np.testing.assert_array_equal(p, bytes_of(np.ascontiguousarray(codes.T)))
+    np.testing.assert_array_equal(s.astype(np.float32), np.cumsum(x, axis=1))
+    np.testing.assert_array_equal(meant(codes_in(m, 12), packed), np.maximum.accumulate(x, axis=0))
+    np.testing.assert_array_equal(c.astype(np.float32), x.max(axis=0))
+    total = x.sum(axis=1)
+    narrow = total.astype(np.int64) & 15 if packed != "float4_e2m1fn" else None
+    if narrow is not None:
+        np.testing.assert_array_equal(codes_in(r, 7), narrow)
+    else:
+        np.testing.assert_array_equal(
+            meant(codes_in(r, 7), packed), total.astype(ml_dtypes.float4_e2m1fn).astype(float)
+        )
+
+
+def codes_in(raw: Array, columns: int) -> Array:
+    return np.stack([raw & 15, raw >> 4], -1).reshape(*raw.shape[:-1], -1)[..., :columns]

@@ -34,8 +34,8 @@ _Part = tuple[list[int], list[int]]  # low, high
 
 
 def accumulator(dtype: DType) -> DType:
-    """What a reduction or scan into dtype accumulates in: at least float32."""
-    return _F32 if dtype.is_float and dtype.bits < 32 else dtype
+    """What a reduction or scan into dtype accumulates in: at least float32, for packed integers int32."""
+    return _F32 if dtype.is_float and dtype.bits < 32 else _I32 if dtype.is_packed else dtype
 
 
 @dataclass(eq=False)
@@ -49,6 +49,13 @@ class Tiles:
         """The conversion of arrays, shadowed and packed ones included."""
         convert = casting(src, dst) if self.scope.options.shadow else converter(src, dst)
         return (lambda x: convert(np.asarray(x))) if src.is_packed else convert
+
+    def entering(self, src: DType, dst: DType, acc: DType) -> Converter:
+        """How an element of src enters a reduction into dst: by way of dst where the accumulator is another integer."""
+        if not dst.is_packed or dst.is_float:
+            return self.converter(src, acc)
+        first, then = self.converter(src, dst), converter(dst, acc)
+        return lambda x: then(first(x))
 
     # -- regions -----------------------------------------------------------------------------------------
 
@@ -253,9 +260,8 @@ class Tiles:
         src, dst = s.src.buffer, s.dst.buffer
         x, y = self.view(s.src, "reduce"), self.view(s.dst, "reduce")
         acc = accumulator(dst.dtype)
-        to_acc, widen, narrow = (
-            self.converter(*pair) for pair in ((src.dtype, acc), (dst.dtype, acc), (acc, dst.dtype))
-        )
+        to_acc = self.entering(src.dtype, dst.dtype, acc)
+        widen, narrow = self.converter(dst.dtype, acc), self.converter(acc, dst.dtype)
         clear = self.expressions.compile(s.clear)
         op, axis, propagate = s.op, s.axis, s.nan_propagate
         combine = _combiner(op, acc, propagate)
@@ -278,7 +284,7 @@ class Tiles:
         src, dst = s.src.buffer, s.dst.buffer
         x, y = self.view(s.src, "scan"), self.view(s.dst, "scan")
         acc = accumulator(dst.dtype)
-        to_acc, narrow = self.converter(src.dtype, acc), self.converter(acc, dst.dtype)
+        to_acc, narrow = self.entering(src.dtype, dst.dtype, acc), self.converter(acc, dst.dtype)
         op, axis, reverse = s.op, s.axis, s.reverse
         if op not in ("sum", "max"):
             raise self.scope.not_yet(f"the scan {op}")
