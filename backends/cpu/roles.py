@@ -63,7 +63,7 @@ def _put(b: ir.Buffer, value: ir.Expr | int) -> ir.Stmt:
 
 @dataclass(eq=False)
 class _State:
-    """Statements that run at once. waits: the last of them may leave the program counter where it is."""
+    """Statements that run at once; the last one may move the program counter."""
 
     body: list[ir.Stmt] = field(default_factory=list)
 
@@ -89,6 +89,7 @@ class _Machine:
         self.variables: list[ir.Buffer] = []
         self.allocs: list[ir.Alloc] = []
         self.kept: dict[ir.Var, ir.Buffer] = {}  # loop variables
+        self.others = False  # other blocks may make a condition true
         self.going, self.moved, self.idle = (_variable(n, INT32) for n in ("going", "moved", "idle"))
 
     def run(self, s: ir.If) -> Body:
@@ -97,8 +98,9 @@ class _Machine:
         sweep: list[ir.Stmt] = [_put(self.moved, 0)]
         for p in self.processes:
             sweep += [_put(self.going, 1), self._turn(p)]
-        sweep.append(_put(self.idle, build.select(ne(_get(self.moved), 0), _ZERO, build.add(_get(self.idle), 1))))
-        sweep.append(ir.Debug("assert", (build.lt(_get(self.idle), 2),), STUCK, loc=s.loc))
+        if not self.others:
+            idle = build.select(ne(_get(self.moved), 0), _ZERO, build.add(_get(self.idle), 1))
+            sweep += [_put(self.idle, idle), ir.Debug("assert", (build.lt(_get(self.idle), 2),), STUCK, loc=s.loc)]
         running = build.or_(*(ne(_get(p.counter), _DONE) for p in roots))
         start = [ir.Alloc(p.counter, const(0 if p in roots else _DONE, INT32)) for p in self.processes]
         counters = [ir.Alloc(b, _ZERO) for b in (self.going, self.moved, self.idle)]
@@ -164,6 +166,7 @@ class _Machine:
         look, behind = p.add(), p.add()
         p.states[at].body.append(_put(p.counter, look))
         reads, cond = seen
+        self.others |= bool(reads)
         yes, no = (_put(p.counter, behind), _put(self.moved, 1)), (_put(self.going, 0),)
         p.states[look].body += [*reads, ir.If(cond, yes, no, loc=s.loc)]
         return behind

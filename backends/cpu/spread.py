@@ -10,21 +10,21 @@ A thread that returns leaves the mask of the living. The result is ordinary tile
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tiledsl import ir
 from tiledsl.analysis.evaluate import evaluate
-from tiledsl.analysis.uniformity import Varying, thread_level, varying
+from tiledsl.analysis.uniformity import thread_level
 from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir import build
 from tiledsl.ir.build import INT32, TRUE, all_of, const, ne
-from tiledsl.ir.walk import free_vars, loads_of, map_kernels, substitute, walk, writes
+from tiledsl.ir.walk import free_vars, loads_of, map_kernels, substitute, walk
 
 from .collectives import lower_collective
 from .grid_barriers import renewed, rounds_of
-from .regions import Regions
 from .roles import run_roles, waits_for_others
+from .thread_writer import Level, Loop, Masks, Writer, whole
 
 __all__ = ["Spreader", "SpreadThreads"]
 
@@ -32,7 +32,6 @@ _PRIVATE = ("local", "var")
 _BY_BLOCK = (ir.Parallel, ir.Copy, ir.Fill, ir.Gemm, ir.Reduce, ir.Scan)  # see `passes.expand_threads`
 _ZERO = const(0, INT32)
 _FEW = 32  # rounds
-Masks = tuple[ir.Buffer, ...]
 
 
 @dataclass(frozen=True)
@@ -45,38 +44,12 @@ class SpreadThreads:
         return map_kernels(lambda k: Spreader(k).run() if thread_level(k) else k, function)
 
 
-@dataclass(eq=False)
-class _Loop:
-    """A loop around what is being written. masks: None where all threads leave it together; else `going` holds the
-    threads that have not left it, `here` those that are in this round."""
-
-    masks: tuple[ir.Buffer, ir.Buffer] | None = None
-
-
-@dataclass(eq=False)
-class _Level:
-    """One block of the result. group: the numbers of the threads that may be here, first and behind the last; of
-    those the ones are here for which all masks hold."""
-
-    masks: Masks
-    group: tuple[int, int]
-    out: list[ir.Stmt] = field(default_factory=list)
-    pending: list[ir.Stmt] = field(default_factory=list)  # of the region that is open
-
-
-class Spreader:
+class Spreader(Writer):
     """The rewriting of one kernel."""
 
     def __init__(self, kernel: ir.Kernel) -> None:
-        self.kernel = kernel
-        self.varying: Varying = varying(kernel.body, kernel.thread_vars)
-        self.regions = Regions(kernel, self.varying)
-        self.thread = self.regions.thread
-        self.everyone = (0, self.regions.count)
-        self.level = _Level((), self.everyone)
+        super().__init__(kernel)
         self.lets: dict[ir.Var, ir.Expr] = {}  # what needs no memory, in terms of block and thread variables
-        self.loops: list[_Loop] = []
-        self.alive: ir.Buffer | None = None
         self.fork = ir.Var("fork", ir.BOOL)  # the condition of branches whose sides run in turns
         self.meetings: dict[int, ir.Buffer] = {}  # who has come to the barriers on which groups of threads count
 
@@ -90,72 +63,14 @@ class Spreader:
 
     # -- writing -------------------------------------------------------------------------------------------
 
-    @property
-    def some_threads(self) -> bool:
-        """Perhaps not all threads are here."""
-        return bool(self.level.masks) or self.level.group != self.everyone
-
     def block(self, body: Iterable[ir.Stmt], masks: Masks, group: tuple[int, int] | None = None) -> tuple[ir.Stmt, ...]:
         """The statements of a block that those threads (of a group) run for which the masks hold."""
-        outer, self.level = self.level, _Level(masks, group or self.level.group)
+        outer, self.level = self.level, Level(masks, group or self.level.group)
         for s in body:
             self.statement(s)
         self.flush()
         level, self.level = self.level, outer
         return tuple(level.out)
-
-    def flush(self) -> None:
-        """Ends the open region."""
-        level = self.level
-        if level.pending:
-            level.out.append(self.regions.region(self.guarded(*level.pending), *level.group))
-            level.pending = []
-
-    def guarded(self, *body: ir.Stmt) -> tuple[ir.Stmt, ...]:
-        """Statements for those threads of the group that are here."""
-        guard = all_of(self.holds(m) for m in self.level.masks)
-        return body if guard == TRUE else (ir.If(guard, body, loc=body[0].loc),)
-
-    def emit(self, *s: ir.Stmt) -> None:
-        """Statements that run once for the block, in their place."""
-        self.flush()
-        self.level.out += s
-
-    def everywhere(self, *body: ir.Stmt) -> None:
-        """A region of its own, of all threads of the block, wherever they are."""
-        self.level.out.append(self.regions.region(body))
-
-    def here(self) -> ir.Expr:
-        """This thread, of all of the block, is here."""
-        first, last = self.level.group
-        tests = [build.ge(self.thread, first)] if first else []
-        if last < self.regions.count:
-            tests.append(build.lt(self.thread, last))
-        return all_of([*tests, *(self.holds(m) for m in self.level.masks)])
-
-    def holds(self, mask: ir.Buffer) -> ir.Expr:
-        return ne(mask.load(self.thread), 0)
-
-    def set(self, mask: ir.Buffer, value: ir.Expr) -> ir.Stmt:
-        return ir.Store(mask, (self.thread,), build.cast(value, INT32))
-
-    def mask(self, name: str) -> ir.Buffer:
-        return self.regions.per_thread(name, INT32)
-
-    def some(self, mask: ir.Buffer, flag: ir.Buffer) -> ir.Expr:
-        """A condition for the block, computed here: the mask holds for some thread."""
-        self.emit(ir.Reduce("max", whole(mask), whole(flag), 0, TRUE))
-        return ne(flag.load(_ZERO), 0)
-
-    def uniform_let(self, s: ir.Let) -> None:
-        """A value of the block; it moves before the open region unless that writes what it reads."""
-        stored = {b.root for p in self.level.pending for n in walk(p) if isinstance(n, ir.Stmt) for b in writes(n)}
-        shared = any(b.scope == "global" for b in stored)
-        for load in loads_of(s.value):
-            root = load.buffer.root
-            if root in stored or (shared and root.scope == "global"):
-                self.flush()
-        self.level.out.append(s)
 
     # -- questions -----------------------------------------------------------------------------------------
 
@@ -251,16 +166,6 @@ class Spreader:
         else:
             self.level.out.append(s)
 
-    def _wait(self, s: ir.Wait) -> None:
-        """For another block: this one goes on when its threads that look do."""
-        if self.differs(s) or self.level.masks:
-            raise TileNotImplementedError(
-                "waiting where threads part is not yet supported by the CPU targets",
-                s.loc,
-                help="run on target='numpy'",
-            )
-        self.emit(s)
-
     def _reducer(self, s: ir.ReducerOp) -> None:
         (self._effect if s.action == "update" else self.emit)(s)
 
@@ -319,7 +224,7 @@ class Spreader:
         self.everywhere(ir.Let(cond, value, loc=s.loc), *sides)
         found: list[tuple[ir.Stmt, ...]] = []
         for mask, body in ((yes, s.then), (no, s.orelse)):
-            outer, self.level = self.level, _Level(self.level.masks, self.level.group)
+            outer, self.level = self.level, Level(self.level.masks, self.level.group)
             if body:
                 some = self.some(mask, self.regions.array("some", INT32, 1))
                 self.emit(ir.If(some, self.block(body, (mask, *kills)), loc=s.loc))
@@ -403,7 +308,7 @@ class Spreader:
         elif self._parts(s.body, False, False) or self._returns(s):
             self._even_masked(s)
         else:
-            self.loops.append(_Loop())
+            self.loops.append(Loop())
             body = self._branch(s.body)
             self.loops.pop()
             self.emit(s.replace(body=body))
@@ -436,12 +341,12 @@ class Spreader:
         """One round for the threads in `going`."""
         here = self.mask("here")
         self.flush()
-        outer, self.level = self.level, _Level((), self.level.group)
+        outer, self.level = self.level, Level((), self.level.group)
         self.everywhere(self.set(here, self.holds(going)))
         masks: Masks = (here,)
         if any(isinstance(n, ir.Return) for s in body for n in walk(s)):
             masks += (self._living(),)
-        self.loops.append(_Loop((going, here)))
+        self.loops.append(Loop((going, here)))
         self.level.masks = masks
         self.level.pending += before
         for s in body:
@@ -469,7 +374,7 @@ class Spreader:
         self.flush()
         self.everywhere(self.set(going, self.here()))
         body = self._masked_body(s.body, going, (), lambda: None)
-        outer, self.level = self.level, _Level((), self.level.group)
+        outer, self.level = self.level, Level((), self.level.group)
         if self.alive is not None:
             self.everywhere(self.set(going, self._going(going)))
         none = build.not_(self.some(going, flag))
@@ -501,7 +406,7 @@ class Spreader:
         elif self._uneven(s) or self._parts(s.body, False, False) or self._returns(s):
             self._rounds(s.body, s.cond, (), lambda: None, s)
         else:
-            self.loops.append(_Loop())
+            self.loops.append(Loop())
             body = self._branch(s.body)
             self.loops.pop()
             self.emit(s.replace(body=body))
@@ -588,11 +493,6 @@ class Spreader:
         lower_collective(self, s)
 
 
-def whole(b: ir.Buffer) -> ir.Region:
-    """All of a buffer."""
-    return ir.Region(b, tuple(build.zero(e.dtype) for e in b.shape), b.shape)
-
-
 def _without(s: ir.If, cond: ir.Expr) -> tuple[ir.Stmt, ...]:
     """The If under another condition."""
     return s.then if cond == TRUE else (s.replace(cond=cond),)
@@ -631,6 +531,5 @@ _HANDLERS: dict[type, Callable[[Spreader, Any], None]] = {
     ir.Return: Spreader._return,
     ir.Sync: Spreader._sync,
     ir.Collective: Spreader._collective,
-    ir.Wait: Spreader._wait,
     **dict.fromkeys(_BY_BLOCK, Spreader.emit),
 }
