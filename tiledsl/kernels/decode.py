@@ -63,7 +63,7 @@ def attention_decode_kernel(
         Sum: T.Tensor((batch, heads, splits), T.float32),
     ):
         group = heads // kv_heads
-        with T.Kernel(splits, kv_heads * T.ceildiv(group, block_H), batch, threads=threads) as (s, y, b):
+        with T.Kernel(kv_heads * T.ceildiv(group, block_H), splits, batch, threads=threads) as (y, s, b):
             Q_s = T.alloc_shared((block_H, head_dim), dtype)
             K_s = T.alloc_shared((KV_TILE, head_dim), dtype)
             V_s = T.alloc_shared((KV_TILE, value_dim), dtype)
@@ -76,7 +76,8 @@ def attention_decode_kernel(
             before = T.alloc_fragment((block_H,), T.float32)
             origin = T.alloc_fragment((block_H,), T.float32)
             shrink = T.alloc_fragment((block_H,), T.float32)
-            product = T.alloc_fragment((KV_TILE, head_dim), T.float32)
+            wide_k = T.alloc_fragment((KV_TILE, head_dim), T.float32)
+            wide_v = T.alloc_fragment((KV_TILE, value_dim), T.float32)
             score = T.alloc_fragment((KV_TILE,), T.float32)
             part_sum = T.alloc_fragment((block_H,), T.float32)
             total = T.alloc_fragment((block_H,), T.float32)
@@ -98,12 +99,11 @@ def attention_decode_kernel(
                     rest[j, d] = T.if_then_else(at < last, cache[page, row, kv_head, d], T.cast(0, dtype))
 
             @T.macro
-            def multiply(key, cache, rest, page, row, whole):
-                """S = Q K^T for one query: memory is what takes time, so nothing is packed."""
+            def multiply():
+                """S = Q K^T for one query, keys in `wide_k`: memory is what takes time, so nothing is packed."""
                 for j, d in T.Parallel(KV_TILE, head_dim):
-                    k = cache[page, row + j, kv_head, d] if whole else rest[j, d]
-                    product[j, d] = T.cast(k, T.float32) * T.cast(Q_s[0, d], T.float32)
-                T.reduce_sum(product, score, dim=1)
+                    wide_k[j, d] = wide_k[j, d] * T.cast(Q_s[0, d], T.float32)
+                T.reduce_sum(wide_k, score, dim=1)
                 for i, j in T.Parallel(1, KV_TILE):
                     S[i, j] = score[j]
 
@@ -113,10 +113,13 @@ def attention_decode_kernel(
                 page = table[b, key // page_size] if paged and whole else b
                 row = key % page_size if paged and whole else key
                 if not whole:
-                    fetch(K, K_rest, key, head_dim)
-                    fetch(V, V_rest, key, value_dim)
+                    fetch(K, wide_k if single else K_rest, key, head_dim)
+                    fetch(V, wide_v if single else V_rest, key, value_dim)
+                elif single:
+                    T.copy(K[page, row : row + KV_TILE, kv_head, 0:head_dim], wide_k)
+                    T.copy(V[page, row : row + KV_TILE, kv_head, 0:value_dim], wide_v)
                 if single:
-                    multiply(key, K, K_rest, page, row, whole)
+                    multiply()
                 elif whole:
                     T.copy(K[page, row : row + KV_TILE, kv_head, 0:head_dim], K_s)
                     T.gemm(Q_s, K_s, S, transpose_B=True, clear_accum=True)
@@ -134,8 +137,7 @@ def attention_decode_kernel(
                 if single:
                     for j in T.serial(KV_TILE):
                         for i, d in T.Parallel(1, value_dim):
-                            v = V[page, row + j, kv_head, d] if whole else V_rest[j, d]
-                            acc[i, d] = T.fma(T.cast(P[i, j], T.float32), T.cast(v, T.float32), acc[i, d])
+                            acc[i, d] = T.fma(T.cast(P[i, j], T.float32), wide_v[j, d], acc[i, d])
                 elif whole:
                     T.copy(V[page, row : row + KV_TILE, kv_head, 0:value_dim], V_s)
                     T.gemm(P, V_s, acc)
