@@ -23,6 +23,8 @@ from tiledsl.runtime import allocate
 
 __all__ = ["attention_decode", "attention_decode_kernel", "mla_decode"]
 
+FEW = 4  # query heads per key head for which keys are read as they lie; more are worth a matrix product
+
 
 @tiledsl.jit
 def attention_decode_kernel(
@@ -33,14 +35,14 @@ def attention_decode_kernel(
     dtype: DType,
     paged: bool = False,
     scattered: bool = False,
-    single: bool = False,
+    few: bool = False,
     sink: bool = False,
     threads: int = 128,
 ) -> Any:
     """part "split": unnormalised output, maximum and sum of every split; part "combine": O and LSE.
 
     paged: token t of sequence b lies in row t % page_size of page table[b, t // page_size]; scattered: a tile of
-    keys may lie in several pages. Else page b is the cache of sequence b. single: every query head has keys of its own.
+    keys may lie in several pages. Else page b is the cache of sequence b. few: at most FEW query heads share keys.
     """
     batch, heads, kv_heads = T.dynamic("batch"), T.dynamic("heads"), T.dynamic("kv_heads")
     pages, page_size, per_sequence = T.dynamic("pages"), T.dynamic("page_size"), T.dynamic("per_sequence")
@@ -77,6 +79,7 @@ def attention_decode_kernel(
             origin = T.alloc_fragment((block_H,), T.float32)
             shrink = T.alloc_fragment((block_H,), T.float32)
             wide_k = T.alloc_fragment((KV_TILE, head_dim), T.float32)
+            product = T.alloc_fragment((KV_TILE, head_dim), T.float32)
             wide_v = T.alloc_fragment((KV_TILE, value_dim), T.float32)
             score = T.alloc_fragment((KV_TILE,), T.float32)
             part_sum = T.alloc_fragment((block_H,), T.float32)
@@ -100,12 +103,13 @@ def attention_decode_kernel(
 
             @T.macro
             def multiply():
-                """S = Q K^T for one query, keys in `wide_k`: memory is what takes time, so nothing is packed."""
-                for j, d in T.Parallel(KV_TILE, head_dim):
-                    wide_k[j, d] = wide_k[j, d] * T.cast(Q_s[0, d], T.float32)
-                T.reduce_sum(wide_k, score, dim=1)
-                for i, j in T.Parallel(1, KV_TILE):
-                    S[i, j] = score[j]
+                """S = Q K^T for a few queries, keys in `wide_k`: packing them would take longer than the product."""
+                for i in T.serial(block_H):
+                    for j, d in T.Parallel(KV_TILE, head_dim):
+                        product[j, d] = wide_k[j, d] * T.cast(Q_s[i, d], T.float32)
+                    T.reduce_sum(product, score, dim=1)
+                    for j in T.Parallel(KV_TILE):
+                        S[i, j] = score[j]
 
             @T.macro
             def tile(key, whole):
@@ -113,12 +117,12 @@ def attention_decode_kernel(
                 page = table[b, key // page_size] if paged and whole else b
                 row = key % page_size if paged and whole else key
                 if not whole:
-                    fetch(K, wide_k if single else K_rest, key, head_dim)
-                    fetch(V, wide_v if single else V_rest, key, value_dim)
-                elif single:
+                    fetch(K, wide_k if few else K_rest, key, head_dim)
+                    fetch(V, wide_v if few else V_rest, key, value_dim)
+                elif few:
                     T.copy(K[page, row : row + KV_TILE, kv_head, 0:head_dim], wide_k)
                     T.copy(V[page, row : row + KV_TILE, kv_head, 0:value_dim], wide_v)
-                if single:
+                if few:
                     multiply()
                 elif whole:
                     T.copy(K[page, row : row + KV_TILE, kv_head, 0:head_dim], K_s)
@@ -134,9 +138,9 @@ def attention_decode_kernel(
                     S, P, acc, peak, before, origin, shrink, part_sum, total,
                     rows=block_H, keys=KV_TILE, value_dim=value_dim,
                 )  # fmt: skip
-                if single:
+                if few:
                     for j in T.serial(KV_TILE):
-                        for i, d in T.Parallel(1, value_dim):
+                        for i, d in T.Parallel(block_H, value_dim):
                             acc[i, d] = T.fma(T.cast(P[i, j], T.float32), wide_v[j, d], acc[i, d])
                 elif whole:
                     T.copy(V[page, row : row + KV_TILE, kv_head, 0:value_dim], V_s)
@@ -317,10 +321,10 @@ def _decode(
         scattered = paged and page_size % KV_TILE != 0
         group = heads // kv_heads
         least, most = tiles.decode
-        form = min(max(group, least), most) if group > 1 else 1, head_dim, value_dim, dtype
+        form = min(max(group, least), most) if group > FEW else group, head_dim, value_dim, dtype
         K, V = (arrays.unit_last(x) for x in (k, v))
         if longest:
-            kernel = _attention_decode_kernel("split", *form, paged, scattered, group == 1, False, tiles.threads)
+            kernel = _attention_decode_kernel("split", *form, paged, scattered, group <= FEW, False, tiles.threads)
             kernel(
                 arrays.unit_last(q), K, V, lengths, block_table if paged else lengths[:, None], scale * LOG2_E,
                 part, peak, total, target=target,
