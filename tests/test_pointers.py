@@ -148,3 +148,27 @@ def test_narrow_types(target: str) -> None:
     values = nibbles.astype(np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float32)
     np.testing.assert_array_equal(out, values)
     np.testing.assert_array_equal(y.astype(np.float32), values * 2)
+
+
+def test_threads_share_a_tensor_at_an_address() -> None:
+    made = kernel_from("""
+import tiledsl.language as T
+
+@T.prim_func
+def main(P: T.Tensor((4,), T.ptr), O: T.Tensor((4, 64), "float32")):
+    with T.Kernel(4, threads=64) as b:
+        t = T.get_thread_binding()
+        x = T.make_tensor(P[b], (64,), "float32")
+        s = T.alloc_shared((64,), "float32")
+        s[t] = x[63 - t]
+        T.sync_threads()
+        x[t] = s[t] * 2.0
+        O[b, t] = x[t] + s[63 - t]
+""")
+    for target in (*TARGETS, "numpy:exact"):
+        tensors = [np.arange(64, dtype=np.float32) + k for k in range(4)]
+        before = np.stack(tensors)
+        out = np.zeros((4, 64), np.float32)
+        made(np.array([x.ctypes.data for x in tensors]), out, target=target)
+        np.testing.assert_array_equal(np.stack(tensors), before[:, ::-1] * 2)
+        np.testing.assert_array_equal(out, before[:, ::-1] * 2 + before)
