@@ -42,8 +42,8 @@ def nodes_of(function: Any) -> set[str]:
     return {type(n).__name__ for k in function.kernels for n in walk(k.body)}
 
 
-def run(count: int, start: int, most: int, every: int) -> dict[str, set[str]]:
-    """Checks programs; gives the node classes seen at each stage."""
+def run(count: int, start: int, most: int, every: int, minutes: float) -> dict[str, set[str]]:
+    """Checks programs, for so long at most; gives the node classes seen at each stage."""
     from tiledsl.backends.cpu.pipeline import cpu_pipeline
     from tiledsl.testing.fuzz import check
     from tiledsl.testing.fuzz_run import drawn
@@ -66,6 +66,8 @@ def run(count: int, start: int, most: int, every: int) -> dict[str, set[str]]:
                 print(f"\n{number}.{done % 20}: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
             done += 1
             print(f"\r{done}/{count} programs, {time.monotonic() - begin:.0f} s ", end="", file=sys.stderr, flush=True)
+            if time.monotonic() - begin > 60 * minutes:
+                return seen
         if done >= count:
             break
     print(file=sys.stderr)
@@ -81,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--start", type=int, default=50000, help="number of the first round of programs")
     parser.add_argument("--most", type=int, default=12)
     parser.add_argument("--compile-every", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=30.0, help="stops after so many")
     parser.add_argument("--rooms", default=",".join(GOAL), help="whose lines are listed; 'all'")
     given = parser.parse_args(argv)
     listed = list(ROOMS) if given.rooms == "all" else given.rooms.split(",")
@@ -90,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = [f"{ROOT}/{p}*" for p in ROOMS.values()] + [f"{ROOT}/tiledsl/{p}*" for p in ROOMS.values()]
     measure = coverage.Coverage(branch=True, data_file=None, config_file=False, include=files)
     measure.start()
-    seen = run(given.count, given.start, given.most, given.compile_every)
+    seen = run(given.count, given.start, given.most, given.compile_every, given.minutes)
     measure.stop()
     totals: dict[str, list[int]] = {room: [0, 0, 0, 0] for room in ROOMS}
     for file in sorted(measure.get_data().measured_files()):
