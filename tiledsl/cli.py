@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("tiledsl.bench", "measure the library against NumPy and torch"),
     "demo": ("tiledsl.demo", "run attention and a mixture of experts on a real text, and measure"),
     "doctor": ("tiledsl.doctor", "what works here, what does not and how to get it"),
+    "run": ("tiledsl.compat.run", "run a TileLang program, unchanged, on a target of ours"),
     "show": ("tiledsl.show", "print a kernel: its tile IR, the loop stage, or the generated source"),
 }
 

@@ -19,7 +19,7 @@ __all__ = ["author_frame", "error", "here", "is_author_file", "position", "traci
 _E = TypeVar("_E", bound=TileError)
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _INTERNAL = tuple(
-    os.path.join(_PACKAGE, room) for room in ("frontend", "language", "dtypes.py", "errors.py", "runtime")
+    os.path.join(_PACKAGE, room) for room in ("frontend", "language", "dtypes.py", "errors.py", "runtime", "compat")
 )
 _STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 

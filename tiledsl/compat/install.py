@@ -1,0 +1,41 @@
+"""Makes `import tilelang` find the modules of `shim/`, in this process and in those it starts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["SHIM", "install", "installed"]
+
+SHIM = Path(__file__).parent / "shim"
+_NAMES = ("tilelang", "tvm")
+
+
+def install() -> None:
+    """From here on `tilelang` and `tvm` are the compatibility layer's, here and in child processes."""
+    for name in [m for m in sys.modules if m.partition(".")[0] in _NAMES]:
+        del sys.modules[name]
+    sys.path.insert(0, str(SHIM))
+    old = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(SHIM) if not old else f"{SHIM}{os.pathsep}{old}"
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[None]:
+    """`install` for a while."""
+    path, modules, before = list(sys.path), dict(sys.modules), os.environ.get("PYTHONPATH")
+    install()
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name in [m for m in sys.modules if m.partition(".")[0] in _NAMES]:
+            del sys.modules[name]
+        sys.modules.update({m: x for m, x in modules.items() if m.partition(".")[0] in _NAMES})
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before

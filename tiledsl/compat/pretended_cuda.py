@@ -1,0 +1,249 @@
+"""torch programs that say "cuda", run on CPU tensors: device names are redirected, and `torch.cuda` answers.
+
+`pretended(capability)` is a context manager; everything is as before when it ends. Inside, tensors that were asked for
+on "cuda" lie in host memory; `x.is_cuda` and `x.device` say what the program expects to hear.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+__all__ = ["MULTIPROCESSORS", "pretended", "real"]
+
+MULTIPROCESSORS = 132
+_DEPTH = [0]  # above 0: tiledsl itself is at work and wants to know the truth
+
+
+@contextlib.contextmanager
+def real() -> Iterator[None]:
+    """Inside, torch says where things are in truth."""
+    _DEPTH[0] += 1
+    try:
+        yield
+    finally:
+        _DEPTH[0] -= 1
+
+
+def _is_cuda(device: Any) -> bool:
+    import torch
+
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return isinstance(device, str) and device.split(":")[0] == "cuda"
+
+
+def _redirected(value: Any) -> Any:
+    return "cpu" if _is_cuda(value) else value
+
+
+def _mode() -> Any:
+    """The mode through which every call of torch's functions, methods and properties goes."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    getters = {torch.Tensor.is_cuda.__get__: True, torch.Tensor.device.__get__: torch.device("cuda", 0)}  # type: ignore[attr-defined]
+    moves: set[Any] = {torch.Tensor.to, torch.nn.Module.to}
+
+    class Redirect(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = dict(kwargs or {})
+            if _DEPTH[0]:
+                return func(*args, **kwargs)
+            if func in getters:
+                return getters[func]
+            if func is torch.Tensor.cuda:
+                return args[0]
+            if "device" in kwargs:
+                # an integer is the number of a GPU
+                device = kwargs["device"]
+                kwargs["device"] = "cpu" if isinstance(device, int) else _redirected(device)
+            if kwargs.get("pin_memory"):
+                kwargs["pin_memory"] = False
+            if func in moves:
+                args = tuple(_redirected(a) for a in args)
+            if func is torch.Tensor.pin_memory:
+                return args[0]
+            return func(*args, **kwargs)
+
+    return Redirect()
+
+
+class _Event:
+    """torch.cuda.Event on the host's clock."""
+
+    def __init__(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> None:
+        self.at = 0.0
+
+    def record(self, stream: Any = None) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end: _Event) -> float:
+        """Milliseconds."""
+        return (end.at - self.at) * 1e3
+
+    def synchronize(self) -> None:
+        pass
+
+    def wait(self, stream: Any = None) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+
+class _Stream:
+    """torch.cuda.Stream: work is done when it is asked for."""
+
+    cuda_stream = 0
+    device_index = 0
+
+    def __init__(self, *args: Any, **kw: Any) -> None:
+        pass
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def wait_stream(self, stream: Any) -> None:
+        pass
+
+    def wait_event(self, event: Any) -> None:
+        pass
+
+    def record_event(self, event: Any = None) -> Any:
+        event = event or _Event()
+        event.record()
+        return event
+
+    def query(self) -> bool:
+        return True
+
+
+class _Device(contextlib.AbstractContextManager[None]):
+    """torch.cuda.device."""
+
+    def __init__(self, device: Any = None) -> None:
+        self.idx = 0
+
+    def __exit__(self, *exc: Any) -> None:
+        pass
+
+
+def _answers(capability: tuple[int, int]) -> dict[str, Any]:
+    """What `torch.cuda` says."""
+    import torch
+
+    def nothing(*args: Any, **kw: Any) -> None:
+        pass
+
+    def number(value: Any) -> Callable[..., Any]:
+        return lambda *args, **kw: value
+
+    properties = SimpleNamespace(
+        name="tiledsl on CPU",
+        major=capability[0],
+        minor=capability[1],
+        multi_processor_count=MULTIPROCESSORS,
+        total_memory=80 * 2**30,
+        warp_size=32,
+        max_threads_per_multi_processor=2048,
+        regs_per_multiprocessor=65536,
+        shared_memory_per_block=48 * 2**10,
+        shared_memory_per_block_optin=227 * 2**10,
+        shared_memory_per_multiprocessor=228 * 2**10,
+        L2_cache_size=50 * 2**20,
+        is_integrated=False,
+        gcnArchName="",
+    )
+    stream = _Stream()
+    found: dict[str, Any] = {
+        "is_available": number(True),
+        "is_initialized": number(True),
+        "device_count": number(1),
+        "current_device": number(0),
+        "get_device_name": number(properties.name),
+        "get_device_capability": number(capability),
+        "get_device_properties": number(properties),
+        "get_arch_list": number([f"sm_{capability[0]}{capability[1]}"]),
+        "current_stream": number(stream),
+        "default_stream": number(stream),
+        "stream": lambda s=None: contextlib.nullcontext(),
+        "mem_get_info": number((64 * 2**30, 80 * 2**30)),
+        "manual_seed": torch.manual_seed,
+        "manual_seed_all": torch.manual_seed,
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
+        "Event": _Event,
+        "Stream": _Stream,
+        "device": _Device,
+        "_is_compiled": number(True),
+    }
+    for name in (
+        "synchronize",
+        "set_device",
+        "empty_cache",
+        "init",
+        "reset_peak_memory_stats",
+        "set_stream",
+        "ipc_collect",
+    ):
+        found[name] = nothing
+    for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
+        found[name] = number(0)
+    return found
+
+
+@contextlib.contextmanager
+def pretended(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
+    """Inside, "cuda" means the host's memory, and `torch.cuda` describes a device of this compute capability."""
+    import torch
+
+    saved: list[tuple[Any, str, Any]] = []
+
+    def patch(owner: Any, name: str, value: Any) -> None:
+        saved.append((owner, name, owner.__dict__.get(name, _MISSING)))
+        setattr(owner, name, value)
+
+    generator = torch.Generator
+
+    class Generator(generator):  # type: ignore[misc, valid-type]
+        def __new__(cls, device: Any = "cpu") -> Any:
+            return generator("cpu")
+
+    try:
+        for name, value in _answers(capability).items():
+            patch(torch.cuda, name, value)
+        patch(torch, "Generator", Generator)
+        set_default = torch.set_default_device
+        patch(torch, "set_default_device", lambda device: set_default(_redirected(device)))
+        if not torch.version.cuda:
+            patch(torch.version, "cuda", "12.8")
+        to_module = torch.nn.Module.cuda
+        patch(torch.nn.Module, "cuda", lambda self, device=None: self)
+        move = torch.nn.Module.to
+        patch(
+            torch.nn.Module,
+            "to",
+            lambda self, *args, **kw: move(self, *map(_redirected, args), **{k: _redirected(v) for k, v in kw.items()}),
+        )
+        del to_module
+        with _mode():
+            yield
+    finally:
+        for owner, name, value in reversed(saved):
+            if value is _MISSING:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
+
+
+_MISSING = object()

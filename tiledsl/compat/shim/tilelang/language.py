@@ -1,0 +1,11 @@
+"""`tilelang.language`: every name is looked up in `tiledsl.compat.language`."""
+
+from tiledsl.compat import language as _language
+
+__all__ = _language.names()
+
+
+def __getattr__(name):
+    if name.startswith("__") and name.endswith("__"):
+        raise AttributeError(name)
+    return _language.lookup(name)
