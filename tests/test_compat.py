@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from tiledsl.compat.pretended_cuda import pretended, real  # noqa: E402
 
-PROGRAM = '''
+PROGRAM = """
 import tilelang
 import tilelang.language as T
 import torch
@@ -53,7 +53,7 @@ def main():
 
 if __name__ == "__main__":
     main()
-'''
+"""
 
 
 def tiledsl_run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
