@@ -541,6 +541,14 @@ def test_what_is_known_of_remainders() -> None:
     )
 
 
+def test_what_was_asked_before_a_fact_is_asked_again() -> None:
+    x, facts = ir.Var("x", INT32), Facts()
+    wide = ir.Cast(x, as_dtype("int64"))
+    assert not facts.multiple(wide, 4)
+    facts.assume(build.eq(ir.Binary("floormod", x, build.const(4, INT32)), 0))
+    assert facts.multiple(wide, 4)
+
+
 def test_differences_of_products() -> None:
     i = ir.Var("i", INT32)
     four = build.const(4, INT32)
