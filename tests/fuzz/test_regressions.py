@@ -313,7 +313,7 @@ def test_the_shadow_of_a_function_of_a_scalar_and_a_tile() -> None:
     assert result.shadow["B"].max_error == 0
 
 
-@pytest.mark.parametrize("wrong", ["flags", "numbers in flags", "configs", "extent"])
+@pytest.mark.parametrize("wrong", ["flags", "numbers in flags", "configs", "extent", "combination"])
 def test_arguments_that_hostile_programs_gave(wrong: str) -> None:
     """They ended in bare errors of Python, or in an internal error of the lowering."""
     with pytest.raises(TileError) as caught:
@@ -325,6 +325,8 @@ def test_arguments_that_hostile_programs_gave(wrong: str) -> None:
                     T.annotate_compile_flags(4)
                 if wrong == "numbers in flags":
                     T.annotate_compile_flags([bx])
+                if wrong == "combination":
+                    T.comm_reducer(3, [T.float32(0)])
                 if wrong == "configs":
                     T.annotate_pass_configs(bx)
                 if wrong == "extent":

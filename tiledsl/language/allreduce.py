@@ -39,7 +39,7 @@ def comm_reducer(fcombine: Callable[[Any, Any], Any], identity: Any) -> Reducer:
     """
     values = list(identity) if isinstance(identity, (list, tuple)) else [identity]
     start = as_value(values[0], "T.comm_reducer: the identity") if len(values) == 1 else None
-    if start is not None:
+    if start is not None and callable(fcombine):
         x, y = Var("x", start.dtype), Var("y", start.dtype)
         made = fcombine(Value(x), Value(y))
         expr = made.typed if isinstance(made, Value) else None

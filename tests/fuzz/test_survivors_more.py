@@ -1,0 +1,251 @@
+"""More mistakes that tests/mutation planted and no test noticed; now these do."""
+
+# mypy: disable-error-code="no-untyped-def,valid-type,misc"
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tiledsl
+import tiledsl.language as T
+from tiledsl import config, ir
+from tiledsl.analysis.bounds import Facts
+from tiledsl.backends.cpu.pipeline import cpu_pipeline
+from tiledsl.dtypes import as_dtype
+from tiledsl.errors import TileError
+from tiledsl.frontend.linear import difference
+from tiledsl.frontend.reader import from_text
+from tiledsl.interp import Options, run
+from tiledsl.ir import build
+from tiledsl.ir.equal import equal
+from tiledsl.ir.printer import to_text
+from tiledsl.ir.verifier import verify
+from tiledsl.ir.walk import Rewriter, walk
+from tiledsl.passes.pipeline import run as run_passes
+from tiledsl.testing import assert_targets_agree
+
+INT32 = as_dtype("int32")
+
+
+def test_a_lane_number_minus_one_wraps_at_the_first_lane() -> None:
+    @T.prim_func
+    def kernel(B: T.Tensor((2, 20), "int32")):
+        with T.Kernel(1):
+            for i in T.Parallel(20):
+                B[0, i] = T.cast(T.cast(i - 1, "uint8"), "int32")
+            for i, _j in T.Parallel(20, 3):
+                B[1, i] = T.cast(T.cast(i - 1, "uint16"), "int32")
+
+    B = np.zeros((2, 20), np.int32)
+    assert_targets_agree(tiledsl.compile(kernel), B)
+    tiledsl.compile(kernel)(B, target="numpy")
+    assert B[:, 0].tolist() == [255, 65535] and B[0, 1:].tolist() == list(range(19))
+
+
+def test_conditions_that_hold_for_all_iterations() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((20,), "float32"), B: T.Tensor((20,), "float32")):
+        with T.Kernel(1):
+            for i in T.Parallel(20):
+                if i < 20:
+                    B[i] = A[i] if i >= 0 else 7.0
+
+    assert_targets_agree(tiledsl.compile(kernel), np.arange(20, dtype=np.float32), np.zeros(20, np.float32))
+
+
+def test_sums_onto_old_values_of_every_width() -> None:
+    @T.prim_func
+    def kernel(
+        A: T.Tensor((4, 20), "float64"), B: T.Tensor((4,), "float64"), C: T.Tensor((4, 20), "float16"),
+        D: T.Tensor((4,), "float16"), E: T.Tensor((4, 20), "int64"), F: T.Tensor((4,), "int64"),
+    ):  # fmt: skip
+        with T.Kernel(1):
+            a = T.alloc_fragment((4, 20), "float64")
+            b = T.alloc_fragment((4,), "float64")
+            c = T.alloc_fragment((4, 20), "float16")
+            d = T.alloc_fragment((2, 2), "float16")
+            e = T.alloc_fragment((4, 20), "int64")
+            f = T.alloc_fragment((4,), "int64")
+            flat = T.reshape(d, (4,))  # a view keeps the tile in its own type
+            for source, old, tile, out in ((A, B, a, b), (C, D, c, flat), (E, F, e, f)):
+                T.copy(source, tile)
+                T.copy(old, out)
+                T.reduce_sum(tile, out, dim=1, clear=False)
+                T.copy(out, old)
+
+    rng = np.random.default_rng(0)
+    A, C = rng.standard_normal((4, 20)), rng.standard_normal((4, 20)).astype(np.float16)
+    E = rng.integers(-(2**60), 2**60, (4, 20))
+    olds = np.full(4, 1 / 3), np.full(4, 1 / 3, np.float16), np.full(4, 2**53 + 1)
+    assert_targets_agree(tiledsl.compile(kernel), A, olds[0], C, olds[1], E, olds[2])
+
+
+def test_kernels_without_a_cache() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((4,), "float32")):
+        with T.Kernel(1):
+            for i in T.Parallel(4):
+                A[i] = A[i] + 1
+
+    with config.DISABLE_CACHE.override(True):
+        A = np.zeros(4, np.float32)
+        tiledsl.compile(kernel)(A, target="numba")
+    assert A.tolist() == [1] * 4
+
+
+def test_a_wider_copy_of_a_half_adds_no_error() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((20,), "float16"), B: T.Tensor((20,), "float32")):
+        with T.Kernel(1):
+            for i in T.Parallel(20):
+                B[i] = A[i]
+
+    args = [np.linspace(-1, 1, 20).astype(np.float16), np.zeros(20, np.float32)]
+    assert run(kernel.function, args, Options(exact=True, shadow=True)).shadow["B"].bound.max() == 0
+
+
+def test_what_is_known_of_remainders() -> None:
+    x, n = ir.Var("x", INT32), ir.Var("n", INT32)
+    facts = Facts()
+    facts.bound(x, 0, 1000)
+    facts.bound(n, 1, 100)
+    assert facts.prove(build.lt(ir.Binary("floormod", x, n), n))
+    shifted = build.add(x, 4)
+    assert not facts.multiple(shifted, 4)  # asked before it is known
+    facts.assume(build.eq(ir.Binary("floormod", x, build.const(4, INT32)), 0))
+    assert facts.multiple(shifted, 4) and facts.prove(
+        build.eq(ir.Binary("floormod", shifted, build.const(4, INT32)), 0)
+    )
+
+
+def test_what_was_asked_before_a_fact_is_asked_again() -> None:
+    x, facts = ir.Var("x", INT32), Facts()
+    wide = ir.Cast(x, as_dtype("int64"))
+    assert not facts.multiple(wide, 4)
+    facts.assume(build.eq(ir.Binary("floormod", x, build.const(4, INT32)), 0))
+    assert facts.multiple(wide, 4)
+
+
+def test_differences_of_products() -> None:
+    i = ir.Var("i", INT32)
+    four = build.const(4, INT32)
+    for moved, still in (
+        (ir.Binary("mul", build.add(i, 1), four), ir.Binary("mul", i, four)),
+        (ir.Binary("mul", four, build.add(i, 1)), ir.Binary("mul", four, i)),
+        (ir.Binary("mul", build.add(i, 1), four), ir.Binary("mul", four, i)),
+    ):
+        assert difference(moved, still) == 4 and difference(still, moved) == -4
+    assert difference(ir.Binary("mul", i, i), i) is None
+
+
+def test_strides_of_unknown_variables_are_no_legal_ir() -> None:
+    n = T.dynamic("n")
+
+    @T.prim_func
+    def kernel(A: T.StridedTensor((n,), (2,), "float32"), B: T.Tensor((n,), "float32")):
+        with T.Kernel(1):
+            for i in T.Parallel(4):
+                B[i] = A[i]
+
+    function = kernel.function
+    verify(function)
+    bad = function.params[0].buffer.replace(strides=(ir.Var("nowhere", INT32),))
+    with pytest.raises(TileError, match="nowhere"):
+        verify(Rename({function.params[0].buffer: bad}).visit(function))
+
+
+class Rename(Rewriter):
+    def __init__(self, names: dict[ir.Buffer, ir.Buffer]) -> None:
+        self.names = names
+
+    def buffer(self, b: ir.Buffer) -> ir.Buffer:
+        return self.names.get(b, b)
+
+
+def test_views_in_scratch_memory_stand_by_themselves() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((12,), "float32"), B: T.Tensor((3, 4), "float32")):
+        with T.Kernel(1):
+            pad = T.alloc_shared((5,), "float32")
+            x = T.alloc_shared((12,), "float32")
+            T.clear(pad)
+            T.copy(A, x)
+            y = T.reshape(x, (3, 4))
+            for i, j in T.Parallel(3, 4):
+                y[i, j] = y[i, j] + 1
+            T.copy(x[4:8], B[0, :])
+            T.copy(y[1:3, :], B[1, 0])
+
+    lowered = run_passes(kernel.function, cpu_pipeline())
+    scratch = {n for n in walk(lowered.kernels[0].body) if isinstance(n, ir.Buffer) and n.scope == "scratch"}
+    assert scratch and all(b.alias_of is None and b.base is not None for b in scratch)
+    assert equal(lowered, from_text(to_text(lowered)), hints=True)
+    assert_targets_agree(tiledsl.compile(kernel), np.arange(12, dtype=np.float32), np.zeros((3, 4), np.float32))
+
+
+def test_gathers_of_bytes_claim_no_alignment() -> None:
+    from llvmlite import ir as llvm
+
+    from tiledsl.backends.cpu.emit import values
+
+    for name, align in (("int8", 1), ("int16", 2), ("float64", 8)):
+        module = llvm.Module()
+        f = llvm.Function(
+            module, llvm.FunctionType(llvm.VoidType(), [values.PTR, llvm.VectorType(values.I64, 16)]), "f"
+        )
+        b = llvm.IRBuilder(f.append_basic_block())
+        got = values.gather(b, as_dtype(name), f.args[0], f.args[1])
+        values.scatter(b, as_dtype(name), f.args[0], f.args[1], got)
+        b.ret_void()
+        text = str(module)
+        assert text.count(f"align {align}") == 2, text
+
+
+def test_literals_of_outcomes() -> None:
+    x = ir.Var("x", ir.BOOL)
+    assert build.TRUE.value is True and build.FALSE.value is False
+    assert build.and_(x, build.TRUE) is x and build.or_(x, build.FALSE) is x
+
+
+def test_outcomes_shifted_by_outcomes() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((20,), "float32"), B: T.Tensor((20,), "int32")):
+        with T.Kernel(1):
+            for i in T.Parallel(20):
+                B[i] = (A[i] > 0) << (A[i] > 1)
+
+    A, B = np.linspace(-2, 2, 20, dtype=np.float32), np.zeros(20, np.int32)
+    assert_targets_agree(tiledsl.compile(kernel), A, B)
+    tiledsl.compile(kernel)(A, B, target="numpy")
+    assert B.tolist() == ((A > 0).astype(int) << (A > 1).astype(int)).tolist()
+
+
+def test_a_view_behind_the_start_of_its_buffer() -> None:
+    """Offsets of views are in elements, those of scratch memory in bytes."""
+    f32, params = as_dtype("float32"), []
+    for name in "AB":
+        params.append(ir.Buffer(name, f32, (build.const(12, INT32),), "global"))
+    x = ir.Buffer("x", f32, (build.const(12, INT32),), "shared")
+    tail = ir.Buffer("tail", f32, (build.const(8, INT32),), "shared", alias_of=x, offset=build.const(4, INT32))
+    i, j, k = (ir.Var(v, INT32) for v in "ijk")
+    body = (
+        ir.Alloc(x),
+        ir.Parallel((i,), (build.const(12, INT32),), (ir.Store(x, (i,), ir.Load(params[0], (i,))),)),
+        ir.Parallel((j,), (build.const(8, INT32),), (ir.Store(tail, (j,), build.add(ir.Load(tail, (j,)), 1.0)),)),
+        ir.Parallel((k,), (build.const(12, INT32),), (ir.Store(params[1], (k,), ir.Load(x, (k,))),)),
+    )
+
+    @T.prim_func
+    def like(A: T.Tensor((12,), "float32"), B: T.Tensor((12,), "float32")):
+        with T.Kernel(1):
+            B[0] = A[0]
+
+    function = like.function
+    old = [p.buffer for p in function.params]
+    kernel = function.kernels[0].replace(body=Rename(dict(zip(params, old, strict=True))).visit_block(body))
+    function = function.replace(kernels=(kernel,))
+    verify(function)
+    for f in (function, run_passes(function, cpu_pipeline())):
+        A, B = np.arange(12, dtype=np.float32), np.zeros(12, np.float32)
+        run(f, [A, B], Options(exact=True))
+        assert B.tolist() == [*range(4), *range(5, 13)]
