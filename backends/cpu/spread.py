@@ -80,9 +80,7 @@ class Spreader(Writer):
 
     def is_point(self, n: ir.Node) -> bool:
         """Threads meet here."""
-        if isinstance(n, ir.ReducerOp):
-            return n.action != "update"
-        return isinstance(n, (ir.Sync, ir.Collective, ir.Wait, *_BY_BLOCK))
+        return isinstance(n, (ir.Sync, ir.Collective, ir.Wait, ir.ReducerOp, *_BY_BLOCK))
 
     def stays_inside(self, s: ir.Stmt) -> bool:
         """Threads can run this whole statement each for itself."""
@@ -167,7 +165,13 @@ class Spreader(Writer):
             self.level.out.append(s)
 
     def _reducer(self, s: ir.ReducerOp) -> None:
-        (self._effect if s.action == "update" else self.emit)(s)
+        """Contributions come statement by statement, each of all threads in their order: a region of its own."""
+        self.flush()
+        if s.action == "update":
+            self.level.pending.append(s)
+            self.flush()
+        else:
+            self.emit(s)
 
     def _effect(self, s: ir.Store | ir.Atomic | ir.ReducerOp | ir.Debug) -> None:
         if isinstance(s, ir.Atomic) and s.op == "arrive":

@@ -202,7 +202,7 @@ def test_a_contribution_before_the_start_is_reported() -> None:
 
 @pytest.mark.parametrize("size", [1, 64, 150])
 def test_threads_contribute_one_by_one(size: int) -> None:
-    """At thread level contributions come thread by thread; start and end belong to the block."""
+    """At thread level contributions come statement by statement, each of all threads in their order."""
     k = support.kernel_from("""
 import tiledsl.language as T
 
@@ -222,7 +222,7 @@ def main(X: T.Tensor((n,), "float32"), O: T.Tensor((3,), "float32")):
             O[t] = r[t]
 """)
     x = values("float32", (size,))
-    given = [((t % 3,), 0, x[k * 64 + t]) for t in range(64) for k in range(3) if k * 64 + t < size]
+    given = [((t % 3,), 0, x[k * 64 + t]) for k in range(3) for t in range(64) if k * 64 + t < size]
     args = [x, np.zeros(3, np.float32)]
     support.assert_same(support.agree(k, *args)[1], collected("sum", 0, (3,), "float32", iter(given)), "threads")
     run(k.function, args, checked())

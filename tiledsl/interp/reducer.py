@@ -116,7 +116,7 @@ class Reducers:
             part = np.broadcast_to(0 if lane is None or not spread else lane(env, mask), shape)[on_all] % _PARTIALS
             given = np.broadcast_to(np.asanyarray(value(env, mask), storage), shape)[on_all]
             env[state.queue].append((np.flatnonzero(on_all), (part, *flat), widen(given)))
-            if nest is None:
+            if nest is None or nest.threads:
                 _flush(env, state)
             return mask
 
@@ -130,7 +130,6 @@ class Reducers:
             data = env[slot]
             if env[state.queue] is None:
                 state.start(env, data)
-            _flush(env, state)  # of threads, which have no end
             partials = env[state.partials]
             total = arithmetic.combine_lanes(partials, state.combine)
             data[...] = narrow(state.combine(widen(data), total))
