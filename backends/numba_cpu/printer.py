@@ -201,10 +201,10 @@ class _KernelPrinter(ExpressionPrinter):
         method(s)
 
     def do_Alloc(self, s: ir.Alloc) -> None:
-        if s.buffer.base is not None:
-            self.define_pointer(s.buffer, self.expr(s.buffer.base), f"  # {_describe(s.buffer)}")
-            return
         b = s.buffer
+        if b.base is not None and b.scope == "global":  # an address out of a table; the prologue places scratch
+            self.define_pointer(b, self.expr(b.base), f"  # {_describe(b)}")
+            return
         if b.scope != "var":
             return
         for i in range(count_of(b)):
