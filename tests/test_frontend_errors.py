@@ -41,6 +41,7 @@ IN_KERNEL = {
     "outside-region": "kept = []\nfor i in T.serial(4):\n    kept.append(i)\nr[kept[0]] = 1.0",
     "outside-region:buffer": "kept = []\nif n > 0:\n    kept.append(T.alloc_local((4,), T.float32))\nkept[0][0] = 1.0",
     "declaration": "B: T.Tensor[(4,), T.float32]",
+    "tensor-of-data": "B = T.Tensor((4,), T.float32, f[0, 0:4])",
     "unpack-scalar": "a, b = n",
     "unpack-count": "a, b, c = n, 2",
     "undefined-after-region": "for i in T.serial(4):\n    x = r[i]\nr[0] = x",

@@ -58,6 +58,7 @@ def _forward(heads, kv_heads, dim, causal, dtype, block_M=32, block_N=48, window
             rescale = T.alloc_fragment([block_M], acc_t)
             row_sum = T.alloc_fragment([block_M], acc_t)
             logsum = T.alloc_fragment([block_M], acc_t)
+            T.annotate_layout({Q_s: T.Layout(Q_s.shape, lambda i, j: (i, j))})
 
             kv_head = by // (heads // kv_heads)
             past = seq_k - seq_q

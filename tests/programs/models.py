@@ -368,6 +368,45 @@ def selective_scan(rng):
 
 
 @program(F32)
+def convolution_with_flat_views(rng):
+    N, H, W, C, F, K, S, D, P = 2, 9, 8, 16, 20, 3, 2, 1, 1
+    OH, OW = ((x + 2 * P - D * (K - 1) - 1) // S + 1 for x in (H, W))
+    BM, BN, BK = 16, 16, 16
+
+    @tiledsl.jit(out_idx=[2])
+    def kernel():
+        @T.prim_func
+        def main(
+            X: T.Tensor((N, H, W, C), "float32"),
+            Kernel: T.Tensor((K, K, C, F), "float32"),
+            Y: T.Tensor((N, OH, OW, F), "float32"),
+        ):
+            with T.Kernel(T.ceildiv(F, BN), T.ceildiv(N * OH * OW, BM), threads=128) as (bx, by):
+                col = T.alloc_shared((BM, BK), "float32")
+                k_s = T.alloc_shared((BK, BN), "float32")
+                acc = T.alloc_fragment((BM, BN), "float32")
+                flat = T.Tensor((K * K * C, F), "float32", Kernel.data)
+                out = T.Tensor((N * OH * OW, F), "float32", Y.data)
+                T.clear(acc)
+                for k in T.Pipelined(T.ceildiv(K * K * C, BK), num_stages=2):
+                    T.c2d_im2col(X, col, by, k, K, S, D, P)
+                    T.copy(flat[k * BK, bx * BN], k_s)
+                    T.gemm(col, k_s, acc)
+                T.copy(acc, out[by * BM, bx * BN])
+
+        return main
+
+    x, w = normal(rng, N, H, W, C), normal(rng, K, K, C, F)
+    padded = np.pad(wide(x), ((0, 0), (P, P), (P, P), (0, 0)))
+    want = np.zeros((N, OH, OW, F))
+    for i in range(K):
+        for j in range(K):
+            part = padded[:, i * D : i * D + S * OH : S, j * D : j * D + S * OW : S]
+            want += np.einsum("nhwc,cf->nhwf", part[:, :OH, :OW], wide(w)[i, j])
+    return [(kernel()(x, w), want)]
+
+
+@program(F32)
 def cross_entropy_of_long_rows(rng):
     """Rows longer than a tile: running maximum and sum, the target's logit picked by index."""
     M, N, B = 13, 500, 64

@@ -154,7 +154,7 @@ class BufferRef:
     @property
     def data(self) -> Element:
         """The first element, which stands for the address of the storage."""
-        return self.access_ptr()
+        return Element(self.buffer, (Const(0, INT32),) * self.buffer.rank)
 
     def access_ptr(self, access_mask: Any = "r", offset: Any = 0, extent: Any = None) -> Element:
         """The element at a row-major offset: what T.copy, atomics and T.ldg128 take as an address."""

@@ -12,6 +12,8 @@ from tiledsl.frontend.annotations import dynamic as _dynamic
 from tiledsl.frontend.builder import current
 from tiledsl.frontend.eager import EagerTracer
 from tiledsl.frontend.location import error
+from tiledsl.frontend.storage import BufferRef, Element
+from tiledsl.ir import Const
 from tiledsl.language.operation import surface
 
 __all__ = [
@@ -24,8 +26,8 @@ class _TensorAnnotation:
     """`T.Tensor(shape, dtype)` and `T.Tensor[shape, dtype]`."""
 
     def __init__(self, name: str) -> None:
-        def make(shape: Any, dtype: Any = "float32") -> Any:
-            return TensorSpec.make(f"T.{name}", shape, dtype)
+        def make(shape: Any, dtype: Any = "float32", data: Any = None) -> Any:
+            return TensorSpec.make(f"T.{name}", shape, dtype) if data is None else _seen_as(name, shape, dtype, data)
 
         make.__name__ = self.__name__ = name
         self._make = surface(make)
@@ -38,6 +40,21 @@ class _TensorAnnotation:
         if not isinstance(key, tuple) or len(key) != 2:
             return self._make(key)
         return self._make(*key)
+
+
+def _seen_as(name: str, shape: Any, dtype: Any, data: Any) -> Any:
+    """`T.Tensor(shape, dtype, x.data)` inside a kernel: the storage of x with another shape."""
+    from tiledsl.language.memory import view
+
+    whole = isinstance(data, Element) and all(isinstance(i, Const) and i.value == 0 for i in data.indices)
+    if not whole and not isinstance(data, BufferRef):
+        raise error(
+            "tensor-of-data",
+            TileTypeError,
+            f"T.{name}(shape, dtype, data): data is {data!r}, expected the .data of a tensor",
+            help="T.view gives a buffer another shape",
+        )
+    return view(BufferRef(data.buffer), shape, dtype)
 
 
 class TileAnnotation:
@@ -85,10 +102,13 @@ class _StridedAnnotation:
 
 if TYPE_CHECKING:
     # For a type checker a tensor annotation is just something that can be indexed.
-    def Tensor(shape: Any, dtype: Any = "float32") -> Any:
-        """A row-major contiguous tensor. shape: ints and symbols; the caller's array is checked against it."""
+    def Tensor(shape: Any, dtype: Any = "float32", data: Any = None) -> Any:
+        """A row-major contiguous tensor. shape: ints and symbols; the caller's array is checked against it.
 
-    def Buffer(shape: Any, dtype: Any = "float32") -> Any:
+        data: `x.data` inside a kernel: the storage of x with this shape, as T.view.
+        """
+
+    def Buffer(shape: Any, dtype: Any = "float32", data: Any = None) -> Any:
         """Older name of `Tensor`."""
 
     def StridedTensor(shape: Any, strides: Any, dtype: Any = "float32") -> Any:
