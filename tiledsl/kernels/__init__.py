@@ -1,7 +1,7 @@
 """The library: matrix products, attention and row-wise kernels, written in the language, for all targets.
 
-NumPy (ml_dtypes) or torch in, the same kind out; float32, float16 and bfloat16. The factories behind the functions
-(`matmul_kernel`, ...) take tile sizes and dtypes and leave all shapes symbolic: one compile serves every shape.
+NumPy (ml_dtypes) or torch in, the same kind out; float32, float16, bfloat16 and float64. The factories behind the
+functions (`matmul_kernel`, ...) take tile sizes and dtypes and leave all shapes symbolic: one compile serves all.
 """
 
 from tiledsl.kernels.attention import (
@@ -34,6 +34,16 @@ from tiledsl.kernels.rowwise import (
     softmax,
     softmax_kernel,
 )
+from tiledsl.kernels.rowwise_backward import (
+    layer_norm_backward,
+    norm_backward_kernel,
+    norm_weight_backward_kernel,
+    rms_norm_backward,
+    softmax_backward,
+    softmax_backward_kernel,
+    swiglu_backward,
+    swiglu_backward_kernel,
+)
 
 __all__ = [
     "block_sparse_attention",
@@ -60,19 +70,27 @@ __all__ = [
     "k_grouped_gemm",
     "k_grouped_gemm_kernel",
     "layer_norm",
+    "layer_norm_backward",
     "layer_norm_kernel",
     "masked_grouped_gemm",
     "masked_grouped_gemm_kernel",
     "matmul",
     "matmul_kernel",
     "mla_decode",
+    "norm_backward_kernel",
+    "norm_weight_backward_kernel",
     "rms_norm",
+    "rms_norm_backward",
     "rms_norm_kernel",
     "rope",
     "rope_kernel",
     "softmax",
+    "softmax_backward",
+    "softmax_backward_kernel",
     "softmax_kernel",
     "swiglu",
+    "swiglu_backward",
+    "swiglu_backward_kernel",
     "swiglu_kernel",
     "top_k",
     "top_k_kernel",

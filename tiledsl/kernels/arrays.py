@@ -13,11 +13,16 @@ from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.runtime import address_of, device_of, is_torch
 
 __all__ = [
-    "as_int32", "check_out", "check_size", "dense", "describe", "dtype_of", "floats", "like_kind", "matrix", "on_host",
-    "out_dtype", "rank", "same", "strides", "unit_last",
+    "accumulator", "as_int32", "check_out", "check_size", "dense", "describe", "dtype_of", "floats", "like_kind",
+    "matrix", "on_host", "out_dtype", "rank", "same", "strides", "unit_last",
 ]  # fmt: skip
 
-FLOATS = ("float32", "float16", "bfloat16")
+FLOATS = ("float32", "float16", "bfloat16", "float64")
+
+
+def accumulator(dtype: Any) -> DType:
+    """The type in which sums over elements of `dtype` are kept and functions of them computed: at least float32."""
+    return as_dtype("float64" if as_dtype(dtype).name == "float64" else "float32")
 
 
 def dtype_of(function: str, name: str, x: Any, allowed: Sequence[str] = FLOATS) -> DType:

@@ -12,7 +12,7 @@ import numpy as np
 
 import tiledsl
 import tiledsl.language as T
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.attention_args import check_heads, check_layout, check_scale, check_sink, window_limits
@@ -43,18 +43,19 @@ def flash_attention_kernel(
     batch, heads, kv_heads = T.dynamic("batch"), T.dynamic("heads"), T.dynamic("kv_heads")
     seq_q, seq_kv = T.dynamic("seq_q"), T.dynamic("seq_kv")
     q_strides, k_strides, v_strides, o_strides = (_strided(x) for x in "qkvo")
+    wide = arrays.accumulator(dtype)
 
     @T.prim_func
     def flash_attention(
         Q: T.StridedTensor((batch, heads, seq_q, head_dim), q_strides, dtype),
         K: T.StridedTensor((batch, kv_heads, seq_kv, head_dim), k_strides, dtype),
         V: T.StridedTensor((batch, kv_heads, seq_kv, head_dim), v_strides, dtype),
-        scale_log2: T.float32,
+        scale_log2: wide,
         left: T.int32,
         right: T.int32,
-        SINK: T.Tensor((heads,), T.float32),
+        SINK: T.Tensor((heads,), wide),
         O: T.StridedTensor((batch, heads, seq_q, head_dim), o_strides, dtype),
-        LSE: T.Tensor((batch, heads, seq_q), T.float32),
+        LSE: T.Tensor((batch, heads, seq_q), wide),
     ):
         with T.Kernel(T.ceildiv(seq_q, block_M), heads, batch, threads=threads) as (bx, by, bz):
             kv_head = by // (heads // kv_heads)
@@ -83,6 +84,7 @@ def flash_attention_varlen_kernel(
     one, heads, kv_heads = T.dynamic("one"), T.dynamic("heads"), T.dynamic("kv_heads")
     total_q, total_kv, bounds = T.dynamic("total_q"), T.dynamic("total_kv"), T.dynamic("bounds")
     q_strides, k_strides, v_strides, o_strides = (_strided(x) for x in "qkvo")
+    wide = arrays.accumulator(dtype)
 
     @T.prim_func
     def flash_attention_varlen(
@@ -92,12 +94,12 @@ def flash_attention_varlen_kernel(
         q_ends: T.Tensor((bounds,), T.int32),
         kv_ends: T.Tensor((bounds,), T.int32),
         longest: T.int32,
-        scale_log2: T.float32,
+        scale_log2: wide,
         left: T.int32,
         right: T.int32,
-        SINK: T.Tensor((heads,), T.float32),
+        SINK: T.Tensor((heads,), wide),
         O: T.StridedTensor((one, heads, total_q, head_dim), o_strides, dtype),
-        LSE: T.Tensor((one, heads, total_q), T.float32),
+        LSE: T.Tensor((one, heads, total_q), wide),
     ):
         with T.Kernel(T.ceildiv(longest, block_M), heads, bounds - 1, threads=threads) as (bx, by, bz):
             kv_head = by // (heads // kv_heads)
@@ -151,10 +153,11 @@ def flash_attention(
     out         array like q that receives the result
     target      where to run (default: TILEDSL_TARGET, else auto)
 
-    float32, float16 or bfloat16, one dtype for all; NumPy (ml_dtypes) or torch; strided views are read in place.
-    Returns an array like q, or (that, lse). Queries that see no key give 0 and lse -inf. Scores, softmax and sums
-    are float32; p is rounded to the inputs' dtype before it meets v. Finite inputs give the same bits for any
-    batch, any set of other queries, any number of threads, and every CPU target.
+    float32, float16, bfloat16 or float64, one dtype for all; NumPy (ml_dtypes) or torch; strided views are read in
+    place. Returns an array like q, or (that, lse). Queries that see no key give 0 and lse -inf. Scores, softmax and
+    sums are float32 (float64 for float64, and so are then sink and lse); p is rounded to the inputs' dtype before it
+    meets v. Finite inputs give the same bits for any batch, any set of other queries, any number of threads, and
+    every CPU target.
 
     Raises TileTypeError for wrong dtypes or shapes, TileValueError for an unknown layout, a scale that is not
     finite, a negative window, or an out that shares memory with an input.
@@ -169,8 +172,8 @@ def flash_attention(
         raise TileTypeError(f"flash_attention: q and k differ in batch: {arrays.describe(q=q, k=k)}")
     scale = check_scale("flash_attention", scale, head_dim)
     limits = window_limits("flash_attention", window, causal, max(seq_q, K.shape[2]))
-    sink = check_sink("flash_attention", sink, heads)
-    lse = allocate((batch, heads, seq_q), as_dtype("float32"), q)
+    sink = check_sink("flash_attention", sink, heads, dtype)
+    lse = allocate((batch, heads, seq_q), arrays.accumulator(dtype), q)
     if batch and heads and seq_q:
         tiles = tiles_for(target)
         kernel = _flash_attention_kernel(
@@ -238,8 +241,8 @@ def flash_attention_varlen(
     _, heads, total_q, head_dim = Q.shape
     scale = check_scale(name, scale, head_dim)
     limits = window_limits(name, window, causal, max(total_q, K.shape[2]))
-    sink = check_sink(name, sink, heads)
-    lse = allocate((1, heads, total_q), as_dtype("float32"), q)
+    sink = check_sink(name, sink, heads, dtype)
+    lse = allocate((1, heads, total_q), arrays.accumulator(dtype), q)
     if total_q and heads:
         tiles = tiles_for(target)
         longest = int(np.diff(q_ends).max())

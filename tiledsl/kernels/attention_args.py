@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
 
@@ -65,11 +66,11 @@ def window_limits(function: str, window: Any, causal: bool, longest: int) -> tup
     return min(left, longest), 0 if causal else min(right, longest)
 
 
-def check_sink(function: str, sink: Any, heads: int) -> Any:
-    """The sinks, contiguous. Raises TileTypeError unless they are float32 [heads] or None."""
+def check_sink(function: str, sink: Any, heads: int, dtype: DType) -> Any:
+    """The sinks, contiguous. Raises TileTypeError unless they are None or [heads], of the type of sums over dtype."""
     if sink is None:
         return None
-    arrays.dtype_of(function, "sink", sink, ("float32",))
+    arrays.dtype_of(function, "sink", sink, (arrays.accumulator(dtype).name,))
     if arrays.rank(function, "sink", sink, "heads") != (heads,):
         raise TileTypeError(f"{function}: {arrays.describe(sink=sink)}, expected one number for each of {heads} heads")
     return arrays.dense(sink)

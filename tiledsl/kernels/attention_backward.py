@@ -12,7 +12,7 @@ from typing import Any
 
 import tiledsl
 import tiledsl.language as T
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.attention_args import check_heads, check_layout, check_scale, check_sink, window_limits
@@ -67,24 +67,25 @@ def flash_attention_backward_kernel(
     q_strides, k_strides, v_strides, o_strides, g_strides, x_strides, y_strides = (_strided(x) for x in "qkvogxy")
     q_shape, k_shape = (batch, heads, seq_q, head_dim), (batch, kv_heads, seq_kv, head_dim)
     rows = (batch, heads, seq_q)
+    wide = arrays.accumulator(dtype)
 
     @T.prim_func
     def delta(
         O: T.StridedTensor(q_shape, o_strides, dtype),
         dO: T.StridedTensor(q_shape, g_strides, dtype),
-        LSE: T.Tensor(rows, T.float32),
-        dLSE: T.Tensor(rows, T.float32),
-        SINK: T.Tensor((heads,), T.float32),
-        L: T.Tensor(rows, T.float32),
-        D: T.Tensor(rows, T.float32),
-        Share: T.Tensor(rows, T.float32),
+        LSE: T.Tensor(rows, wide),
+        dLSE: T.Tensor(rows, wide),
+        SINK: T.Tensor((heads,), wide),
+        L: T.Tensor(rows, wide),
+        D: T.Tensor(rows, wide),
+        Share: T.Tensor(rows, wide),
     ):
         """L: the logarithm of the denominator to base 2, with the sink. D: sum_d dO O, less the gradient of lse as P
         meets it (lse is without the sink, P with it). Share: each row's part of the sink's gradient."""
         with T.Kernel(T.ceildiv(seq_q, block_M), heads, batch, threads=threads) as (bx, h, b):
-            o = T.alloc_fragment((block_M, head_dim), T.float32)
-            g = T.alloc_fragment((block_M, head_dim), T.float32)
-            d = T.alloc_fragment((block_M,), T.float32)
+            o = T.alloc_fragment((block_M, head_dim), wide)
+            g = T.alloc_fragment((block_M, head_dim), wide)
+            d = T.alloc_fragment((block_M,), wide)
             T.copy(O[b, h, bx * block_M, 0], o)
             T.copy(dO[b, h, bx * block_M, 0], g)
             for i, j in T.Parallel(block_M, head_dim):
@@ -94,7 +95,7 @@ def flash_attention_backward_kernel(
                 row = bx * block_M + i
                 if row < seq_q:
                     x = LSE[b, h, row]
-                    seen = x != -T.infinity(T.float32)  # else nothing is visible and every P is 0 anyway
+                    seen = x != -T.infinity(wide)  # else nothing is visible and every P is 0 anyway
                     base = T.if_then_else(seen, x, 0.0)
                     if sink:
                         higher = T.max(base, SINK[h])
@@ -102,10 +103,10 @@ def flash_attention_backward_kernel(
                         Share[b, h, row] = -T.exp(SINK[h] - both) * d[i]
                     else:
                         both = base
-                    L[b, h, row] = T.if_then_else(seen, both, 0.0) * LOG2_E
+                    L[b, h, row] = T.if_then_else(seen, both, 0.0) * wide(LOG2_E)
                     if lse_gradient:
                         extra = T.if_then_else(
-                            seen, dLSE[b, h, row] * T.min(T.exp(both - base), T.max_value(T.float32)), 0.0
+                            seen, dLSE[b, h, row] * T.min(T.exp(both - base), T.max_value(wide)), 0.0
                         )
                         D[b, h, row] = d[i] - extra
                     else:
@@ -117,10 +118,10 @@ def flash_attention_backward_kernel(
         K: T.StridedTensor(k_shape, k_strides, dtype),
         V: T.StridedTensor(k_shape, v_strides, dtype),
         dO: T.StridedTensor(q_shape, g_strides, dtype),
-        L: T.Tensor(rows, T.float32),
-        D: T.Tensor(rows, T.float32),
-        scale: T.float32,
-        scale_log2: T.float32,
+        L: T.Tensor(rows, wide),
+        D: T.Tensor(rows, wide),
+        scale: wide,
+        scale_log2: wide,
         left: T.int32,
         right: T.int32,
         dK: T.StridedTensor(k_shape, x_strides, dtype),
@@ -133,14 +134,14 @@ def flash_attention_backward_kernel(
             dO_s = T.alloc_shared((block_M, head_dim), dtype)
             Q_r = T.alloc_shared((block_M, head_dim), dtype)  # as right operands
             dO_r = T.alloc_shared((block_M, head_dim), dtype)
-            S = T.alloc_fragment((block_M, block_N), T.float32)
-            dP = T.alloc_fragment((block_M, block_N), T.float32)
+            S = T.alloc_fragment((block_M, block_N), wide)
+            dP = T.alloc_fragment((block_M, block_N), wide)
             P = T.alloc_fragment((block_M, block_N), dtype)
             dS = T.alloc_fragment((block_M, block_N), dtype)
-            acc_k = T.alloc_fragment((block_N, head_dim), T.float32)
-            acc_v = T.alloc_fragment((block_N, head_dim), T.float32)
-            l = T.alloc_fragment((block_M,), T.float32)
-            d = T.alloc_fragment((block_M,), T.float32)
+            acc_k = T.alloc_fragment((block_N, head_dim), wide)
+            acc_v = T.alloc_fragment((block_N, head_dim), wide)
+            l = T.alloc_fragment((block_M,), wide)
+            d = T.alloc_fragment((block_M,), wide)
 
             @T.macro
             def step(h, m, masked):
@@ -199,10 +200,10 @@ def flash_attention_backward_kernel(
         K: T.StridedTensor(k_shape, k_strides, dtype),
         V: T.StridedTensor(k_shape, v_strides, dtype),
         dO: T.StridedTensor(q_shape, g_strides, dtype),
-        L: T.Tensor(rows, T.float32),
-        D: T.Tensor(rows, T.float32),
-        scale: T.float32,
-        scale_log2: T.float32,
+        L: T.Tensor(rows, wide),
+        D: T.Tensor(rows, wide),
+        scale: wide,
+        scale_log2: wide,
         left: T.int32,
         right: T.int32,
         dQ: T.StridedTensor(q_shape, x_strides, dtype),
@@ -215,12 +216,12 @@ def flash_attention_backward_kernel(
             K_s = T.alloc_shared((block_N, head_dim), dtype)  # transposed in the product
             K_r = T.alloc_shared((block_N, head_dim), dtype)
             V_s = T.alloc_shared((block_N, head_dim), dtype)
-            S = T.alloc_fragment((block_M, block_N), T.float32)
-            dP = T.alloc_fragment((block_M, block_N), T.float32)
+            S = T.alloc_fragment((block_M, block_N), wide)
+            dP = T.alloc_fragment((block_M, block_N), wide)
             dS = T.alloc_fragment((block_M, block_N), dtype)
-            acc = T.alloc_fragment((block_M, head_dim), T.float32)
-            l = T.alloc_fragment((block_M,), T.float32)
-            d = T.alloc_fragment((block_M,), T.float32)
+            acc = T.alloc_fragment((block_M, head_dim), wide)
+            l = T.alloc_fragment((block_M,), wide)
+            d = T.alloc_fragment((block_M,), wide)
 
             @T.macro
             def step(n, masked):
@@ -266,11 +267,11 @@ def flash_attention_backward_kernel(
             T.copy(acc, dQ[b, h, row, 0])
 
     @T.prim_func
-    def sinks(Share: T.Tensor(rows, T.float32), dSINK: T.Tensor((heads,), T.float32)):
+    def sinks(Share: T.Tensor(rows, wide), dSINK: T.Tensor((heads,), wide)):
         """Each head's sum over all rows."""
         with T.Kernel(heads, threads=threads) as h:
-            x = T.alloc_fragment((SUM_TILE,), T.float32)
-            total = T.alloc_fragment((1,), T.float32)
+            x = T.alloc_fragment((SUM_TILE,), wide)
+            total = T.alloc_fragment((1,), wide)
             T.clear(total)
             for b in T.serial(batch):
                 for t in T.serial(T.ceildiv(seq_q, SUM_TILE)):
@@ -307,10 +308,10 @@ def flash_attention_backward(
     do       the gradient with respect to o, like q
     dlse     the gradient with respect to lse, float32 [batch, heads, seq_q]; None: 0
 
-    Returns (dq, dk, dv), like q, k and v; with a sink (dq, dk, dv, dsink), dsink float32 [heads]. Sums are float32, in
-    one order (over the query heads of a group and their rows, ascending), without atomics: the same bits for any
-    number of threads and any CPU target, and for dq, dk, dv for any batch. P and dS are rounded to the inputs' dtype
-    before they are multiplied.
+    Returns (dq, dk, dv), like q, k and v; with a sink (dq, dk, dv, dsink), dsink float32 [heads]. Sums are float32
+    (float64 for float64, as lse, dlse and dsink are then), in one order (over the query heads of a group and their
+    rows, ascending), without atomics: the same bits for any number of threads and any CPU target, and for dq, dk, dv
+    for any batch. P and dS are rounded to the inputs' dtype before they are multiplied.
 
     Raises TileTypeError for wrong dtypes or shapes, TileValueError for an unknown layout, a scale that is not finite
     or a negative window.
@@ -328,21 +329,21 @@ def flash_attention_backward(
     batch, heads, seq_q, head_dim = Q.shape
     if O.shape != Q.shape or G.shape != Q.shape or K.shape[0] != batch:
         raise TileTypeError(f"{name}: shapes do not fit: {arrays.describe(**given)}", help="o and do are like q")
+    wide = arrays.accumulator(dtype)
     for n, x in (("lse", lse), ("dlse", dlse)):
         if x is not None:
-            arrays.dtype_of(name, n, x, ("float32",))
+            arrays.dtype_of(name, n, x, (wide.name,))
             if tuple(x.shape) != (batch, heads, seq_q):
                 raise TileTypeError(
                     f"{name}: {arrays.describe(**{n: x})}, expected [batch, heads, seq_q] = ({batch}, {heads}, {seq_q})"
                 )
     scale = check_scale(name, scale, head_dim)
     limits = window_limits(name, window, causal, max(seq_q, K.shape[2]))
-    sink = check_sink(name, sink, heads)
-    f32 = as_dtype("float32")
-    dsink = None if sink is None else allocate((heads,), f32, q)
+    sink = check_sink(name, sink, heads, dtype)
+    dsink = None if sink is None else allocate((heads,), wide, q)
     tiles = tiles_for(target)
-    L, D = (allocate((batch, heads, seq_q), f32, q) for _ in "LD")
-    share = None if sink is None else allocate((batch, heads, seq_q), f32, q)
+    L, D = (allocate((batch, heads, seq_q), wide, q) for _ in "LD")
+    share = None if sink is None else allocate((batch, heads, seq_q), wide, q)
 
     def launch(part: str, rows: int, *args: Any) -> None:
         flags = limits is not None, sink is not None, dlse is not None

@@ -4,6 +4,7 @@
 import math
 
 import tiledsl.language as T
+from tiledsl.kernels.arrays import accumulator
 
 __all__ = ["LN_2", "LOG2_E", "attend", "clear_softmax", "online_softmax"]
 
@@ -16,7 +17,7 @@ def clear_softmax(acc, peak, origin, total):
     """The state before the first key."""
     T.clear(acc)
     T.clear(total)
-    T.fill(peak, -T.infinity(T.float32))
+    T.fill(peak, -T.infinity(peak.dtype))
     T.clear(origin)
 
 
@@ -30,7 +31,7 @@ def online_softmax(S, P, acc, peak, before, origin, shrink, part, total, *, rows
     T.copy(peak, before)
     T.reduce_max(S, peak, dim=1, clear=False)
     for i in T.Parallel(rows):
-        origin[i] = T.if_then_else(peak[i] == -T.infinity(T.float32), 0.0, peak[i])
+        origin[i] = T.if_then_else(peak[i] == -T.infinity(peak.dtype), 0.0, peak[i])
         shrink[i] = T.exp2(before[i] - origin[i])
     for i, j in T.Parallel(rows, keys):
         S[i, j] = T.exp2(S[i, j] - origin[i])
@@ -78,18 +79,19 @@ def attend(
     i + lead - left ... i + lead + right (causal then says right = 0), and every tile is masked. With `sink`, SINK[h]
     is one more score, of a key without value.
     """
+    wide = accumulator(dtype)
     Q_s = T.alloc_shared((block_M, head_dim), dtype)
     K_s = T.alloc_shared((block_N, head_dim), dtype)
     V_s = T.alloc_shared((block_N, head_dim), dtype)
-    S = T.alloc_fragment((block_M, block_N), T.float32)  # scores, then probabilities
+    S = T.alloc_fragment((block_M, block_N), wide)  # scores, then probabilities
     P = T.alloc_fragment((block_M, block_N), dtype)
-    acc = T.alloc_fragment((block_M, head_dim), T.float32)
-    peak = T.alloc_fragment((block_M,), T.float32)  # running maximum of the scores
-    before = T.alloc_fragment((block_M,), T.float32)  # the maximum before this tile
-    origin = T.alloc_fragment((block_M,), T.float32)  # the maximum, 0 while all is masked: no inf - inf
-    shrink = T.alloc_fragment((block_M,), T.float32)
-    part = T.alloc_fragment((block_M,), T.float32)
-    total = T.alloc_fragment((block_M,), T.float32)
+    acc = T.alloc_fragment((block_M, head_dim), wide)
+    peak = T.alloc_fragment((block_M,), wide)  # running maximum of the scores
+    before = T.alloc_fragment((block_M,), wide)  # the maximum before this tile
+    origin = T.alloc_fragment((block_M,), wide)  # the maximum, 0 while all is masked: no inf - inf
+    shrink = T.alloc_fragment((block_M,), wide)
+    part = T.alloc_fragment((block_M,), wide)
+    total = T.alloc_fragment((block_M,), wide)
 
     @T.macro
     def step(k, masked):
@@ -103,7 +105,7 @@ def attend(
                     visible = key < kv_len and at - left <= key and key <= at + right
                 else:
                     visible = key <= row + i + lead if causal else key < kv_len
-                S[i, j] = T.if_then_else(visible, S[i, j] * scale_log2, -T.infinity(T.float32))
+                S[i, j] = T.if_then_else(visible, S[i, j] * scale_log2, -T.infinity(wide))
         else:
             for i, j in T.Parallel(block_M, block_N):
                 S[i, j] = S[i, j] * scale_log2
@@ -135,7 +137,7 @@ def attend(
 
     if sink:  # the larger of maximum and sink becomes the origin: nothing overflows
         for i in T.Parallel(block_M):
-            extra = SINK[h] * LOG2_E
+            extra = SINK[h] * wide(LOG2_E)
             higher = T.max(origin[i], extra)
             shrink[i] = T.exp2(origin[i] - higher)
             part[i] = total[i] * shrink[i] + T.exp2(extra - higher)
@@ -146,5 +148,5 @@ def attend(
     for i in T.Parallel(block_M):
         if row + i < q_len:
             LSE[b, h, q_start + row + i] = T.if_then_else(
-                total[i] == 0.0, -T.infinity(T.float32), peak[i] * LN_2 + T.log(total[i])
+                total[i] == 0.0, -T.infinity(wide), peak[i] * wide(LN_2) + T.log(total[i])
             )

@@ -8,7 +8,7 @@ import numpy as np
 
 import tiledsl
 import tiledsl.language as T
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.attention_args import check_heads, check_layout, check_scale
@@ -35,6 +35,7 @@ def block_sparse_attention_kernel(
     q_strides, k_strides, v_strides, o_strides = (_strided(x) for x in "qkvo")
     m_strides = tuple(T.dynamic(f"m_{d}", "int64") for d in ("batch", "head", "row", "entry"))
     q_blocks = T.dynamic("q_blocks")
+    wide = arrays.accumulator(dtype)
 
     @T.prim_func
     def block_sparse_attention(
@@ -42,9 +43,9 @@ def block_sparse_attention_kernel(
         K: T.StridedTensor((batch, kv_heads, seq_kv, head_dim), k_strides, dtype),
         V: T.StridedTensor((batch, kv_heads, seq_kv, head_dim), v_strides, dtype),
         Blocks: T.StridedTensor((batch, heads, q_blocks, entries), m_strides, T.int32 if listed else T.bool),
-        scale_log2: T.float32,
+        scale_log2: wide,
         O: T.StridedTensor((batch, heads, seq_q, head_dim), o_strides, dtype),
-        LSE: T.Tensor((batch, heads, seq_q), T.float32),
+        LSE: T.Tensor((batch, heads, seq_q), wide),
     ):
         with T.Kernel(T.ceildiv(seq_q, block_M), heads, batch, threads=threads) as (m, h, b):
             kv_head = h // (heads // kv_heads)
@@ -52,15 +53,15 @@ def block_sparse_attention_kernel(
             Q_s = T.alloc_shared((block_M, head_dim), dtype)
             K_s = T.alloc_shared((block_N, head_dim), dtype)
             V_s = T.alloc_shared((block_N, head_dim), dtype)
-            S = T.alloc_fragment((block_M, block_N), T.float32)
+            S = T.alloc_fragment((block_M, block_N), wide)
             P = T.alloc_fragment((block_M, block_N), dtype)
-            acc = T.alloc_fragment((block_M, head_dim), T.float32)
-            peak = T.alloc_fragment((block_M,), T.float32)
-            before = T.alloc_fragment((block_M,), T.float32)
-            origin = T.alloc_fragment((block_M,), T.float32)
-            shrink = T.alloc_fragment((block_M,), T.float32)
-            part = T.alloc_fragment((block_M,), T.float32)
-            total = T.alloc_fragment((block_M,), T.float32)
+            acc = T.alloc_fragment((block_M, head_dim), wide)
+            peak = T.alloc_fragment((block_M,), wide)
+            before = T.alloc_fragment((block_M,), wide)
+            origin = T.alloc_fragment((block_M,), wide)
+            shrink = T.alloc_fragment((block_M,), wide)
+            part = T.alloc_fragment((block_M,), wide)
+            total = T.alloc_fragment((block_M,), wide)
             row = m * block_M
             lead = seq_kv - seq_q
             T.copy(Q[b, h, row, 0], Q_s)
@@ -74,7 +75,7 @@ def block_sparse_attention_kernel(
                     for i, j in T.Parallel(block_M, block_N):
                         key = n * block_N + j
                         visible = key <= row + i + lead if causal else key < seq_kv
-                        S[i, j] = T.if_then_else(visible, S[i, j] * scale_log2, -T.infinity(T.float32))
+                        S[i, j] = T.if_then_else(visible, S[i, j] * scale_log2, -T.infinity(wide))
                     online_softmax(
                         S, P, acc, peak, before, origin, shrink, part, total,
                         rows=block_M, keys=block_N, value_dim=head_dim,
@@ -87,7 +88,7 @@ def block_sparse_attention_kernel(
             for i in T.Parallel(block_M):
                 if row + i < seq_q:
                     LSE[b, h, row + i] = T.if_then_else(
-                        total[i] == 0.0, -T.infinity(T.float32), peak[i] * LN_2 + T.log(total[i])
+                        total[i] == 0.0, -T.infinity(wide), peak[i] * wide(LN_2) + T.log(total[i])
                     )
 
     return block_sparse_attention
@@ -146,7 +147,7 @@ def block_sparse_attention(
         raise TileValueError(f"{name}: block_size is {block_size}, expected two numbers from 1 on")
     blocks = _blocks(name, block_mask, block_indices, (batch, heads, -(-seq_q // rows)), -(-K.shape[2] // keys))
     scale = check_scale(name, scale, head_dim)
-    lse = allocate((batch, heads, seq_q), as_dtype("float32"), q)
+    lse = allocate((batch, heads, seq_q), arrays.accumulator(dtype), q)
     if batch and heads and seq_q:
         listed = block_mask is None
         kernel = _block_sparse_kernel(rows, keys, head_dim, bool(causal), listed, dtype, tiles_for(target).threads)

@@ -48,7 +48,7 @@ def conv2d_kernel(block_M: int, block_N: int, block_K: int, dtype: DType, out_dt
         with T.Kernel(T.ceildiv(N, block_N), T.ceildiv(pixels, block_M), threads=threads) as (bx, by):
             A_s = T.alloc_shared((block_M, block_K), dtype)
             B_s = T.alloc_shared((block_K, block_N), dtype)
-            acc = T.alloc_fragment((block_M, block_N), T.float32)
+            acc = T.alloc_fragment((block_M, block_N), arrays.accumulator(dtype))
             T.clear(acc)
             for t in T.serial(taps):
                 for k in T.serial(T.ceildiv(K, block_K)):
@@ -84,14 +84,14 @@ def conv2d(
     weight[r, s, c, f], elements outside of the image counting as 0 (by a product with patches as rows: Chellapilla,
     Puri and Simard, 2006).
 
-    x          [images, height, width, channels]; float32, float16 or bfloat16; NumPy (ml_dtypes) or torch
+    x          [images, height, width, channels]; float32, float16, bfloat16 or float64; NumPy (ml_dtypes) or torch
     weight     [filter height, filter width, channels, filters], dtype of x
     stride, padding, dilation   a number, or one each for height and width
-    out_dtype  dtype of the result, one of the same three; default: that of x
+    out_dtype  dtype of the result, one of the same four; default: that of x
     target     where to run (default: TILEDSL_TARGET, else auto)
 
     Returns [images, out height, out width, filters], out = (size + 2 padding - dilation (filter - 1) - 1) // stride
-    + 1. Sums are float32, in the order of r, s, c; rounded once.
+    + 1. Sums are float32 (float64 for float64), in the order of r, s, c; rounded once.
 
     Raises TileTypeError for wrong dtypes or shapes, TileValueError for strides and dilations below 1, negative
     paddings, and filters larger than the padded image.

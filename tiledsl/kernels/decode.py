@@ -13,7 +13,7 @@ import numpy as np
 
 import tiledsl
 import tiledsl.language as T
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.attention_args import check_scale, check_sink
@@ -47,6 +47,7 @@ def attention_decode_kernel(
     batch, heads, kv_heads = T.dynamic("batch"), T.dynamic("heads"), T.dynamic("kv_heads")
     pages, page_size, per_sequence = T.dynamic("pages"), T.dynamic("page_size"), T.dynamic("per_sequence")
     splits = T.dynamic("splits")
+    wide = arrays.accumulator(dtype)
     q_strides = (T.dynamic("q_batch", "int64"), T.dynamic("q_head", "int64"), 1)
     k_strides, v_strides = ((*(T.dynamic(f"{x}_{d}", "int64") for d in ("page", "row", "head")), 1) for x in "kv")
     o_strides = (T.dynamic("o_batch", "int64"), T.dynamic("o_head", "int64"), 1)
@@ -59,10 +60,10 @@ def attention_decode_kernel(
         V: T.StridedTensor((pages, page_size, kv_heads, value_dim), v_strides, dtype),
         lengths: T.Tensor((batch,), T.int32),
         table: T.Tensor(table_shape, T.int32),
-        scale_log2: T.float32,
-        Part: T.Tensor((batch, heads, splits, value_dim), T.float32),
-        Peak: T.Tensor((batch, heads, splits), T.float32),
-        Sum: T.Tensor((batch, heads, splits), T.float32),
+        scale_log2: wide,
+        Part: T.Tensor((batch, heads, splits, value_dim), wide),
+        Peak: T.Tensor((batch, heads, splits), wide),
+        Sum: T.Tensor((batch, heads, splits), wide),
     ):
         group = heads // kv_heads
         with T.Kernel(kv_heads * T.ceildiv(group, block_H), splits, batch, threads=threads) as (y, s, b):
@@ -71,19 +72,19 @@ def attention_decode_kernel(
             V_s = T.alloc_shared((KV_TILE, value_dim), dtype)
             K_rest = T.alloc_shared((KV_TILE, head_dim), dtype)
             V_rest = T.alloc_shared((KV_TILE, value_dim), dtype)
-            S = T.alloc_fragment((block_H, KV_TILE), T.float32)
+            S = T.alloc_fragment((block_H, KV_TILE), wide)
             P = T.alloc_fragment((block_H, KV_TILE), dtype)
-            acc = T.alloc_fragment((block_H, value_dim), T.float32)
-            peak = T.alloc_fragment((block_H,), T.float32)
-            before = T.alloc_fragment((block_H,), T.float32)
-            origin = T.alloc_fragment((block_H,), T.float32)
-            shrink = T.alloc_fragment((block_H,), T.float32)
-            wide_k = T.alloc_fragment((KV_TILE, head_dim), T.float32)
-            product = T.alloc_fragment((KV_TILE, head_dim), T.float32)
-            wide_v = T.alloc_fragment((KV_TILE, value_dim), T.float32)
-            score = T.alloc_fragment((KV_TILE,), T.float32)
-            part_sum = T.alloc_fragment((block_H,), T.float32)
-            total = T.alloc_fragment((block_H,), T.float32)
+            acc = T.alloc_fragment((block_H, value_dim), wide)
+            peak = T.alloc_fragment((block_H,), wide)
+            before = T.alloc_fragment((block_H,), wide)
+            origin = T.alloc_fragment((block_H,), wide)
+            shrink = T.alloc_fragment((block_H,), wide)
+            wide_k = T.alloc_fragment((KV_TILE, head_dim), wide)
+            product = T.alloc_fragment((KV_TILE, head_dim), wide)
+            wide_v = T.alloc_fragment((KV_TILE, value_dim), wide)
+            score = T.alloc_fragment((KV_TILE,), wide)
+            part_sum = T.alloc_fragment((block_H,), wide)
+            total = T.alloc_fragment((block_H,), wide)
 
             kv_head = y // T.ceildiv(group, block_H)
             inside = y % T.ceildiv(group, block_H) * block_H  # this block's first head within the group
@@ -106,7 +107,7 @@ def attention_decode_kernel(
                 """S = Q K^T for a few queries, keys in `wide_k`: packing them would take longer than the product."""
                 for i in T.serial(block_H):
                     for j, d in T.Parallel(KV_TILE, head_dim):
-                        product[j, d] = wide_k[j, d] * T.cast(Q_s[i, d], T.float32)
+                        product[j, d] = wide_k[j, d] * T.cast(Q_s[i, d], wide)
                     T.reduce_sum(product, score, dim=1)
                     for j in T.Parallel(KV_TILE):
                         S[i, j] = score[j]
@@ -133,7 +134,7 @@ def attention_decode_kernel(
                     if whole:
                         S[i, j] = S[i, j] * scale_log2
                     else:
-                        S[i, j] = T.if_then_else(key + j < last, S[i, j] * scale_log2, -T.infinity(T.float32))
+                        S[i, j] = T.if_then_else(key + j < last, S[i, j] * scale_log2, -T.infinity(wide))
                 online_softmax(
                     S, P, acc, peak, before, origin, shrink, part_sum, total,
                     rows=block_H, keys=KV_TILE, value_dim=value_dim,
@@ -141,7 +142,7 @@ def attention_decode_kernel(
                 if few:
                     for j in T.serial(KV_TILE):
                         for i, d in T.Parallel(block_H, value_dim):
-                            acc[i, d] = T.fma(T.cast(P[i, j], T.float32), wide_v[j, d], acc[i, d])
+                            acc[i, d] = T.fma(T.cast(P[i, j], wide), wide_v[j, d], acc[i, d])
                 elif whole:
                     T.copy(V[page, row : row + KV_TILE, kv_head, 0:value_dim], V_s)
                     T.gemm(P, V_s, acc)
@@ -168,38 +169,38 @@ def attention_decode_kernel(
     @T.prim_func
     def combine(
         lengths: T.Tensor((batch,), T.int32),
-        Part: T.Tensor((batch, heads, splits, value_dim), T.float32),
-        Peak: T.Tensor((batch, heads, splits), T.float32),
-        Sum: T.Tensor((batch, heads, splits), T.float32),
-        SINK: T.Tensor((heads,), T.float32),
+        Part: T.Tensor((batch, heads, splits, value_dim), wide),
+        Peak: T.Tensor((batch, heads, splits), wide),
+        Sum: T.Tensor((batch, heads, splits), wide),
+        SINK: T.Tensor((heads,), wide),
         O: T.StridedTensor((batch, heads, value_dim), o_strides, dtype),
-        LSE: T.Tensor((batch, heads), T.float32),
+        LSE: T.Tensor((batch, heads), wide),
     ):
         with T.Kernel(heads, batch, threads=threads) as (h, b):
-            acc = T.alloc_fragment((value_dim,), T.float32)
-            peak = T.alloc_var(T.float32, -T.infinity(T.float32))
-            total = T.alloc_var(T.float32, 0.0)
+            acc = T.alloc_fragment((value_dim,), wide)
+            peak = T.alloc_var(wide, -T.infinity(wide))
+            total = T.alloc_var(wide, 0.0)
             count = T.ceildiv(T.max(T.min(lengths[b], splits * SPLIT), 0), SPLIT)
             T.clear(acc)
             for s in T.serial(count):
                 peak = T.max(peak, Peak[b, h, s])
-            origin = T.if_then_else(peak == -T.infinity(T.float32), 0.0, peak)
+            origin = T.if_then_else(peak == -T.infinity(wide), 0.0, peak)
             for s in T.serial(count):
                 weight = T.exp2(Peak[b, h, s] - origin)
                 total = total + Sum[b, h, s] * weight
                 for d in T.Parallel(value_dim):
                     acc[d] = acc[d] + Part[b, h, s, d] * weight
             if sink:
-                extra = SINK[h] * LOG2_E
+                extra = SINK[h] * wide(LOG2_E)
                 higher = T.max(origin, extra)
                 scaled = T.exp2(origin - higher)
                 whole = total * scaled + T.exp2(extra - higher)
             else:
-                scaled = T.float32(1.0)
+                scaled = wide(1.0)
                 whole = total + 0.0
             for d in T.Parallel(value_dim):
                 O[b, h, d] = T.if_then_else(total == 0.0, 0.0, acc[d] * scaled / whole)
-            LSE[b, h] = T.if_then_else(total == 0.0, -T.infinity(T.float32), peak * LN_2 + T.log(total))
+            LSE[b, h] = T.if_then_else(total == 0.0, -T.infinity(wide), peak * wide(LN_2) + T.log(total))
 
     return {"split": split, "combine": combine}[part]
 
@@ -224,7 +225,7 @@ def attention_decode(
     p = softmax(scale q_b . k_j) (split over the keys as in "Flash-Decoding", Dao et al., 2023; paged as in Kwon et
     al., "Efficient Memory Management for LLM Serving with PagedAttention", 2023).
 
-    q            [batch, heads, head_dim]; float32, float16 or bfloat16; NumPy (ml_dtypes) or torch
+    q            [batch, heads, head_dim]; float32, float16, bfloat16 or float64; NumPy (ml_dtypes) or torch
     k, v         [batch, seq, kv_heads, head_dim] (v may have another head_dim); with block_table
                  [pages, page_size, kv_heads, head_dim]; heads is a multiple of kv_heads
     lengths      [batch] int32 or int64, the tokens that each sequence has; None: all
@@ -233,9 +234,10 @@ def attention_decode(
     sink, scale, return_lse, target   as in flash_attention
     out          array [batch, heads, head_dim of v] that receives the result
 
-    Returns [batch, heads, head_dim of v], or (that, lse float32 [batch, heads]). A sequence of length 0 gives 0 and
-    lse -inf. The cache beyond a sequence's length may hold anything. Bits depend on the sequence alone: not on the
-    batch, the page size, or where its pages lie. Page sizes that are multiples of 64 are read fastest.
+    Returns [batch, heads, head_dim of v], or (that, lse float32 [batch, heads]; float64 for float64). A sequence of
+    length 0 gives 0 and lse -inf. The cache beyond a sequence's length may hold anything. Bits depend on the sequence
+    alone: not on the batch, the page size, or where its pages lie. Page sizes that are multiples of 64 are read
+    fastest.
 
     Raises TileTypeError for wrong dtypes or shapes; TileValueError for lengths beyond the cache and pages that do
     not exist (both where the numbers lie on the host), a scale that is not finite, and when out shares memory with
@@ -295,7 +297,7 @@ def _decode(
         raise TileTypeError(
             f"{name}: {heads} query heads, {kv_heads} key heads", help="heads is a multiple of kv_heads"
         )
-    scale, sink = check_scale(name, scale, head_dim), check_sink(name, sink, heads)
+    scale, sink = check_scale(name, scale, head_dim), check_sink(name, sink, heads, dtype)
     room = page_size
     if paged:
         arrays.dtype_of(name, "block_table", block_table, ("int32", "int64"))
@@ -311,12 +313,12 @@ def _decode(
         out = allocate((batch, heads, value_dim), dtype, q)
     else:
         arrays.check_out(name, out, q, (batch, heads, value_dim), dtype, q=q, k=k, v=v)
-    f32 = as_dtype("float32")
-    lse = allocate((batch, heads), f32, q)
+    wide = arrays.accumulator(dtype)
+    lse = allocate((batch, heads), wide, q)
     if batch and heads:
         splits = max(1, -(-longest // SPLIT))
-        part = allocate((batch, heads, splits, value_dim), f32, q)
-        peak, total = (allocate((batch, heads, splits), f32, q) for _ in range(2))
+        part = allocate((batch, heads, splits, value_dim), wide, q)
+        peak, total = (allocate((batch, heads, splits), wide, q) for _ in range(2))
         tiles = tiles_for(target)
         scattered = paged and page_size % KV_TILE != 0
         group = heads // kv_heads

@@ -46,7 +46,7 @@ def matmul_kernel(
         with T.Kernel(T.ceildiv(N, block_N), T.ceildiv(M, block_M), threads=threads) as (bx, by):
             A_s = T.alloc_shared(A_tile, dtype)
             B_s = T.alloc_shared(B_tile, dtype)
-            acc = T.alloc_fragment((block_M, block_N), T.float32)
+            acc = T.alloc_fragment((block_M, block_N), arrays.accumulator(dtype))
             T.use_swizzle(8)
             T.clear(acc)
             for k in T.Pipelined(T.ceildiv(K, block_K), num_stages=2):
@@ -72,15 +72,15 @@ _matmul_kernel = cache(matmul_kernel)  # the same values, the same kernel
 def matmul(a: Any, b: Any, *, out_dtype: Any = None, out: Any = None, target: Any = None) -> Any:
     """Matrix product c[i, j] = sum_k a[i, k] b[k, j].
 
-    a           [m, k], b [k, n]; both float32, float16 or bfloat16; NumPy (ml_dtypes) or torch. Transposed
+    a           [m, k], b [k, n]; both float32, float16, bfloat16 or float64; NumPy (ml_dtypes) or torch. Transposed
                 views are read in place. b may be a PackedTensor (prepack): same bits.
-    out_dtype   dtype of the result, one of the same three; default: that of a
+    out_dtype   dtype of the result, one of the same four; default: that of a
     out         array of the inputs' kind that receives the result
     target      where to run (default: TILEDSL_TARGET, else auto)
 
-    Returns [m, n] of the inputs' kind. Products are exact and summed in float32 in ascending order of k, one
-    rounding to out_dtype at the end: the same bits for any m, n, number of threads and CPU target
-    (|error| <= k u sum|a b| with u = 2^-24, plus that rounding). Sums over k = 0 terms are 0.
+    Returns [m, n] of the inputs' kind. Products are exact and summed in float32 (float64 for float64) in ascending
+    order of k, one rounding to out_dtype at the end: the same bits for any m, n, number of threads and CPU target
+    (|error| <= k u sum|a b| with u = 2^-24 or 2^-53, plus that rounding). Sums over k = 0 terms are 0.
 
     Raises TileTypeError for wrong dtypes or shapes, TileValueError when out shares memory with a or b.
     """

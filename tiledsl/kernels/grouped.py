@@ -54,7 +54,7 @@ def grouped_gemm_kernel(
         with T.Kernel(T.ceildiv(N, block_N), T.ceildiv(M, block_M) + G, threads=threads) as (bx, by):
             A_s = T.alloc_shared((block_M, block_K), dtype)
             B_s = T.alloc_shared(B_tile, dtype)
-            acc = T.alloc_fragment((block_M, block_N), T.float32)
+            acc = T.alloc_fragment((block_M, block_N), arrays.accumulator(dtype))
             tile = T.alloc_var(T.int32, by)  # this block's tile, counted from the group at hand
             first = T.alloc_var(T.int32, 0)  # first row of the group at hand
             group = T.alloc_var(T.int32, 0)
@@ -102,11 +102,11 @@ def grouped_gemm(
     """Grouped matrix product: c[i, :] = a[i, :] @ b[g(i)], where group g owns group_sizes[g] consecutive rows,
     groups in order (the experts' product of a mixture of experts, rows sorted by expert).
 
-    a            [m, k]; float32, float16 or bfloat16; NumPy (ml_dtypes) or torch
+    a            [m, k]; float32, float16, bfloat16 or float64; NumPy (ml_dtypes) or torch
     b            [groups, k, n], or [groups, n, k] with transpose_b=True; dtype of a; or a PackedTensor (prepack) of
                  shape [groups, k, n]: same bits
     group_sizes  [groups] int32 or int64, zeros allowed; NumPy, or of the kind of a
-    out_dtype    dtype of the result, one of the same three; default: that of a
+    out_dtype    dtype of the result, one of the same four; default: that of a
     out          array [m, n] of the inputs' kind that receives the result
     target       where to run (default: TILEDSL_TARGET, else auto)
 

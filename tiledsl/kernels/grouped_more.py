@@ -42,7 +42,7 @@ def masked_grouped_gemm_kernel(
         with T.Kernel(T.ceildiv(N, block_N), T.ceildiv(M, block_M), G, threads=threads) as (bx, by, g):
             A_s = T.alloc_shared((block_M, block_K), dtype)
             B_s = T.alloc_shared(B_tile, dtype)
-            acc = T.alloc_fragment((block_M, block_N), T.float32)
+            acc = T.alloc_fragment((block_M, block_N), arrays.accumulator(dtype))
             if by * block_M < counts[g]:
                 T.clear(acc)
                 for k in T.Pipelined(T.ceildiv(K, block_K), num_stages=2):
@@ -75,10 +75,10 @@ def masked_grouped_gemm(
     """Padded groups: c[g, i, :] = a[g, i, :] @ b[g] for the first counts[g] rows of each group (the experts' product
     where each expert has room for max_m rows, as when decoding from a captured graph).
 
-    a          [groups, max_m, k]; float32, float16 or bfloat16; NumPy (ml_dtypes) or torch
+    a          [groups, max_m, k]; float32, float16, bfloat16 or float64; NumPy (ml_dtypes) or torch
     b          [groups, k, n], or [groups, n, k] with transpose_b=True; dtype of a
     counts     [groups] int32 or int64, 0 ... max_m; NumPy, or of the kind of a
-    out_dtype  dtype of the result, one of the same three; default: that of a
+    out_dtype  dtype of the result, one of the same four; default: that of a
     out        array [groups, max_m, n] of the inputs' kind that receives the result
     target     where to run (default: TILEDSL_TARGET, else auto)
 
@@ -140,7 +140,7 @@ def k_grouped_gemm_kernel(
             B_s = T.alloc_shared((block_K, block_N), dtype)
             A_rest = T.alloc_shared((block_K, block_M), dtype)
             B_rest = T.alloc_shared((block_K, block_N), dtype)
-            acc = T.alloc_fragment((block_M, block_N), T.float32)
+            acc = T.alloc_fragment((block_M, block_N), arrays.accumulator(dtype))
             first = T.alloc_var(T.int32, 0)
             for i in T.serial(g):
                 first = first + T.max(sizes[i], 0)
@@ -173,14 +173,14 @@ def k_grouped_gemm(
     """Products over the rows of each group: c[g] = a[rows of g].T @ b[rows of g], group g owning group_sizes[g]
     consecutive rows, groups in order (the gradient of grouped_gemm with respect to its weights).
 
-    a            [rows, m]; float32, float16 or bfloat16; NumPy (ml_dtypes) or torch
+    a            [rows, m]; float32, float16, bfloat16 or float64; NumPy (ml_dtypes) or torch
     b            [rows, n], dtype of a
     group_sizes  [groups] int32 or int64, zeros allowed: such a group's product is 0; NumPy, or of the kind of a
-    out_dtype    dtype of the result, one of the same three; default: that of a
+    out_dtype    dtype of the result, one of the same four; default: that of a
     out          array [groups, m, n] of the inputs' kind that receives the result
     target       where to run (default: TILEDSL_TARGET, else auto)
 
-    Returns [groups, m, n]. Rows beyond the sum of group_sizes are ignored. Each element is summed in float32 in
+    Returns [groups, m, n]. Rows beyond the sum of group_sizes are ignored. Each element is summed as in matmul, in
     ascending order of rows, whatever the other groups are: the bits of matmul(a[rows].T, b[rows]).
 
     Raises TileTypeError for wrong dtypes or shapes; TileValueError for negative group sizes, for sizes whose sum

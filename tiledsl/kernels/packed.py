@@ -72,8 +72,8 @@ def prepack(b: Any, *, transpose_b: bool = False, target: Any = None) -> PackedT
     """Pack a right operand once, for matmul and grouped_gemm to take in place of the matrix: same results, bit for bit,
     without arranging it anew in every call (which pays for weights stored [n, k] and few rows).
 
-    b            [k, n] or [groups, k, n]; with transpose_b=True [n, k] or [groups, n, k]; float32, float16 or
-                 bfloat16; NumPy (ml_dtypes) or torch; transposed views are read in place
+    b            [k, n] or [groups, k, n]; with transpose_b=True [n, k] or [groups, n, k]; float32, float16,
+                 bfloat16 or float64; NumPy (ml_dtypes) or torch; transposed views are read in place
     target       where to run (default: TILEDSL_TARGET, else auto)
 
     Returns a PackedTensor with data of the kind of b. A change of b afterwards does not reach it.

@@ -23,6 +23,7 @@ __all__ = ["rope", "rope_kernel", "swiglu", "swiglu_kernel"]
 def swiglu_kernel(block_M: int, block_N: int, dtype: DType, threads: int = 128) -> Any:
     """Y[i, j] = G[i, j] * sigmoid(G[i, j]) * U[i, j]."""
     M, N = T.dynamic("M"), T.dynamic("N")
+    wide = arrays.accumulator(dtype)
     ldg, ldu, ldy = (T.dynamic(f"ld{x}", "int64") for x in "guy")
 
     @T.prim_func
@@ -33,8 +34,8 @@ def swiglu_kernel(block_M: int, block_N: int, dtype: DType, threads: int = 128) 
     ):
         with T.Kernel(T.ceildiv(N, block_N), T.ceildiv(M, block_M), threads=threads) as (bx, by):
             for i, j in T.Parallel(block_M, block_N):
-                gate = T.cast(G[by * block_M + i, bx * block_N + j], T.float32)
-                up = T.cast(U[by * block_M + i, bx * block_N + j], T.float32)
+                gate = T.cast(G[by * block_M + i, bx * block_N + j], wide)
+                up = T.cast(U[by * block_M + i, bx * block_N + j], wide)
                 Y[by * block_M + i, bx * block_N + j] = gate / (1.0 + T.exp(-gate)) * up
 
     return swiglu
@@ -47,12 +48,13 @@ def swiglu(gate: Any, up: Any = None, *, out: Any = None, target: Any = None) ->
     """Gated activation y = gate / (1 + exp(-gate)) * up (SwiGLU without its matrices: Shazeer, "GLU Variants Improve
     Transformer", 2020).
 
-    gate    [..., n], float32, float16 or bfloat16; NumPy (ml_dtypes) or torch
+    gate    [..., n], float32, float16, bfloat16 or float64; NumPy (ml_dtypes) or torch
     up      the same shape and dtype; None: gate is [..., 2 n], its first half the gate and its second half up
     out     contiguous array [..., n] that receives the result; with `up` it may be gate or up itself
     target  where to run (default: TILEDSL_TARGET, else auto)
 
-    Returns [..., n]. Computed in float32, rounded once; gate = -inf gives NaN, as the formula does.
+    Returns [..., n]. Computed in float32 (float64 for float64), rounded once; gate = -inf gives NaN, as the formula
+    does.
 
     Raises TileTypeError for wrong dtypes or shapes, TileValueError when out overlaps an input without being it.
     """
@@ -88,13 +90,21 @@ def swiglu(gate: Any, up: Any = None, *, out: Any = None, target: Any = None) ->
 
 @tiledsl.jit
 def rope_kernel(
-    block_S: int, half: int, dtype: DType, table_dtype: DType, interleaved: bool, placed: bool, threads: int = 128
+    block_S: int,
+    half: int,
+    dtype: DType,
+    table_dtype: DType,
+    interleaved: bool,
+    placed: bool,
+    inverse: bool = False,
+    threads: int = 128,
 ) -> Any:
-    """Rotates pairs of the first 2 * half elements of each head by the angle of the row's position."""
+    """Rotates pairs of the first 2 * half elements of each head by the angle of the row's position (inverse: back)."""
     batch, heads, seq, head_dim = T.dynamic("batch"), T.dynamic("heads"), T.dynamic("seq"), T.dynamic("head_dim")
     positions = T.dynamic("positions")
     x_strides = (*(T.dynamic(f"x_{d}", "int64") for d in ("batch", "head", "row")), 1)
     y_strides = (*(T.dynamic(f"y_{d}", "int64") for d in ("batch", "head", "row")), 1)
+    wide = arrays.accumulator(dtype)
     step, other = (2, 1) if interleaved else (1, half)
 
     @T.prim_func
@@ -110,11 +120,11 @@ def rope_kernel(
                 row = bx * block_S + i
                 if row < seq:
                     at = P[b, row] if placed else row
-                    c, s = T.cast(Cos[at, j], T.float32), T.cast(Sin[at, j], T.float32)
-                    x0 = T.cast(X[b, h, row, step * j], T.float32)
-                    x1 = T.cast(X[b, h, row, step * j + other], T.float32)
-                    Y[b, h, row, step * j] = x0 * c - x1 * s
-                    Y[b, h, row, step * j + other] = x1 * c + x0 * s
+                    c, s = T.cast(Cos[at, j], wide), T.cast(Sin[at, j], wide)
+                    x0 = T.cast(X[b, h, row, step * j], wide)
+                    x1 = T.cast(X[b, h, row, step * j + other], wide)
+                    Y[b, h, row, step * j] = x0 * c + x1 * s if inverse else x0 * c - x1 * s
+                    Y[b, h, row, step * j + other] = x1 * c - x0 * s if inverse else x1 * c + x0 * s
             for k in T.serial(T.ceildiv(head_dim - 2 * half, 64)):
                 T.copy(
                     X[b, h, bx * block_S : bx * block_S + block_S, 2 * half + k * 64 : 2 * half + k * 64 + 64],
@@ -134,6 +144,7 @@ def rope(
     *,
     positions: Any = None,
     interleaved: bool = False,
+    inverse: bool = False,
     layout: str = "bshd",
     out: Any = None,
     target: Any = None,
@@ -141,17 +152,19 @@ def rope(
     """Rotary position embedding: pairs (a, b) of each head become (a cos - b sin, b cos + a sin), with the angles of
     the row's position (Su et al., "RoFormer", 2021).
 
-    x            [batch, seq, heads, head_dim]; layout="bhsd": [batch, heads, seq, head_dim]; float32, float16 or
-                 bfloat16; NumPy (ml_dtypes) or torch
-    cos, sin     [positions, half] with 2 half <= head_dim; one of the same three dtypes. The elements from 2 half on
+    x            [batch, seq, heads, head_dim]; layout="bhsd": [batch, heads, seq, head_dim]; float32, float16,
+                 bfloat16 or float64; NumPy (ml_dtypes) or torch
+    cos, sin     [positions, half] with 2 half <= head_dim; one of the same four dtypes. The elements from 2 half on
                  stay as they are
     positions    [seq] or [batch, seq] int32 or int64, rows of cos and sin; default 0 ... seq - 1. Rows outside of
                  the tables are refused where positions lies on the host
     interleaved  pairs are elements (2 j, 2 j + 1); default: (j, j + half)
+    inverse      rotate by the negative angles: the gradient of rope is rope of the gradient, inverse
     out          array like x that receives the result; it may be x itself
     target       where to run (default: TILEDSL_TARGET, else auto)
 
-    Returns an array like x. Two products and their difference or sum, in float32, rounded once to the dtype.
+    Returns an array like x. Two products and their difference or sum, in float32 (float64 for float64), rounded once
+    to the dtype.
 
     Raises TileTypeError for wrong dtypes or shapes; TileValueError for an unknown layout, positions outside of the
     tables, and when out shares memory with cos or sin, or overlaps x without being x.
@@ -176,7 +189,7 @@ def rope(
     if batch and heads and seq:
         tiles = tiles_for(target)
         block = fit(tiles.rows, seq)
-        kernel = _rope_kernel(block, half, dtype, table_dtype, interleaved, at is not None, tiles.threads)
+        kernel = _rope_kernel(block, half, dtype, table_dtype, interleaved, at is not None, inverse, tiles.threads)
         kernel(X, arrays.dense(cos), arrays.dense(sin), at, Y, target=target)
     return out
 

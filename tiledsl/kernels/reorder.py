@@ -75,7 +75,7 @@ def cumsum_kernel(block_M: int, block_N: int, dtype: DType, out_dtype: DType, re
     """Y[i, j] = X[i, 0] + ... + X[i, j] (reverse: X[i, j] + ... from the end): one chain per row, across tiles."""
     M, N = T.dynamic("M"), T.dynamic("N")
     ldx, ldy = T.dynamic("ldx", "int64"), T.dynamic("ldy", "int64")
-    sum_dtype = T.int64 if dtype.is_int else T.float32
+    sum_dtype = T.int64 if dtype.is_int else arrays.accumulator(dtype)
     begin = block_N - 1 if reverse else 0
 
     @T.prim_func
@@ -104,12 +104,13 @@ _cumsum_kernel = cache(cumsum_kernel)  # the same values, the same kernel
 def cumsum(x: Any, *, reverse: bool = False, out: Any = None, target: Any = None) -> Any:
     """Cumulative sum over the last axis: y[..., j] = x[..., 0] + ... + x[..., j]; reverse: from the end.
 
-    x       [..., n]; float32, float16, bfloat16, int32 or int64; NumPy (ml_dtypes) or torch
+    x       [..., n]; float32, float16, bfloat16, float64, int32 or int64; NumPy (ml_dtypes) or torch
     out     contiguous array like x that receives the result; it may be x itself
     target  where to run (default: TILEDSL_TARGET, else auto)
 
-    Returns an array like x. One chain per row, ascending (reverse: descending) in float32, each element rounded once
-    to the dtype while the chain stays float32; integers wrap at their type. The bits do not depend on other rows.
+    Returns an array like x. One chain per row, ascending (reverse: descending) in float32 (float64), each element
+    rounded once to the dtype while the chain stays float32; integers wrap at their type. The bits do not depend on
+    other rows.
 
     Raises TileTypeError for wrong dtypes or shapes, TileValueError when out overlaps x without being x.
     """
@@ -228,7 +229,7 @@ def top_k(x: Any, k: int, *, target: Any = None) -> tuple[Any, Any]:
 
     Raises TileTypeError for wrong dtypes or shapes, TileValueError unless 1 <= k <= n.
     """
-    dtype = arrays.dtype_of("top_k", "x", x)
+    dtype = arrays.dtype_of("top_k", "x", x, ("float32", "float16", "bfloat16"))
     if x.ndim == 0:
         raise TileTypeError("top_k: x is a scalar array, expected at least one dimension")
     *lead, n = x.shape

@@ -20,36 +20,37 @@ __all__ = ["layer_norm", "layer_norm_kernel", "rms_norm", "rms_norm_kernel", "so
 def softmax_kernel(block_M: int, block_N: int, dtype: DType, threads: int = 128) -> Any:
     """Y[i, :] = exp(X[i, :] - max) / sum: the maximum, then the exponentials and their sum, then the quotients.
 
-    In float32 the exponentials wait in Y; narrower types would round them, so they are computed again.
+    In float32 and float64 the exponentials wait in Y; narrower types would round them, so they are computed again.
     """
     M, N = T.dynamic("M"), T.dynamic("N")
+    wide = arrays.accumulator(dtype)
     ldx, ldy = T.dynamic("ldx", "int64"), T.dynamic("ldy", "int64")
 
     @T.prim_func
     def softmax(X: T.StridedTensor((M, N), (ldx, 1), dtype), Y: T.StridedTensor((M, N), (ldy, 1), dtype)):
         with T.Kernel(T.ceildiv(M, block_M), threads=threads) as bx:
-            x = T.alloc_fragment((block_M, block_N), T.float32)
-            peak = T.alloc_fragment((block_M,), T.float32)
-            total = T.alloc_fragment((block_M,), T.float32)
+            x = T.alloc_fragment((block_M, block_N), wide)
+            peak = T.alloc_fragment((block_M,), wide)
+            total = T.alloc_fragment((block_M,), wide)
             T.annotate_safe_value({X: -T.infinity(dtype)})  # beyond the row: no maximum, nothing in the sum
-            T.fill(peak, -T.infinity(T.float32))
+            T.fill(peak, -T.infinity(wide))
             T.clear(total)
             for k in T.serial(T.ceildiv(N, block_N)):
                 T.copy(X[bx * block_M, k * block_N], x)
                 T.reduce_max(x, peak, dim=1, clear=False)
             for i in T.Parallel(block_M):  # 0 where all is -inf: no inf - inf
-                peak[i] = T.if_then_else(peak[i] == -T.infinity(T.float32), 0.0, peak[i])
+                peak[i] = T.if_then_else(peak[i] == -T.infinity(wide), 0.0, peak[i])
             for k in T.serial(T.ceildiv(N, block_N)):
                 T.copy(X[bx * block_M, k * block_N], x)
                 for i, j in T.Parallel(block_M, block_N):
                     x[i, j] = T.exp(x[i, j] - peak[i])
                 T.reduce_sum(x, total, dim=1, clear=False)
-                if dtype == "float32":
+                if dtype == wide:
                     T.copy(x, Y[bx * block_M, k * block_N])
             for i in T.Parallel(block_M):  # from here on the reciprocal
                 total[i] = T.if_then_else(total[i] == 0.0, 0.0, 1.0 / total[i])
             for k in T.serial(T.ceildiv(N, block_N)):
-                if dtype == "float32":
+                if dtype == wide:
                     T.copy(Y[bx * block_M, k * block_N], x)
                     for i, j in T.Parallel(block_M, block_N):
                         x[i, j] = x[i, j] * total[i]
@@ -66,20 +67,21 @@ def softmax_kernel(block_M: int, block_N: int, dtype: DType, threads: int = 128)
 def rms_norm_kernel(block_M: int, block_N: int, dtype: DType, weight_dtype: DType, threads: int = 128) -> Any:
     """Y[i, j] = X[i, j] / sqrt(mean_j X[i, j]^2 + eps) * W[j]."""
     M, N = T.dynamic("M"), T.dynamic("N")
+    wide = arrays.accumulator(dtype)
     ldx, ldy = T.dynamic("ldx", "int64"), T.dynamic("ldy", "int64")
 
     @T.prim_func
     def rms_norm(
         X: T.StridedTensor((M, N), (ldx, 1), dtype),
         W: T.Tensor((N,), weight_dtype),
-        eps: T.float32,
+        eps: wide,
         Y: T.StridedTensor((M, N), (ldy, 1), dtype),
     ):
         with T.Kernel(T.ceildiv(M, block_M), threads=threads) as bx:
-            x = T.alloc_fragment((block_M, block_N), T.float32)
-            w = T.alloc_fragment((block_N,), T.float32)
-            square = T.alloc_fragment((block_M,), T.float32)
-            factor = T.alloc_fragment((block_M,), T.float32)
+            x = T.alloc_fragment((block_M, block_N), wide)
+            w = T.alloc_fragment((block_N,), wide)
+            square = T.alloc_fragment((block_M,), wide)
+            factor = T.alloc_fragment((block_M,), wide)
             T.clear(square)
             for k in T.serial(T.ceildiv(N, block_N)):
                 T.copy(X[bx * block_M, k * block_N], x)
@@ -87,7 +89,7 @@ def rms_norm_kernel(block_M: int, block_N: int, dtype: DType, weight_dtype: DTyp
                     x[i, j] = x[i, j] * x[i, j]
                 T.reduce_sum(x, square, dim=1, clear=False)
             for i in T.Parallel(block_M):
-                factor[i] = T.rsqrt(square[i] / T.cast(N, T.float32) + eps)
+                factor[i] = T.rsqrt(square[i] / T.cast(N, wide) + eps)
             for k in T.serial(T.ceildiv(N, block_N)):
                 T.copy(X[bx * block_M, k * block_N], x)
                 T.copy(W[k * block_N], w)
@@ -110,6 +112,7 @@ def layer_norm_kernel(
 ) -> Any:
     """Y[i, j] = (X[i, j] - mean) / sqrt(mean_j (X[i, j] - mean)^2 + eps) * W[j] + B[j], in three passes."""
     M, N = T.dynamic("M"), T.dynamic("N")
+    wide = arrays.accumulator(dtype)
     ldx, ldy = T.dynamic("ldx", "int64"), T.dynamic("ldy", "int64")
 
     @T.prim_func
@@ -117,22 +120,22 @@ def layer_norm_kernel(
         X: T.StridedTensor((M, N), (ldx, 1), dtype),
         W: T.Tensor((N,), weight_dtype),
         B: T.Tensor((N,), weight_dtype),
-        eps: T.float32,
+        eps: wide,
         Y: T.StridedTensor((M, N), (ldy, 1), dtype),
     ):
         with T.Kernel(T.ceildiv(M, block_M), threads=threads) as bx:
-            x = T.alloc_fragment((block_M, block_N), T.float32)
-            w = T.alloc_fragment((block_N,), T.float32)
-            b = T.alloc_fragment((block_N,), T.float32)
-            mean = T.alloc_fragment((block_M,), T.float32)
-            square = T.alloc_fragment((block_M,), T.float32)
-            factor = T.alloc_fragment((block_M,), T.float32)
+            x = T.alloc_fragment((block_M, block_N), wide)
+            w = T.alloc_fragment((block_N,), wide)
+            b = T.alloc_fragment((block_N,), wide)
+            mean = T.alloc_fragment((block_M,), wide)
+            square = T.alloc_fragment((block_M,), wide)
+            factor = T.alloc_fragment((block_M,), wide)
             T.clear(mean)
             for k in T.serial(T.ceildiv(N, block_N)):
                 T.copy(X[bx * block_M, k * block_N], x)
                 T.reduce_sum(x, mean, dim=1, clear=False)
             for i in T.Parallel(block_M):
-                mean[i] = mean[i] / T.cast(N, T.float32)
+                mean[i] = mean[i] / T.cast(N, wide)
             T.clear(square)
             for k in T.serial(T.ceildiv(N, block_N)):
                 T.copy(X[bx * block_M, k * block_N], x)
@@ -141,7 +144,7 @@ def layer_norm_kernel(
                     x[i, j] = centred * centred
                 T.reduce_sum(x, square, dim=1, clear=False)
             for i in T.Parallel(block_M):
-                factor[i] = T.rsqrt(square[i] / T.cast(N, T.float32) + eps)
+                factor[i] = T.rsqrt(square[i] / T.cast(N, wide) + eps)
             T.fill(w, 1.0)
             T.clear(b)
             for k in T.serial(T.ceildiv(N, block_N)):
@@ -178,12 +181,12 @@ def softmax(x: Any, *, out: Any = None, target: Any = None) -> Any:
     """Softmax over the last axis: y[..., j] = exp(x[..., j] - max) / sum_j exp(x[..., j] - max), the usual form
     that cannot overflow.
 
-    x       [..., n], float32, float16 or bfloat16; NumPy (ml_dtypes) or torch
+    x       [..., n], float32, float16, bfloat16 or float64; NumPy (ml_dtypes) or torch
     out     contiguous array like x that receives the result; it may be x itself
     target  where to run (default: TILEDSL_TARGET, else auto)
 
-    Returns an array like x. Computed in float32, rounded once. A row whose elements are all -inf gives 0 (as a
-    fully masked row of attention does); a row that holds NaN or +inf gives NaN.
+    Returns an array like x. Computed in float32 (float64 for float64), rounded once. A row whose elements are all
+    -inf gives 0 (as a fully masked row of attention does); a row that holds NaN or +inf gives NaN.
 
     Raises TileTypeError for wrong dtypes or shapes, TileValueError when out overlaps x without being x.
     """
@@ -203,13 +206,13 @@ def rms_norm(x: Any, weight: Any, *, eps: float = 1e-6, out: Any = None, target:
     """RMS normalisation over the last axis: y[..., j] = x[..., j] / sqrt(mean_j(x[..., j]^2) + eps) * weight[j]
     (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, with eps inside the root).
 
-    x       [..., n], float32, float16 or bfloat16; NumPy (ml_dtypes) or torch
-    weight  [n], one of the same three dtypes
+    x       [..., n], float32, float16, bfloat16 or float64; NumPy (ml_dtypes) or torch
+    weight  [n], one of the same four dtypes
     eps     added to the mean square; not negative
     out     contiguous array like x that receives the result; it may be x itself
     target  where to run (default: TILEDSL_TARGET, else auto)
 
-    Returns an array like x. Computed in float32, rounded once.
+    Returns an array like x. Computed in float32 (float64 for float64), rounded once.
 
     Raises TileTypeError for wrong dtypes or shapes, TileValueError when eps is negative or when out shares memory
     with weight, or overlaps x without being x.
@@ -242,14 +245,14 @@ def layer_norm(
     bias[j], with the mean of the squared differences from the mean as variance (Ba, Kiros and Hinton, "Layer
     Normalization", 2016).
 
-    x             [..., n], float32, float16 or bfloat16; NumPy (ml_dtypes) or torch
-    weight, bias  [n], one of the same three dtypes, the same for both; None: 1 and 0
+    x             [..., n], float32, float16, bfloat16 or float64; NumPy (ml_dtypes) or torch
+    weight, bias  [n], one of the same four dtypes, the same for both; None: 1 and 0
     eps           added to the variance; not negative
     out           contiguous array like x that receives the result; it may be x itself
     target        where to run (default: TILEDSL_TARGET, else auto)
 
-    Returns an array like x. Computed in float32, rounded once. The variance is summed after the mean is known: no
-    cancellation between large squares.
+    Returns an array like x. Computed in float32 (float64 for float64), rounded once. The variance is summed after the
+    mean is known: no cancellation between large squares.
 
     Raises TileTypeError for wrong dtypes or shapes, TileValueError when eps is negative or when out shares memory
     with weight or bias, or overlaps x without being x.
