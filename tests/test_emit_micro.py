@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from llvmlite import ir as ll
 
+from tiledsl.backends.cpu.emit.bytes import Bytes
 from tiledsl.backends.cpu.emit.gemm import Blocking, blocking, emit_gemm
 from tiledsl.backends.cpu.emit.transpose import emit_transpose
 from tiledsl.backends.cpu.native import Cpu, Loaded, compile_module, host_cpu, load_object, x86_level
@@ -92,6 +93,55 @@ def test_every_row_count_of_a_block() -> None:
     run, _ = gemm("host", "float32", 32)
     for m in range(1, 30):
         check_gemm(run, "float32", 32, m, 33, 3, False)
+
+
+FORMS = {"vnni": ["host"], "pairs": ["host", "x86-64-v3"], "plain": ["host", "x86-64-v3"]}
+
+
+@pytest.mark.parametrize("left, right", [(a, b) for a in ("int8", "uint8") for b in ("int8", "uint8")])
+@pytest.mark.parametrize("form, cpu", [(f, c) for f, names in FORMS.items() for c in names if c in cpus()])
+def test_gemm_of_bytes(form: str, cpu: str, left: str, right: str) -> None:
+    """Every way to multiply bytes against the integers' own product; A is read by words that are not aligned."""
+    target = cpus()[cpu]
+    if form == "vnni" and target.byte_products != "vnni":
+        pytest.skip("this CPU has no products of bytes")
+    flip, panel = left == right, 32
+    shape = blocking(as_dtype("int32"), panel, target.register_bytes)
+    for clear in (False, True):
+        module = ll.Module()
+        f = emit_gemm(module, as_dtype("int32"), panel, shape, clear, Bytes(left == "int8", flip, form))
+        run, _keep = entry(module, f, target, [1, 0, 1, 0, 0, 1, 0, 0, 0, 0])
+        for m, n, k in [*SIZES, (7, 33, 64), (13, 31, 67), (3, 32, 130), (2, 7, 2), (9, 40, 61)]:
+            rng = np.random.default_rng(k)
+            a_all, b = rng.integers(0, 256, (m + 1, k + 3), "u1").view(left), rng.integers(0, 256, (k, n), "u1")
+            if k and n:
+                a_all[0], b[:, 0] = np.iinfo(left).min, 128  # the extremes
+            a, b = a_all[:m, :k], b.view(right)
+            c_all = rng.integers(-(2**31), 2**31, (m + 1, n + 19)).astype(np.int32)
+            wanted = c_all.copy()
+            old = 0 if clear else wanted[:m, :n]
+            wanted[:m, :n] = (a.astype(np.int64) @ b.astype(np.int64) + old).astype(np.int32)
+            panels = words_of(b, panel, flip)
+            meant = c_all.copy()
+            attrs = {"NR": panel, "flip": flip, "clear": clear}
+            MICRO["gemm"]([meant[:m, :n]], [a, panels], [m, n, k], attrs, True)
+            assert meant.tobytes() == wanted.tobytes()
+            run(c_all.ctypes.data, c_all.shape[1], a_all.ctypes.data, k + 3, 1, panels.ctypes.data,
+                panels.strides[0] // 4, m, n, k)  # fmt: skip
+            assert c_all.tobytes() == wanted.tobytes(), (m, n, k, clear)
+
+
+def words_of(b: Array, panel: int, flip: bool) -> Array:
+    """[k, n] bytes as panels of words of four along k, zero beyond k."""
+    (k, n), count = b.shape, -(-b.shape[1] // panel)
+    flat = np.zeros((-(-k // 4) * 4, count * panel), np.uint8)
+    flat[:k, :n] = b.view(np.uint8) ^ (0x80 * flip)
+    words = (
+        np.ascontiguousarray(flat.reshape(-(-k // 4), 4, count * panel).swapaxes(1, 2))
+        .view(np.uint32)
+        .reshape(-(-k // 4), count * panel)
+    )
+    return np.ascontiguousarray(words.reshape(-(-k // 4), count, panel).swapaxes(0, 1)).view(np.int32)
 
 
 @pytest.mark.parametrize("shape", [Blocking(4, 2, 3), Blocking(16, 1, 1), Blocking(8, 3, 4), Blocking(16, 3, 9)])

@@ -133,6 +133,13 @@ class Context:
         self.temps.append(Place("scratch", buffer, buffer.dtype))
         return buffer
 
+    def view(self, root: ir.Buffer, dtype: DType, shape: tuple[int, ...]) -> ir.Buffer:
+        """A scratch array looked at as another type."""
+        extents = tuple(i64(n) for n in shape)
+        buffer = ir.Buffer(root.name, dtype, extents, "scratch", alias_of=root)
+        self.temps.append(Place("scratch", buffer, dtype))
+        return buffer
+
 
 def get(buffer: ir.Buffer) -> ir.Load:
     """Read a register."""

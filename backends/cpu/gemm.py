@@ -7,9 +7,9 @@ from tiledsl.dtypes import DType
 from tiledsl.errors import TileNotImplementedError
 
 from .context import Context, vstore
-from .pack import pack_rows, transpose_panels
+from .pack import pack_rows, pack_transposed, rows_of, transpose_panels, transposed_bytes
 from .rows import copy_rows, element, round_rows, rows, whole, zero_of
-from .storage import Panels, accumulator_type, panel_width
+from .storage import Panels, accumulator_type, flip_of, panel_width
 from .values import index, scalar
 from .wide import TRUE, ZERO, i64
 
@@ -26,6 +26,9 @@ def lower_gemm(cx: Context, s: ir.Gemm) -> None:
     c, back = _result(cx, s, t, m, n)
     _clear(cx, s, c, m, n, t)
     attrs: tuple[tuple[str, object], ...] = (("NR", width), ("a_trans", s.transpose_a))
+    flip = flip_of(s)
+    if flip is not None:
+        attrs = (*attrs[:1], ("flip", flip))
     if s.clear == TRUE:
         attrs = (*attrs, ("clear", True))
     cx.emit(ir.MicroCall("gemm", (c,), (a, b), (i64(m), i64(n), i64(k)), attrs))
@@ -55,9 +58,15 @@ def _region(cx: Context, r: ir.Region) -> ir.Region:
 
 def _left(cx: Context, s: ir.Gemm, t: DType) -> ir.Region:
     region = _region(cx, s.a)
-    if region.buffer.dtype == t:
-        return region
     height, width = _extents(cx, s.a, s)
+    if flip_of(s) is not None:
+        if s.transpose_a:
+            return transposed_bytes(cx, region, height, width)
+        if region.buffer.scope == "scratch":  # a word at the end of a row may be read up to three bytes beyond
+            return region
+        t = region.buffer.dtype
+    elif region.buffer.dtype == t:
+        return region
     temp = whole(cx.scratch(f"{s.a.buffer.name}_wide", t, (height, width)))
     copy_rows(cx, region, temp, height, width)
     return temp
@@ -71,15 +80,18 @@ def _right(cx: Context, s: ir.Gemm, t: DType, n: int, k: int) -> tuple[ir.Region
         return ir.Region(place.buffer, (*lead, ZERO, ZERO, ZERO), (*ones, *place.buffer.shape[-3:])), place.panels.width
     region = _region(cx, s.b)
     width = panel_width(n)
-    packed = cx.scratch(f"{s.b.buffer.name}_panels", t, (-(-n // width), k, width))
-    if s.transpose_b:
+    form = Panels(n, k, width, s.transpose_b, flip_of(s))
+    packed = cx.scratch(f"{s.b.buffer.name}_panels", t, (-(-n // width), form.depth, width))
+    if s.transpose_b and form.flip is not None:
+        pack_transposed(cx, packed, (), form, lambda rows: rows(rows_of(region)))
+    elif s.transpose_b:
         if region.buffer.dtype != t:
             temp = whole(cx.scratch(f"{s.b.buffer.name}_wide", t, (n, k)))
             copy_rows(cx, region, temp, n, k)
             region = temp
-        transpose_panels(cx, region, packed, (), Panels(n, k, width, True))
+        transpose_panels(cx, region, packed, (), form)
     else:
-        pack_rows(cx, region, packed, (), Panels(n, k, width, False))
+        pack_rows(cx, packed, (), form, rows_of(region))
     return whole(packed), width
 
 

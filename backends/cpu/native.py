@@ -33,6 +33,14 @@ class Cpu:
         """Width of the vector registers."""
         return 64 if self.has("avx512f") else 32 if self.has("avx2") else 16
 
+    @property
+    def byte_products(self) -> str:
+        """How products of bytes are best summed in int32 (`emit.bytes`): "vnni", "pairs" or "plain"."""
+        if self.has("avx512vnni") if self.has("avx512f") else self.has("avxvnni"):
+            return "vnni"
+        wide = self.has("avx512bw") if self.has("avx512f") else self.triple.startswith("x86_64")
+        return "pairs" if wide else "plain"
+
 
 @cache
 def _initialize() -> None:

@@ -2,34 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tiledsl import ir
+from tiledsl.dtypes import as_dtype
 
 from .context import Context, vstore
-from .rows import below, convert, element, whole, zero_of
+from .rows import below, convert, element, strips, whole, zero_of
 from .storage import Panels, Place
 from .values import index, scalar, value
 from .wide import I64, LANES, TRUE, ZERO, add, and_, i64, lt, mul, sub
 
-__all__ = ["fill_panels", "pack_copy", "pack_rows", "transpose_panels"]
+__all__ = [
+    "fill_panels",
+    "pack_copy",
+    "pack_rows",
+    "pack_transposed",
+    "rows_of",
+    "transpose_panels",
+    "transposed_bytes",
+]
 
 _FAR = 1 << 62  # beyond the end of every tensor
 
 # What gives 16 elements of one tile row: (column, mask of the columns that exist) -> vector.
 Loader = Callable[[ir.Expr, "ir.Expr | None"], ir.Expr]
 Index = tuple[ir.Expr, ...]
+Rows = Callable[[ir.Expr], Loader]  # the number of a row -> its elements
+_U8, _I32 = as_dtype("uint8"), as_dtype("int32")
 
 
-def pack_rows(cx: Context, src: ir.Region, packed: ir.Buffer, lead: Index, form: Panels) -> None:
-    """A block-local row-major [k, n] tile into panels."""
-    with cx.loop("k", i64(form.k)) as k:
-        _pack_row(cx, packed, lead, form, k, _row_of(src, k))
+def pack_rows(cx: Context, packed: ir.Buffer, lead: Index, form: Panels, rows: Rows) -> None:
+    """A [k, n] tile into panels."""
+    for k, row in _steps(cx, form.k, form.flip, rows):
+        _pack_row(cx, packed, lead, form, k, row)
+
+
+def _steps(cx: Context, k: int, flip: bool | None, rows: Rows) -> Iterator[tuple[ir.Expr, Loader]]:
+    """The rows along k of what gemm multiplies: single rows, or words of four rows of bytes each, zero beyond k."""
+    if flip is None:
+        with cx.loop("k", i64(k)) as i:
+            yield i, rows(i)
+        return
+    if k >= 4:
+        with cx.loop("k", i64(k // 4)) as i:
+            yield i, _words([rows(add(mul(i, i64(4)), i64(t))) for t in range(4)], flip)
+    if k % 4:
+        yield i64(k // 4), _words([rows(i64(t)) for t in range(k // 4 * 4, k)], flip)
+
+
+def _words(rows: list[Loader], flip: bool) -> Loader:
+    """One byte of each row per word, the first lowest."""
+
+    def load(j: ir.Expr, mask: ir.Expr | None) -> ir.Expr:
+        word: ir.Expr | None = None
+        for t, row in enumerate(rows):
+            byte = ir.Cast(convert(row(j, mask), _U8), _I32.with_lanes(LANES))
+            moved = ir.Binary("shl", byte, ir.Broadcast(ir.Const(8 * t, _I32), LANES)) if t else byte
+            word = moved if word is None else ir.Binary("bitor", word, moved)
+        assert word is not None
+        return _flipped(word, len(rows)) if flip else word
+
+    return load
+
+
+def _flipped(x: ir.Expr, count: int) -> ir.Expr:
+    """The top bits of the lowest `count` bytes of each lane flipped."""
+    t = x.dtype.scalar
+    bits = sum(0x80 << 8 * i for i in range(count))
+    value = bits - (1 << t.bits) if t.is_signed and bits >> (t.bits - 1) else bits
+    return ir.Binary("bitxor", x, ir.Broadcast(ir.Const(value, t), LANES))
+
+
+def transposed_bytes(cx: Context, src: ir.Region, k: int, m: int) -> ir.Region:
+    """A [k, m] tile of bytes as [m, k], by words; what follows k up to a multiple of four is zero."""
+    depth = -(-k // 4)
+    words = cx.scratch(f"{src.buffer.name}_words", _I32, (depth, m))
+    for i, row in _steps(cx, k, False, rows_of(src)):
+        for j, mask in strips(cx, i64(m)):
+            cx.emit(vstore(words, (i, j), row(j, mask), mask))
+    turned = cx.scratch(f"{src.buffer.name}_turned", _I32, (m, depth))
+    cx.emit(ir.MicroCall("transpose", (whole(turned),), (whole(words),), (i64(depth), i64(m))))
+    return whole(cx.view(turned, src.buffer.dtype, (m, 4 * depth)))
 
 
 def transpose_panels(cx: Context, src: ir.Region, packed: ir.Buffer, lead: Index, form: Panels) -> None:
-    """A block-local row-major [n, k] tile of the panels' type into panels."""
-    n, k, width = form.n, form.k, form.width
+    """A block-local row-major [n, depth] tile of the panels' type into panels."""
+    n, k, width = form.n, form.depth, form.width
     if n % width:
         with cx.loop("k", i64(k)) as row:
             for v in range(n % width // LANES * LANES, width, LANES):
@@ -50,35 +109,48 @@ def pack_copy(cx: Context, s: ir.Copy, place: Place) -> None:
     form, packed = place.panels, place.buffer
     lead = tuple(cx.let("at", index(cx, x).expr) for x in s.dst.starts[:-2])
     source = _Source(cx, s)
-    if not form.transposed:
+    if form.transposed:
+        pack_transposed(cx, packed, lead, form, source.either)
+    else:
+        source.either(lambda rows: pack_rows(cx, packed, lead, form, rows))
 
-        def load_with(row: Callable[[ir.Expr], Loader]) -> None:
-            with cx.loop("k", i64(form.k)) as k:
-                _pack_row(cx, packed, lead, form, k, row(k))
 
-        source.either(load_with)
-        return
-    tile = whole(cx.scratch(f"{s.dst.buffer.name}_rows", packed.dtype, (form.n, form.k)))
+def pack_transposed(
+    cx: Context, packed: ir.Buffer, lead: Index, form: Panels, either: Callable[[Callable[[Rows], None]], None]
+) -> None:
+    """An [n, k] tile into panels, by way of its rows in the panels' type."""
+    turned = cx.scratch(f"{packed.name}_rows", packed.dtype, (form.n, form.depth))
+    small = form.flip is not None
+    tile = cx.view(turned, _U8, (form.n, 4 * form.depth)) if small else turned
+    width = 4 * form.depth if small else form.k
 
-    def load_rows_with(row: Callable[[ir.Expr], Loader]) -> None:
+    def held(x: ir.Expr) -> ir.Expr:
+        x = convert(x, tile.dtype)
+        return _flipped(x, 1) if form.flip else x
+
+    def load_rows_with(row: Rows) -> None:
         full = form.k // LANES * LANES
         with cx.loop("i", i64(form.n)) as i:
             load = row(i)
             if full:
                 with cx.loop("j", i64(full), step=LANES) as j:
-                    cx.emit(vstore(tile.buffer, (i, j), convert(load(j, None), packed.dtype)))
+                    cx.emit(vstore(tile, (i, j), held(load(j, None))))
             if full < form.k:
                 mask = below(i64(full), i64(form.k))
-                cx.emit(vstore(tile.buffer, (i, i64(full)), convert(load(i64(full), mask), packed.dtype), mask))
+                x = held(load(i64(full), mask))
+                if small:
+                    x = ir.Select(mask, x, zero_of(_U8))
+                cx.emit(vstore(tile, (i, i64(full)), x, below(i64(full), i64(width))))
 
-    source.either(load_rows_with)
-    transpose_panels(cx, tile, packed, lead, form)
+    either(load_rows_with)
+    transpose_panels(cx, whole(turned), packed, lead, form)
 
 
 def fill_panels(cx: Context, s: ir.Fill, place: Place) -> None:
     """T.fill of a packed tile (the padding stays zero)."""
     assert place.panels is not None
     form, t = place.panels, place.buffer.dtype
+    t = t if form.flip is None else _U8
     x = scalar(cx, s.value)
     v = ir.Broadcast(cx.let("x", x if x.dtype == t else ir.Cast(x, t)), LANES)
 
@@ -86,12 +158,12 @@ def fill_panels(cx: Context, s: ir.Fill, place: Place) -> None:
         return v if mask is None else ir.Select(mask, v, zero_of(t))
 
     lead = tuple(index(cx, x).expr for x in s.dst.starts[:-2])
-    with cx.loop("k", i64(form.k)) as k:
-        _pack_row(cx, place.buffer, lead, form, k, constant)
+    pack_rows(cx, place.buffer, lead, form, lambda k: constant)
 
 
-def _row_of(src: ir.Region, i: ir.Expr) -> Loader:
-    return lambda j, mask: ir.Load(src.buffer, element(src, i, j), mask, LANES, True)
+def rows_of(src: ir.Region) -> Rows:
+    """The rows of a block-local row-major tile."""
+    return lambda i: lambda j, mask: ir.Load(src.buffer, element(src, i, j), mask, LANES, True)
 
 
 def _pack_row(cx: Context, packed: ir.Buffer, lead: Index, form: Panels, k: ir.Expr, load: Loader) -> None:
@@ -128,7 +200,7 @@ class _Source:
             if d not in spans:
                 self.fixed = and_(self.fixed, ok)
 
-    def either(self, load_with: Callable[[Callable[[ir.Expr], Loader]], None]) -> None:
+    def either(self, load_with: Callable[[Rows], None]) -> None:
         """Emit the loading twice, for the inside and for the border; once where the tile is certainly inside."""
         cx = self.cx
         if self.inside is None or self.inside == TRUE:

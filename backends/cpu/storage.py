@@ -23,6 +23,7 @@ __all__ = [
     "Place",
     "accumulator_type",
     "can_pack",
+    "flip_of",
     "gemm_operands",
     "global_place",
     "packed_buffers",
@@ -34,13 +35,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Panels:
-    """Packed right operand of a gemm, [..., ceil(n / width), k, width], zero beyond n; the author's tile is [k, n],
-    or [n, k] when transposed."""
+    """Packed right operand of a gemm, [..., ceil(n / width), depth, width]; the author's tile is [k, n], or [n, k] when
+    transposed. Depth is k; or, for 8-bit operands (flip is not None), the number of words of four bytes along k."""
 
     n: int
     k: int
     width: int
     transposed: bool
+    flip: bool | None = None  # whether the top bits of the bytes are flipped (`emit.bytes`)
+
+    @property
+    def depth(self) -> int:
+        return self.k if self.flip is None else -(-self.k // 4)
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class GemmTile:
 
     transposed: bool
     type: DType  # what gemm multiplies in
+    flip: bool | None  # as in `Panels`
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ def _gemm_tile(uses: list[tuple[str, ir.Node]]) -> GemmTile | None:
     kinds = {how for how, _ in uses}
     if "gemm_b" not in kinds or not kinds <= {"copy_in", "fill", "gemm_b"}:
         return None
-    forms = {GemmTile(n.transpose_b, accumulator_type(n)) for how, n in uses if isinstance(n, ir.Gemm)}
+    forms = {GemmTile(n.transpose_b, accumulator_type(n), flip_of(n)) for how, n in uses if isinstance(n, ir.Gemm)}
     return forms.pop() if len(forms) == 1 else None
 
 
@@ -138,8 +145,9 @@ def _panels(b: ir.Buffer, form: GemmTile, scope: str) -> Place:
     rows, cols = (int(e.value) for e in b.shape[-2:] if isinstance(e, ir.Const))
     n, k = (rows, cols) if form.transposed else (cols, rows)
     width = panel_width(n)
-    shape = (*b.shape[:-2], i64(-(-n // width)), i64(k), i64(width))
-    return Place("panels", ir.Buffer(b.name, form.type, shape, scope), b.dtype, Panels(n, k, width, form.transposed))
+    panels = Panels(n, k, width, form.transposed, form.flip)
+    shape = (*b.shape[:-2], i64(-(-n // width)), i64(panels.depth), i64(width))
+    return Place("panels", ir.Buffer(b.name, form.type, shape, scope), b.dtype, panels)
 
 
 def _local_buffers(kernel: ir.Kernel) -> list[ir.Buffer]:
@@ -261,6 +269,13 @@ def accumulator_type(g: ir.Gemm) -> DType:
     if t.is_float:
         return t if t.bits == 64 else F32
     return as_dtype("int32") if t.bits <= 32 else I64
+
+
+def flip_of(g: ir.Gemm) -> bool | None:
+    """Whether bytes are flipped while packing; None where operands have more than 8 bits (`Panels`)."""
+    a, b = g.a.buffer.dtype, g.b.buffer.dtype
+    small = a.is_int and b.is_int and max(a.bits, b.bits) <= 8 and accumulator_type(g).bits == 32
+    return a.is_signed == b.is_signed if small else None
 
 
 def _held(dtype: DType) -> DType:

@@ -18,6 +18,7 @@ from llvmlite import ir as ll
 from tiledsl import ir
 from tiledsl.backend import Site
 from tiledsl.backends.cpu.emit import ring, values
+from tiledsl.backends.cpu.emit.bytes import Bytes
 from tiledsl.backends.cpu.emit.entry import emit_entry
 from tiledsl.backends.cpu.emit.gemm import blocking, emit_gemm
 from tiledsl.backends.cpu.emit.transpose import emit_transpose
@@ -46,7 +47,7 @@ DONE, CANCELLED, FAILED = 0, 1, 2  # what the function returns
 def emit_function(function: ir.Function, cpu: Cpu) -> tuple[Any, tuple[str, ...], tuple[Site, ...]]:
     """(the llvmlite module, the C symbol of each kernel, the sites of its debug records) of a loop-stage function."""
     module = ll.Module(re.sub(r"\W", "_", function.name), context=ll.Context())
-    module.register_bytes = cpu.register_bytes
+    module.register_bytes, module.byte_products = cpu.register_bytes, cpu.byte_products
     module.triple = cpu.triple
     symbols: list[str] = []
     sites: list[Site] = []
@@ -285,7 +286,9 @@ class _KernelEmitter(ExpressionEmitter):
         width = values.register_bytes(self.b)
         if s.name == "gemm":
             panel = int(attrs["NR"])
-            f = emit_gemm(self.b.module, d, panel, blocking(d, panel, width), bool(attrs.get("clear")))
+            left, module = s.reads[0].buffer.dtype, self.b.module
+            small = Bytes.of(left, bool(attrs["flip"]), module) if left.bits == 8 else None
+            f = emit_gemm(module, d, panel, blocking(d, panel, width), bool(attrs.get("clear")), small)
         elif s.name == "transpose":
             f = emit_transpose(self.b.module, d.bits, min(16, max(4, width * 8 // d.bits)))
         else:

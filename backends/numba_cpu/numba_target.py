@@ -133,7 +133,7 @@ class _Lowering(CPUContext):  # type: ignore[misc]
     """Code generation: every operation is the dialect's."""
 
     enable_nrt = False
-    register_bytes = 64
+    register_bytes, byte_products = 64, "plain"  # of the CPU that code is made for
 
     def load_additional_registries(self) -> None:
         pass
@@ -214,6 +214,7 @@ class _LowerToLlvm(LoweringPass):  # type: ignore[misc]
         with state.targetctx.push_code_library(library):
             lower = _Variables(state.targetctx, library, fndesc, state.func_ir, metadata=state.metadata)
             lower.module.register_bytes = state.targetctx.register_bytes
+            lower.module.byte_products = state.targetctx.byte_products
             lower.lower()
         state["cr"] = (lower.module, fndesc)
         return True
@@ -257,7 +258,7 @@ def to_llvm(function: Callable[..., Any], symbol: str, cpu: Cpu) -> Any:
     args = (types.int64, types.int64, words, words)
     with _LOCK:
         typing_context, target_context = _targets()
-        target_context.register_bytes = cpu.register_bytes
+        target_context.register_bytes, target_context.byte_products = cpu.register_bytes, cpu.byte_products
         module, fndesc = compiler.compile_extra(
             typing_context, target_context, function, args, types.int64, flags, {}, pipeline_class=_Pipeline
         )

@@ -82,7 +82,7 @@ class _KernelPrinter(ExpressionPrinter):
         self.function, self.symbol, self.sites = function, symbol, sites
         for s in walk(kernel.body):
             if isinstance(s, ir.MicroCall):
-                self.taken.add(micro_names(s.name, s.writes[0].buffer.dtype, dict(s.attrs))[0])
+                self.taken.add(micro_names(s)[0])
         self.loops = 0  # nesting of loops around the current statement, inside the block loop
         self.shown: tuple[str, int] | None = None
 
@@ -288,8 +288,8 @@ class _KernelPrinter(ExpressionPrinter):
 
     def do_MicroCall(self, s: ir.MicroCall) -> None:
         attrs = dict(s.attrs)
-        out, regions = s.writes[0], [*s.writes, *s.reads]
-        name, definition = micro_names(s.name, out.buffer.dtype, attrs)
+        regions = [*s.writes, *s.reads]
+        name, definition = micro_names(s)
         self.use(name, definition)
         pieces = []
         for r in regions:

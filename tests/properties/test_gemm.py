@@ -49,6 +49,10 @@ CASES = [
     Case("float8_e4m3fn", "bfloat16", (16, 31, 7), False, True, clear="regions"),
     Case("int8", "int32", (33, 31, 48)),
     Case("uint8", "int32", (7, 64, 13), True, clear="clear_accum"),
+    Case("int8", "int32", (33, 65, 31), True, True, clear="load"),
+    Case("int8", "int32", (13, 17, 70), False, True, clear="regions"),
+    Case("int8", "int32", (1, 1, 2), True),
+    Case("uint8", "int32", (16, 33, 129), False, True),
 ]
 SHAPES = [(1, 1, 1), (3, 5, 7), (33, 31, 48), (127, 13, 33), (5, 229, 7)]
 MOST_BLOCKS = 100  # a tile of one element stays with small matrices
@@ -185,3 +189,42 @@ def test_special_values_pass_through_gemm() -> None:
             at = rng.integers(0, x.size, x.size // 9)
             x.flat[at] = rng.choice(values, len(at))
         support.agree(kernel(case), a, b, np.zeros((m, n), np.float32), what=f"{m}x{n}x{k}")
+
+
+@pytest.mark.parametrize("left, right", [("int8", "uint8"), ("uint8", "int8"), ("int4", "uint4"), ("int4", "int4")])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_small_integers_of_two_kinds(left: str, right: str, transposed: bool) -> None:
+    """Signed by unsigned, and tiles of four bits; then a right operand that is one value throughout."""
+    made = support.kernel_from(f"""
+import tiledsl.language as T
+
+M, N, K = T.dynamic("M, N, K")
+
+@T.prim_func
+def main(A: T.Tensor((M, K), "int32"), B: T.Tensor((K, N), "int32"), C: T.Tensor((M, N), "int32")):
+    with T.Kernel(T.ceildiv(N, 20), T.ceildiv(M, 7)) as (bx, by):
+        A_s = T.alloc_shared(({"39, 7" if transposed else "7, 39"}), "{left}")
+        B_s = T.alloc_shared(({"20, 39" if transposed else "39, 20"}), "{right}")
+        D_s = T.alloc_shared(({"20, 39" if transposed else "39, 20"}), "{right}")
+        acc = T.alloc_fragment((7, 20), "int32")
+        T.clear(acc)
+        T.fill(D_s, 5)
+        for k in T.serial(T.ceildiv(K, 39)):
+            for i, j in T.Parallel(7, 39):
+                A_s[{"j, i" if transposed else "i, j"}] = T.cast(A[by * 7 + i, k * 39 + j], "{left}")
+            for i, j in T.Parallel(39, 20):
+                B_s[{"j, i" if transposed else "i, j"}] = T.cast(B[k * 39 + i, bx * 20 + j], "{right}")
+            T.gemm(A_s, B_s, acc, transpose_A={transposed}, transpose_B={transposed})
+            T.gemm(A_s, D_s, acc, transpose_A={transposed}, transpose_B={transposed})
+        T.copy(acc, C[by * 7, bx * 20])
+""")
+    ranges = []
+    for name in (left, right):
+        bits = as_dtype(name).bits
+        low = -(1 << (bits - 1)) if as_dtype(name).is_signed else 0
+        ranges.append((low, low + (1 << bits)))
+    rng = np.random.default_rng(1)
+    for m, n, k in SHAPES:
+        a, b = (rng.integers(*r, s).astype(np.int32) for r, s in zip(ranges, ((m, k), (k, n)), strict=True))
+        got = support.agree(made, a, b, np.zeros((m, n), np.int32), what=f"{m}x{n}x{k}")[2]
+        support.assert_same(got, a @ b + 5 * a.sum(axis=1, dtype=np.int32)[:, None], f"{left} {right} {m}x{n}x{k}")

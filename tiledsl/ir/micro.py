@@ -26,6 +26,8 @@ def _gemm(
     """c[:m, :n] += a[:m, :k] @ b, with b packed in column panels; attrs: clear starts from 0 instead.
 
     c [M, N], a [M, K] ([K, M] with a_trans), panels [ceil(N / NR), K, NR]; float32, float64 or int32 (wrapping).
+    With a of 8 bits (and c int32) the panels are [ceil(N / NR), ceil(K / 4), NR] words of four bytes along k, lowest
+    first; flip: b has a's signedness, and the bytes' top bits are flipped; else b has the other signedness.
     Leading dimensions of extent 1 are dropped. Floats: each element is one k-ascending fma chain from c.
     """
     m, n, k = scalars
@@ -37,6 +39,8 @@ def _gemm(
         a = a.T
     width = int(attrs["NR"])
     count = -(-n // width)
+    if a.dtype.itemsize == 1:
+        panels = _bytes_of_words(panels, a.dtype, bool(attrs["flip"]))
     b = panels[:count, :k].transpose(1, 0, 2).reshape(k, count * width)[:, :n]
     out, a = c[:m, :n], a[:m, :k]
     if attrs.get("clear"):
@@ -47,6 +51,14 @@ def _gemm(
         out[...] = gemm_chain(a, b, out)
     else:
         out += a @ b
+
+
+def _bytes_of_words(panels: Array, left: Any, flip: bool) -> Array:
+    """[P, K / 4, NR] words as [P, K, NR] bytes of B."""
+    p, words, width = panels.shape
+    signed = (left.kind == "i") == flip
+    b = np.ascontiguousarray(panels).view(np.uint8).reshape(p, words, width, 4).swapaxes(2, 3) ^ (0x80 * flip)
+    return b.astype(np.uint8).reshape(p, 4 * words, width).view(np.int8 if signed else np.uint8)
 
 
 def _transpose(

@@ -124,7 +124,7 @@ def int8_matmul(
         row, column = (None if s is None else arrays.dense(s) for s in (row_scale, column_scale))
         tiles = tiles_for(target)
         kernel = _int8_matmul_kernel(
-            fit_rows(tiles.gemm_m, m), fit(tiles.gemm_n, n), GEMM_K, result, row is not None, column is not None,
+            fit_rows(tiles.gemm_m, m), fit(tiles.gemm_n, n), 4 * GEMM_K, result, row is not None, column is not None,
             transpose_a, transpose_b, tiles.threads,
         )  # fmt: skip
         kernel(a, b, row, column, out, target=target)

@@ -17,6 +17,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from tiledsl.backends.cpu.emit.bytes import Bytes, four_products, row_shifts
 from tiledsl.backends.cpu.emit.values import I8, I32, I64, PTR, VOID, intrinsic, splat, suffix, value_type
 from tiledsl.dtypes import DType
 
@@ -49,24 +50,30 @@ def blocking(d: DType, panel: int, register_bytes: int) -> Blocking:
     return Blocking(lanes, nv, min(mr, 14))
 
 
-def emit_gemm(module: Any, d: DType, panel: int, shape: Blocking, clear: bool = False) -> Any:
+def emit_gemm(
+    module: Any, d: DType, panel: int, shape: Blocking, clear: bool = False, small: Bytes | None = None
+) -> Any:
     """The function `void (C, ldc, A, a_row, a_k, B, panel_stride, m, n, k)`; strides in elements, all int64.
 
     C row-major; A[i, k] at i * a_row + k * a_k; B[p, k, j] at p * panel_stride + k * panel + j, zero or anything beyond
     n. Memory of C beyond column n is neither read nor written.
+
+    small: operands of 8 bits, d is int32. A's bytes follow each other along k (a_k is 1); a panel holds words of four
+    bytes along k, [ceil(k / 4), panel], zero beyond k; panel_stride counts words.
     """
-    name = f"gemm_{d.name}_{panel}_{shape.lanes}x{shape.nv}x{shape.mr}" + "_clear" * clear
+    name = f"gemm_{d.name}_{panel}_{shape.lanes}x{shape.nv}x{shape.mr}" + _variant(clear, small)
     if name in module.globals:
         return module.globals[name]
     f = ir.Function(module, ir.FunctionType(VOID, [PTR, I64, PTR, I64, I64, PTR, I64, I64, I64, I64]), name)
     f.linkage = "internal"
     f.attributes.add("noinline")
-    blocks = {mr: _emit_block(module, d, panel, shape, mr, clear) for mr in _heights(shape.mr)}
+    blocks = {mr: _emit_block(module, d, panel, shape, mr, clear, small) for mr in _heights(shape.mr)}
     c, ldc, a, a_row, a_k, bp, panel_stride, m, n, k = f.args
     b = ir.IRBuilder(f.append_basic_block())
     size = d.bits // 8
     width = shape.lanes * shape.nv
-    ldc, a_row, a_k, panel_stride = (b.mul(s, _i64(size)) for s in (ldc, a_row, a_k, panel_stride))
+    ldc, a_k, panel_stride = (b.mul(s, _i64(size)) for s in (ldc, a_k, panel_stride))
+    a_row = a_row if small else b.mul(a_row, _i64(size))
 
     def columns(j: Value) -> None:
         """One block column: columns j .. j + width of C."""
@@ -91,6 +98,10 @@ def emit_gemm(module: Any, d: DType, panel: int, shape: Blocking, clear: bool = 
     _loop(b, _i64(0), n, width, columns)
     b.ret_void()
     return f
+
+
+def _variant(clear: bool, small: Bytes | None) -> str:
+    return (small.name if small else "") + "_clear" * clear
 
 
 def _heights(mr: int) -> list[int]:
@@ -123,9 +134,9 @@ def _loop(b: Any, start: Value, stop: Value, step: int, body: Callable[[Value], 
     b.position_at_end(after)
 
 
-def _emit_block(module: Any, d: DType, panel: int, shape: Blocking, mr: int, clear: bool) -> Any:
+def _emit_block(module: Any, d: DType, panel: int, shape: Blocking, mr: int, clear: bool, small: Bytes | None) -> Any:
     """`void (C, ldc, A, a_row, a_k, B, columns left, k)` for one block of mr rows; strides in bytes."""
-    name = f"gemm_block_{d.name}_{panel}_{shape.lanes}x{shape.nv}x{mr}" + "_clear" * clear
+    name = f"gemm_block_{d.name}_{panel}_{shape.lanes}x{shape.nv}x{mr}" + _variant(clear, small)
     f = ir.Function(module, ir.FunctionType(VOID, [PTR, I64, PTR, I64, I64, PTR, I64, I64]), name)
     f.linkage = "internal"
     f.attributes.add("noinline")
@@ -161,7 +172,14 @@ def _emit_block(module: Any, d: DType, panel: int, shape: Blocking, mr: int, cle
             phi.add_incoming(q, masked_end)
             start.append(phi)
 
-    final = _k_loop(b, d, panel, shape, mr, (a, a_row, a_k), bp, k, start)
+    steps = k
+    if small:
+        steps = b.ashr(b.add(k, _i64(3)), _i64(2))
+        if small.flip:
+            lines = [_at(b, a, b.mul(a_row, _i64(i))) for i in range(mr)]
+            shifts = [splat(b, x, shape.lanes) for x in row_shifts(b, small, lines, k, shape.lanes)]
+            start = [b.add(v, shifts[i]) for (i, _), v in zip(places, start, strict=True)]
+    final = _k_loop(b, d, panel, shape, mr, (a, a_row, a_k), bp, steps, start, small)
 
     with b.if_else(whole) as (then, otherwise):
         with then:
@@ -177,7 +195,7 @@ def _emit_block(module: Any, d: DType, panel: int, shape: Blocking, mr: int, cle
 
 def _k_loop(
     b: Any, d: DType, panel: int, shape: Blocking, mr: int, left: tuple[Value, Value, Value], bp: Value, k: Value,
-    start: list[Value],
+    start: list[Value], small: Bytes | None,
 ) -> list[Value]:  # fmt: skip
     """The accumulators after all k. left: address, row stride and k stride of A, in bytes.
 
@@ -208,9 +226,11 @@ def _k_loop(
         _at(b, b_now, _i64(panel * size)),
     ]
     for row in range(mr):
-        scalar = b.load(_at(b, a_now, offsets[row]), align=size, typ=value_type(d))
+        scalar = b.load(_at(b, a_now, offsets[row]), align=1 if small else size, typ=value_type(d))
         spread = splat(b, scalar, shape.lanes)
-        following += [_multiply_add(b, d, spread, columns[j], acc[row * shape.nv + j]) for j in range(shape.nv)]
+        for j in range(shape.nv):
+            x, y, z = spread, columns[j], acc[row * shape.nv + j]
+            following.append(four_products(b, small, x, y, z) if small else _multiply_add(b, d, x, y, z))
     for phi, v in zip(carried, following, strict=True):
         phi.add_incoming(v, inside)
     b.branch(head)
