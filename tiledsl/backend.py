@@ -74,12 +74,13 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class Entry:
-    """One kernel of an artifact: its symbol, its grid (over the artifact's `host_vars`) and the bytes of
-    scratch that one worker needs."""
+    """One kernel of an artifact: its symbol, its grid (over the artifact's `host_vars`), the bytes of scratch that one
+    worker needs, and whether blocks may wait for each other, so that each must go on whatever the others do."""
 
     symbol: str
     grid: tuple[ir.Expr, ...]
     scratch_bytes: int = 0
+    waits: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,12 +134,12 @@ class Artifact:
 
         symbols: name of the C function of each kernel (default: the kernels' own names)
         """
-        entries = tuple(
-            Entry(symbol, kernel.grid, int(dict(kernel.attrs).get("scratch_bytes", 0)))
-            for kernel, symbol in zip(function.kernels, symbols or [k.name for k in function.kernels], strict=True)
-        )
+        entries = []
+        for kernel, symbol in zip(function.kernels, symbols or [k.name for k in function.kernels], strict=True):
+            attrs: dict[str, Any] = dict(kernel.attrs)
+            entries.append(Entry(symbol, kernel.grid, attrs.get("scratch_bytes", 0), attrs.get("waits", False)))
         workspaces = tuple(Workspace(b.dtype, b.shape) for b in function.workspaces)
-        return Artifact(source, host_vars=host_vars(function), entries=entries, workspaces=workspaces, **more)
+        return Artifact(source, host_vars=host_vars(function), entries=tuple(entries), workspaces=workspaces, **more)
 
 
 def host_vars(function: ir.Function) -> tuple[ir.Var, ...]:

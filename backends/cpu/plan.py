@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from tiledsl import ir
 from tiledsl.errors import InternalError
-from tiledsl.ir.walk import Rewriter
+from tiledsl.ir.walk import Rewriter, walk
 
+from .printing import may_wait
 from .wide import i64
 
 __all__ = ["plan_scratch"]
@@ -16,7 +17,8 @@ _ALIGN = 64  # one cache line and one AVX-512 vector
 
 
 def plan_scratch(kernel: ir.Kernel, buffers: list[ir.Buffer]) -> ir.Kernel:
-    """The kernel with `base` set on every scratch buffer it touches, and its arena size in `attrs`."""
+    """The kernel with `base` set on every scratch buffer it touches, its arena size in `attrs`; in there too
+    whether its blocks may wait for each other."""
     placed: dict[ir.Buffer, ir.Buffer] = {}
     offset = 0
     for b in buffers:
@@ -33,6 +35,8 @@ def plan_scratch(kernel: ir.Kernel, buffers: list[ir.Buffer]) -> ir.Kernel:
             placed[b] = _view(b, placed)
     body = _Place(placed).visit_block(kernel.body)
     attrs = (*kernel.attrs, ("scratch_bytes", offset))
+    if any(isinstance(n, ir.While) and may_wait(n) for n in walk(kernel.body)):
+        attrs = (*attrs, ("waits", True))
     return kernel.replace(body=body, attrs=attrs)
 
 

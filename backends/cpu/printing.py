@@ -76,5 +76,5 @@ def printable(b: ir.Buffer, s: ir.Debug) -> tuple[int, ...]:
 
 
 def may_wait(s: ir.While) -> bool:
-    """The loop may wait for another block (`waits.py`): each round looks at the cancel word."""
-    return any(isinstance(n, ir.Atomic) and n.op == "load" for n in walk(s.body))
+    """The loop may wait for another block: it looks at what others change. A launch can stop it."""
+    return any(isinstance(n, ir.Atomic) and n.result is not None for n in walk(s.body))

@@ -9,7 +9,7 @@ import linecache
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -90,17 +90,17 @@ class _KernelEmitter(ExpressionEmitter):
         extents = [self.index(e) for e in self.kernel.grid]
         with self.counted(self.first, self.last, values.constant(I64, 1), up=True) as (block, exits):
             self.next_block = exits.following
-            self.unless_cancelled()
+            self.unless(ring.cancelled)
             self.block_variables(block, extents)
             self.block(self.kernel.body)
         b.ret(values.constant(I64, DONE))
         return self.f
 
-    def unless_cancelled(self) -> None:
+    def unless(self, stopped: Callable[[Any, Value], Value]) -> None:
         """Leaves the kernel if the launch is cancelled."""
         b = self.b
         going, stop = b.append_basic_block(), b.append_basic_block("cancelled")
-        b.cbranch(ring.cancelled(b, self.context), stop, going)
+        b.cbranch(stopped(b, self.context), stop, going)
         b.position_at_end(stop)
         b.ret(values.constant(I64, CANCELLED))
         b.position_at_end(going)
@@ -242,7 +242,7 @@ class _KernelEmitter(ExpressionEmitter):
         b.position_at_end(inside)
         self.loops.append(_Exits(after, head))
         if may_wait(s):
-            self.unless_cancelled()
+            self.unless(ring.waited)
         self.block(s.body)
         self.loops.pop()
         b.branch(head)

@@ -25,6 +25,11 @@ def _cancelled(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any])
     return ring.cancelled(b, args[0])
 
 
+def _waited(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) -> Any:
+    """A round of a loop that waits: whether to stop."""
+    return ring.waited(b, args[0])
+
+
 def _ring_write(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) -> None:
     """ring_write(context, kind, site, values ...): one record, dropped when there is no ring or no room."""
     words = [ring.bits(b, k, v) for k, v in zip(kinds[3:], args[3:], strict=True)]
@@ -74,6 +79,7 @@ def effect_names() -> dict[str, Op]:
     """By the name that printed text uses."""
     ops = [
         Op("cancelled", lambda kinds: BOOL, _cancelled),
+        Op("waited", lambda kinds: BOOL, _waited),
         Op("ring_write", lambda kinds: VOID, _ring_write),
         Op("ring_record", lambda kinds: I64, _ring_record),
         Op("bits", lambda kinds: I64, _bits),

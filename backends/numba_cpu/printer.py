@@ -243,7 +243,7 @@ class _KernelPrinter(ExpressionPrinter):
     def do_While(self, s: ir.While) -> None:
         self.line(f"while {self.expr(s.cond)}:")
         if may_wait(s):
-            self.line(f"    if {self.use('cancelled')}(context):")
+            self.line(f"    if {self.use('waited')}(context):")
             self.line("        return 1")
         self.loop(s.body)
 

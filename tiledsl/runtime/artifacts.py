@@ -31,7 +31,7 @@ def to_json(artifact: Artifact) -> dict[str, Any]:
     return {
         "source": artifact.source,
         "vars": [[v.name, v.dtype.name] for v in artifact.host_vars],
-        "entries": [[e.symbol, [expr(x) for x in e.grid], e.scratch_bytes] for e in artifact.entries],
+        "entries": [[e.symbol, [expr(x) for x in e.grid], e.scratch_bytes, e.waits] for e in artifact.entries],
         "workspaces": [[w.dtype.name, [expr(x) for x in w.shape]] for w in artifact.workspaces],
         "sites": [[s.kind, s.message, [d.name for d in s.dtypes], _loc(s.loc), s.shapes] for s in artifact.sites],
         "meta": dict(artifact.meta),
@@ -56,7 +56,7 @@ def from_json(data: dict[str, Any], code: bytes) -> Artifact:
         source=data["source"],
         code=code,
         host_vars=variables,
-        entries=tuple(Entry(symbol, exprs(grid), scratch) for symbol, grid, scratch in data["entries"]),
+        entries=tuple(Entry(symbol, exprs(grid), *more) for symbol, grid, *more in data["entries"]),
         workspaces=tuple(Workspace(as_dtype(d), exprs(shape)) for d, shape in data["workspaces"]),
         sites=tuple(
             Site(kind, message, tuple(map(as_dtype, dtypes)), Loc(*loc) if loc else None, tuple(map(tuple, shapes)))

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import threading
+from functools import cache
 
 __all__ = ["Lane", "caller_lane"]
 
 # Words of the context (docs/architecture.md, CPU ABI).
-SCRATCH, CANCEL, RING, RESUME, WORKER, WORKERS = range(6)
+SCRATCH, CANCEL, RING, ROUNDS, WORKER, WORKERS, PAUSE = range(7)
 CONTEXT_WORDS = 8
 ARENA_STEP = 1 << 21  # arenas grow in huge-page steps, so that a worker soon has all it will ever need
+
+
+@cache
+def _pause() -> int:
+    """Address of the C function that lets other threads run; 0 where there is none."""
+    try:
+        library, name = ("kernel32", "SwitchToThread") if os.name == "nt" else (None, "sched_yield")
+        return ctypes.cast(getattr(ctypes.CDLL(library), name), ctypes.c_void_p).value or 0
+    except (AttributeError, OSError):
+        return 0
 
 
 class Lane:
@@ -21,6 +33,7 @@ class Lane:
 
     def __init__(self) -> None:
         self._words = (ctypes.c_int64 * CONTEXT_WORDS)()
+        self._words[PAUSE] = _pause()
         self.address = ctypes.addressof(self._words)
         self._arena: mmap.mmap | None = None
         self._capacity = 0
@@ -36,6 +49,11 @@ class Lane:
         words[RING] = ring
         words[WORKER] = worker
         words[WORKERS] = workers
+
+    @property
+    def rounds(self) -> int:
+        """How often loops that wait have gone round, ever."""
+        return self._words[ROUNDS]
 
     def _grow(self, size: int) -> None:
         capacity = -(-size // ARENA_STEP) * ARENA_STEP

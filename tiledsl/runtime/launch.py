@@ -16,6 +16,7 @@ from tiledsl.errors import InternalError, TileRuntimeError
 from tiledsl.runtime import pool
 from tiledsl.runtime.arguments import Bound, Signature, Slot, convert_scalar, word_maker
 from tiledsl.runtime.program import Program
+from tiledsl.runtime.resident import MOST, run_resident
 from tiledsl.runtime.ring import Ring
 from tiledsl.runtime.views import View, address_of, allocator, as_numpy, view
 
@@ -160,12 +161,18 @@ class Launch:
         ready, ring = self.ready, self.ring
         scratch, pace = ready.program.artifact.entries[entry].scratch_bytes, ready.paces[entry]
         blocks = ready.blocks[entry]
-        if ring is not None and ring.prints:  # in block order, like the interpreter
+        address = 0 if ring is None else ring.address
+        printing = ring is not None and ring.prints
+        if ready.program.artifact.entries[entry].waits:
+            threads = 1 if printing else 0
+            code = run_resident(function, blocks, self.args, scratch_bytes=scratch, ring=address, threads=threads)
+            if printing and ring is not None:
+                ring.flush()
+        elif ring is not None and printing:  # in block order, like the interpreter
             code = pool.run_serial(
                 function, blocks, self.args, scratch_bytes=scratch, ring=ring.address, after_block=ring.flush
             )
         else:
-            address = 0 if ring is None else ring.address
             code = pool.run_grid(function, blocks, self.args, scratch_bytes=scratch, ring=address, pace=pace)
         if code == pool.DONE:
             return
@@ -174,6 +181,12 @@ class Launch:
             if ring is not None:
                 ring.flush()
             raise TileRuntimeError(f"a device_assert of {self.function.name} failed", self.function.loc)
+        if code == pool.STUCK:
+            raise TileRuntimeError(
+                f"{self.function.name}: more than {MOST} of {blocks} blocks wait for each other",
+                self.function.loc,
+                help=f"launch at most {MOST} blocks, or let blocks wait only for those before them",
+            )
         raise InternalError(f"{name} ended with code {code}", self.function.loc)
 
     def run(self, stream: Any = None) -> None:

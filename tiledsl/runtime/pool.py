@@ -19,9 +19,9 @@ from functools import cache
 from tiledsl import config
 from tiledsl.runtime.lane import Lane, caller_lane
 
-__all__ = ["CANCELLED", "DONE", "FAILED", "SUSPENDED", "Pace", "run_grid", "run_serial", "thread_count"]
+__all__ = ["CANCELLED", "DONE", "FAILED", "STUCK", "Job", "Pace", "run_grid", "run_serial", "thread_count"]
 
-DONE, CANCELLED, FAILED, SUSPENDED = range(4)
+DONE, CANCELLED, FAILED, STUCK = range(4)
 
 CHUNKS_PER_WORKER = 8  # the last chunk of a grid then costs at most 1/8 of a worker's share
 SHORTEST_CHUNK_NS = 20_000  # below this the call through ctypes (0.5 us) and the wake-up would show
@@ -53,12 +53,13 @@ class Pace:
         return max(1, min(max(even, int(SHORTEST_CHUNK_NS / ns)), int(LONGEST_CHUNK_NS / ns)))
 
 
-class _Job:
+class Job:
     """One grid in flight."""
 
     __slots__ = (
         "active",
         "args",
+        "begun",
         "blocks",
         "cancel",
         "chunk",
@@ -86,9 +87,23 @@ class _Job:
         self.scratch, self.ring, self.chunk, self.workers = scratch, ring, chunk, workers
         self.cancel = ctypes.c_int64(0)
         self.code = DONE
+        self.begun = first  # the last chunk that was handed out
         self.starts = itertools.count(first, chunk)  # next() is one step under the GIL
         self.active: set[int] = set()  # workers that may be inside compiled code
         self.spent: list[int] = []  # ns of each worker between its first and its last chunk
+
+    def stop(self, code: int) -> None:
+        self.code = max(self.code, code)
+        self.cancel.value = 1
+
+    def abandon(self) -> None:
+        """After an interrupt: array memory must outlive the workers' last store, so nothing else may end this wait."""
+        self.stop(CANCELLED)
+        while self.active:
+            try:
+                time.sleep(0.0005)
+            except BaseException:
+                continue
 
     def drain(self, lane: Lane, worker: int) -> None:
         """Run chunks until none is left, or until one fails or the job is cancelled."""
@@ -102,10 +117,10 @@ class _Job:
                 first = next(self.starts)
                 if first >= blocks:
                     break
+                self.begun = first
                 code = function(first, min(first + chunk, blocks), args, context)
                 if code:
-                    self.code = max(self.code, code)
-                    self.cancel.value = 1
+                    self.stop(code)
             self.spent.append(time.perf_counter_ns() - start)
         finally:
             lane.busy = False
@@ -119,7 +134,7 @@ class _Worker(threading.Thread):
     def __init__(self, number: int) -> None:
         super().__init__(name=f"tiledsl-worker-{number}", daemon=True)
         self.number = number
-        self.job: _Job | None = None
+        self.job: Job | None = None
         self.wake = threading.Lock()
         self.done = threading.Lock()
         self.wake.acquire()
@@ -135,8 +150,7 @@ class _Worker(threading.Thread):
             try:
                 job.drain(lane, self.number)
             except BaseException:  # only memory can be missing here; the caller runs what is left
-                job.code = max(job.code, CANCELLED)
-                job.cancel.value = 1
+                job.stop(CANCELLED)
             self.job = job = None
             self.done.release()
 
@@ -149,7 +163,7 @@ class _Pool:
         for worker in self.workers:
             worker.start()
 
-    def run(self, job: _Job) -> None:
+    def run(self, job: Job) -> None:
         """Run the job on the caller and `job.workers - 1` others; returns when nobody is inside any more."""
         helpers = self.workers[: job.workers - 1]
         try:
@@ -164,14 +178,8 @@ class _Pool:
                     worker.done.acquire()
         except BaseException:
             # An interrupt, anywhere above: which locks are held is not known any more, so this pool is given up.
-            # Array memory must outlive the workers' last store, so nothing else may end this wait.
-            job.cancel.value = 1
             _give_up(self)
-            while job.active:
-                try:
-                    time.sleep(0.0005)
-                except BaseException:
-                    continue
+            job.abandon()
             raise
 
     def close(self) -> None:
@@ -238,7 +246,7 @@ def run_grid(
     pace: Pace,
     threads: int = 0,
 ) -> int:
-    """Run blocks 0..blocks-1 of a CPU-ABI function and return its worst code (DONE, CANCELLED, FAILED, SUSPENDED).
+    """Run blocks 0..blocks-1 of a CPU-ABI function and return its worst code (DONE, CANCELLED, FAILED).
 
     args: the argument words; ring: address of the debug ring; threads: 0 means `thread_count()`.
     """
@@ -264,7 +272,7 @@ def run_grid(
         code = _run_inline(function, blocks, args, scratch_bytes, ring, chunk, first)
         pace.learn(left, time.perf_counter_ns() - start)
     else:
-        job = _Job(function, first, blocks, args, scratch_bytes, ring, chunk, workers)
+        job = Job(function, first, blocks, args, scratch_bytes, ring, chunk, workers)
         try:
             pool.run(job)
         finally:

@@ -12,10 +12,10 @@ from typing import Any
 from llvmlite import ir
 
 from tiledsl.backends.cpu.emit import arith, convert
-from tiledsl.backends.cpu.emit.values import I64, PTR, constant, memory_type
+from tiledsl.backends.cpu.emit.values import I32, I64, PTR, constant, memory_type
 from tiledsl.dtypes import DType, as_dtype
 
-__all__ = ["atomic", "bits", "cancelled", "reserve"]
+__all__ = ["atomic", "bits", "cancelled", "reserve", "waited"]
 
 Value = Any
 WORD = as_dtype("int64")
@@ -29,6 +29,19 @@ def cancelled(b: Any, context: Value) -> Value:
     """Context word 1 is the address of the cancel word; nonzero means stop."""
     flag = b.load_atomic(b.inttoptr(_word(b, context, 1), PTR), ordering="monotonic", align=8, typ=I64)
     return b.icmp_unsigned("!=", flag, ir.Constant(I64, 0))
+
+
+def waited(b: Any, context: Value) -> Value:
+    """A round of a loop that waits, counted in context word 3; every 64th lets other threads run (by the function at
+    context word 6, 0 for none). Nonzero means stop, as with `cancelled`."""
+    at = b.gep(context, [ir.Constant(I64, 3)], inbounds=True, source_etype=I64)
+    rounds = b.add(b.load(at, typ=I64), ir.Constant(I64, 1))
+    b.store(rounds, at)
+    pause = _word(b, context, 6)
+    long = b.icmp_unsigned("==", b.and_(rounds, ir.Constant(I64, 63)), ir.Constant(I64, 0))
+    with b.if_then(b.and_(long, b.icmp_unsigned("!=", pause, ir.Constant(I64, 0))), likely=False):
+        b.call(b.inttoptr(pause, ir.FunctionType(I32, []).as_pointer()), [])
+    return cancelled(b, context)
 
 
 def bits(b: Any, d: DType, v: Value) -> Value:
