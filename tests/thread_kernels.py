@@ -602,3 +602,29 @@ def warp_groups(n: int):
                     T.mbarrier_arrive(1)
 
     return main
+
+
+def rounds_of_the_grid(blocks: int, least: int):
+    """Every block adds up what the others have put down, in as many rounds as the first argument says; the barriers are
+    inside a run-time loop, and one more inside a branch."""
+
+    @T.prim_func
+    def main(R: T.Tensor((2,), T.int32), W: T.Tensor((3, blocks), T.int32), B: T.Tensor((blocks,), T.int32)):
+        with T.Kernel(blocks, threads=32) as bx:
+            t = T.get_thread_binding()
+            total = T.alloc_var(T.int32, bx + 1)
+            for k in T.serial(R[0]):
+                if t == 0:
+                    W[k % 2, bx] = total
+                T.sync_grid()
+                for j in T.serial(blocks):
+                    total += W[k % 2, j] * (j + k)
+            if R[1] > least:
+                if t == 0:
+                    W[2, bx] = total
+                T.sync_grid()
+                total -= W[2, (bx + 1) % blocks]
+            if t == 0:
+                B[bx] = total
+
+    return main

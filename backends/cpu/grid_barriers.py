@@ -27,7 +27,8 @@ Body = tuple[ir.Stmt, ...]
 
 @dataclass(frozen=True)
 class SplitGrid:
-    """The pass, on tile-stage functions whose threads are spread. Barriers inside branches or longer loops stay."""
+    """The pass, on tile-stage functions whose threads are spread. Barriers inside branches or longer loops stay
+    (`waits.py`)."""
 
     name: ClassVar[str] = "split_grid"
 

@@ -320,11 +320,9 @@ def _same(cx: Context, s: ir.Stmt) -> None:
 
 
 def _sync(cx: Context, s: ir.Sync) -> None:
-    """Barriers of the block have become the ends of loops over threads."""
+    """Barriers of the block have become the ends of loops over threads, those of the grid launches or loops."""
     if s.scope == "grid":
-        raise TileNotImplementedError(
-            "a barrier of the grid is not supported by the CPU targets yet", s.loc, help="run on target='numpy'"
-        )
+        raise InternalError("a barrier of the grid reached the lowering", s.loc)
 
 
 def _nothing(cx: Context, s: ir.Stmt) -> None:

@@ -1,7 +1,7 @@
 """A block that waits for another one spins: its condition is read again, atomically, until it holds.
 
-Blocks begin in the order of the grid, so a wait for an earlier block ends. (One for a later block ends when enough
-workers run; a cancelled launch leaves the loop in any case.)
+So do barriers of the grid that no launch can end (`grid_barriers.py`): blocks count their arrivals in a workspace. That
+every block goes on is up to whoever runs them (`tiledsl.runtime.resident`); a cancelled launch leaves the loop.
 """
 
 from __future__ import annotations
@@ -10,26 +10,53 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tiledsl import ir
+from tiledsl.dtypes import as_dtype
 from tiledsl.errors import TileNotImplementedError
-from tiledsl.ir.build import TRUE
-from tiledsl.ir.walk import Rewriter, loads_of, map_kernels
+from tiledsl.ir import build
+from tiledsl.ir.walk import Rewriter, loads_of, walk
 
 __all__ = ["SpinWaits", "observed"]
+
+_I64 = as_dtype("int64")
+_ZERO, _ONE = build.const(0, _I64), build.const(1, _I64)
 
 
 @dataclass(frozen=True)
 class SpinWaits:
-    """The pass, on tile-stage functions whose threads are spread: a Wait over global memory becomes a loop."""
+    """The pass, on tile-stage functions whose threads are spread: waiting over global memory becomes a loop."""
 
     name: ClassVar[str] = "spin_waits"
 
     def __call__(self, function: ir.Function) -> ir.Function:
-        spun: ir.Function = map_kernels(lambda k: k.replace(body=_Spin().visit_block(k.body)), function)
-        return spun
+        kernels: list[ir.Kernel] = []
+        workspaces = list(function.workspaces)
+        for k in function.kernels:
+            spin = _Spin(k)
+            body = spin.visit_block(k.body)
+            if spin.arrivals is not None:
+                workspaces.append(spin.arrivals)
+                kernels.append(_clear(k, spin.arrivals))
+            kernels.append(k if body is k.body else k.replace(body=body))
+        return function.replace(kernels=tuple(kernels), workspaces=tuple(workspaces))
+
+
+def _clear(k: ir.Kernel, counter: ir.Buffer) -> ir.Kernel:
+    """The kernel before k that sets its counter to 0."""
+    body = (ir.Store(counter, (_ZERO,), _ZERO),)
+    axes = tuple(ir.Var(v.name, v.type) for v in k.thread_vars)  # a binding belongs to one kernel
+    block = ir.Var("b", as_dtype("int32"))
+    grid = (build.const(1, block.type),)
+    return k.replace(name=f"{k.name}_clear", grid=grid, block_vars=(block,), thread_vars=axes, body=body, attrs=())
 
 
 class _Spin(Rewriter):
-    def stmt(self, s: ir.Stmt) -> ir.Stmt:
+    def __init__(self, kernel: ir.Kernel) -> None:
+        self.kernel = kernel
+        self.arrivals: ir.Buffer | None = None  # at barriers of the grid, over all rounds
+
+    def stmt(self, s: ir.Stmt) -> ir.Stmt | tuple[ir.Stmt, ...]:
+        if isinstance(s, ir.Sync) and s.scope == "grid":
+            return self._meet(s)
         if not isinstance(s, ir.Wait):
             return s
         loads = dict.fromkeys(x for x in loads_of(s.cond) if x.buffer.root.scope == "global")
@@ -41,7 +68,28 @@ class _Spin(Rewriter):
             )
         reads, cond = observed(s.cond)
         leave = ir.If(cond, (ir.Break(loc=s.loc),), loc=s.loc)
-        return ir.While(TRUE, (*reads, leave), loc=s.loc)
+        return ir.While(build.TRUE, (*reads, leave), loc=s.loc)
+
+    def _meet(self, s: ir.Sync) -> tuple[ir.Stmt, ...]:
+        """The block arrives, and waits until as many have as there are blocks, once more than before."""
+        if any(isinstance(n, ir.Return) for n in walk(self.kernel.body)):
+            raise TileNotImplementedError(
+                "a barrier of the grid inside a branch or a long loop, in a kernel whose blocks may return before it, "
+                "is not supported by the CPU targets",
+                s.loc,
+                help="put what blocks do into an `if` instead of returning from the others",
+            )
+        if self.arrivals is None:
+            self.arrivals = ir.Buffer(f"{self.kernel.name}_arrivals", _I64, (_ONE,), "global")
+        blocks: ir.Expr = _ONE
+        for extent in self.kernel.grid:
+            blocks = build.mul(blocks, build.cast(extent, _I64))
+        mine = ir.Var("arrival", _I64)
+        arrive = ir.Atomic("add", self.arrivals, (_ZERO,), _ONE, mine, "acq_rel", loc=s.loc)
+        round_, reached = build.floordiv(mine, blocks), build.floordiv(self.arrivals.load(_ZERO), blocks)
+        wait = self.stmt(ir.Wait(build.ne(reached, round_), loc=s.loc))
+        assert isinstance(wait, ir.Stmt)
+        return arrive, wait
 
 
 def observed(cond: ir.Expr) -> tuple[tuple[ir.Stmt, ...], ir.Expr]:

@@ -13,10 +13,9 @@ from tiledsl import ir
 from tiledsl.analysis.evaluate import evaluate
 from tiledsl.backend import host_vars
 from tiledsl.errors import InternalError, TileRuntimeError
-from tiledsl.runtime import pool
+from tiledsl.runtime import pool, resident
 from tiledsl.runtime.arguments import Bound, Signature, Slot, convert_scalar, word_maker
 from tiledsl.runtime.program import Program
-from tiledsl.runtime.resident import MOST, run_resident
 from tiledsl.runtime.ring import Ring
 from tiledsl.runtime.views import View, address_of, allocator, as_numpy, view
 
@@ -165,7 +164,9 @@ class Launch:
         printing = ring is not None and ring.prints
         if ready.program.artifact.entries[entry].waits:
             threads = 1 if printing else 0
-            code = run_resident(function, blocks, self.args, scratch_bytes=scratch, ring=address, threads=threads)
+            code = resident.run_resident(
+                function, blocks, self.args, scratch_bytes=scratch, ring=address, threads=threads
+            )
             if printing and ring is not None:
                 ring.flush()
         elif ring is not None and printing:  # in block order, like the interpreter
@@ -183,9 +184,9 @@ class Launch:
             raise TileRuntimeError(f"a device_assert of {self.function.name} failed", self.function.loc)
         if code == pool.STUCK:
             raise TileRuntimeError(
-                f"{self.function.name}: more than {MOST} of {blocks} blocks wait for each other",
+                f"{self.function.name}: more than {resident.MOST} of {blocks} blocks wait for each other",
                 self.function.loc,
-                help=f"launch at most {MOST} blocks, or let blocks wait only for those before them",
+                help=f"launch at most {resident.MOST} blocks, or let blocks wait only for those before them",
             )
         raise InternalError(f"{name} ended with code {code}", self.function.loc)
 

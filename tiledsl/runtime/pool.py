@@ -21,7 +21,8 @@ from tiledsl.runtime.lane import Lane, caller_lane
 
 __all__ = ["CANCELLED", "DONE", "FAILED", "STUCK", "Job", "Pace", "run_grid", "run_serial", "thread_count"]
 
-DONE, CANCELLED, FAILED, STUCK = range(4)
+DONE, CANCELLED, FAILED = range(3)
+STUCK = 4  # said by the runtime, never by compiled code: blocks wait for each other, and cannot all run
 
 CHUNKS_PER_WORKER = 8  # the last chunk of a grid then costs at most 1/8 of a worker's share
 SHORTEST_CHUNK_NS = 20_000  # below this the call through ctypes (0.5 us) and the wake-up would show
