@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -89,10 +91,14 @@ def test_tensors_are_packed_too() -> None:
         lambda: tiledsl.unpack(np.zeros(4, np.int32), "int4"),
         lambda: tiledsl.unpack(np.zeros(4, np.uint8), "int4", 6),
     ],
+    ids=["no-type", "wide-type", "scalar", "float-type", "no-bytes", "columns"],
 )
-def test_what_cannot_be_packed_is_refused(wrong: object) -> None:
-    with pytest.raises(TileError, match="pack"):
-        wrong()  # type: ignore[operator]
+def test_what_cannot_be_packed_is_refused(
+    wrong: Callable[[], Any], golden: Any, request: pytest.FixtureRequest
+) -> None:
+    with pytest.raises(TileError) as caught:
+        wrong()
+    golden(f"errors/packing-{request.node.callspec.id}", f"{type(caught.value).__name__}: {caught.value}")
 
 
 # -- elements ---------------------------------------------------------------------------------------------------------
