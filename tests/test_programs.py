@@ -43,7 +43,7 @@ def compare(program: Program, pairs: list[tuple[Any, Any]], target: str) -> None
         a, b = got.astype(np.float64), want.astype(np.float64)
         strange = ~np.isfinite(b)
         assert np.array_equal(a[strange], b[strange], equal_nan=True), f"{target}: result {i}"
-        error = np.abs(a - b)[~strange].max(initial=0.0)
+        error = np.abs(a[~strange] - b[~strange]).max(initial=0.0)
         size = max(1e-30, np.abs(b[~strange]).max(initial=0.0))
         assert error <= program.error * size, f"{target}: result {i} is off by {error:.3g} of {size:.3g}"
 

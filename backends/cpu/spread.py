@@ -21,6 +21,7 @@ from tiledsl.ir import build
 from tiledsl.ir.build import INT32, TRUE, all_of, const, ne
 from tiledsl.ir.walk import free_vars, loads_of, map_kernels, substitute, walk
 
+from .branches import join_branches, reads
 from .collectives import lower_collective
 from .grid_barriers import renewed, rounds_of
 from .roles import run_roles, waits_for_others
@@ -32,6 +33,7 @@ _PRIVATE = ("local", "var")
 _BY_BLOCK = (ir.Parallel, ir.Copy, ir.Fill, ir.Gemm, ir.Reduce, ir.Scan)  # see `passes.expand_threads`
 _ZERO = const(0, INT32)
 _FEW = 32  # rounds
+Body = tuple[ir.Stmt, ...]
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Spreader(Writer):
     def block(self, body: Iterable[ir.Stmt], masks: Masks, group: tuple[int, int] | None = None) -> tuple[ir.Stmt, ...]:
         """The statements of a block that those threads (of a group) run for which the masks hold."""
         outer, self.level = self.level, Level(masks, group or self.level.group)
-        for s in body:
+        for s in join_branches(tuple(body), self.differs, self._renewed):
             self.statement(s)
         self.flush()
         level, self.level = self.level, outer
@@ -149,7 +151,7 @@ class Spreader(Writer):
                 self.level.masks += (self.alive,)
 
     def _let(self, s: ir.Let) -> None:
-        if not loads_of(s.value) and not any(isinstance(n, ir.Call) for n in walk(s.value)):
+        if not reads(s.value):
             self.lets[s.var] = substitute(s.value, self.lets)
         if self.differs(s.value):
             self.level.pending.append(s)
@@ -185,6 +187,11 @@ class Spreader(Writer):
 
     def _if(self, s: ir.If) -> None:
         splits = self.differs(s.cond)
+        side = self._decided(s) if splits else None
+        if side is not None:
+            for x in side:
+                self.statement(x)
+            return
         group = self._group(s) if splits else None
         if self.stays_inside(s):
             if not self.differs(s) and not self.some_threads:
@@ -208,6 +215,16 @@ class Spreader(Writer):
             self.emit(ir.If(self.fork, then, orelse, loc=s.loc))
         else:
             self.emit(*then, *orelse)
+
+    def _decided(self, s: ir.If) -> Body | None:
+        """The side that all threads of the group under way take, where it is known now."""
+        if self.level.group == self.everyone:
+            return None
+        known = self._known(s.cond)
+        inside = [all(evaluate(e, self._indices(t)) for e in known) for t in range(*self.level.group)]
+        if not any(inside):
+            return s.orelse
+        return s.then if all(inside) and self._always(s.cond, self.level.group) == TRUE else None
 
     def _sides(self, s: ir.If) -> tuple[tuple[ir.Stmt, ...], tuple[ir.Stmt, ...]]:
         """What the threads of each side do."""
@@ -279,8 +296,7 @@ class Spreader(Writer):
         if isinstance(cond, ir.Binary) and cond.op == "and":
             return self._known(cond.a) + self._known(cond.b)
         plain: ir.Expr = substitute(cond, self.lets)
-        fixed = not loads_of(plain) and not any(isinstance(n, ir.Call) for n in walk(plain))
-        return [plain] if fixed and free_vars(plain) <= set(self.kernel.thread_vars) else []
+        return [plain] if not reads(plain) and free_vars(plain) <= set(self.kernel.thread_vars) else []
 
     def _indices(self, t: int) -> dict[ir.Var, int]:
         found = {}
@@ -331,7 +347,11 @@ class Spreader(Writer):
 
     def _again(self, s: ir.For, k: int) -> tuple[ir.Stmt, ...]:
         """One round of a loop; what it binds is new each time."""
-        body, values, buffers = renewed(s.body, {s.var: const(k, s.var.type)})
+        return self._renewed(s.body, {s.var: const(k, s.var.type)})
+
+    def _renewed(self, body: Body, values: dict[ir.Var, ir.Expr]) -> Body:
+        """A copy of a block with values put in; what it binds is new, and as uneven as before."""
+        body, values, buffers = renewed(body, values)
         self.varying.vars.update(new for v, new in values.items() if v in self.varying.vars and isinstance(new, ir.Var))
         self.varying.buffers.update(new for b, new in buffers.items() if b in self.varying.buffers)
         return body

@@ -387,3 +387,38 @@ def tiles_and_threads_mixed(rng):
 
     a, b = normal(rng, M, K), normal(rng, K, N)
     return [(kernel()(a, b), (wide(a) @ wide(b)).max(1))]
+
+
+@program(F32)
+def matmul_by_warp_groups(rng):
+    """One group of warps loads, the other multiplies: a branch each, one after the other, and a ring of two stages."""
+    M, N, K, BM, BN, BK = 48, 40, 80, 32, 32, 16
+
+    @tiledsl.jit(out_idx=[2])
+    def kernel():
+        @T.prim_func
+        def main(A: T.Tensor((M, K), "float16"), B: T.Tensor((K, N), "float16"), C: T.Tensor((M, N), "float32")):
+            with T.Kernel(T.ceildiv(N, BN), T.ceildiv(M, BM), threads=256) as (bx, by):
+                As = T.alloc_shared((2, BM, BK), "float16")
+                Bs = T.alloc_shared((2, BK, BN), "float16")
+                acc = T.alloc_fragment((BM, BN), "float32")
+                full, empty = T.alloc_barrier([128, 128]), T.alloc_barrier([128, 128])
+                with T.ws(1):
+                    for k in T.serial(T.ceildiv(K, BK)):
+                        T.barrier_wait(empty[k % 2], (k // 2 % 2) ^ 1)
+                        T.copy(A[by * BM, k * BK], As[k % 2, :, :])
+                        T.copy(B[k * BK, bx * BN], Bs[k % 2, 0:BK, 0:BN])
+                        T.barrier_arrive(full[k % 2])
+                rounds = T.ceildiv(K, BK)
+                with T.ws(0):
+                    T.clear(acc)
+                    for k in T.serial(rounds):
+                        T.barrier_wait(full[k % 2], k // 2 % 2)
+                        T.gemm(As[k % 2, :, :], Bs[k % 2, :, :], acc)
+                        T.barrier_arrive(empty[k % 2])
+                    T.copy(acc, C[by * BM, bx * BN])
+
+        return main
+
+    a, b = normal(rng, M, K, dtype=np.float16), normal(rng, K, N, dtype=np.float16)
+    return [(kernel()(a, b), wide(a) @ wide(b))]

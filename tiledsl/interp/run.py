@@ -11,6 +11,7 @@ import numpy as np
 
 from tiledsl.analysis.effects import written
 from tiledsl.analysis.evaluate import evaluate
+from tiledsl.analysis.meeting import waits
 from tiledsl.analysis.symbols import solve
 from tiledsl.errors import InternalError, TileError, TileRuntimeError, TileTypeError, TileValueError
 from tiledsl.interp.blas import one_thread
@@ -21,7 +22,6 @@ from tiledsl.interp.options import Options, Result, ShadowReport
 from tiledsl.interp.scope import BLOCK, RETURNED, SCHEDULER, STEPS, TRACKER, Env, Fn, Scope
 from tiledsl.interp.shadow import DOUBTS, Shadowed, lift
 from tiledsl.interp.stmt import Statements
-from tiledsl.interp.waits import waits
 from tiledsl.ir.arithmetic import int_range
 from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.expr import Var

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tiledsl.analysis.effects import effects
+from tiledsl.analysis.meeting import apart, waits
 from tiledsl.analysis.uniformity import thread_level, varying
 from tiledsl.errors import InternalError, TileValueError
 from tiledsl.interp.atomic import Atomics
@@ -24,7 +25,7 @@ from tiledsl.interp.scope import RETURNED, TRACKER, Env, Fn, Nest, Scope
 from tiledsl.interp.shadow import lift, micro
 from tiledsl.interp.tile import Tiles
 from tiledsl.interp.views import make_view
-from tiledsl.interp.waits import Waits, by_block, waits
+from tiledsl.interp.waits import Waits
 from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.expr import Const, Var
 from tiledsl.ir.micro import MICRO
@@ -128,7 +129,7 @@ class Statements:
         steps: list[Fn] = []
         at = 0
         while at < len(body):
-            s, end = body[at], self._apart(body, at)
+            s, end = body[at], apart(body, at, self.scope.varies)
             if end > at + 1:
                 assert isinstance(s, If)
                 with self.scope.at(s.loc):
@@ -155,19 +156,6 @@ class Statements:
             return mask
 
         return run
-
-    def _apart(self, body: Sequence[Stmt], at: int) -> int:
-        """Behind the last statement that groups of threads, which part at this one, go on to without each other: until
-        the last such branch in which they wait, if the block does nothing as a whole before."""
-        s = body[at]
-        end = at + 1
-        if isinstance(s, If) and waits((s,)) and self.scope.varies(s.cond):
-            for k in range(end, len(body)):
-                if isinstance(body[k], If) and waits((body[k],)):
-                    end = k + 1
-                elif by_block(body[k]):
-                    break
-        return end
 
     def statement(self, s: Stmt) -> Fn:
         with self.scope.at(s.loc):

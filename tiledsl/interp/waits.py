@@ -17,51 +17,21 @@ from tiledsl.ir.stmt import (
     Alloc,
     Atomic,
     Collective,
-    Copy,
-    Fill,
-    Gemm,
-    Kernel,
     Let,
-    Parallel,
-    Reduce,
-    ReducerOp,
-    Scan,
     Stmt,
     Sync,
     Wait,
 )
-from tiledsl.ir.walk import walk
 
 if TYPE_CHECKING:
     from tiledsl.interp.expr import Expressions
 
-__all__ = ["Waits", "by_block", "waits"]
+__all__ = ["Waits"]
 
 # (environment, those of the sides, the mask of the first)
 Rejoin = Callable[[Env, list[Env], Any], None]
 
 _HELP = "somebody must arrive, or write what is waited for, without waiting for these threads first"
-
-
-def waits(body: Kernel | Sequence[Stmt]) -> bool:
-    """Something in it may have to wait for other groups of threads, or for other blocks."""
-    root = body.body if isinstance(body, Kernel) else tuple(body)
-    return any(isinstance(n, Wait) or (isinstance(n, Sync) and _meets(n)) for n in walk(root))
-
-
-def _meets(s: Sync) -> bool:
-    return s.scope == "grid" or s.count is not None
-
-
-def by_block(s: Stmt) -> bool:
-    """Something in it is done by all threads of the block together."""
-    return any(
-        isinstance(n, (Parallel, Copy, Fill, Gemm, Reduce, Scan, ReducerOp))
-        or (isinstance(n, Sync) and n.scope in ("block", "grid") and n.count is None)
-        or (isinstance(n, Collective) and n.scope == "block")
-        or (isinstance(n, Alloc) and n.buffer.root.scope not in ("local", "var"))
-        for n in walk(s)
-    )
 
 
 def _union(a: Any, b: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from tiledsl.analysis.meeting import apart
 from tiledsl.analysis.uniformity import thread_level, varying
 from tiledsl.ir.buffer import Buffer, Region
 from tiledsl.ir.expr import Binary, Cast, Const, Expr, Load, Var
@@ -71,11 +72,17 @@ class _Orderer:
 
     def block(self, body: tuple[Stmt, ...], pending: _Pending) -> tuple[tuple[Stmt, ...], _Pending]:
         out: list[Stmt] = []
-        for s in body:
+        free = 0  # up to here groups of threads go on without each other: no place for a barrier of the block
+        for at, s in enumerate(body):
+            if at < free:
+                pending = _merge(pending, self._accesses((s,)))
+                out.append(s)
+                continue
             if self._meets(s):
                 pending = {}
                 out.append(s)
                 continue
+            free = apart(body, at, self.found.expr)
             if isinstance(s, (For, While)) and self._together(s):
                 test, body_of = (s.start, s.stop, s.step) if isinstance(s, For) else (s.cond,), s.body
                 out, pending = self._before(s, out, pending, self._accesses(test))
