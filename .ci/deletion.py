@@ -41,7 +41,8 @@ def removed_modules() -> frozenset[str]:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Dotted names of everything that a file imports, `from a import b` as a.b, and importlib calls with a literal."""
+    """Dotted names of everything that a file imports, `from a import b` as a.b, and importlib calls with a literal;
+    attributes of tiledsl too, for these import lazily."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -49,6 +50,8 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "importorskip")):
             yield from (a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str))
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "tiledsl":
+            yield f"tiledsl.{node.attr}"
 
 
 def uses_removed(path: Path) -> bool:

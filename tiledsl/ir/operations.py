@@ -398,9 +398,10 @@ _row("FragmentBuffer", "x: T.FragmentBuffer((m, n), dtype)", ("shape", "dtype"),
      gives="an annotation")
 _row("LocalBuffer", "x: T.LocalBuffer((n,), dtype)", ("shape", "dtype"), _S, "a macro's parameter: a local array",
      gives="an annotation")
-_row("Tensor", "A: T.Tensor((m, n), dtype)", ("shape", "dtype"), _S, "a row-major contiguous argument",
+_row("Tensor", "A: T.Tensor((m, n), dtype)", ("shape", "dtype", "data"), _S, "a row-major contiguous argument",
      gives="an annotation")
-_row("Buffer", "A: T.Buffer((m, n), dtype)", ("shape", "dtype"), _S, "older name of Tensor", gives="an annotation")
+_row("Buffer", "A: T.Buffer((m, n), dtype)", ("shape", "dtype", "data"), _S, "older name of Tensor",
+     gives="an annotation")
 _row("StridedTensor", "A: T.StridedTensor(shape, strides, dtype)", ("shape", "strides", "dtype"), _S,
      "an argument with explicit strides in elements", gives="an annotation")
 _row("dynamic", 'm, n = T.dynamic("m, n")', ("names", "dtype"), _S, "sizes that every launch binds", gives="symbols")
