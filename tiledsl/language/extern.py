@@ -88,50 +88,51 @@ for _letters, _suffix in (("u", ""), ("w", "ll")):
     _add(f"__clz{_suffix}", _letters, "i", bits.clz)
     _add(f"__ffs{_suffix}", _letters, "i", bits.ffs)
     _add(f"__brev{_suffix}", _letters, _letters, bits.brev)
-_add("__byte_perm", "uuu", "u", bits.byte_perm)
-_add("__funnelshift_l", "uuu", "u", lambda lo, hi, n: (_join(lo, hi) << casts.cast(n & 31, "uint64")) >> 32)
-_add("__funnelshift_r", "uuu", "u", lambda lo, hi, n: _join(lo, hi) >> casts.cast(n & 31, "uint64"))
-_add("__mulhi", "ii", "i", _high)
-_add("__umulhi", "uu", "u", _high)
-_add("__mul24", "ii", "i", lambda a, b: ((a << 8) >> 8) * ((b << 8) >> 8))
-_add("__umul24", "uu", "u", lambda a, b: (a & 0xFFFFFF) * (b & 0xFFFFFF))
-_add("min", "**", "*", math.min)
-_add("max", "**", "*", math.max)
-_add("abs", "*", "*", math.abs)
-_add("umin", "uu", "u", math.min)
-_add("umax", "uu", "u", math.max)
+for _row in (
+    ("__byte_perm", "uuu", "u", bits.byte_perm),
+    ("__funnelshift_l", "uuu", "u", lambda lo, hi, n: (_join(lo, hi) << casts.cast(n & 31, "uint64")) >> 32),
+    ("__funnelshift_r", "uuu", "u", lambda lo, hi, n: _join(lo, hi) >> casts.cast(n & 31, "uint64")),
+    ("__mulhi", "ii", "i", _high),
+    ("__umulhi", "uu", "u", _high),
+    ("__mul24", "ii", "i", lambda a, b: ((a << 8) >> 8) * ((b << 8) >> 8)),
+    ("__umul24", "uu", "u", lambda a, b: (a & 0xFFFFFF) * (b & 0xFFFFFF)),
+    ("min", "**", "*", math.min),
+    ("max", "**", "*", math.max),
+    ("abs", "*", "*", math.abs),
+    ("umin", "uu", "u", math.min),
+    ("umax", "uu", "u", math.max),
+):
+    _add(*_row)
 
 
 def _join(low: Any, high: Any) -> Any:
     return (casts.cast(high, "uint64") << 32) | casts.cast(low, "uint64")
 
 
-# bits of floats
-_add("__float_as_int", "f", "i", _bits_of("int32"))
-_add("__float_as_uint", "f", "u", _bits_of("uint32"))
-_add("__int_as_float", "i", "f", _bits_of("float32"))
-_add("__uint_as_float", "u", "f", _bits_of("float32"))
-_add("__double_as_longlong", "d", "l", _bits_of("int64"))
-_add("__longlong_as_double", "l", "d", _bits_of("float64"))
-_add("__half_as_short", "h", "s", _bits_of("int16"))
-_add("__half_as_ushort", "h", "t", _bits_of("uint16"))
-_add("__short_as_half", "s", "h", _bits_of("float16"))
-_add("__ushort_as_half", "t", "h", _bits_of("float16"))
-_add("__bfloat16_as_short", "b", "s", _bits_of("int16"))
-_add("__bfloat16_as_ushort", "b", "t", _bits_of("uint16"))
-_add("__short_as_bfloat16", "s", "b", _bits_of("bfloat16"))
-_add("__ushort_as_bfloat16", "t", "b", _bits_of("bfloat16"))
+# bits of floats, both ways
+for _float, _letter, _ints in (
+    ("float", "f", (("int", "i"), ("uint", "u"))),
+    ("double", "d", (("longlong", "l"),)),
+    ("half", "h", (("short", "s"), ("ushort", "t"))),
+    ("bfloat16", "b", (("short", "s"), ("ushort", "t"))),
+):
+    for _int, _other in _ints:
+        _add(f"__{_float}_as_{_int}", _letter, _other, _bits_of(_SHORT[_other]))
+        _add(f"__{_int}_as_{_float}", _other, _letter, _bits_of(_SHORT[_letter]))
 
 # conversions
-_add("__float2half __float2half_rn", "f", "h", _as("float16"))
-_add("__float2bfloat16 __float2bfloat16_rn", "f", "b", _as("bfloat16"))
-_add("__half2float", "h", "f", _as("float32"))
-_add("__bfloat162float", "b", "f", _as("float32"))
-_add("__double2float_rn", "d", "f", _as("float32"))
-_add("__int2float_rn", "i", "f", _as("float32"))
-_add("__uint2float_rn", "u", "f", _as("float32"))
-_add("__int2double_rn", "i", "d", _as("float64"))
-_add("__int2half_rn", "i", "h", _as("float16"))
+for _row in (
+    ("__float2half __float2half_rn", "f", "h", _as("float16")),
+    ("__float2bfloat16 __float2bfloat16_rn", "f", "b", _as("bfloat16")),
+    ("__half2float", "h", "f", _as("float32")),
+    ("__bfloat162float", "b", "f", _as("float32")),
+    ("__double2float_rn", "d", "f", _as("float32")),
+    ("__int2float_rn", "i", "f", _as("float32")),
+    ("__uint2float_rn", "u", "f", _as("float32")),
+    ("__int2double_rn", "i", "d", _as("float64")),
+    ("__int2half_rn", "i", "h", _as("float16")),
+):
+    _add(*_row)
 for _mode, _round in (("rz", math.trunc), ("rn", math.round), ("ru", math.ceil), ("rd", math.floor)):
     for _letter, _kind in (("f", "float"), ("d", "double"), ("h", "half")):
         for _to, _type in (("i", "int"), ("u", "uint"), ("l", "ll"), ("w", "ull")):
@@ -149,12 +150,15 @@ for _mode, _round in (("rz", math.trunc), ("rn", math.round), ("ru", math.ceil),
     _add(f"__fmaf_{_mode}", "fff", "f", _rounded(functions.ieee_fmaf, _mode))
     _add(f"__frcp_{_mode}", "f", "f", _rounded(functions.ieee_frcp, _mode))
     _add(f"__fsqrt_{_mode}", "f", "f", _rounded(functions.ieee_fsqrt, _mode))
-_add("__frsqrt_rn", "f", "f", math.rsqrt)
-_add("__dadd_rn", "dd", "d", lambda a, b: a + b)
-_add("__dmul_rn", "dd", "d", lambda a, b: a * b)
-_add("__fma_rn", "ddd", "d", math.fma)
-_add("__saturatef", "f", "f", _saturate)
-_add("__fdividef fdividef", "ff", "f", lambda a, b: a / b)
+for _row in (
+    ("__frsqrt_rn", "f", "f", math.rsqrt),
+    ("__dadd_rn", "dd", "d", lambda a, b: a + b),
+    ("__dmul_rn", "dd", "d", lambda a, b: a * b),
+    ("__fma_rn", "ddd", "d", math.fma),
+    ("__saturatef", "f", "f", _saturate),
+    ("__fdividef fdividef", "ff", "f", lambda a, b: a / b),
+):
+    _add(*_row)
 
 # functions of floats: float, double where the name has no f, and half
 for _name in ("sin", "cos", "tan", "sinh", "cosh", "tanh", "exp", "exp2", "exp10", "expm1", "log", "log2", "log10",
@@ -169,57 +173,59 @@ for _name in ("sqrt", "rsqrt", "floor", "ceil", "trunc"):
     _add(f"{_name}f", "f", "f", getattr(math, _name))
     _add(_name, "d", "d", getattr(math, _name))
     _add(f"h{_name}", "h", "h", getattr(math, _name))
-_add("fabsf", "f", "f", math.abs)
-_add("fabs", "d", "d", math.abs)
-_add("rintf nearbyintf", "f", "f", math.round)
-_add("rint nearbyint", "d", "d", math.round)
-_add("roundf", "f", "f", lambda x: math.round(x, "ties-away-from-zero"))
-_add("fmaxf", "ff", "f", math.max)
-_add("fminf", "ff", "f", math.min)
-_add("fmax", "dd", "d", math.max)
-_add("fmin", "dd", "d", math.min)
-_add("fmaf", "fff", "f", math.fma)
-_add("fma", "ddd", "d", math.fma)
-_add("powf", "ff", "f", functions.pow)
-_add("pow", "dd", "d", functions.pow)
-_add("__powf", "ff", "f", getattr(functions, "__pow"))
-_add("fmodf", "ff", "f", functions.fmod)
-_add("fmod", "dd", "d", functions.fmod)
-_add("copysignf", "ff", "f", functions.copysign)
-_add("copysign", "dd", "d", functions.copysign)
-# of float16 or bfloat16, as the arguments are
-_add("__hadd __hadd_rn", "**", "*", lambda a, b: a + b)
-_add("__hsub __hsub_rn", "**", "*", lambda a, b: a - b)
-_add("__hmul __hmul_rn", "**", "*", lambda a, b: a * b)
-_add("__hdiv", "**", "*", lambda a, b: a / b)
-_add("__hfma", "***", "*", math.fma)
-_add("__hneg", "*", "*", lambda a: -a)
-_add("__habs", "*", "*", math.abs)
-_add("__hmax", "**", "*", math.max)
-_add("__hmin", "**", "*", math.min)
-_add("__hgt", "**", "p", lambda a, b: a > b)
-_add("__hge", "**", "p", lambda a, b: a >= b)
-_add("__hlt", "**", "p", lambda a, b: a < b)
-_add("__hle", "**", "p", lambda a, b: a <= b)
-_add("__heq", "**", "p", lambda a, b: a == b)
-_add("__hne", "**", "p", lambda a, b: a != b)
-_add("__hisnan", "*", "p", math.isnan)
-
-# the other threads of the warp or block
-_add("__shfl_sync", "m*in", "*", lambda mask, v, lane, width=32: threads.shfl_sync(v, lane, width, mask))
-_add("__shfl_up_sync", "m*un", "*", lambda mask, v, by, width=32: threads.shfl_up(v, by, width, mask))
-_add("__shfl_down_sync", "m*un", "*", lambda mask, v, by, width=32: threads.shfl_down(v, by, width, mask))
-_add("__shfl_xor_sync", "m*in", "*", lambda mask, v, by, width=32: threads.shfl_xor(v, by, width, mask))
-_add("__ballot_sync", "mp", "u", lambda mask, v: threads.ballot_sync(v, mask))
-_add("__any_sync", "mp", "i", lambda mask, v: threads.any_sync(v, mask))
-_add("__all_sync", "mp", "i", lambda mask, v: threads.all_sync(v, mask))
-_add("__match_any_sync", "m*", "u", lambda mask, v: threads.match_any_sync(v, mask))
-_add("__activemask", "", "u", threads.activemask)
-_add("__syncthreads", "", "", threads.sync_threads)
-_add("__syncwarp", "", "", lambda: threads.sync_warp())
-_add("__syncthreads_count", "p", "i", threads.syncthreads_count)
-_add("__syncthreads_and", "p", "i", threads.syncthreads_and)
-_add("__syncthreads_or", "p", "i", threads.syncthreads_or)
+for _row in (
+    ("fabsf", "f", "f", math.abs),
+    ("fabs", "d", "d", math.abs),
+    ("rintf nearbyintf", "f", "f", math.round),
+    ("rint nearbyint", "d", "d", math.round),
+    ("roundf", "f", "f", lambda x: math.round(x, "ties-away-from-zero")),
+    ("fmaxf", "ff", "f", math.max),
+    ("fminf", "ff", "f", math.min),
+    ("fmax", "dd", "d", math.max),
+    ("fmin", "dd", "d", math.min),
+    ("fmaf", "fff", "f", math.fma),
+    ("fma", "ddd", "d", math.fma),
+    ("powf", "ff", "f", functions.pow),
+    ("pow", "dd", "d", functions.pow),
+    ("__powf", "ff", "f", getattr(functions, "__pow")),
+    ("fmodf", "ff", "f", functions.fmod),
+    ("fmod", "dd", "d", functions.fmod),
+    ("copysignf", "ff", "f", functions.copysign),
+    ("copysign", "dd", "d", functions.copysign),
+    # of float16 or bfloat16, as the arguments are
+    ("__hadd __hadd_rn", "**", "*", lambda a, b: a + b),
+    ("__hsub __hsub_rn", "**", "*", lambda a, b: a - b),
+    ("__hmul __hmul_rn", "**", "*", lambda a, b: a * b),
+    ("__hdiv", "**", "*", lambda a, b: a / b),
+    ("__hfma", "***", "*", math.fma),
+    ("__hneg", "*", "*", lambda a: -a),
+    ("__habs", "*", "*", math.abs),
+    ("__hmax", "**", "*", math.max),
+    ("__hmin", "**", "*", math.min),
+    ("__hgt", "**", "p", lambda a, b: a > b),
+    ("__hge", "**", "p", lambda a, b: a >= b),
+    ("__hlt", "**", "p", lambda a, b: a < b),
+    ("__hle", "**", "p", lambda a, b: a <= b),
+    ("__heq", "**", "p", lambda a, b: a == b),
+    ("__hne", "**", "p", lambda a, b: a != b),
+    ("__hisnan", "*", "p", math.isnan),
+    # the other threads of the warp or block
+    ("__shfl_sync", "m*in", "*", lambda mask, v, lane, width=32: threads.shfl_sync(v, lane, width, mask)),
+    ("__shfl_up_sync", "m*un", "*", lambda mask, v, by, width=32: threads.shfl_up(v, by, width, mask)),
+    ("__shfl_down_sync", "m*un", "*", lambda mask, v, by, width=32: threads.shfl_down(v, by, width, mask)),
+    ("__shfl_xor_sync", "m*in", "*", lambda mask, v, by, width=32: threads.shfl_xor(v, by, width, mask)),
+    ("__ballot_sync", "mp", "u", lambda mask, v: threads.ballot_sync(v, mask)),
+    ("__any_sync", "mp", "i", lambda mask, v: threads.any_sync(v, mask)),
+    ("__all_sync", "mp", "i", lambda mask, v: threads.all_sync(v, mask)),
+    ("__match_any_sync", "m*", "u", lambda mask, v: threads.match_any_sync(v, mask)),
+    ("__activemask", "", "u", threads.activemask),
+    ("__syncthreads", "", "", threads.sync_threads),
+    ("__syncwarp", "", "", lambda: threads.sync_warp()),
+    ("__syncthreads_count", "p", "i", threads.syncthreads_count),
+    ("__syncthreads_and", "p", "i", threads.syncthreads_and),
+    ("__syncthreads_or", "p", "i", threads.syncthreads_or),
+):
+    _add(*_row)
 
 
 @operation
