@@ -24,11 +24,14 @@ For the runtime room (everything else goes through `tiledsl.language`):
     captures(pyfunc) -> dict[str, object]
         The globals and closure variables (by qualified name) that the function, and helpers it names, may read:
         part of an in-process cache key.
+    lenient(report)
+        A context manager: kernels traced inside may do what language.md 0.3 and 0.6 refuse, with TileLang's meaning.
 """
 
 from tiledsl.frontend.eager import ArgInfo, EagerTemplate, is_lazy
+from tiledsl.frontend.strictness import lenient
 from tiledsl.frontend.trace import Macro, PrimFunc, captures, trace_prim_func
 
 __all__ = [
-    "ArgInfo", "EagerTemplate", "Macro", "PrimFunc", "captures", "is_lazy", "trace_prim_func",
+    "ArgInfo", "EagerTemplate", "Macro", "PrimFunc", "captures", "is_lazy", "lenient", "trace_prim_func",
 ]  # fmt: skip

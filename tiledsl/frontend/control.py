@@ -20,6 +20,7 @@ from tiledsl.frontend.location import error, here
 from tiledsl.frontend.loops import LoopSpec, close_loop, open_loop
 from tiledsl.frontend.promotion import as_number, convert, is_number
 from tiledsl.frontend.storage import BufferRef, Cell, RegionRef
+from tiledsl.frontend.strictness import refuse
 from tiledsl.frontend.values import Undefined, Value, Vector, as_bool, as_value, common, to_dtype
 from tiledsl.ir import (
     BOOL,
@@ -99,6 +100,7 @@ class _Region:
         self.names, self.frame = names, frame
         self.before = self.snapshot()
         self.changed: dict[str, Loc | None] = {}
+        self.last: dict[str, Any] = {}  # what tracing bound them to
         self.staged = False
         self.loc = here()
 
@@ -112,6 +114,7 @@ class _Region:
         for name, value in self.snapshot().items():
             if not _same(value, self.before[name]):
                 self.changed[name] = assigned.get((id(self.frame), name))
+                self.last[name] = value
 
     def tuple_of(self, values: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(self._undefined(n) if values[n] is _MISSING else values[n] for n in self.names)
@@ -131,7 +134,7 @@ class _Region:
             help = f"give the new value a name of its own, and use it inside the {what}"
         if scalar:
             help = f"make it a variable before the {what}: {name} = T.alloc_var(T.{as_value(value, name).dtype})"
-        return Undefined(name, reason, notes, help)
+        return Undefined(name, reason, notes, help, self.last.get(name, _MISSING))
 
     def after(self, what: str) -> tuple[Any, ...]:
         """The names' values after the region: what they were, or unusable where the region changed them."""
@@ -218,7 +221,7 @@ class _Loop(_Region):
         self.note_changes()
         for name in self.carried:
             if name in self.changed and self.before[name] is not _MISSING:
-                raise error(
+                refused = error(
                     "loop-carried",
                     TileValueError,
                     f"{name} is rebound in this loop, and its new value would be read in the next iteration",
@@ -227,6 +230,7 @@ class _Loop(_Region):
                     help=f"a name is an immutable value; make it a variable before the loop: "
                     f"{name} = T.alloc_var(T.int32, init=...)",
                 )
+                refuse(refused, f"every iteration begins with the value that {name} has before the loop")
 
     def leave(self) -> tuple[Any, ...]:
         values = dict(zip(self.names, self.after("loop"), strict=True))
@@ -378,7 +382,7 @@ class Control:
 
     def _bind(self, name: str, value: Any, old: Any, frame: FrameType) -> Any:
         if isinstance(value, Undefined):
-            self.read(value)
+            value = self.read(value)
         builder = tracer("an assignment")
         if isinstance(value, Cell) and not value.bound:
             value.bound = True
@@ -462,15 +466,19 @@ class Control:
 
     def read(self, value: Any) -> Any:
         """A name that a staged region may have left undefined."""
-        if isinstance(value, Undefined):
-            raise error(
-                "undefined-after-region",
-                TileNameError,
-                f"{value.name} has no value here: {value.reason}",
-                notes=value.notes,
-                help=value.help,
-            )
-        return value
+        if not isinstance(value, Undefined):
+            return value
+        refused = error(
+            "undefined-after-region",
+            TileNameError,
+            f"{value.name} has no value here: {value.reason}",
+            notes=value.notes,
+            help=value.help,
+        )
+        if not is_number(value.last) and not isinstance(value.last, (str, DType)):
+            raise refused
+        refuse(refused, f"{value.name} is {value.last!r}, which tracing bound last, whatever ran")
+        return value.last
 
     # -- loops and branches ---------------------------------------------------------------------
     def range_(self, function: Any, *args: Any, **kw: Any) -> Any:

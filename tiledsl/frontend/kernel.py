@@ -87,7 +87,7 @@ class KernelLaunch:
             return
         body = builder.pop(self.block)
         if self.total != 1:
-            check_repeated(body, self.thread_vars, builder.updates)
+            body = check_repeated(body, self.thread_vars, self.total, builder.updates)
         builder.kernels.append(
             Kernel(
                 builder.name,

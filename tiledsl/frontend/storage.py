@@ -17,9 +17,10 @@ from tiledsl.frontend.linear import difference
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import INT32, is_number
 from tiledsl.frontend.reducer import store_contribution
+from tiledsl.frontend.strictness import refuse
 from tiledsl.frontend.values import Value, Vector, binary, describe, index_expr, lanes_of, to_dtype
-from tiledsl.ir import Atomic, Buffer, Const, Expr, Load, ReducerOp, Region, Stmt, Store, Var, build
-from tiledsl.ir.walk import walk
+from tiledsl.ir import Atomic, Buffer, Const, Expr, Load, Parallel, ReducerOp, Region, Stmt, Store, Var, build
+from tiledsl.ir.walk import Rewriter, walk
 
 __all__ = ["BufferRef", "Cell", "Element", "RegionRef", "VectorBufferRef", "check_repeated", "emit_store"]
 
@@ -371,15 +372,18 @@ def _element_text(buffer: Buffer, indices: tuple[Expr, ...]) -> str:
     return f"{buffer.name}[{', '.join(expr_text(i) for i in indices)}] ({buffer.dtype} {buffer.scope})"
 
 
-def check_repeated(body: tuple[Stmt, ...], threads: tuple[Var, ...], updates: Sequence[Store]) -> None:
+def check_repeated(
+    body: tuple[Stmt, ...], threads: tuple[Var, ...], count: int | None, updates: Sequence[Store]
+) -> tuple[Stmt, ...]:
     """Refuses updates and atomics of shared and global memory that every thread of the block would do with the same
-    values (0.3). updates: stores of the body that may read what they write."""
+    values (0.3). updates: stores of the body that may read what they write. Gives the body; where leniency is asked
+    for, such an update happens once, as everywhere, and such an atomic once per thread."""
     if not updates and not any(isinstance(n, (Atomic, ReducerOp)) for n in walk(body)):
-        return
+        return body
     found = varying(body, threads)
     for u in updates:
         if not found.partial(u) and not any(map(found.expr, (*u.indices, u.value))):
-            raise error(
+            refused = error(
                 "non-uniform-effect",
                 TileTypeError,
                 f"every thread of the block would update {_element_text(u.buffer, u.indices)} from its own old value",
@@ -387,9 +391,10 @@ def check_repeated(body: tuple[Stmt, ...], threads: tuple[Var, ...], updates: Se
                 help="write `for _ in T.Parallel(1):` around it so that it happens once, use threads=1, or accumulate "
                 "in a T.alloc_var or fragment",
             )
+            refuse(refused, "it happens once per block")
     for s in found.repeated:
         what = f"atomic {s.op}" if isinstance(s, Atomic) else f"contribution ({s.op})"
-        raise error(
+        refused = error(
             "repeated-atomic",
             TileTypeError,
             f"every thread of the block would do this {what} to {_element_text(s.buffer, s.indices)}",
@@ -397,3 +402,19 @@ def check_repeated(body: tuple[Stmt, ...], threads: tuple[Var, ...], updates: Se
             help="to do it once, write `if T.get_thread_binding() == 0:` or `for _ in T.Parallel(1):` around it, or "
             "use threads=1",
         )
+        if isinstance(s, ReducerOp) or s.result is not None or count is None:
+            raise refused
+        refuse(refused, "every thread does it")
+    return _EveryThread(found.repeated, count or 1).visit_block(body) if found.repeated else body
+
+
+class _EveryThread(Rewriter):
+    """Writes out that all threads do these statements."""
+
+    def __init__(self, repeated: Sequence[Stmt], threads: int) -> None:
+        self.repeated, self.threads = set(map(id, repeated)), threads
+
+    def visit_stmt(self, s: Stmt) -> Stmt | tuple[Stmt, ...]:
+        if id(s) not in self.repeated:
+            return super().visit_stmt(s)
+        return Parallel((Var("t", INT32, loc=s.loc),), (Const(self.threads, INT32),), (s,), loc=s.loc)

@@ -239,10 +239,10 @@ def lanes_of(x: Any, count: int) -> Sequence[Any]:
 
 
 class Undefined:
-    """Stands for a name that a staged region defined, after that region."""
+    """Stands for a name that a staged region defined, after that region; `last` is what tracing bound it to there."""
 
-    def __init__(self, name: str, reason: str, notes: tuple[str, ...], help: str) -> None:
-        self.name, self.reason, self.notes, self.help = name, reason, notes, help
+    def __init__(self, name: str, reason: str, notes: tuple[str, ...], help: str, last: Any = None) -> None:
+        self.name, self.reason, self.notes, self.help, self.last = name, reason, notes, help, last
 
 
 def as_value(x: Any, what: str) -> Value:
