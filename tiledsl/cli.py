@@ -17,6 +17,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("tiledsl.bench", "measure the library against NumPy and torch"),
     "demo": ("tiledsl.demo", "run attention and a mixture of experts on a real text, and measure"),
     "doctor": ("tiledsl.doctor", "what works here, what does not and how to get it"),
+    "port": ("tiledsl.compat.port", "which operations of a TileLang program are supported, without running it"),
+    "pytest": ("tiledsl.compat.pytest_command", "run pytest on TileLang programs, unchanged, on a target of ours"),
     "run": ("tiledsl.compat.run", "run a TileLang program, unchanged, on a target of ours"),
     "show": ("tiledsl.show", "print a kernel: its tile IR, the loop stage, or the generated source"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import site
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ __all__ = ["SHIM", "install", "installed"]
 
 SHIM = Path(__file__).parent / "shim"
 _NAMES = ("tilelang", "tvm")
+_PACKAGE = str(Path(__file__).parents[2])  # the folder that holds `tiledsl`
 
 
 def install() -> None:
@@ -19,8 +21,11 @@ def install() -> None:
     for name in [m for m in sys.modules if m.partition(".")[0] in _NAMES]:
         del sys.modules[name]
     sys.path.insert(0, str(SHIM))
-    old = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(SHIM) if not old else f"{SHIM}{os.pathsep}{old}"
+    inherited = os.environ.get("PYTHONPATH")
+    places = [str(SHIM), *(inherited.split(os.pathsep) if inherited else ())]
+    if _PACKAGE not in (*site.getsitepackages(), site.getusersitepackages()):
+        places.append(_PACKAGE)  # a child in another folder finds it too
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(places))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,8 @@
-"""`tilelang.jit`, `tilelang.compile` and the kernels they give, over `tiledsl.jit` and `tiledsl.compile`."""
+"""`tilelang.jit`, `tilelang.compile` and the kernels they give, over `tiledsl.jit` and `tiledsl.compile`.
+
+Options are the union of versions 0.1.6 to 0.1.15. None of them can change a value here, so all are accepted; those that
+no version has are said once.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,25 @@ from collections.abc import Callable
 from typing import Any
 
 import tiledsl
-from tiledsl.compat.notices import notice
+from tiledsl.compat.language import tilelang_meaning
+from tiledsl.compat.notices import notice, pass_configs
 from tiledsl.compat.pretended_cuda import real
+from tiledsl.errors import TileError, TileNotImplementedError
 
-__all__ = ["JITImpl", "JITKernel", "compile", "jit", "lower"]
+__all__ = ["JITImpl", "JITKernel", "compile", "jit", "lower", "par_compile"]
 
-_ACCEPTED = ("target_host", "execution_backend", "verbose", "debug_root_path", "compile_flags", "pass_configs", "debug")
+_ACCEPTED = frozenset(
+    "target_host execution_backend verbose debug_root_path compile_flags pass_configs debug supply_type ref_prog rtol "
+    "atol max_mismatched_ratio skip_check cache_input_tensors enable_host_codegen enable_device_compile is_cpu func "
+    "runtime_only tune_key".split()
+)
 
 
 def _options(where: str, options: dict[str, Any]) -> None:
     for name in options:
         if name not in _ACCEPTED:
             notice(f"{where}: the option {name} is passed over")
+    pass_configs(where, options.get("pass_configs"))
 
 
 def _target() -> str | None:
@@ -35,7 +46,11 @@ class JITKernel:
         self.config: Any = None
         self.latency: float | None = None
         self.ref_latency: float | None = None
+        self.tuner_result: Any = None
         self.artifact = self.adapter = self
+        self.target = os.environ.get("TILEDSL_TARGET", "cpu")
+        self.resource_usage: dict[str, int] = {}
+        self.n_regs = self.n_spills = 0
 
     def __call__(self, *args: Any, **kw: Any) -> Any:
         with real():
@@ -73,6 +88,45 @@ class JITKernel:
                 with open(path, "w", encoding="utf-8") as f:
                     f.write(text)
 
+    def get_tuner_result(self) -> Any:
+        """What the tuner found; ValueError when no tuner made this kernel."""
+        if self.tuner_result is None:
+            raise ValueError("this kernel was not made by a tuner")
+        return self.tuner_result
+
+    @property
+    def n_max_threads(self) -> int:
+        """Threads of a block."""
+        found = 1
+        for extent in self.prim_func.kernels[0].threads:
+            found *= int(getattr(extent, "value", 1))
+        return found
+
+    def show_ptx(self) -> None:
+        """There is no PTX here; the target's own text is shown."""
+        notice("show_ptx and show_sass: the text of this target is shown instead")
+        print(self.get_kernel_source())
+
+    show_sass = show_ptx
+
+    def _get_ptx(self) -> str:
+        return self.get_kernel_source()
+
+    _get_sass = _get_ptx
+
+    def export_ptx(self, path: str) -> None:
+        """The target's own text, in a file."""
+        self.export_sources(path)
+
+    export_sass = export_ptx
+
+    def export_library(self, path: str) -> None:
+        """There is no shared library of a kernel here."""
+        raise TileNotImplementedError("export_library: kernels are kept in the cache, not as shared libraries")
+
+    def do_bench(self, *args: Any, **options: Any) -> Any:
+        return self.get_profiler().do_bench(*args, **options)
+
     def get_profiler(self, tensor_supply_type: Any = None) -> Any:
         from tiledsl.compat.profiler import Profiler, TensorSupplyType
 
@@ -100,27 +154,59 @@ class JITImpl:
         return found
 
     def __call__(self, *args: Any, **kw: Any) -> Any:
-        with real():
-            found = self._function(*args, **kw)
-        return self._wrapped(found) if self._function.lazy else found
+        if kw.pop("__return_kernel", False):
+            return self.compile(*args, **kw)
+        with tilelang_meaning():
+            if self._function.lazy:  # a factory is the program's own code, which may look at tensors
+                return self._wrapped(self._function(*args, **kw))
+            with real():
+                return self._function(*args, **kw)
 
     def compile(self, *args: Any, **kw: Any) -> JITKernel:
-        with real():
+        """The kernel for these values; arrays may be given for those of an eager kernel."""
+        with tilelang_meaning():
             return self._wrapped(self._function.kernel(*args, **kw))
 
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        """The parameters of an eager kernel that are arrays; none of a factory."""
+        return tuple(self._function.arguments)
+
+    @property
+    def mode(self) -> str:
+        return "lazy" if self._function.lazy else "eager"
+
     def get_tir(self, *args: Any, **kw: Any) -> Any:
-        return self._function.get_tir(*args, **kw)
+        return self.compile(*args, **kw).prim_func
 
     def get_kernel_source(self, *args: Any, **kw: Any) -> str:
         return self.compile(*args, **kw).get_kernel_source()
 
     def par_compile(self, configs: Any, num_workers: int | None = None, ignore_error: bool = False) -> list[JITKernel]:
-        return [self.compile(**c) if isinstance(c, dict) else self.compile(*c) for c in configs]
+        """One kernel per configuration; ignore_error: those that fail are left out, and said."""
+        found = []
+        for c in configs:
+            try:
+                found.append(self.compile(**c) if isinstance(c, dict) else self.compile(*c))
+            except TileError as e:
+                if not ignore_error:
+                    raise
+                notice(f"par_compile: {c} fails: {e.message}")
+        return found
 
 
-def jit(func: Any = None, *, out_idx: Any = None, workspace_idx: Any = None, target: Any = None, **options: Any) -> Any:
+def jit(
+    func: Any = None,
+    *positional: Any,
+    out_idx: Any = None,
+    workspace_idx: Any = None,
+    target: Any = None,
+    **options: Any,
+) -> Any:
     """As tilelang.jit; the target is the run's."""
     _options("tilelang.jit", options)
+    if func is not None and not callable(func) and not hasattr(func, "function"):
+        func, out_idx = None, func  # jit(out_idx), as old programs wrote
 
     def decorate(f: Any) -> Any:
         made = tiledsl.jit(f, out_idx=out_idx, target=_target())
@@ -133,6 +219,13 @@ def compile(func: Any, out_idx: Any = None, workspace_idx: Any = None, target: A
     """As tilelang.compile; the target is the run's."""
     _options("tilelang.compile", options)
     return JITKernel(tiledsl.compile(func, out_idx=out_idx, target=_target()))
+
+
+def par_compile(funcs: Any, out_idx: Any = None, **options: Any) -> list[JITKernel]:
+    """As tilelang.par_compile."""
+    options.pop("num_workers", None)
+    options.pop("ignore_error", None)
+    return [compile(f, out_idx, **options) for f in funcs]
 
 
 lower = compile

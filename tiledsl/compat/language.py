@@ -1,26 +1,46 @@
-"""`tilelang.language`: the language with the union of TileLang's signatures; hints it does not know are passed over."""
+"""`tilelang.language`: the language with the union of TileLang's signatures, and its meaning where ours refuses.
+
+Hints that no function knows are passed over with one notice. What language.md 0.3 and 0.6 refuse is traced with
+TileLang's meaning, also with one notice.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import operator
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import tiledsl.language as T
-from tiledsl.compat.notices import notice
+from tiledsl import frontend
+from tiledsl.compat.notices import notice, pass_configs
+from tiledsl.errors import TileError
 
-__all__ = ["lookup", "names"]
+__all__ = ["lookup", "names", "tilelang_meaning"]
 
 
 def names() -> list[str]:
     """The public names."""
-    return list(T.__all__)
+    return [*T.__all__, *(n for n in _OWN if n not in T.__all__)]
+
+
+def tilelang_meaning() -> AbstractContextManager[None]:
+    """Kernels traced inside mean what they mean in TileLang."""
+
+    def report(e: TileError, meaning: str) -> None:
+        notice(f"{e.loc}: {e.message}; as in TileLang, {meaning}")
+
+    return frontend.lenient(report)
 
 
 @functools.cache
 def lookup(name: str) -> Any:
     """`T.<name>` as a TileLang program means it. Raises what `tiledsl.language` raises for unknown names."""
+    if name in _OWN:
+        return _OWN[name]
     value = getattr(T, name)
     return _lenient(f"T.{name}", value) if inspect.isfunction(value) else value
 
@@ -38,3 +58,93 @@ def _lenient(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, **kw)
 
     return accepting
+
+
+# -- what differs ------------------------------------------------------------------------------------------------
+def prim_func(func: Any = None, private: bool = False, check_well_formed: bool = False, **hints: Any) -> Any:
+    """T.prim_func, bare or with options (which are hints)."""
+    if func is None:
+        return prim_func
+    with tilelang_meaning():
+        return frontend.trace_prim_func(func, sys._getframe(1).f_locals)
+
+
+def macro(func: Any = None, hygienic: bool = True, **hints: Any) -> Any:
+    """T.macro, bare or with options (which are hints)."""
+    return macro if func is None else T.macro(func)
+
+
+def annotate_pass_configs(configs: Any = None, **hints: Any) -> None:
+    pass_configs("T.annotate_pass_configs", configs)
+
+
+def shfl_sync(*args: Any, **kw: Any) -> Any:
+    """(value, lane, width, mask); before 0.1.9 the mask, a number, came first."""
+    if len(args) >= 3 and isinstance(args[0], int) and isinstance(args[1], T.PrimExpr):
+        mask, value, lane, *width = args
+        return T.shfl_sync(value, lane, *width, mask=mask, **kw)
+    return T.shfl_sync(*args, **kw)
+
+
+def _all(*conditions: Any) -> Any:
+    """All conditions hold."""
+    return functools.reduce(lambda a, b: T.bitwise_and(a, b), conditions)
+
+
+def _any(*conditions: Any) -> Any:
+    """One of the conditions holds."""
+    return functools.reduce(lambda a, b: T.bitwise_or(a, b), conditions)
+
+
+def likely(condition: Any) -> Any:
+    """A hint about a branch."""
+    return condition
+
+
+def register_hint(*args: Any, **kw: Any) -> None:
+    """How many registers a thread gets: a hint."""
+
+
+def tvm_storage_sync(scope: str = "shared") -> Any:
+    """The barrier of a storage scope."""
+    return T.sync_warp() if scope == "warp" else T.sync_threads()
+
+
+_OWN: dict[str, Any] = {
+    "prim_func": prim_func,
+    "macro": macro,
+    "inline": macro,
+    "annotate_pass_configs": annotate_pass_configs,
+    "shfl_sync": shfl_sync,
+    "all": _all,
+    "any": _any,
+    "likely": likely,
+    "bool": T.bool,
+    "cdiv": T.ceildiv,
+    "gemm_v1": _lenient("T.gemm", T.gemm),
+    "wgmma_gemm": _lenient("T.gemm", T.gemm),
+    "fmin": T.min,
+    "fmax": T.max,
+    "fabs": T.abs,
+    "max3": lambda a, b, c: T.max(T.max(a, b), c),
+    "min3": lambda a, b, c: T.min(T.min(a, b), c),
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "div": T.truncdiv,
+    "indexdiv": T.floordiv,
+    "indexmod": T.floormod,
+    "logistic": T.sigmoid,
+    "truncate": T.trunc,
+    "rint": T.nearbyint,
+    "bitcast": T.reinterpret,
+    "call_pure_extern": T.call_extern,
+    "e8m0_float8": T.float8_e8m0fnu,
+    "tvm_storage_sync": tvm_storage_sync,
+    "tvm_warp_shuffle": lambda mask, value, lane, width=32, warp=32: T.shfl_sync(value, lane, width),
+    "annotate_producer_reg_dealloc": register_hint,
+    "annotate_consumer_reg_alloc": register_hint,
+    "annotate_min_blocks_per_sm": register_hint,
+    "inc_max_nreg": register_hint,
+    "dec_max_nreg": register_hint,
+}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from tiledsl.compat import autotuner, hosts, profiler, testing
 from tiledsl.compat import jit as jit_
-from tiledsl.compat import profiler, testing
+from tiledsl.compat.notices import notice
 
 __all__ = ["build"]
 
@@ -17,28 +18,22 @@ class _Keys(type):
     def __getattr__(cls, name: str) -> str:
         if name.startswith("__"):
             raise AttributeError(name)
-        return "tl." + name.removeprefix("TL_").lower()
+        return "tl." + name.removeprefix("TL_").lower() if not name.startswith("TIR_") else f"tir.{name[4:].lower()}"
 
 
 class PassConfigKey(metaclass=_Keys):
     """Any key of a pass configuration: `PassConfigKey.TL_ENABLE_FAST_MATH` is its text."""
 
 
-class _Jit(ModuleType):
-    """`tilelang.jit` is a decorator and a package."""
+class _Callable(ModuleType):
+    """`tilelang.jit` and `tilelang.autotune` are decorators and modules."""
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        super().__init__(name)
+        self._function = function
 
     def __call__(self, *args: Any, **kw: Any) -> Any:
-        return jit_.jit(*args, **kw)
-
-
-def cdiv(a: int, b: int) -> int:
-    """The quotient rounded up."""
-    return -(-a // b)
-
-
-def next_power_of_2(n: int) -> int:
-    """The smallest power of two that is at least n."""
-    return 1 << (n - 1).bit_length()
+        return self._function(*args, **kw)
 
 
 def _nothing(*args: Any, **kw: Any) -> None:
@@ -49,6 +44,14 @@ def _marks(name: str) -> Callable[..., Any]:
     if name.startswith("requires_"):
         return testing.marks(name)
     raise AttributeError(f"module 'tilelang.testing' has no attribute {name!r}")
+
+
+def _swizzled(buffer: Any, *args: Any, **kw: Any) -> Any:
+    """A layout of shared memory, which is a hint: the identity."""
+    from tiledsl.language import Layout
+
+    shape = [getattr(n, "value", n) for n in buffer.shape]
+    return Layout(shape, lambda *indices: list(indices))
 
 
 def build(top: dict[str, Any], language: ModuleType) -> None:
@@ -65,34 +68,109 @@ def build(top: dict[str, Any], language: ModuleType) -> None:
             top[name] = made
 
     kinds = profiler.TensorSupplyType
+    cache = {
+        "clear_cache": _nothing,
+        "disable_cache": _nothing,
+        "enable_cache": _nothing,
+        "is_cache_enabled": lambda: True,
+        "set_cache_dir": _nothing,
+        "get_cache_dir": lambda: None,
+    }
+    tuners = {n: getattr(autotuner, n) for n in autotuner.__all__}
+    kernels = {"JITKernel": jit_.JITKernel, "compile": jit_.compile, "par_compile": jit_.par_compile}
+    numbers = {n: getattr(hosts, n) for n in hosts.__all__}
+    layouts = {
+        "Layout": language.Layout,
+        "Fragment": language.Fragment,
+        **{
+            f"make_{kind}layout": _swizzled
+            for kind in ("swizzled_", "full_bank_swizzled_", "half_bank_swizzled_", "quarter_bank_swizzled_", "linear_",
+                         "wgmma_swizzled_", "volta_swizzled_", "tcgen05mma_swizzled_")
+        },
+    }  # fmt: skip
     top.update(
         __version__="0.1.15",
-        JITKernel=jit_.JITKernel,
         PassConfigKey=PassConfigKey,
         Profiler=profiler.Profiler,
         TensorSupplyType=kinds,
-        cdiv=cdiv,
-        clear_cache=_nothing,
-        compile=jit_.compile,
-        disable_cache=_nothing,
-        enable_cache=_nothing,
-        is_cache_enabled=lambda: True,
+        JITImpl=jit_.JITImpl,
         language=language,
         lower=jit_.lower,
-        next_power_of_2=next_power_of_2,
         set_log_level=_nothing,
+        **kernels,
+        **numbers,
+        **cache,
     )
     module("testing", **{n: getattr(testing, n) for n in testing.__all__}, __getattr__=_marks)
-    module("profiler", Profiler=profiler.Profiler, TensorSupplyType=kinds, do_bench=profiler.do_bench)
-    module("profiler.bench", do_bench=profiler.do_bench)
-    module("jit", _Jit("tilelang.jit"), JITKernel=jit_.JITKernel, compile=jit_.compile, jit=jit_.jit)
+    bench = {"do_bench": profiler.do_bench}
+    module("profiler", Profiler=profiler.Profiler, TensorSupplyType=kinds, **bench)
+    module("profiler.bench", **bench)
+    module("profiler.bench_utils", **bench)
+    module("jit", _Callable("tilelang.jit", jit_.jit), jit=jit_.jit, JITImpl=jit_.JITImpl, **kernels)
     module("jit.kernel", JITKernel=jit_.JITKernel)
-    module("utils", TensorSupplyType=kinds, cdiv=cdiv)
-    module("utils.target", determine_target=lambda target="auto", return_object=False: "cuda")
-    module("utils.tensor", TensorSupplyType=kinds, torch_assert_close=testing.torch_assert_close)
+    module("jit.adapter")
+    module("autotuner", jit=jit_.jit, **tuners)
+    module("autotuner.tuner", **tuners)
+    module("autotuner.capture", **tuners)
+    module("autotuner.param", AutotuneResult=autotuner.AutotuneResult)
+    top.update(autotune=autotuner.autotune, set_autotune_inputs=autotuner.set_autotune_inputs)
+    module("utils", TensorSupplyType=kinds, **numbers, map_torch_type=hosts.map_torch_type, **layouts)
+    module("utils.language", **numbers)
+    module("utils.target", determine_target=lambda target="auto", return_object=False: hosts.target(return_object))
+    module("utils.tensor", TensorSupplyType=kinds, torch_assert_close=testing.torch_assert_close,
+           map_torch_type=hosts.map_torch_type)  # fmt: skip
+    module("utils.device", get_current_device=lambda: "cuda", IS_CUDA=True)
     module("engine", lower=jit_.lower)
-    module("cache", clear_cache=_nothing, cached=jit_.compile)
+    module("engine.lower", lower=jit_.lower)
+    module("engine.param", KernelParam=SimpleNamespace)
+    module("cache", cached=jit_.compile, **cache)
     module("transform", PassConfigKey=PassConfigKey)
-    module("layout", Layout=language.Layout, Fragment=language.Fragment, make_swizzled_layout=lambda b, *a, **k: b)
-    module("math", cdiv=cdiv, next_power_of_2=next_power_of_2)
-    module("env", disable_cache=_nothing, enable_cache=_nothing)
+    module("transform.pass_config", PassConfigKey=PassConfigKey)
+    module("layout", **layouts)
+    module("intrinsics", **{n: f for n, f in layouts.items() if n.startswith("make_")}, __getattr__=_intrinsic)
+    module("intrinsics.mma_layout", __getattr__=_intrinsic)
+    module("math", **numbers)
+    module("env", env=SimpleNamespace(**cache), **cache)
+    module("tools", __getattr__=_tool)
+    module("carver")
+    module("carver.arch", get_arch=hosts.get_arch, CUDA=hosts.get_arch, driver=None)
+    module("carver.arch.driver", **{n: getattr(hosts, n) for n in hosts.DRIVER})
+    module("carver.roller", PolicyHint=_Refused("carver.roller"))
+    module("carver.template", __getattr__=_template)
+    module("quantize", __getattr__=_quantize)
+    module("contrib", __getattr__=_intrinsic)
+    module("contrib.nvcc", get_target_compute_version=lambda target=None: hosts.compute_version())
+
+
+class _Refused:
+    """Stands for something whose use is an error that says what to do."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, *args: Any, **kw: Any) -> Any:
+        raise NotImplementedError(f"tilelang.{self.name} is not part of the compatibility layer")
+
+
+def _refusing(package: str) -> Callable[[str], Any]:
+    def find(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Refused(f"{package}.{name}")
+
+    return find
+
+
+_intrinsic, _quantize = _refusing("intrinsics"), _refusing("quantize")
+_template = _refusing("carver.template")
+
+
+def _tool(name: str) -> Any:
+    """Tools that draw or analyse: their result is not needed to run."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+
+    def tool(*args: Any, **kw: Any) -> None:
+        notice(f"tilelang.tools.{name} does nothing here")
+
+    return tool

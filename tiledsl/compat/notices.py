@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-__all__ = ["notice"]
+__all__ = ["notice", "pass_configs"]
+
+# Pass configurations of versions 0.1.6 to 0.1.15 (behind "tl."), and the compiler's own below "tir.".
+PASS_CONFIGS = frozenset(
+    """
+    disable_warp_specialized disable_tma_lower disable_safe_memory_legalize disable_dynamic_tail_split
+    dynamic_alignment config_index_bitwidth ptxas_register_usage_level enable_ptxas_verbose_output
+    device_compile_flags disable_vectorize_256 disable_wgmma enable_fast_math disable_fast_math
+    debug_merge_shared_memory_allocations enable_aggressive_shared_memory_merge disable_shuffle_elect
+    disable_loop_unswitching disable_thread_storage_sync force_let_inline ast_print_enable simplify
+    layout_visualization_enable layout_visualization_formats disable_data_race_check enable_lower_ldgstg
+    enable_lower_ldgstg_predicated disable_out_of_bound_warning storage_rewrite_detect_inplace
+    disable_shared_memory_reuse enable_async_copy enable_vectorize_planner_verbose
+    """.split()
+)
 
 _said: set[str] = set()
 
@@ -14,3 +29,11 @@ def notice(text: str) -> None:
     if text not in _said:
         _said.add(text)
         print(f"tiledsl: {text}", file=sys.stderr)
+
+
+def pass_configs(where: str, given: Any) -> None:
+    """Say which keys no version has; none of the others can change a value here."""
+    for key in given or ():
+        text = str(getattr(key, "value", key))
+        if text.removeprefix("tl.").lower() not in PASS_CONFIGS and not text.startswith("tir."):
+            notice(f"{where}: the pass configuration {text} is passed over")

@@ -7,10 +7,13 @@ on "cuda" lie in host memory; `x.is_cuda` and `x.device` say what the program ex
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
+
+from tiledsl.compat.notices import notice
 
 __all__ = ["MULTIPROCESSORS", "pretended", "real"]
 
@@ -45,8 +48,13 @@ def _mode() -> Any:
     import torch
     from torch.overrides import TorchFunctionMode
 
-    getters = {torch.Tensor.is_cuda.__get__: True, torch.Tensor.device.__get__: torch.device("cuda", 0)}  # type: ignore[attr-defined]
-    moves: set[Any] = {torch.Tensor.to, torch.nn.Module.to}
+    getters = {
+        torch.Tensor.is_cuda.__get__: True,  # type: ignore[attr-defined]
+        torch.Tensor.is_cpu.__get__: False,  # type: ignore[attr-defined]
+        torch.Tensor.device.__get__: torch.device("cuda", 0),  # type: ignore[attr-defined]
+        torch.Tensor.get_device: 0,
+    }
+    stays: set[Any] = {torch.Tensor.cuda, torch.Tensor.pin_memory}
 
     class Redirect(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -55,18 +63,20 @@ def _mode() -> Any:
                 return func(*args, **kwargs)
             if func in getters:
                 return getters[func]
-            if func is torch.Tensor.cuda:
+            if func in stays:
                 return args[0]
+            if func is torch.Tensor.__dlpack__:
+                kwargs.pop("stream", None)
             if "device" in kwargs:
                 # an integer is the number of a GPU
                 device = kwargs["device"]
                 kwargs["device"] = "cpu" if isinstance(device, int) else _redirected(device)
             if kwargs.get("pin_memory"):
                 kwargs["pin_memory"] = False
-            if func in moves:
-                args = tuple(_redirected(a) for a in args)
-            if func is torch.Tensor.pin_memory:
-                return args[0]
+            if func is torch.Tensor.to:
+                args = (args[0], *("cpu" if type(a) is int else _redirected(a) for a in args[1:]))
+            elif func is torch.Tensor.type and len(args) > 1 and isinstance(args[1], str):
+                args = (args[0], args[1].replace("torch.cuda.", "torch."), *args[2:])
             return func(*args, **kwargs)
 
     return Redirect()
@@ -128,6 +138,24 @@ class _Stream:
         return True
 
 
+class _Graph:
+    """torch.cuda.CUDAGraph: what is captured runs while it is captured; there is nothing to replay it with."""
+
+    def __init__(self, keep_graph: bool = False) -> None:
+        pass
+
+    def replay(self) -> None:
+        notice("torch.cuda.CUDAGraph: replay does nothing, results are those of the capture")
+
+    def capture_begin(self, *args: Any, **kw: Any) -> None:
+        pass
+
+    capture_end = reset = capture_begin
+
+    def pool(self) -> tuple[int, int]:
+        return (0, 0)
+
+
 class _Device(contextlib.AbstractContextManager[None]):
     """torch.cuda.device."""
 
@@ -177,9 +205,22 @@ def _answers(capability: tuple[int, int]) -> dict[str, Any]:
         "current_stream": number(stream),
         "default_stream": number(stream),
         "stream": lambda s=None: contextlib.nullcontext(),
+        "graph": lambda *args, **kw: contextlib.nullcontext(),
+        "CUDAGraph": _Graph,
+        "graph_pool_handle": number((0, 0)),
+        "make_graphed_callables": lambda callables, *args, **kw: callables,
+        "is_current_stream_capturing": number(False),
+        "is_bf16_supported": number(True),
+        "ExternalStream": _Stream,
+        "device_of": _Device,
+        "nvtx": _Nvtx("torch.cuda.nvtx"),
         "mem_get_info": number((64 * 2**30, 80 * 2**30)),
-        "manual_seed": torch.manual_seed,
-        "manual_seed_all": torch.manual_seed,
+        "manual_seed": torch.default_generator.manual_seed,  # torch.manual_seed calls these
+        "manual_seed_all": torch.default_generator.manual_seed,
+        "initial_seed": torch.initial_seed,
+        "seed": torch.seed,
+        "get_rng_state_all": lambda: [torch.get_rng_state()],
+        "set_rng_state_all": lambda states: torch.set_rng_state(states[0]),
         "get_rng_state": lambda device=None: torch.get_rng_state(),
         "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
         "Event": _Event,
@@ -195,11 +236,91 @@ def _answers(capability: tuple[int, int]) -> dict[str, Any]:
         "reset_peak_memory_stats",
         "set_stream",
         "ipc_collect",
+        "_lazy_init",
+        "_sleep",
+        "reset_max_memory_allocated",
+        "set_per_process_memory_fraction",
     ):
         found[name] = nothing
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
         found[name] = number(0)
     return found
+
+
+class _Nvtx(ModuleType):
+    """torch.cuda.nvtx: marks for a tool that is not there."""
+
+    range_push = range_pop = mark = range_start = range_end = staticmethod(lambda *args, **kw: 0)
+    range = staticmethod(lambda *args, **kw: contextlib.nullcontext())
+
+
+def _redirect_autocast(patch: Callable[[Any, str, Any], None]) -> None:
+    """Automatic mixed precision of "cuda" is the CPU's; there are no scaled gradients, as for bfloat16."""
+    import torch
+
+    init = torch.autocast.__init__
+
+    def autocast(
+        self: Any, device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: Any = None
+    ) -> None:
+        if _is_cuda(device_type) and dtype is None:
+            dtype = torch.float16  # cuda's default
+        init(self, _redirected(device_type), dtype, enabled, cache_enabled)
+
+    patch(torch.autocast, "__init__", autocast)
+    scaler = torch.amp.GradScaler
+    off = lambda device="cuda", *args, **kw: scaler("cpu", enabled=False)  # noqa: E731
+    patch(torch.amp, "GradScaler", off)
+    patch(torch.cuda.amp, "GradScaler", lambda *args, **kw: off())
+
+
+def _redirect_modules(patch: Callable[[Any, str, Any], None]) -> None:
+    """torch.nn.Module's own moves, default devices, files."""
+    import torch
+
+    module, set_default, load = torch.nn.Module.to, torch.set_default_device, torch.load
+    default: list[Any] = [None]
+    get_default = torch.get_default_device
+
+    def to(self: Any, *args: Any, **kw: Any) -> Any:
+        args = tuple("cpu" if type(a) is int else _redirected(a) for a in args)
+        return module(self, *args, **{k: _redirected(v) for k, v in kw.items()})
+
+    def set_default_device(device: Any) -> None:
+        default[0] = device if _is_cuda(device) else None
+        set_default(_redirected(device))
+
+    def load_(f: Any, map_location: Any = None, **kw: Any) -> Any:
+        return load(f, map_location=_redirected(map_location), **kw)
+
+    patch(torch.nn.Module, "to", to)
+    patch(torch.Tensor, "record_stream", lambda self, stream: None)  # its argument is looked at before any mode
+    patch(torch.nn.Module, "cuda", lambda self, device=None: self)
+    patch(torch, "set_default_device", set_default_device)
+    patch(torch, "get_default_device", lambda: torch.device("cuda", 0) if default[0] else get_default())
+    patch(torch, "load", load_)
+    set_type = torch.set_default_tensor_type
+    names = {f"torch.cuda.{n}Tensor": n for n in ("Float", "Double", "Half", "BFloat16")}
+
+    def set_default_tensor_type(t: Any) -> None:
+        name = t if isinstance(t, str) else f"{t.__module__}.{t.__name__}"
+        if name not in names:
+            return set_type(t)
+        set_default_device("cuda")
+        return set_type(f"torch.{names[name]}Tensor")
+
+    patch(torch, "set_default_tensor_type", set_default_tensor_type)
+
+
+def _redirect_threads(patch: Callable[[Any, str, Any], None]) -> None:
+    """A thread sees what the thread that starts it sees: torch keeps modes per thread."""
+    run = threading.Thread.run
+
+    def inside(self: threading.Thread) -> None:
+        with _mode():
+            run(self)
+
+    patch(threading.Thread, "run", inside)
 
 
 @contextlib.contextmanager
@@ -223,19 +344,11 @@ def pretended(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
         for name, value in _answers(capability).items():
             patch(torch.cuda, name, value)
         patch(torch, "Generator", Generator)
-        set_default = torch.set_default_device
-        patch(torch, "set_default_device", lambda device: set_default(_redirected(device)))
+        _redirect_modules(patch)
+        _redirect_autocast(patch)
+        _redirect_threads(patch)
         if not torch.version.cuda:
             patch(torch.version, "cuda", "12.8")
-        to_module = torch.nn.Module.cuda
-        patch(torch.nn.Module, "cuda", lambda self, device=None: self)
-        move = torch.nn.Module.to
-        patch(
-            torch.nn.Module,
-            "to",
-            lambda self, *args, **kw: move(self, *map(_redirected, args), **{k: _redirected(v) for k, v in kw.items()}),
-        )
-        del to_module
         with _mode():
             yield
     finally:

@@ -9,18 +9,34 @@ import sys
 from pathlib import Path
 
 from tiledsl.compat.install import install
-from tiledsl.compat.pretended_cuda import pretended
+from tiledsl.compat.startup import activate
 from tiledsl.errors import TileValueError
 
-__all__ = ["arguments", "main"]
+__all__ = ["arguments", "device_arguments", "main", "prepare"]
+
+
+def device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where kernels run, and what the program is told about it."""
+    parser.add_argument("--target", default="cpu", help="name[:arch] for every kernel, whatever the program says")
+    parser.add_argument("--capability", default="9.0", help="compute capability that the program is told")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `tiledsl run`."""
-    parser.add_argument("--target", default="cpu", help="name[:arch] for every kernel, whatever the program says")
-    parser.add_argument("--capability", default="9.0", help="compute capability that the program is told")
+    device_arguments(parser)
     parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module instead of a file")
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="SCRIPT.py ARGS")
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """From here on this process, and those it starts, are what a TileLang program expects."""
+    parts = options.capability.split(".")
+    if len(parts) > 2 or not all(p.isdigit() for p in parts):
+        raise TileValueError(f"--capability {options.capability}: two numbers are expected", help="--capability 9.0")
+    os.environ["TILEDSL_TARGET"] = options.target
+    install()
+    if not options.target.startswith("cuda:") and options.target != "cuda":
+        activate(options.capability)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -28,21 +44,21 @@ def main(options: argparse.Namespace) -> int:
     rest = list(options.rest)
     if not options.module and not rest:
         raise TileValueError("tiledsl run: which program?", help="tiledsl run SCRIPT.py [ARGS]")
-    os.environ["TILEDSL_TARGET"] = options.target
-    major, _, minor = options.capability.partition(".")
-    install()
-    with pretended((int(major), int(minor or 0))):
-        try:
-            if options.module:
-                sys.argv = [options.module, *rest]
-                runpy.run_module(options.module, run_name="__main__", alter_sys=True)
-            else:
-                script = Path(rest[0])
-                if not script.is_file():
-                    raise TileValueError(f"tiledsl run: there is no file {script}")
-                sys.argv = rest
-                sys.path.insert(0, str(script.resolve().parent))
-                runpy.run_path(str(script), run_name="__main__")
-        except SystemExit as e:
-            return e.code if isinstance(e.code, int) else 0 if e.code is None else 1
+    script = Path(rest[0]) if not options.module else None
+    if script is not None and not script.is_file():
+        raise TileValueError(f"tiledsl run: there is no file {script}")
+    prepare(options)
+    try:
+        if script is None:
+            sys.argv = [options.module, *rest]
+            sys.path.insert(0, os.getcwd())
+            runpy.run_module(options.module, run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = rest
+            sys.path.insert(0, str(script.resolve().parent))
+            runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as e:
+        if isinstance(e.code, str):
+            print(e.code, file=sys.stderr)
+        return e.code if isinstance(e.code, int) else 0 if e.code is None else 1
     return 0

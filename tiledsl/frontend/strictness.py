@@ -1,4 +1,4 @@
-"""The one switch between this language and the one it descends from: refusals that may become notices (language.md 0.6).
+"""The one switch between this language and the one it descends from: refusals that may become notices.
 
 TileLang accepts kernels that 0.3 and 0.6 refuse. `lenient(report)` is for the compatibility layer: while it is active
 such a kernel is traced with TileLang's meaning, and `report` hears what would have been the error.

@@ -1,6 +1,6 @@
 """Running kernels: jit, argument binding, the thread pool, launching, caches."""
 
-from tiledsl.runtime.cache import cache_state
+from tiledsl.runtime.cache import cache_state, default_cache
 from tiledsl.runtime.jit import JITFunction, jit
 from tiledsl.runtime.kernel import JITKernel, compile
 from tiledsl.runtime.packing import pack, unpack
@@ -15,6 +15,7 @@ __all__ = [
     "as_numpy",
     "cache_state",
     "compile",
+    "default_cache",
     "device_of",
     "is_array",
     "is_torch",

@@ -1,0 +1,29 @@
+"""`tiledsl pytest [--target T] -- ARGS`: pytest over TileLang tests, unchanged, its workers included."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from tiledsl.compat.run import device_arguments, prepare
+
+__all__ = ["arguments", "main"]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `tiledsl pytest`."""
+    device_arguments(parser)
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="-- PYTEST-ARGS")
+
+
+def main(options: argparse.Namespace) -> int:
+    """pytest's exit status."""
+    import pytest
+
+    rest = list(options.rest)
+    if rest[:1] == ["--"]:
+        del rest[0]
+    prepare(options)
+    sys.path.insert(0, os.getcwd())  # as `python -m pytest` does
+    return int(pytest.main(rest))
