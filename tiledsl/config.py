@@ -22,6 +22,7 @@ __all__ = [
     "NUM_THREADS",
     "PASS_LIMIT",
     "PRINT_BUFFER",
+    "PRETEND",
     "PRINT_IR",
     "TARGET",
     "TIME_PASSES",
@@ -109,6 +110,7 @@ PASS_LIMIT = Knob("TILEDSL_PASS_LIMIT", -1, _count(-1), "run only the first N op
 CHECK_SEMANTICS = Knob(
     "TILEDSL_CHECK_SEMANTICS", False, _flag, "1: interpret before and after every pass; a difference names the pass"
 )
+PRETEND = Knob("TILEDSL_PRETEND", "", str, "compute capability that TileLang programs are told; set by `tiledsl run`")
 
 KNOBS: tuple[Knob[str] | Knob[int] | Knob[bool], ...] = (
     TARGET,
@@ -120,4 +122,5 @@ KNOBS: tuple[Knob[str] | Knob[int] | Knob[bool], ...] = (
     TIME_PASSES,
     PASS_LIMIT,
     CHECK_SEMANTICS,
+    PRETEND,
 )

@@ -128,7 +128,7 @@ class AutoTuner:
         self, args: tuple[Any, ...], kwargs: dict[str, Any], arrays: Sequence[Any] | None = None
     ) -> AutotuneResult:
         fn = self.fn if isinstance(self.fn, jit_.JITImpl) else jit_.jit(self.fn, **self.compile_args)
-        configs = self.configs(*args, **kwargs) if callable(self.configs) else self.configs
+        configs = _configs(self.configs, args, kwargs)
         p, made = self.profile, dict[Any, list[Any]]()
 
         def inputs(kernel: Any) -> list[Any]:
@@ -172,6 +172,16 @@ class AutoTuner:
         return result
 
 
+def _configs(configs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Configurations, or what a function of the call's arguments says; it need not take those that are tuned."""
+    if not callable(configs):
+        return configs
+    parameters = inspect.signature(configs).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        kwargs = {k: v for k, v in kwargs.items() if k in parameters}
+    return configs(*args, **kwargs)
+
+
 def _listed(configs: Any) -> Any:
     """Configurations may come as lists of one dict each (old programs)."""
     if isinstance(configs, dict):
@@ -190,7 +200,7 @@ class AutoTuneImpl:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The best kernel (factories), or the result of running it (eager kernels). Parameters that the call gives
         are not tuned."""
-        configs = self.configs(*args, **kwargs) if callable(self.configs) else self.configs
+        configs = _configs(self.configs, args, kwargs)
         tuned = set(configs if isinstance(configs, dict) else _listed(configs)[0] if configs else ())
         given = inspect.signature(self.jit_impl).bind_partial(*args, **kwargs).arguments
         if tuned and tuned <= set(given):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from types import SimpleNamespace
 from typing import Any
 
+from tiledsl import config
 from tiledsl.compat.pretended_cuda import MULTIPROCESSORS
 
 __all__ = ["align", "cdiv", "next_power_of_2", "prev_power_of_2"]
@@ -52,7 +52,7 @@ def map_torch_type(name: Any) -> Any:
 
 def compute_version() -> str:
     """The compute capability that the program is told."""
-    return os.environ.get("TILEDSL_PRETEND", "9.0")
+    return config.PRETEND.get() or "9.0"
 
 
 def target(as_object: bool = False) -> Any:

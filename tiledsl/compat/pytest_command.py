@@ -25,5 +25,7 @@ def main(options: argparse.Namespace) -> int:
     if rest[:1] == ["--"]:
         del rest[0]
     prepare(options)
+    plugins = [p for p in os.environ.get("PYTEST_PLUGINS", "").split(",") if p]
+    os.environ["PYTEST_PLUGINS"] = ",".join([*plugins, "tiledsl.compat.plugin"])
     sys.path.insert(0, os.getcwd())  # as `python -m pytest` does
     return int(pytest.main(rest))

@@ -17,23 +17,23 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+from tiledsl import config
 from tiledsl.compat.pretended_cuda import pretended
 
-__all__ = ["CAPABILITY", "activate"]
-
-CAPABILITY = "TILEDSL_PRETEND"  # the compute capability, "9.0"
+__all__ = ["activate"]
 
 
 def activate(capability: str | None = None) -> None:
     """Pretend a device for the rest of this process and in those that it starts."""
-    text = capability or os.environ.get(CAPABILITY, "9.0")
-    os.environ[CAPABILITY] = text
+    text = capability or config.PRETEND.get() or "9.0"
+    os.environ[config.PRETEND.env] = text
     major, _, minor = text.partition(".")
     wanted = (int(major), int(minor or 0))
     if "torch" in sys.modules:
         _Forever.enter(wanted)
-    elif not any(isinstance(finder, _AfterTorch) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterTorch(wanted))
+    else:  # before all others: pytest's finder may claim every module
+        others = [finder for finder in sys.meta_path if not isinstance(finder, _AfterTorch)]
+        sys.meta_path[:] = [_AfterTorch(wanted), *others]
 
 
 class _Forever:
