@@ -82,7 +82,7 @@ def shfl_sync(*args: Any, **kw: Any) -> Any:
     """(value, lane, width, mask); before 0.1.9 the mask, a number, came first."""
     if len(args) >= 3 and isinstance(args[0], int) and isinstance(args[1], T.PrimExpr):
         mask, value, lane, *width = args
-        return T.shfl_sync(value, lane, *width, mask=mask, **kw)
+        return T.shfl_sync(value, lane, **({"width": width[0]} if width else {}), mask=mask, **kw)
     return T.shfl_sync(*args, **kw)
 
 

@@ -68,7 +68,7 @@ def build(top: dict[str, Any], language: ModuleType) -> None:
             top[name] = made
 
     kinds = profiler.TensorSupplyType
-    cache = {
+    cache: dict[str, Any] = {
         "clear_cache": _nothing,
         "disable_cache": _nothing,
         "enable_cache": _nothing,
@@ -102,7 +102,7 @@ def build(top: dict[str, Any], language: ModuleType) -> None:
         **cache,
     )
     module("testing", **{n: getattr(testing, n) for n in testing.__all__}, __getattr__=_marks)
-    bench = {"do_bench": profiler.do_bench}
+    bench: dict[str, Any] = {"do_bench": profiler.do_bench}
     module("profiler", Profiler=profiler.Profiler, TensorSupplyType=kinds, **bench)
     module("profiler.bench", **bench)
     module("profiler.bench_utils", **bench)

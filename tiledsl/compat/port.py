@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import tiledsl.language as T
 from tiledsl.compat.language import lookup
 from tiledsl.errors import TileError, TileValueError
 
@@ -58,7 +57,7 @@ def state(name: str) -> str | None:
     """Why `T.<name>` does not work here; None when it does."""
     try:
         value = lookup(name)
-        if isinstance(value, T._Missing):
+        if type(value).__name__ == "Missing":
             value()  # says why
     except TileError as e:
         return e.message.removeprefix(f"T.{name} ") + (f" ({e.help})" if e.help else "")

@@ -51,7 +51,7 @@ def _mode() -> Any:
     getters = {
         torch.Tensor.is_cuda.__get__: True,  # type: ignore[attr-defined]
         torch.Tensor.is_cpu.__get__: False,  # type: ignore[attr-defined]
-        torch.Tensor.device.__get__: torch.device("cuda", 0),  # type: ignore[attr-defined]
+        torch.Tensor.device.__get__: torch.device("cuda", 0),
         torch.Tensor.get_device: 0,
     }
     stays: set[Any] = {torch.Tensor.cuda, torch.Tensor.pin_memory}
@@ -271,7 +271,7 @@ def _redirect_autocast(patch: Callable[[Any, str, Any], None]) -> None:
     scaler = torch.amp.GradScaler
     off = lambda device="cuda", *args, **kw: scaler("cpu", enabled=False)  # noqa: E731
     patch(torch.amp, "GradScaler", off)
-    patch(torch.cuda.amp, "GradScaler", lambda *args, **kw: off())
+    patch(torch.cuda.amp, "GradScaler", lambda *args, **kw: off())  # type: ignore[no-untyped-call]
 
 
 def _redirect_modules(patch: Callable[[Any, str, Any], None]) -> None:

@@ -54,5 +54,5 @@ def build(top: dict[str, Any]) -> None:
         if "." not in name:
             top[name] = made
         else:
-            sys.modules[f"tvm.{name.partition('.')[0]}"].expr = made
+            vars(sys.modules[f"tvm.{name.partition('.')[0]}"])["expr"] = made
     top.update(__version__="0.22", DataType=T.dtype, PrimExpr=T.PrimExpr)

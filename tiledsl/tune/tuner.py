@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
 import time
@@ -84,7 +85,7 @@ def tune(
     for number, config in enumerate(wanted, 1):
         limit = None if early_stop is None or best is None or best.latency is None else early_stop * best.latency
         trial = _trial(
-            lambda c=config: factory(*args, **{**(kwargs or {}), **c}),
+            functools.partial(factory, *args, **{**(kwargs or {}), **config}),
             config,
             inputs,
             check,
