@@ -68,6 +68,7 @@ def int8_matmul_kernel(
     return int8_matmul
 
 
+_K = (GEMM_K, 4 * GEMM_K, 8 * GEMM_K)  # exact sums may be cut anywhere
 _int8_matmul_kernel = cache(int8_matmul_kernel)  # the same values, the same kernel
 
 
@@ -124,7 +125,7 @@ def int8_matmul(
         row, column = (None if s is None else arrays.dense(s) for s in (row_scale, column_scale))
         tiles = tiles_for(target)
         kernel = _int8_matmul_kernel(
-            fit_rows(tiles.gemm_m, m), fit(tiles.gemm_n, n), 4 * GEMM_K, result, row is not None, column is not None,
+            fit_rows(tiles.gemm_m, m), fit(tiles.gemm_n, n), fit(_K, k), result, row is not None, column is not None,
             transpose_a, transpose_b, tiles.threads,
         )  # fmt: skip
         kernel(a, b, row, column, out, target=target)
