@@ -196,6 +196,11 @@ def _named(name: str) -> DType | None:
     return None
 
 
+@cache
+def _of_numpy(x: np.dtype[Any]) -> DType | None:
+    return _named(x.name)  # slow: NumPy builds the name
+
+
 def as_dtype(x: Any) -> DType:
     """The DType meant by a DType, a name, a NumPy/ml_dtypes type, a torch dtype, or Python's int/float/bool.
 
@@ -203,7 +208,9 @@ def as_dtype(x: Any) -> DType:
     """
     if isinstance(x, DType):
         return x
-    if isinstance(x, str):
+    if isinstance(x, np.dtype):
+        found = _of_numpy(x)
+    elif isinstance(x, str):
         found = _named(x.removeprefix("torch."))
     elif isinstance(x, type) and x in _BY_PYTHON:
         found = _TABLE[_BY_PYTHON[x]]

@@ -16,6 +16,7 @@ from .wide import F32, I32, I64, LANES, ZERO, add, i64, widen
 
 __all__ = ["Reduction", "accumulator", "element", "finish", "horizontal", "lower_reduce", "store_rounded"]
 
+_CHAINS = 4  # registers of a maximum
 _COMBINE = {"sum": "add", "abssum": "add", "max": "max", "absmax": "max", "min": "min"}
 _COMBINE |= {"bitand": "bitand", "bitor": "bitor", "bitxor": "bitxor"}
 
@@ -132,6 +133,8 @@ def _along(cx: Context, red: Reduction, s: ir.Reduce, extents: list[int], at: di
     else:
         acc = cx.var("acc", v16, ident)
     start = LANES if first_is_element else 0
+    if red.op in ("max", "min") and not red.propagate and full >= _CHAINS * LANES:
+        start = _in_chains(cx, red, s, acc, at, full)
     if full > start:
         with cx.loop("k", i64(full), i64(start), LANES) as k:
             x = element(cx, red, s.src, {**at, axis: k}, True, None)
@@ -142,6 +145,20 @@ def _along(cx: Context, red: Reduction, s: ir.Reduce, extents: list[int], at: di
         both = x if full == 0 and not red.starts_at_identity() else red.combine(get(acc), x)
         cx.emit(put(acc, ir.Select(mask, both, get(acc))))
     return horizontal(cx, red, get(acc))
+
+
+def _in_chains(cx: Context, red: Reduction, s: ir.Reduce, acc: ir.Buffer, at: dict[int, ir.Expr], full: int) -> int:
+    """The beginning of an extremum, which is the same in any order, in several registers: one would wait for itself.
+    Returns how many elements are in acc."""
+    step = _CHAINS * LANES
+    regs = [acc, *(cx.var("acc", acc.dtype, ir.Broadcast(red.identity(), LANES)) for _ in range(_CHAINS - 1))]
+    with cx.loop("k", i64(full // step * step), step=step) as k:
+        for p, r in enumerate(regs):
+            x = element(cx, red, s.src, {**at, s.axis: add(k, i64(p * LANES))}, True, None)
+            cx.emit(put(r, red.combine(get(r), x)))
+    for r in regs[1:]:
+        cx.emit(put(acc, red.combine(get(acc), get(r))))
+    return full // step * step
 
 
 def horizontal(cx: Context, red: Reduction, x: ir.Expr) -> ir.Expr:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -80,6 +81,8 @@ def strides(x: Any) -> tuple[int, ...]:
 
 def unit_last(x: Any) -> Any:
     """x, copied if its last dimension is not contiguous or some stride is negative or not whole elements."""
+    if _is_dense(x):
+        return x
     extents, steps = x.shape, strides(x)
     whole = is_torch(x) or all(s % x.itemsize == 0 for s in x.strides)
     fits = whole and all(s >= 0 for n, s in zip(extents, steps, strict=True) if n > 1)
@@ -148,8 +151,10 @@ def _span(x: Any) -> tuple[int, int]:
     """First and one-past-last byte address that x touches."""
     start = int(x.data_ptr()) if is_torch(x) else address_of(x)
     size = int(x.element_size()) if is_torch(x) else int(x.itemsize)
-    if 0 in tuple(x.shape):
+    if 0 in x.shape:
         return start, start
+    if _is_dense(x):
+        return start, start + math.prod(x.shape) * size
     reach = [(n - 1) * s * size for n, s in zip(x.shape, strides(x), strict=True)]
     return start + sum(r for r in reach if r < 0), start + sum(r for r in reach if r > 0) + size
 

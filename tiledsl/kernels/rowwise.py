@@ -41,24 +41,20 @@ def softmax_kernel(block_M: int, block_N: int, dtype: DType, threads: int = 128)
             for i in T.Parallel(block_M):  # 0 where all is -inf: no inf - inf
                 peak[i] = T.if_then_else(peak[i] == -T.infinity(wide), 0.0, peak[i])
             for k in T.serial(T.ceildiv(N, block_N)):
-                T.copy(X[bx * block_M, k * block_N], x)
                 for i, j in T.Parallel(block_M, block_N):
-                    x[i, j] = T.exp(x[i, j] - peak[i])
+                    x[i, j] = T.exp(X[bx * block_M + i, k * block_N + j] - peak[i])
+                    if dtype == wide:
+                        Y[bx * block_M + i, k * block_N + j] = x[i, j]
                 T.reduce_sum(x, total, dim=1, clear=False)
-                if dtype == wide:
-                    T.copy(x, Y[bx * block_M, k * block_N])
             for i in T.Parallel(block_M):  # from here on the reciprocal
                 total[i] = T.if_then_else(total[i] == 0.0, 0.0, 1.0 / total[i])
             for k in T.serial(T.ceildiv(N, block_N)):
-                if dtype == wide:
-                    T.copy(Y[bx * block_M, k * block_N], x)
-                    for i, j in T.Parallel(block_M, block_N):
-                        x[i, j] = x[i, j] * total[i]
-                else:
-                    T.copy(X[bx * block_M, k * block_N], x)
-                    for i, j in T.Parallel(block_M, block_N):
-                        x[i, j] = T.exp(x[i, j] - peak[i]) * total[i]
-                T.copy(x, Y[bx * block_M, k * block_N])
+                for i, j in T.Parallel(block_M, block_N):
+                    row, column = bx * block_M + i, k * block_N + j
+                    if dtype == wide:
+                        Y[row, column] = Y[row, column] * total[i]
+                    else:
+                        Y[row, column] = T.exp(X[row, column] - peak[i]) * total[i]
 
     return softmax
 
@@ -79,23 +75,20 @@ def rms_norm_kernel(block_M: int, block_N: int, dtype: DType, weight_dtype: DTyp
     ):
         with T.Kernel(T.ceildiv(M, block_M), threads=threads) as bx:
             x = T.alloc_fragment((block_M, block_N), wide)
-            w = T.alloc_fragment((block_N,), wide)
             square = T.alloc_fragment((block_M,), wide)
             factor = T.alloc_fragment((block_M,), wide)
             T.clear(square)
             for k in T.serial(T.ceildiv(N, block_N)):
-                T.copy(X[bx * block_M, k * block_N], x)
                 for i, j in T.Parallel(block_M, block_N):
-                    x[i, j] = x[i, j] * x[i, j]
+                    value = T.cast(X[bx * block_M + i, k * block_N + j], wide)
+                    x[i, j] = value * value
                 T.reduce_sum(x, square, dim=1, clear=False)
             for i in T.Parallel(block_M):
                 factor[i] = T.rsqrt(square[i] / T.cast(N, wide) + eps)
             for k in T.serial(T.ceildiv(N, block_N)):
-                T.copy(X[bx * block_M, k * block_N], x)
-                T.copy(W[k * block_N], w)
                 for i, j in T.Parallel(block_M, block_N):
-                    x[i, j] = x[i, j] * factor[i] * w[j]
-                T.copy(x, Y[bx * block_M, k * block_N])
+                    row, column = bx * block_M + i, k * block_N + j
+                    Y[row, column] = X[row, column] * factor[i] * W[column]
 
     return rms_norm
 
@@ -125,8 +118,6 @@ def layer_norm_kernel(
     ):
         with T.Kernel(T.ceildiv(M, block_M), threads=threads) as bx:
             x = T.alloc_fragment((block_M, block_N), wide)
-            w = T.alloc_fragment((block_N,), wide)
-            b = T.alloc_fragment((block_N,), wide)
             mean = T.alloc_fragment((block_M,), wide)
             square = T.alloc_fragment((block_M,), wide)
             factor = T.alloc_fragment((block_M,), wide)
@@ -138,24 +129,19 @@ def layer_norm_kernel(
                 mean[i] = mean[i] / T.cast(N, wide)
             T.clear(square)
             for k in T.serial(T.ceildiv(N, block_N)):
-                T.copy(X[bx * block_M, k * block_N], x)
                 for i, j in T.Parallel(block_M, block_N):
-                    centred = T.if_then_else(k * block_N + j < N, x[i, j] - mean[i], 0.0)
+                    row, column = bx * block_M + i, k * block_N + j
+                    centred = T.if_then_else(column < N, X[row, column] - mean[i], 0.0)
                     x[i, j] = centred * centred
                 T.reduce_sum(x, square, dim=1, clear=False)
             for i in T.Parallel(block_M):
                 factor[i] = T.rsqrt(square[i] / T.cast(N, wide) + eps)
-            T.fill(w, 1.0)
-            T.clear(b)
             for k in T.serial(T.ceildiv(N, block_N)):
-                T.copy(X[bx * block_M, k * block_N], x)
-                if has_weight:
-                    T.copy(W[k * block_N], w)
-                if has_bias:
-                    T.copy(B[k * block_N], b)
                 for i, j in T.Parallel(block_M, block_N):
-                    x[i, j] = (x[i, j] - mean[i]) * factor[i] * w[j] + b[j]
-                T.copy(x, Y[bx * block_M, k * block_N])
+                    row, column = bx * block_M + i, k * block_N + j
+                    y = (X[row, column] - mean[i]) * factor[i]
+                    y = y * W[column] if has_weight else y
+                    Y[row, column] = y + (B[column] if has_bias else 0.0)
 
     return layer_norm
 
