@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+from tiledsl.torch.library import (
+    flash_attention,
+    grouped_gemm,
+    k_grouped_gemm,
+    layer_norm,
+    matmul,
+    rms_norm,
+    rope,
+    softmax,
+    swiglu,
+)
 from tiledsl.torch.op import op
 
-__all__ = ["op"]
+__all__ = [
+    "flash_attention", "grouped_gemm", "k_grouped_gemm", "layer_norm", "matmul", "op", "rms_norm", "rope", "softmax",
+    "swiglu",
+]  # fmt: skip
