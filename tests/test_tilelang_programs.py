@@ -87,3 +87,10 @@ def test_port_reads_a_program_without_running_it(tmp_path: Path) -> None:
     assert lines[1].startswith("p.py:7: T.rng_init is left out")
     assert lines[2].startswith("p.py:8: T.no_such_operation")
     assert tiledsl("port", "products.py", "rows.py", "hosts.py").returncode == 0
+
+
+def test_the_support_list_of_the_docs() -> None:
+    """Made anew by: tiledsl port --support."""
+    text = (PROGRAMS.parent.parent / "docs" / "tilelang.md").read_text(encoding="utf-8")
+    made = tiledsl("port", "--support")
+    assert made.returncode == 0 and text.partition("<!-- support list -->\n")[2] == made.stdout

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tiledsl.compat.language import lookup
+import tiledsl.language as T
+from tiledsl.compat.language import lookup, names
 from tiledsl.errors import TileError, TileValueError
 
 __all__ = ["Use", "arguments", "main", "report", "uses"]
@@ -24,7 +25,8 @@ class Use(NamedTuple):
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `tiledsl port`."""
-    parser.add_argument("scripts", nargs="+", metavar="SCRIPT.py", help="programs to read")
+    parser.add_argument("scripts", nargs="*", metavar="SCRIPT.py", help="programs to read")
+    parser.add_argument("--support", action="store_true", help="print the support list of docs/tilelang.md instead")
     parser.add_argument("-v", "--verbose", action="store_true", help="name the supported operations as well")
 
 
@@ -78,8 +80,24 @@ def report(text: str, file: str) -> tuple[list[str], list[str]]:
     return sorted(supported), complaints
 
 
+def support() -> str:
+    """The support list: names that run on every target, and names that are refused, by reason."""
+    refused: dict[str, list[str]] = {}
+    for name in T._REFUSED:
+        refused.setdefault(state(name) or "", []).append(name)
+    lines = ["**Supported on every target**", "", " ".join(f"`{n}`" for n in sorted(names())), ""]
+    for why, found in sorted(refused.items()):
+        lines += [f"**Refused**: {why}", "", " ".join(f"`{n}`" for n in sorted(set(found))), ""]
+    return "\n".join(lines)
+
+
 def main(options: argparse.Namespace) -> int:
     """1 when a program uses something that is not supported."""
+    if options.support:
+        print(support())
+        return 0
+    if not options.scripts:
+        raise TileValueError("tiledsl port: which program?", help="tiledsl port SCRIPT.py")
     failed = 0
     for file in options.scripts:
         if not Path(file).is_file():

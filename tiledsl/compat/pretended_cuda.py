@@ -269,9 +269,12 @@ def _redirect_autocast(patch: Callable[[Any, str, Any], None]) -> None:
 
     patch(torch.autocast, "__init__", autocast)
     scaler = torch.amp.GradScaler
-    off = lambda device="cuda", *args, **kw: scaler("cpu", enabled=False)  # noqa: E731
+
+    def off(*args: Any, **kw: Any) -> Any:
+        return scaler("cpu", enabled=False)
+
     patch(torch.amp, "GradScaler", off)
-    patch(torch.cuda.amp, "GradScaler", lambda *args, **kw: off())  # type: ignore[no-untyped-call]
+    patch(torch.cuda.amp, "GradScaler", off)
 
 
 def _redirect_modules(patch: Callable[[Any, str, Any], None]) -> None:

@@ -214,7 +214,9 @@ from tiledsl.language.memory import (
     transpose,
     view,
 )
+from tiledsl.language.missing import HARDWARE as _HARDWARE
 from tiledsl.language.missing import MISSING as _MISSING
+from tiledsl.language.missing import RANDOM as _RANDOM
 from tiledsl.language.missing import Missing as _Missing
 from tiledsl.language.missing import refused as _refused
 from tiledsl.language.pointers import make_tensor
@@ -329,6 +331,8 @@ __all__ = [
     "warp_reduce_sum", "warpgroup_arrive", "warpgroup_commit_batch", "warpgroup_fence_operand", "warpgroup_wait",
     "ws",
 ]  # fmt: skip
+
+_REFUSED = sorted({*_MISSING, *_HARDWARE, *_RANDOM})  # names of TileLang that say, when used, why they are not here
 
 
 def __getattr__(name: str) -> Any:
