@@ -19,6 +19,7 @@ from tiledsl.frontend.annotations import make_param
 from tiledsl.frontend.builder import is_tracing, tracing
 from tiledsl.frontend.control import CONTROL, Tracer, tracer
 from tiledsl.frontend.location import error
+from tiledsl.frontend.regions import freeze
 from tiledsl.frontend.rewrite import compiled, rewritten
 from tiledsl.frontend.storage import Cell, Element
 from tiledsl.frontend.symbols import is_symbol
@@ -269,7 +270,7 @@ class Macro:
 
     def _argument(self, name: str, value: Any, reference: bool) -> Any:
         if not reference:
-            return CONTROL.freeze(value, name) if isinstance(value, (Value, tuple)) else value
+            return freeze(value, name) if isinstance(value, (Value, tuple)) else value
         if isinstance(value, Cell):
             return value
         if isinstance(value, Element):

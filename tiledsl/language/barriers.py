@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from tiledsl.errors import TileSyntaxError, TileTypeError, TileValueError
-from tiledsl.frontend.control import rename, tracer
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import INT32, is_number
+from tiledsl.frontend.regions import rename, tracer
 from tiledsl.frontend.storage import BufferRef, Element
 from tiledsl.frontend.values import Value, as_bool, as_value, describe, to_dtype
 from tiledsl.ir import Alloc, Atomic, Buffer, Const, Expr, Fill, If, Load, Region, Wait, build

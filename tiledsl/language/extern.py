@@ -23,7 +23,9 @@ _SHORT = {
     "f": "float32", "d": "float64", "h": "float16", "b": "bfloat16", "i": "int32", "u": "uint32", "l": "int64",
     "w": "uint64", "s": "int16", "t": "uint16", "p": "bool",
 }  # fmt: skip
-_TABLE: dict[str, tuple[str, str, Callable[..., Any]]] = {}
+_Call = Callable[..., Any]
+_row: tuple[str, str, str, _Call]  # names, what they take, what they give, the meaning (`_add`)
+_TABLE: dict[str, tuple[str, str, _Call]] = {}
 
 
 def _add(names: str, takes: str, gives: str, meaning: Callable[..., Any]) -> None:
