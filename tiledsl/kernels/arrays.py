@@ -15,7 +15,7 @@ from tiledsl.runtime import address_of, device_of, is_torch
 
 __all__ = [
     "accumulator", "as_int32", "check_out", "check_size", "dense", "describe", "dtype_of", "floats", "like_kind",
-    "matrix", "on_host", "out_dtype", "rank", "same", "strides", "unit_last",
+    "has_unit_last", "matrix", "on_host", "out_dtype", "rank", "same", "strides", "unit_last",
 ]  # fmt: skip
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
@@ -79,23 +79,28 @@ def strides(x: Any) -> tuple[int, ...]:
     return tuple(s // x.itemsize for s in x.strides)
 
 
-def unit_last(x: Any) -> Any:
-    """x, copied if its last dimension is not contiguous or some stride is negative or not whole elements."""
+def has_unit_last(x: Any) -> bool:
+    """The last dimension of x is contiguous, and no stride is negative or not whole elements."""
     if _is_dense(x):
-        return x
+        return True
     extents, steps = x.shape, strides(x)
     whole = is_torch(x) or all(s % x.itemsize == 0 for s in x.strides)
     fits = whole and all(s >= 0 for n, s in zip(extents, steps, strict=True) if n > 1)
-    if fits and (x.ndim == 0 or extents[-1] <= 1 or steps[-1] == 1):
+    return fits and (x.ndim == 0 or extents[-1] <= 1 or steps[-1] == 1)
+
+
+def unit_last(x: Any) -> Any:
+    """x, copied if a kernel cannot read its rows in place."""
+    if has_unit_last(x):
         return x
     return x.contiguous() if is_torch(x) else np.ascontiguousarray(x)
 
 
 def matrix(x: Any) -> tuple[Any, bool]:
     """The last two dimensions of x as a kernel reads them, and whether they are stored transposed."""
-    if unit_last(x) is not x:
+    if not has_unit_last(x):
         turned = x.swapaxes(-1, -2)
-        if unit_last(turned) is turned:
+        if has_unit_last(turned):
             return turned, True
     return unit_last(x), False
 
@@ -131,7 +136,7 @@ def check_out(
             f"{function}: out is a {type(out).__name__} of {given} {tuple(out.shape)}, "
             f"expected a {kind} of {dtype} {tuple(shape)}"
         )
-    if unit_last(out) is not out or (dense and not _is_dense(out)):
+    if not has_unit_last(out) or (dense and not _is_dense(out)):
         which = "the array" if dense else "the last dimension"
         raise TileTypeError(
             f"{function}: out has shape {tuple(shape)} and strides {strides(out)} (in elements), "
