@@ -225,3 +225,15 @@ X, W = np.ones((1, 4, 4, 2), np.float32), np.ones((3, 3, 2, 5), np.float32)
 def test_arguments_are_checked(call: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+def test_transposed_views_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transposed operand is read where it lies; deciding that makes no copy either."""
+    from tiledsl.kernels import arrays
+
+    monkeypatch.setattr(arrays.np, "ascontiguousarray", lambda x: pytest.fail("copied"))
+    w = np.ones((5, 7), np.float32)
+    for x, transposed in ((w, False), (w.T, True), (w[:, 1:4], False), (w[1:4].T, True)):
+        read, turned = arrays.matrix(x)
+        assert turned is transposed and np.shares_memory(read, w)
+        assert (read.T if turned else read).strides == x.strides

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from tiledsl import ir
-from tiledsl.dtypes import as_dtype
+from tiledsl.dtypes import DType, as_dtype
 
 from .context import Context, vstore
 from .rows import below, convert, element, strips, whole, zero_of
@@ -109,7 +109,17 @@ def pack_copy(cx: Context, s: ir.Copy, place: Place) -> None:
     form, packed = place.panels, place.buffer
     lead = tuple(cx.let("at", index(cx, x).expr) for x in s.dst.starts[:-2])
     source = _Source(cx, s)
-    if form.transposed:
+    matrix = source.matrix(packed.dtype, form) if form.transposed else None
+    if matrix is not None:
+        with cx.block() as then:
+            transpose_panels(cx, matrix, packed, lead, form)
+        if source.inside is None or source.inside == TRUE:
+            cx.out += then
+            return
+        with cx.block() as orelse:
+            pack_transposed(cx, packed, lead, form, source.guarded)
+        cx.emit(ir.If(source.inside, tuple(then), tuple(orelse)))
+    elif form.transposed:
         pack_transposed(cx, packed, lead, form, source.either)
     else:
         source.either(lambda rows: pack_rows(cx, packed, lead, form, rows))
@@ -211,6 +221,17 @@ class _Source:
         with cx.block() as orelse:
             load_with(self._guarded)
         cx.emit(ir.If(self.inside, tuple(then), tuple(orelse)))
+
+    def guarded(self, load_with: Callable[[Rows], None]) -> None:
+        """Emit the loading for the border alone."""
+        load_with(self._guarded)
+
+    def matrix(self, t: DType, form: Panels) -> ir.Region | None:
+        """The tile as a matrix in place, where it lies in the source as the panels hold it."""
+        rank = self.buffer.rank
+        if (self.row, self.col) != (rank - 2, rank - 1) or self.buffer.dtype != t or form.flip is not None:
+            return None
+        return ir.Region(self.buffer, tuple(self.starts), (*(i64(1),) * (rank - 2), i64(form.n), i64(form.k)))
 
     def _at(self, i: ir.Expr, j: ir.Expr) -> Index:
         moved = list(self.starts)
