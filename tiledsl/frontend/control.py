@@ -95,6 +95,23 @@ class Control:
         frame = sys._getframe(1)
         return new if new is old else self._bind(name, new, old, frame)
 
+    def set_attribute(self, owner: Any, name: str, value: Any) -> None:
+        """`owner.name = value`: stores into the variable that the attribute holds."""
+        old = getattr(owner, name, None)
+        if not isinstance(old, Cell):
+            raise error(
+                "attribute-assignment",
+                TileSyntaxError,
+                "attributes cannot be assigned inside a kernel",
+                help="use a name, a list or dict entry, or T.alloc_var for a mutable scalar",
+            )
+        if value is not old:
+            old.store(value)
+
+    def augment_attribute(self, owner: Any, name: str, op: str, value: Any) -> None:
+        """`owner.name op= value`."""
+        self.set_attribute(owner, name, getattr(operator, op)(getattr(owner, name), value))
+
     def declare(self, name: str, annotation: Any) -> Any:
         """`name: annotation` without a value."""
         return tracer("a declaration").declare(name, annotation)

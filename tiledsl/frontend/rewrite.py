@@ -184,14 +184,9 @@ class _Rewriter(ast.NodeTransformer):
                 return [_at(ast.Assign([target], new), at)]
             case ast.Tuple(elts=elts) | ast.List(elts=elts):
                 return self.unpack(at, elts, value)
-            case ast.Attribute():
-                raise error(
-                    "attribute-assignment",
-                    TileSyntaxError,
-                    "attributes cannot be assigned inside a kernel",
-                    loc=self.source.loc(target),
-                    help="use a name, a list or dict entry, or T.alloc_var for a mutable scalar",
-                )
+            case ast.Attribute(value=owner, attr=name):
+                stored = self.call(target, "set_attribute", self.visit(owner), ast.Constant(name), value)
+                return [_at(ast.Expr(stored), at)]
         self.generic_visit(target)
         return [_at(ast.Assign([target], value), at)]
 
@@ -209,7 +204,10 @@ class _Rewriter(ast.NodeTransformer):
 
     def visit_AugAssign(self, node: ast.AugAssign) -> Any:
         if isinstance(node.target, ast.Attribute):
-            return self.store(node, node.target, node.value)
+            owner, attr = self.visit(node.target.value), ast.Constant(node.target.attr)
+            op = ast.Constant(_AUGMENTED[type(node.op)])
+            stored = self.call(node.target, "augment_attribute", owner, attr, op, self.visit(node.value))
+            return _at(ast.Expr(stored), node)
         if not isinstance(node.target, ast.Name):
             return self.generic_visit(node)
         name = node.target.id

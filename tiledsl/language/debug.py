@@ -17,9 +17,10 @@ from tiledsl.language.memory import alloc_fragment, copy
 from tiledsl.language.operation import operation, surface
 
 __all__ = [
-    "annotate_compile_flags", "annotate_l2_hit_ratio", "annotate_pass_configs",
-    "annotate_restrict_buffers", "annotate_safe_value", "assume", "device_assert", "disable_warp_group_reg_alloc",
-    "no_set_max_nreg", "print", "set_max_nreg", "use_swizzle",
+    "annotate_compile_flags", "annotate_consumer_reg_alloc", "annotate_l2_hit_ratio", "annotate_pass_configs",
+    "annotate_producer_reg_dealloc", "annotate_restrict_buffers", "annotate_safe_value", "assume", "dec_max_nreg",
+    "device_assert", "disable_warp_group_reg_alloc", "inc_max_nreg", "no_set_max_nreg", "print", "set_max_nreg",
+    "use_swizzle",
 ]  # fmt: skip
 
 
@@ -127,6 +128,26 @@ def annotate_compile_flags(flags: list[str]) -> None:
 
 @surface
 def disable_warp_group_reg_alloc() -> None:
+    """Hint: registers of warp groups."""
+
+
+@surface
+def inc_max_nreg(reg_count: int) -> None:
+    """Hint: registers of warp groups."""
+
+
+@surface
+def dec_max_nreg(reg_count: int) -> None:
+    """Hint: registers of warp groups."""
+
+
+@surface
+def annotate_producer_reg_dealloc(reg_count: int = 24) -> None:
+    """Hint: registers of warp groups."""
+
+
+@surface
+def annotate_consumer_reg_alloc(reg_count: int = 240) -> None:
     """Hint: registers of warp groups."""
 
 
