@@ -82,7 +82,7 @@ def retention_by_chunks(rng):
 @program(BF16, ordered=False)
 def linear_attention_backward(rng):
     """dQ forward in time, dK and dV backward; parts of dV from different blocks meet by atomics on a tile."""
-    B, S, H, D, C = 1, 48, 2, 32, 16
+    B, S, H, D, C = 1, 32, 1, 32, 16
 
     @tiledsl.jit(pass_configs={"tl.disable_tma_lower": True, "tl.disable_warp_specialized": True})
     def kernel(B, S, H, DK, DV, chunk=C, scale=None, dtype=T.bfloat16):

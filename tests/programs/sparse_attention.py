@@ -38,7 +38,7 @@ def _selected_blocks(batch, heads, seq_len, dim, is_causal, scale=None, block_si
     index_shape = [batch, seq_len, head_kv, selected_blocks]
     dtype, accum_dtype, index_dtype = T.float16, T.float32, T.int32
     BS = block_size
-    BV = min(32, next_power(dim))
+    BV = min(16, next_power(dim))
     NV = (dim + BV - 1) // BV
     assert NV >= 1
     G = groups
@@ -110,7 +110,7 @@ def _selected_blocks(batch, heads, seq_len, dim, is_causal, scale=None, block_si
 @program(F16)
 def selected_blocks_forward(rng):
     """Each query names blocks of keys; names beyond its own position and beyond its count are passed over."""
-    B, H, G, L, D, BS, S = 1, 4, 2, 50, 48, 16, 3
+    B, H, G, L, D, BS, S = 1, 4, 2, 14, 24, 4, 3
     q = normal(rng, B, L, H, D, dtype=np.float16)
     k, v = (normal(rng, B, L, H // G, D, dtype=np.float16) for _ in range(2))
     index = np.stack([rng.permutation(4)[:S] for _ in range(L * H // G)]).reshape(B, L, H // G, S).astype(np.int32)
@@ -337,7 +337,7 @@ def _gathered_backward(B, S, S_kv, H, D, D_tail, topk, block_size=16, split=2):
 @program(BF16, ordered=False)
 def gathered_tokens_forward_and_backward(rng):
     """Latent attention over tokens named by indices (-1: none); dKV by atomics on four elements at once."""
-    B, S, S_kv, H, D, R, K = 1, 6, 70, 16, 32, 16, 32
+    B, S, S_kv, H, D, R, K = 1, 4, 40, 16, 16, 8, 32
     kv = normal(rng, B, S_kv, 1, D + R, dtype=T.dtype("bfloat16").numpy)
     q = normal(rng, B, S, H, D + R, dtype=kv.dtype)
     do = normal(rng, B, S, H, D, dtype=kv.dtype)
