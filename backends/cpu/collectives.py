@@ -18,6 +18,8 @@ from tiledsl.ir.build import INT32, TRUE, add, all_of, and_, const, eq, floordiv
 from tiledsl.ir.collectives import COLLECTIVE_REDUCTIONS, WARP
 from tiledsl.ir.walk import substitute
 
+from .thread_writer import whole as _whole
+
 if TYPE_CHECKING:
     from .spread import Spreader
 
@@ -371,10 +373,6 @@ class _Exchange:
 
 def _local(name: str, t: DType, n: int) -> ir.Buffer:
     return ir.Buffer(name, t, (const(n, INT32),), "local")
-
-
-def _whole(b: ir.Buffer) -> ir.Region:
-    return ir.Region(b, tuple(build.zero(e.dtype) for e in b.shape), b.shape)
 
 
 def _view(b: ir.Buffer, *extents: int) -> ir.Buffer:

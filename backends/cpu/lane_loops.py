@@ -8,7 +8,8 @@ from tiledsl import ir
 from tiledsl.dtypes import DType
 
 from .context import Context, Lane, get, put
-from .values import as_held, bool_mask, held, index, lazily, value, vector
+from .storage import held
+from .values import as_held, bool_mask, index, lazily, value, vector
 from .wide import BOOL, I64, LANES, TRUE, ZERO, add, i64, mul, narrow
 
 __all__ = ["lane_atomic", "lane_for", "lane_leave", "lane_while", "leaves", "only_here"]

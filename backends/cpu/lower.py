@@ -254,18 +254,14 @@ def _parallel(cx: Context, s: ir.Parallel) -> None:
     cx.emit(ir.If(scalar(cx, split[0]), tuple(then), tuple(orelse)))
 
 
-def _copy(cx: Context, s: ir.Copy) -> None:
+def _move(cx: Context, s: ir.Copy | ir.Fill) -> None:
     place = cx.places[s.dst.buffer]
     if place.kind != "panels":
-        raise InternalError("a T.copy reached the lowering unexpanded", s.loc)
-    pack_copy(cx, s, place)
-
-
-def _fill(cx: Context, s: ir.Fill) -> None:
-    place = cx.places[s.dst.buffer]
-    if place.kind != "panels":
-        raise InternalError("a T.fill reached the lowering unexpanded", s.loc)
-    fill_panels(cx, s, place)
+        raise InternalError(f"a {type(s).__name__} reached the lowering unexpanded", s.loc)
+    if isinstance(s, ir.Copy):
+        pack_copy(cx, s, place)
+    else:
+        fill_panels(cx, s, place)
 
 
 _COMBINE = {"and": "bitand", "or": "bitor", "xor": "bitxor"}
@@ -341,8 +337,8 @@ _HANDLERS: dict[type, Callable[[Context, Any], None]] = {
     ir.Reduce: lower_reduce,
     ir.Scan: lower_scan,
     ir.ReducerOp: lower_reducer,
-    ir.Copy: _copy,
-    ir.Fill: _fill,
+    ir.Copy: _move,
+    ir.Fill: _move,
     ir.Atomic: _atomic,
     ir.Debug: _debug,
     ir.Break: _leave,

@@ -26,6 +26,7 @@ __all__ = [
     "flip_of",
     "gemm_operands",
     "global_place",
+    "held",
     "packed_buffers",
     "panel_width",
     "place_buffers",
@@ -234,11 +235,11 @@ def _place(
     if b.dtype.is_packed and b in aliased:
         return Place("scratch", bytes_of(b, "scratch", None), b.dtype, nibbles=True)
     if b.scope == "var":
-        return Place("var", ir.Buffer(b.name, _held(b.dtype), (i64(1),), "var"), b.dtype)
+        return Place("var", ir.Buffer(b.name, held(b.dtype), (i64(1),), "var"), b.dtype)
     copies = [n for how, n in uses if how == "copy_in" and isinstance(n, ir.Copy)]
     if b in tiles and all(can_pack(c) for c in copies):
         return _panels(b, tiles[b], "scratch")
-    dtype = b.dtype if b in aliased else _held(b.dtype)
+    dtype = b.dtype if b in aliased else held(b.dtype)
     return Place("scratch", ir.Buffer(b.name, dtype, shape, "scratch"), b.dtype)
 
 
@@ -278,7 +279,8 @@ def flip_of(g: ir.Gemm) -> bool | None:
     return a.is_signed == b.is_signed if small else None
 
 
-def _held(dtype: DType) -> DType:
+def held(dtype: DType) -> DType:
+    """The type that values of this (scalar) type have in the loop stage when they are vectors."""
     return F32 if dtype.is_narrow else holder(dtype) if dtype.is_packed else dtype
 
 

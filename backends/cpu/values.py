@@ -14,8 +14,8 @@ from tiledsl.ir.build import int_range
 from tiledsl.ir.walk import free_vars, loads_of
 
 from .context import Context, Lane, LaneLoop
-from .nibbles import byte_at, decoded, holder
-from .storage import Place
+from .nibbles import byte_at, decoded
+from .storage import Place, held
 from .wide import BOOL, F32, I64, LANES, add, and_, mul, narrow, sub, widen
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "as_held",
     "bool_mask",
     "encode",
-    "held",
     "index",
     "lazily",
     "lie",
@@ -39,11 +38,6 @@ _WIDE_OPS = {"add": add, "sub": sub, "mul": mul}
 _MAY_WRAP = frozenset(["add", "sub", "mul", "truncdiv", "floordiv"])
 _ROUNDED = frozenset(["add", "sub", "mul", "div", "sqrt"])
 _U64 = as_dtype("uint64")
-
-
-def held(t: DType) -> DType:
-    """The type that values of this (scalar) type have in the loop stage when they are vectors."""
-    return F32 if t.is_narrow else holder(t) if t.is_packed else t
 
 
 def _scalar_held(t: DType) -> DType:
