@@ -130,3 +130,30 @@ def test_par_compile_and_files(tmp_path):
     assert [k(torch.ones(n, device="cuda")).sum().item() for k, n in zip(kernels, (4, 8))] == [8, 16]
     kernels[0].export_sources(kernel_path=tmp_path / "k.txt", host_path=tmp_path / "h.txt")
     assert (tmp_path / "k.txt").read_text() and "main" in (tmp_path / "h.txt").read_text()
+
+
+def test_modules_that_need_a_gpu_import_and_refuse_their_use():
+    from tilelang import tvm
+    from tilelang.intrinsics.mma_macro_generator import TensorCoreIntrinEmitter
+    from tilelang.transform import simplify_prim_func
+
+    assert tvm.DataType("float16").bits == 16 and simplify_prim_func(len) is len
+    with pytest.raises(NotImplementedError, match="mma_macro_generator.TensorCoreIntrinEmitter"):
+        TensorCoreIntrinEmitter(a_dtype="float16")
+
+
+def test_a_replayed_graph_keeps_the_results_of_its_capture():
+    x = torch.ones(4, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = doubled(4)(x)
+    graph.replay()
+    assert y.tolist() == [2.0] * 4
+    with torch.amp.autocast("cuda"), torch.cuda.device(0):
+        loss = torch.amp.GradScaler("cuda").scale(torch.ones((), device="cuda"))
+    assert loss.item() == 1
+
+
+def test_two_torch_functions_of_the_device_are_two_objects():
+    found = [f for n, f in vars(torch.cuda).items() if callable(f) and "pretended_cuda" in getattr(f, "__module__", "")]
+    assert len(found) > 20 and len(set(found)) == len(found)  # torch.compile keeps tables of them

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.abc
+import importlib.machinery
 import sys
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
@@ -59,7 +61,7 @@ def build(top: dict[str, Any], language: ModuleType) -> None:
 
     def module(name: str, made: ModuleType | None = None, **members: Any) -> None:
         made = made or ModuleType(f"tilelang.{name}")
-        made.__dict__.update(members)
+        made.__dict__.update({"__path__": [], "__getattr__": _refusing(name), **members})
         sys.modules[f"tilelang.{name}"] = made
         parent, _, last = name.rpartition(".")
         if parent:
@@ -67,6 +69,8 @@ def build(top: dict[str, Any], language: ModuleType) -> None:
         else:
             top[name] = made
 
+    if not any(isinstance(finder, _Absent) for finder in sys.meta_path):
+        sys.meta_path.append(_Absent())
     kinds = profiler.TensorSupplyType
     cache: dict[str, Any] = {
         "clear_cache": _nothing,
@@ -124,21 +128,21 @@ def build(top: dict[str, Any], language: ModuleType) -> None:
     module("engine.lower", lower=jit_.lower)
     module("engine.param", KernelParam=SimpleNamespace)
     module("cache", cached=jit_.compile, **cache)
-    module("transform", PassConfigKey=PassConfigKey)
+    module("transform", PassConfigKey=PassConfigKey, simplify_prim_func=lambda f: f)
     module("transform.pass_config", PassConfigKey=PassConfigKey)
     module("layout", **layouts)
-    module("intrinsics", **{n: f for n, f in layouts.items() if n.startswith("make_")}, __getattr__=_intrinsic)
-    module("intrinsics.mma_layout", __getattr__=_intrinsic)
+    module(
+        "intrinsics", **{n: f for n, f in layouts.items() if n.startswith("make_")}, make_mma_swizzle_layout=_swizzled
+    )
+    module("intrinsics.mma_layout", make_mma_swizzle_layout=_swizzled)
     module("math", **numbers)
     module("env", env=SimpleNamespace(**cache), **cache)
     module("tools", __getattr__=_tool)
     module("carver")
-    module("carver.arch", get_arch=hosts.get_arch, CUDA=hosts.get_arch, driver=None)
+    module("carver.arch", get_arch=hosts.get_arch, CUDA=hosts.get_arch, auto_infer_current_arch=hosts.get_arch)
     module("carver.arch.driver", **{n: getattr(hosts, n) for n in hosts.DRIVER})
-    module("carver.roller", PolicyHint=_Refused("carver.roller"))
-    module("carver.template", __getattr__=_template)
-    module("quantize", __getattr__=_quantize)
-    module("contrib", __getattr__=_intrinsic)
+    module("contrib")
+    module("engine.callback", __getattr__=_callback)
     module("contrib.nvcc", get_target_compute_version=lambda target=None: hosts.compute_version())
 
 
@@ -161,8 +165,28 @@ def _refusing(package: str) -> Callable[[str], Any]:
     return find
 
 
-_intrinsic, _quantize = _refusing("intrinsics"), _refusing("quantize")
-_template = _refusing("carver.template")
+class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Modules of TileLang that are not part of this layer can be imported; what is used of them is refused."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if not name.startswith("tilelang."):
+            return None
+        return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def exec_module(self, module: ModuleType) -> None:
+        vars(module)["__getattr__"] = _refusing(module.__name__.removeprefix("tilelang."))
+
+
+def _callback(name: str) -> Any:
+    """Hooks into generated CUDA text: there is none to change."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+
+    def register(func: Any = None, *args: Any, **kw: Any) -> Any:
+        notice(f"tilelang.engine.callback.{name} does nothing here")
+        return func if func is not None else lambda f: f
+
+    return register
 
 
 def _tool(name: str) -> Any:

@@ -167,11 +167,8 @@ class _Device(contextlib.AbstractContextManager[None]):
 
 
 def _answers(capability: tuple[int, int]) -> dict[str, Any]:
-    """What `torch.cuda` says."""
+    """What `torch.cuda` says. Each function is an object of its own: torch's compiler keeps tables of them."""
     import torch
-
-    def nothing(*args: Any, **kw: Any) -> None:
-        pass
 
     def number(value: Any) -> Callable[..., Any]:
         return lambda *args, **kw: value
@@ -204,6 +201,7 @@ def _answers(capability: tuple[int, int]) -> dict[str, Any]:
         "get_arch_list": number([f"sm_{capability[0]}{capability[1]}"]),
         "current_stream": number(stream),
         "default_stream": number(stream),
+        "memory_stats": number({}),
         "stream": lambda s=None: contextlib.nullcontext(),
         "graph": lambda *args, **kw: contextlib.nullcontext(),
         "CUDAGraph": _Graph,
@@ -211,14 +209,14 @@ def _answers(capability: tuple[int, int]) -> dict[str, Any]:
         "make_graphed_callables": lambda callables, *args, **kw: callables,
         "is_current_stream_capturing": number(False),
         "is_bf16_supported": number(True),
-        "ExternalStream": _Stream,
-        "device_of": _Device,
+        "ExternalStream": type("ExternalStream", (_Stream,), {}),
+        "device_of": type("device_of", (_Device,), {}),
         "nvtx": _Nvtx("torch.cuda.nvtx"),
         "mem_get_info": number((64 * 2**30, 80 * 2**30)),
-        "manual_seed": torch.default_generator.manual_seed,  # torch.manual_seed calls these
-        "manual_seed_all": torch.default_generator.manual_seed,
-        "initial_seed": torch.initial_seed,
-        "seed": torch.seed,
+        "manual_seed": lambda seed: torch.default_generator.manual_seed(seed),  # torch.manual_seed calls these
+        "manual_seed_all": lambda seed: torch.default_generator.manual_seed(seed),
+        "initial_seed": lambda: torch.initial_seed(),
+        "seed": lambda: torch.seed(),
         "get_rng_state_all": lambda: [torch.get_rng_state()],
         "set_rng_state_all": lambda states: torch.set_rng_state(states[0]),
         "get_rng_state": lambda device=None: torch.get_rng_state(),
@@ -226,7 +224,6 @@ def _answers(capability: tuple[int, int]) -> dict[str, Any]:
         "Event": _Event,
         "Stream": _Stream,
         "device": _Device,
-        "_is_compiled": number(True),
     }
     for name in (
         "synchronize",
@@ -241,7 +238,7 @@ def _answers(capability: tuple[int, int]) -> dict[str, Any]:
         "reset_max_memory_allocated",
         "set_per_process_memory_fraction",
     ):
-        found[name] = nothing
+        found[name] = number(None)
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
         found[name] = number(0)
     return found
@@ -274,7 +271,7 @@ def _redirect_autocast(patch: Callable[[Any, str, Any], None]) -> None:
         return scaler("cpu", enabled=False)
 
     patch(torch.amp, "GradScaler", off)
-    patch(torch.cuda.amp, "GradScaler", off)
+    patch(torch.cuda.amp, "GradScaler", lambda *args, **kw: off())
 
 
 def _redirect_modules(patch: Callable[[Any, str, Any], None]) -> None:
