@@ -88,6 +88,9 @@ class Spreader(Writer):
         """Threads can run this whole statement each for itself."""
         if any(self.is_point(n) for n in walk(s)) or _escapes(s):
             return False
+        arrives = any(isinstance(n, ir.Atomic) and n.op == "arrive" for n in walk(s))
+        if arrives and (isinstance(s, ir.For) or not self.differs(s)):
+            return False  # who is here is counted outside of regions
         return not self._uniform_effect((s,), self.some_threads)
 
     def _uniform_effect(self, body: tuple[ir.Stmt, ...], divergent: bool) -> bool:

@@ -202,3 +202,38 @@ def groups_by_a_barrier_of_the_grid(rng):
     for e in range(experts):
         slots[np.flatnonzero(index.ravel() == e)] = starts[e] + np.arange(counts[e])
     return [(count, counts), (start, starts), (slot, slots.reshape(index.shape))]
+
+
+@program(F32)
+def gram_matrix_by_one_warp_of_loaders(rng):
+    """A warp loads and arrives four times per round for the 128 that are counted; a group of warps multiplies."""
+    n, size = 5, 16
+
+    @tiledsl.jit(out_idx=[1])
+    def kernel():
+        @T.prim_func
+        def main(A: T.Tensor((n, size, size), "float16"), C: T.Tensor((size, size), "float32")):
+            with T.Kernel(1, threads=256):
+                ring = T.alloc_shared((2, size, size), "float16")
+                acc = T.alloc_fragment((size, size), "float32")
+                full, empty = T.alloc_barrier([128, 128]), T.alloc_barrier([128, 128])
+                T.clear(acc)
+                tx = T.get_thread_binding()
+                if tx < 128:
+                    for i in T.serial(n):
+                        T.mbarrier_wait_parity(full[i % 2], (i // 2) & 1)
+                        T.gemm(ring[i % 2, :, :], ring[i % 2, :, :], acc, transpose_B=True)
+                        T.mbarrier_arrive(empty[i % 2])
+                elif tx < 160:
+                    for i in T.serial(n):
+                        T.mbarrier_wait_parity(empty[i % 2], ((i // 2) & 1) ^ 1)
+                        T.copy(A[i, :, :], ring[i % 2, :, :])
+                        for _ in T.serial(4):
+                            T.mbarrier_arrive(full[i % 2])
+                T.sync_threads()
+                T.copy(acc, C)
+
+        return main
+
+    a = normal(rng, n, size, size, dtype=np.float16)
+    return [(kernel()(a), np.einsum("nij,nkj->ik", wide(a), wide(a)))]
