@@ -115,8 +115,18 @@ class _Split:
                     after[j].append(out)
         parts = [(*b, *p, *a) for b, p, a in zip(before, self.parts, after, strict=True)]
         done = self._returns()
-        name = self.kernel.name
-        return [self.kernel.replace(body=done(i, p), name=f"{name}_{i}") for i, p in enumerate(parts)]
+        return [self._kernel(i, done(i, p)) for i, p in enumerate(parts)]
+
+    def _kernel(self, number: int, body: Body) -> ir.Kernel:
+        """A kernel of its own; a binding belongs to one kernel."""
+        k = self.kernel
+        own = {v: ir.Var(v.name, v.type, loc=v.loc) for v in (*k.block_vars, *k.thread_vars)}
+        return k.replace(
+            body=substitute(body, own),
+            name=f"{k.name}_{number}",
+            block_vars=tuple(own[v] for v in k.block_vars),
+            thread_vars=tuple(own[v] for v in k.thread_vars),
+        )
 
     @staticmethod
     def _mentions(part: list[ir.Stmt]) -> set[ir.Node]:

@@ -3,6 +3,7 @@
 Narrow floats that only live inside a block are kept as float32: every store into them has already been rounded
 to the narrow type, so the wide copy is exact, and gemm and vector code need no conversion. A shared tile whose
 only reader is T.gemm as its right operand is kept packed in panels, so that the copy that fills it *is* the packing.
+`packed_buffers` decides that once, while all moves are whole; later a move that is still whole says that it was so decided.
 """
 
 from __future__ import annotations
@@ -82,10 +83,9 @@ def place_buffers(
     """A place for every buffer of the kernel; scratch offsets are assigned later (`plan.py`)."""
     places = {b: global_place(b) for b in function.buffers} | workspaces
     uses = _uses(kernel)
-    tiles = gemm_operands(kernel)
     aliased = {b.root for b in uses if b.alias_of is not None}
     for b in _local_buffers(kernel):
-        places[b] = _place(b, uses.get(b, []), places, tiles, aliased)
+        places[b] = _place(b, uses.get(b, []), places, aliased)
     return places
 
 
@@ -94,15 +94,10 @@ def place_workspaces(function: ir.Function) -> dict[ir.Buffer, Place]:
     places = {w: Place("global", w, w.dtype) for w in function.workspaces}
     for w in [w for w in places if w.dtype.is_packed]:
         places[w] = Place("global", bytes_of(w, "global", None), w.dtype, nibbles=True)
-    uses: dict[ir.Buffer, list[tuple[str, ir.Node]]] = {}
-    for k in function.kernels:
-        for b, found in _uses(k).items():
-            uses.setdefault(b, []).extend(found)
+    uses = _all_uses(function)
     for w in function.workspaces:
-        form = _gemm_tile(uses.get(w, []))
-        copies = [n for how, n in uses.get(w, []) if how == "copy_in" and isinstance(n, ir.Copy)]
-        if form is not None and copies and all(can_pack(c) for c in copies):
-            places[w] = _panels(w, form, "global")
+        if _is_packed(uses.get(w, [])):
+            places[w] = _panels(w, uses[w], "global")
     return places
 
 
@@ -114,11 +109,11 @@ def global_place(b: ir.Buffer) -> Place:
 
 
 def packed_buffers(function: ir.Function) -> frozenset[ir.Buffer]:
-    """The author's tiles, and workspaces, that are kept in panels."""
-    workspaces = place_workspaces(function)
-    return frozenset(
-        b for k in function.kernels for b, p in place_buffers(function, k, workspaces).items() if p.kind == "panels"
-    )
+    """The author's tiles, and workspaces, that are to be kept in panels: their moves have to stay whole."""
+    uses = _all_uses(function)
+    found = [w for w in function.workspaces if _gemm_tile(uses.get(w, [])) and any(k == "copy_in" for k, _ in uses[w])]
+    found += [b for k in function.kernels for b in gemm_operands(k)]
+    return frozenset(b for b in found if all(can_pack(n) for _, n in uses[b] if isinstance(n, ir.Copy)))
 
 
 def gemm_operands(kernel: ir.Kernel) -> dict[ir.Buffer, GemmTile]:
@@ -142,7 +137,22 @@ def _gemm_tile(uses: list[tuple[str, ir.Node]]) -> GemmTile | None:
     return forms.pop() if len(forms) == 1 else None
 
 
-def _panels(b: ir.Buffer, form: GemmTile, scope: str) -> Place:
+def _all_uses(function: ir.Function) -> dict[ir.Buffer, list[tuple[str, ir.Node]]]:
+    uses: dict[ir.Buffer, list[tuple[str, ir.Node]]] = {}
+    for k in function.kernels:
+        for b, found in _uses(k).items():
+            uses.setdefault(b, []).extend(found)
+    return uses
+
+
+def _is_packed(uses: list[tuple[str, ir.Node]]) -> bool:
+    """Whether `packed_buffers` chose a buffer: all moves into others have become nests by now."""
+    return any(how in ("copy_in", "fill") for how, _ in uses)
+
+
+def _panels(b: ir.Buffer, uses: list[tuple[str, ir.Node]], scope: str) -> Place:
+    """Where no gemm is left (it was in a branch that is never taken), nobody looks at the form."""
+    form = _gemm_tile(uses) or GemmTile(False, held(b.dtype))
     rows, cols = (int(e.value) for e in b.shape[-2:] if isinstance(e, ir.Const))
     n, k = (rows, cols) if form.transposed else (cols, rows)
     width = panel_width(n)
@@ -214,7 +224,6 @@ def _place(
     b: ir.Buffer,
     uses: list[tuple[str, ir.Node]],
     places: dict[ir.Buffer, Place],
-    tiles: dict[ir.Buffer, GemmTile],
     aliased: set[ir.Buffer],
 ) -> Place:
     if b.alias_of is not None:
@@ -236,9 +245,8 @@ def _place(
         return Place("scratch", bytes_of(b, "scratch", None), b.dtype, nibbles=True)
     if b.scope == "var":
         return Place("var", ir.Buffer(b.name, held(b.dtype), (i64(1),), "var"), b.dtype)
-    copies = [n for how, n in uses if how == "copy_in" and isinstance(n, ir.Copy)]
-    if b in tiles and all(can_pack(c) for c in copies):
-        return _panels(b, tiles[b], "scratch")
+    if _is_packed(uses):
+        return _panels(b, uses, "scratch")
     dtype = b.dtype if b in aliased else held(b.dtype)
     return Place("scratch", ir.Buffer(b.name, dtype, shape, "scratch"), b.dtype)
 

@@ -18,6 +18,7 @@ class Fold:
     """The pass. Floats fold only by the same IEEE operation; loads (out of range, poison) are never dropped."""
 
     name: ClassVar[str] = "fold"
+    optional: ClassVar[bool] = True
 
     def __call__(self, function: Function) -> Function:
         result: Function = _Folder().visit(function)

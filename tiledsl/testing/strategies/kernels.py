@@ -10,6 +10,7 @@ from typing import Any
 from tiledsl.testing.strategies.program import Argument, Program
 from tiledsl.testing.strategies.scope import FLOATS, INTS, Buf, Name, Scope, kind_of
 from tiledsl.testing.strategies.statements import Statements
+from tiledsl.testing.strategies.threads import Threads
 from tiledsl.testing.strategies.tiled import Tiled
 
 __all__ = ["programs", "random_program"]
@@ -304,9 +305,12 @@ def random_program(seed: int | str, most: int = 12) -> Program:
 
 
 def _program(draw: Any, most: int) -> Program:
-    """One in eight has results that do not depend on its tile sizes."""
+    """One in eight has results that do not depend on its tile sizes, one in eight is of single threads."""
     source = _Function(draw, most)
-    return Tiled(draw, most // 2).program() if source.chance(12) else source.program()
+    kind = source.below(100)
+    if kind < 76:
+        return source.program()
+    return Threads(draw).program() if kind < 88 else Tiled(draw, most // 2).program()
 
 
 def programs(most: int = 12) -> Any:
