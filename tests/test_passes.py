@@ -186,7 +186,7 @@ def test_what_an_author_did_stays_as_it_is() -> None:
 
 def test_limit_counts_optional_passes() -> None:
     f = matmul(32, 32, 32, 32, 32, 16)
-    passes = [Halve(), Fold(), Halve(), Halve()]
+    passes = [Halve(), GuardBounds(), Halve(), Halve()]
     assert [run(f, passes, [Limit(n)]).name for n in (0, 2, 9)] == ["test", "testhh", "testhhh"]
 
 

@@ -188,6 +188,17 @@ class Spreader(Writer):
         else:
             self.emit(s)
 
+    def _by_block(self, s: ir.Stmt) -> None:
+        """The threads that are here do this together; where all may have left by now, perhaps nobody does."""
+        if not self._kills():
+            self.emit(s)
+            return
+        still = self.mask("still")
+        self.flush()
+        self.everywhere(self.set(still, self.here()))
+        some = self.some(still, self.regions.array("some", INT32, 1))
+        self.emit(ir.If(some, (s,), loc=s.loc))
+
     def _if(self, s: ir.If) -> None:
         splits = self.differs(s.cond)
         side = self._decided(s) if splits else None
@@ -558,5 +569,5 @@ _HANDLERS: dict[type, Callable[[Spreader, Any], None]] = {
     ir.Return: Spreader._return,
     ir.Sync: Spreader._sync,
     ir.Collective: Spreader._collective,
-    **dict.fromkeys(_BY_BLOCK, Spreader.emit),
+    **dict.fromkeys(_BY_BLOCK, Spreader._by_block),
 }

@@ -3,7 +3,7 @@
 Narrow floats that only live inside a block are kept as float32: every store into them has already been rounded
 to the narrow type, so the wide copy is exact, and gemm and vector code need no conversion. A shared tile whose
 only reader is T.gemm as its right operand is kept packed in panels, so that the copy that fills it *is* the packing.
-`packed_buffers` decides that once, while all moves are whole; later a move that is still whole says that it was so decided.
+`packed_buffers` decides that once, while all moves are whole; later a move that is still whole tells the decision.
 """
 
 from __future__ import annotations

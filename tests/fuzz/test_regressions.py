@@ -15,16 +15,19 @@ from tiledsl.backends.cpu.pipeline import cpu_pipeline
 from tiledsl.errors import TileError
 from tiledsl.frontend.reader import from_text
 from tiledsl.interp import Options, run
+from tiledsl.ir.equal import equal
 from tiledsl.ir.printer import to_text
 from tiledsl.passes import ExpandMoves
+from tiledsl.passes.fold import Fold
 from tiledsl.passes.instruments import Verify
 from tiledsl.passes.pipeline import run as run_passes
 from tiledsl.testing import assert_targets_agree
+from tiledsl.testing.strategies import Program
 
 
 def agree(kernel: Any, *args: Any) -> None:
     """Every target gives the exact interpreter's bits, and so does the lowered kernel, which is a legal one."""
-    assert_targets_agree(tiledsl.compile(kernel), *args)
+    assert_targets_agree(kernel if isinstance(kernel, tiledsl.JITKernel) else tiledsl.compile(kernel), *args)
     copies = [a.copy() if isinstance(a, np.ndarray) else a for a in args]
     want = [a.copy() if isinstance(a, np.ndarray) else a for a in args]
     lowered = run_passes(kernel.function, cpu_pipeline(), [Verify()])
@@ -351,3 +354,74 @@ def test_the_shadow_saturates_where_8_bit_floats_do() -> None:
     report = run(kernel.function, [a, *outs], Options(shadow=True)).shadow
     for name, out in (("B", outs[0]), ("C", outs[1])):
         assert (np.abs(out.astype(np.float64) - report[name].value) <= report[name].bound).all()
+
+
+@pytest.mark.parametrize("left", ["T.thread_return()", "continue"])
+def test_a_tile_operation_that_all_threads_have_left_out(left: str) -> None:
+    """The lowering copied for threads that were gone."""
+    jump = f"""
+            for k in T.serial(2):
+                if A[bx, tid] >= bx:
+                    {left}
+                T.copy(S, B[bx, 0:40])
+"""
+    source = f"""
+import tiledsl
+import tiledsl.language as T
+
+@T.prim_func
+def main(A: T.Tensor((2, 40), "int32"), B: T.Tensor((2, 40), "int32")):
+    with T.Kernel(2, threads=40) as bx:
+            tid = T.get_thread_binding()
+            S = T.alloc_shared((40,), "int32")
+            S[tid] = tid
+            T.sync_threads(){jump}
+kernel = tiledsl.compile(main)
+"""
+    A = np.stack([np.arange(40), np.arange(40) - 39]).astype(np.int32)
+    B = np.full((2, 40), -1, np.int32)
+    agree(Program(source, ()).kernel(), A, B)
+
+
+def test_blocks_of_a_split_grid_have_variables_of_their_own() -> None:
+    """The parts of a kernel around a barrier of the grid shared their block and thread variables."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((2, 32), "int32"), B: T.Tensor((2, 32), "int32")):
+        with T.Kernel(2, threads=32) as bx:
+            tid = T.get_thread_binding()
+            A[bx, tid] += 1
+            T.sync_grid()
+            B[bx, tid] = A[1 - bx, tid]
+
+    function = run_passes(kernel.function, cpu_pipeline(), ())
+    assert equal(function, from_text(to_text(function)), hints=True)
+    variables = [v for k in function.kernels for v in (*k.block_vars, *k.thread_vars)]
+    assert len(set(variables)) == len(variables) == 4
+    agree(kernel, np.arange(64, dtype=np.int32).reshape(2, 32), np.zeros((2, 32), np.int32))
+
+
+def test_a_tile_is_packed_or_not_whatever_folds_away() -> None:
+    """The copy was left whole for a gemm that a later fold took away: the lowering did not know the copy."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((40, 40), "float16"), B: T.Tensor((40, 40), "float32")):
+        with T.Kernel(1):
+            L, R = T.alloc_shared((40, 40), "float16"), T.alloc_shared((40, 40), "float16")
+            C = T.alloc_fragment((40, 40), "float32")
+            T.fill(C, 3)
+            T.copy(A, L)
+            for _ in T.serial(2):
+                T.copy(A, R)
+                if T.cast(0, "bool"):
+                    T.gemm(L, R, C)
+            T.copy(C, B)
+
+    folds = [k for k, p in enumerate(cpu_pipeline()) if isinstance(p, Fold)]
+    assert len(folds) == 2
+    A = np.ones((40, 40), np.float16)
+    for left_out in folds:
+        rest = [p for k, p in enumerate(cpu_pipeline()) if k != left_out]
+        B = np.zeros((40, 40), np.float32)
+        run(run_passes(kernel.function, rest, [Verify()]), [A, B], Options(exact=True))
+        assert (B == 3).all()

@@ -12,19 +12,17 @@ import pytest
 import thread_kernels as made
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from properties.support import agree, copies, kernel_from, run_reference
-from thread_shapes import Program
+from properties.support import agree, copies, run_reference
 
 import tiledsl
 import tiledsl.bench_threads as bench
 from tiledsl.backends.cpu.grid_barriers import SplitGrid
 from tiledsl.backends.cpu.spread import SpreadThreads
-from tiledsl.dtypes import as_dtype
 from tiledsl.interp import Options, run
 from tiledsl.ir.verifier import verify
+from tiledsl.testing.strategies.threads import BLOCKS, Threads
 
 RNG = np.random.default_rng(11)
-BLOCKS = (1, 7, 32, 33, 64, 96, 128, (8, 4), (16, 2, 3))
 
 
 def floats(*shape: int, dtype: Any = np.float32) -> np.ndarray[Any, Any]:
@@ -92,17 +90,8 @@ def test_programs(name: str) -> None:
 
 def program(r: Random, threads: Any) -> tuple[tiledsl.JITKernel, list[Any]]:
     """A random kernel and its arguments."""
-    made = Program(r, threads, r.choice(["float32", "float32", "float16", "float64"]))
-    n, blocks = made.n, made.blocks
-    kernel = kernel_from(made.text())
-    real = as_dtype(made.real).numpy
-    outs = [
-        np.zeros((blocks, 5, n), np.int32),
-        np.zeros((blocks, n), np.int32),
-        np.zeros((blocks, n), real),
-        np.zeros((blocks, 8), np.int32),
-    ]
-    return kernel, [ints(-20, 99, blocks, n), *outs]
+    made = Threads(r, threads).program()
+    return made.kernel(), made.make_args()
 
 
 @settings(max_examples=40)

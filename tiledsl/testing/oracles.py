@@ -126,8 +126,8 @@ def lower(function: Function) -> Function:
 
 
 def _checked(case: Case) -> None:
-    """The checked mode finds neither races nor poison. That a thread is asked for which is not there is nothing wrong with
-    a program of single threads (what happens then is defined), but the run ends there."""
+    """The checked mode finds neither races nor poison. Programs of single threads may ask for threads that are not
+    there: what happens then is defined, but a checked run ends."""
     args = case.args()
     try:
         quietly(lambda: run(case.function, args, Options.checked(overflow=False)))

@@ -7,7 +7,7 @@ import re
 
 from tiledsl.ir.operations import OPERATIONS, Operation
 
-__all__ = ["FAMILIES_NOT_DRAWN", "NOT_DRAWN", "WRITTEN", "families_for", "fill_in", "operand_kinds", "statement_rows"]
+__all__ = ["NOT_DRAWN", "WRITTEN", "families_for", "fill_in", "operand_kinds", "statement_rows"]
 
 # The table's kinds of dtypes -> the kinds of values that programs are made of.
 _KINDS = {"float": "float", "int": "int", "uint": "int", "bool": "bool"}
@@ -40,10 +40,8 @@ NOT_DRAWN = {
     "make_tensor": "not yet: addresses as arguments",
     "call_extern": "the table of named functions; each is one of the rows that are drawn",
     "evaluate": "runs a call for its effect; nothing of it is in the IR",
-    "alloc_reducer": "not yet",
-    "reducer_init": "not yet",
-    "reducer_update": "not yet",
-    "finalize_reducer": "not yet",
+    "thread_binding": "another spelling of get_thread_binding",
+    "ws": "not yet: groups of 128 threads",
     "GemmWarpPolicy": "a hint without meaning on CPU targets",
 }
 _REASONS = {
@@ -54,11 +52,6 @@ _REASONS = {
     "a hint without meaning on CPU targets": "ClusterKernel Layout Fragment",
 }
 NOT_DRAWN |= {name: why for why, names in _REASONS.items() for name in names.split()}
-
-# Families of which no program has a row, and why.
-FAMILIES_NOT_DRAWN = {
-    "Threads": "programs of single threads need a generator of their own, which knows barriers and divergence",
-}
 
 
 @functools.cache

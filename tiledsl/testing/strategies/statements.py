@@ -39,7 +39,7 @@ class Statements(Atomics):
             options += [self.copy_in, self.tile_copy, self.fill, self.store, self.scan, self.transpose]
             options += [self.atomic_tile] * bool(self.accumulators)
         options += [self.copy_out, self.let, self.variable, self.assign, self.hint, self.promise]
-        options += [self.show] * self.chance(12)
+        options += [self.show] * self.chance(12) + [self.reducer]
         if nest > 0:
             options += [
                 self.matmul,
@@ -97,6 +97,26 @@ class Statements(Atomics):
                     self.lane_statements(1 + self.below(3), 2)
             else:
                 self.lane_statements(1 + self.below(4), 2)
+
+    def reducer(self, nest: int) -> None:
+        """A tile that collects what the iterations of a nest contribute, at times only some of them."""
+        self.saw("reducer")
+        dtype = self.pick(("float32", "int32", "float16", "float64", "int64"))
+        kind = "float" if dtype in FLOATS else "int"
+        op = self.pick(("sum", "max", "min", *(("bitand", "bitor", "bitxor") if kind == "int" else ())))
+        r, extents = self.fresh("R"), (self.pick(TILES), self.pick(TILES))
+        lanes, along = [self.fresh("i"), self.fresh("i")], self.below(2)
+        self.put(f"{r} = T.alloc_reducer(({extents[along]},), '{dtype}', op='{op}')")
+        self.put(f"T.clear({r})" if op == "sum" and self.chance(50) else f"T.reducer_init({r})")
+        self.put(f"for {', '.join(lanes)} in T.Parallel({extents[0]}, {extents[1]}):")
+        with self.region(self.lanes_scope(lanes, extents, {})):
+            if self.chance(30):
+                self.put(f"if {self.truth()}:")
+                with self.region(self.scope.inner()):
+                    self.put(f"T.reducer_update({r}[{lanes[along]}], {self.value(kind)})")
+            self.put(f"T.reducer_update({r}[{lanes[along]}], {self.value(kind)})")
+        self.put(f"T.finalize_reducer({r})")
+        self.scope.buffers.append(Buf(r, dtype, (extents[along],), "fragment", r, frozen=True))
 
     # -- scalars ---------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
-"""Kernels of single threads: divergent control flow, exchanges within warps, barriers of the block and of the grid, groups of
-threads that wait for each other, atomics, and tile operations in between.
+"""Kernels of single threads: divergent control flow, exchanges within warps, barriers of the block and of the grid,
+groups of threads that wait for each other, atomics, and tile operations in between.
 
-Each thread writes its own elements, and reads others' behind barriers. Shuffles ask for any lane, also one that is not there.
+Each thread writes its own elements, and reads others' behind barriers. Shuffles ask for any lane, also for one that is
+not there.
 """
 
 from __future__ import annotations
@@ -69,11 +70,12 @@ _SIZES = ("T.get_thread_extent(0)", "T.get_block_extent(0)", "T.get_warp_group_i
 class Threads(Source):
     """Draws one. threads: of a block; real: the dtype of its float variable."""
 
-    def __init__(self, draw: Any, threads: int | tuple[int, ...] | None = None, real: str = "", blocks: int = 2) -> None:
+    blocks = 2
+
+    def __init__(self, draw: Any, threads: int | tuple[int, ...] | None = None, real: str = "") -> None:
         super().__init__(draw)
         self.threads = self.pick(BLOCKS) if threads is None else threads
         self.real = real or self.pick(("float32", "float32", "float16", "float64"))
-        self.blocks = blocks
         self.n = math.prod(self.threads) if isinstance(self.threads, tuple) else self.threads
         self.loops: list[str] = []
         self.values: list[str] = []  # names that are known here
@@ -87,9 +89,10 @@ class Threads(Source):
         known = {"n": self.n, "threads": self.threads, "blocks": self.blocks, "real": self.real, "tid": tid}
         self.saw("threads")
         shapes = {"A": (self.n,), "O": (5, self.n), "X": (self.n,), "G": (self.n,), "H": (8,)}
+        dtypes, values = {"G": self.real}, {"A": "index"}
         arguments = tuple(
-            Argument(name, self.real if name == "G" else "int32", (self.blocks, *shape), "index" if name == "A" else "small")
-            for name, shape in shapes.items()
+            Argument(x, dtypes.get(x, "int32"), (self.blocks, *shape), values.get(x, "small"))
+            for x, shape in shapes.items()
         )
         source = _HEAD.format(**known).lstrip() + "\n".join(self.lines) + _TAIL
         return Program(source, arguments, frozenset(self.features))
@@ -110,8 +113,8 @@ class Threads(Source):
 
     def condition(self, depth: int = 1) -> str:
         a = self.value(depth)
-        group = self.pick(("tid == 0", f"tid < {self.pick((1, 3, 32, 40))}", "tid // 32 == 1", "tid % 2 == 0", "tid >= 5",
-                           f"T.shuffle_elect({self.pick((0, 32, 64))})"))  # fmt: skip
+        some = (f"tid < {self.pick((1, 3, 32, 40))}", f"T.shuffle_elect({self.pick((0, 32, 64))})")
+        group = self.pick(("tid == 0", *some, "tid // 32 == 1", "tid % 2 == 0", "tid >= 5"))
         each = (f"{a} % {2 + self.below(3)} == 0", f"{a} > {self.below(23) - 2}")
         return self.pick((*each, group, f"{self.uniform()} < 2"))
 
@@ -203,7 +206,7 @@ class Threads(Source):
         if self.chance(40):
             self.put("else:")
             self.inner(1 + self.below(2))
-        elif self.chance(10):
+        elif self.chance(30):
             self.saw("thread return")
             self.put(f"if {self.condition()}:")
             self.put("    T.thread_return()")
