@@ -425,3 +425,25 @@ def test_a_tile_is_packed_or_not_whatever_folds_away() -> None:
         B = np.zeros((40, 40), np.float32)
         run(run_passes(kernel.function, rest, [Verify()]), [A, B], Options(exact=True))
         assert (B == 3).all()
+
+
+def test_what_is_made_behind_a_certain_break_has_a_name() -> None:
+    """A variable made there was said to belong to another kernel."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((8,), "int32")):
+        with T.Kernel(1):
+            for k in T.serial(3):
+                A[k] = 5
+                if 2 > 1:
+                    break
+                n = T.alloc_var("int32", 2)
+                x = k + n
+                while n > 0:
+                    n -= 1
+                    A[k] = x
+
+    A = np.zeros(8, np.int32)
+    agree(kernel, A)
+    tiledsl.compile(kernel)(A, target="numpy")
+    assert A.tolist() == [5, 0, 0, 0, 0, 0, 0, 0]

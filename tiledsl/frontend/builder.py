@@ -271,6 +271,7 @@ class Builder:
         self.require_kernel(what, s.loc)
         block = self.blocks[-1]
         if block.dead:
+            self._define(s)  # statements behind it, which are dropped as well, may name it
             return
         if not checked:
             self._check_operand(s, s.loc)
@@ -278,15 +279,19 @@ class Builder:
             self._check_reducers(s)
         for buffer in writes(s):
             self.note_write(buffer)
+        self._define(s)
+        block.statements.append(s)
+        if isinstance(s, (Break, Continue, Return)):
+            block.dead = True
+
+    def _define(self, s: Stmt) -> None:
+        """What the statement brings into being."""
         if isinstance(s, Let):
             self.define(s.var)
         elif isinstance(s, Alloc):
             self.define(s.buffer)
         elif isinstance(s, Atomic) and s.result is not None:
             self.define(s.result)
-        block.statements.append(s)
-        if isinstance(s, (Break, Continue, Return)):
-            block.dead = True
 
     def _check_reducers(self, s: Stmt) -> None:
         """A reducer can be read once it is finalized."""
