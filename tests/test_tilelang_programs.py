@@ -12,6 +12,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+from tiledsl.compat.port import report  # noqa: E402
+
 PROGRAMS = Path(__file__).parent / "tilelang_programs"
 NEVER = (*("-p", "no:cacheprovider"), "-q", "--no-header", "--tb=short")
 
@@ -83,6 +85,7 @@ def test_port_reads_a_program_without_running_it(tmp_path: Path) -> None:
     done = tiledsl("port", "p.py", cwd=tmp_path)
     lines = done.stdout.splitlines()
     assert done.returncode == 1 and len(lines) == 4, done.stdout + done.stderr
+    assert report((tmp_path / "p.py").read_text(), "p.py") == (["Kernel", "Tensor", "prim_func"], lines[:3])
     assert lines[0].startswith("p.py:6: T.alloc_tmem is hardware-only")
     assert lines[1].startswith("p.py:7: T.rng_init is left out")
     assert lines[2].startswith("p.py:8: T.no_such_operation")
