@@ -478,6 +478,14 @@ _row("annotate_compile_flags", "T.annotate_compile_flags([])", ("flags",), _H, "
 _row("disable_warp_group_reg_alloc", "T.disable_warp_group_reg_alloc()", (), _H, "registers of warp groups")
 _row("no_set_max_nreg", "T.no_set_max_nreg()", (), _H, "registers of warp groups")
 _row("set_max_nreg", "T.set_max_nreg(reg_count, is_inc)", ("reg_count", "is_inc"), _H, "registers of warp groups")
+_row("inc_max_nreg", "T.inc_max_nreg(reg_count)", ("reg_count",), _H,
+     "registers of warp groups")
+_row("dec_max_nreg", "T.dec_max_nreg(reg_count)", ("reg_count",), _H,
+     "registers of warp groups")
+_row("annotate_producer_reg_dealloc", "T.annotate_producer_reg_dealloc(reg_count)", ("reg_count",), _H,
+     "registers of warp groups")
+_row("annotate_consumer_reg_alloc", "T.annotate_consumer_reg_alloc(reg_count)", ("reg_count",), _H,
+     "registers of warp groups")
 _row("GemmWarpPolicy", "T.GemmWarpPolicy.Square", (), _H, "how a GPU spreads T.gemm over warps",
      gives="an enumeration")
 
