@@ -152,7 +152,7 @@ def _is_packed(uses: list[tuple[str, ir.Node]]) -> bool:
 
 def _panels(b: ir.Buffer, uses: list[tuple[str, ir.Node]], scope: str) -> Place:
     """Where no gemm is left (it was in a branch that is never taken), nobody looks at the form."""
-    form = _gemm_tile(uses) or GemmTile(False, held(b.dtype))
+    form = _gemm_tile(uses) or GemmTile(False, held(b.dtype), None)
     rows, cols = (int(e.value) for e in b.shape[-2:] if isinstance(e, ir.Const))
     n, k = (rows, cols) if form.transposed else (cols, rows)
     width = panel_width(n)
