@@ -68,8 +68,8 @@ def support_text(reports: Sequence[Report]) -> str:
     products = [c for r in reports for c in (*r.passed, *(n for n, _ in r.failed)) if c.startswith("gemm ")]
     parts += ["\n## Products\n", "| T.gemm | |", "|---|---|"]
     parts += [f"| {c.removeprefix('gemm ')} | {_cell(c, passed)} |" for c in dict.fromkeys(products)]
-    others = [c for c in reports[0].passed if not c.startswith(("elementwise", "casts", "copies", "reductions", "scans",
-                                                                "atomics", "gemm", "generated", "protocol"))]  # fmt: skip
+    kinds = ("elementwise", "casts", "copies", "reductions", "scans", "atomics", "gemm", "generated", "protocol")
+    others = [c for c in reports[0].passed if not c.startswith(kinds)]
     parts += ["\n## Programs of the suite\n", "| | |", "|---|---|", *(f"| {c} | {_cell(c, passed)} |" for c in others)]
     return "\n".join(parts) + "\n"
 
