@@ -158,7 +158,7 @@ def _place(what: str, op: str, buffer: Buffer) -> None:
     known = d.is_int or (d.is_float and d.bits >= 16 and not bits) or (d.is_bool and op in ("load", "store"))
     if not known or d.is_vector or d.is_packed:
         kinds = "integers" if bits else "integers and floats of 16 bits and more"
-        raise error("atomic-dtype", TileTypeError, f"{what} takes {kinds}: {operand_text(buffer)}")
+        raise error("atomic-dtype", TileTypeError, f"{what} takes only {kinds}: {operand_text(buffer)}")
 
 
 def _emit(what: str, op: str, dst: Element | Cell, value: Any, order: str, wanted: bool) -> Value | None:

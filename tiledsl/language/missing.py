@@ -31,12 +31,13 @@ HARDWARE = {name: what for what, names in _HARDWARE.items() for name in names.sp
 RANDOM = frozenset(["rng_init", "rng_rand", "rng_rand_float"])
 
 
-def refused(name: str) -> str | None:
-    """Why the language will never have a name that its model has; None for others."""
-    if name in RANDOM:
-        return "is left out: random numbers come from outside; pass them as a tensor"
-    what = "tensor memory" if name.startswith("tcgen05_") else HARDWARE.get(name)
-    return None if what is None else f"is hardware-only: it needs {what}, which only some GPUs have"
+def refused(name: str) -> bool:
+    """The language will never have this name, which its model has."""
+    return name in RANDOM or _needs(name) is not None
+
+
+def _needs(name: str) -> str | None:
+    return "tensor memory" if name.startswith("tcgen05_") else HARDWARE.get(name)
 
 
 _HELP: dict[str, str] = {}
@@ -49,9 +50,20 @@ class Missing:
         self._name = name
 
     def _use(self, *args: Any, **kw: Any) -> NoReturn:
-        why = refused(self._name)
-        if why is not None:
-            raise error("hardware-only", TileNotImplementedError, f"T.{self._name} {why}")
+        what = f"T.{self._name}"
+        if self._name in RANDOM:
+            raise error(
+                "hardware-only",
+                TileNotImplementedError,
+                f"{what} is left out: random numbers come from outside; pass them as a tensor",
+            )
+        needs = _needs(self._name)
+        if needs is not None:
+            raise error(
+                "hardware-only",
+                TileNotImplementedError,
+                f"{what} is hardware-only: it needs {needs}, which only some GPUs have",
+            )
         raise not_yet(f"T.{self._name}", _HELP.get(self._name))
 
     __call__ = __getitem__ = __getattr__ = _use

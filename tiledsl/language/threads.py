@@ -111,7 +111,7 @@ def _size(n: Any, default: int, what: str) -> int:
         raise error(
             "warp-size",
             TileValueError,
-            f"{what} is {n!r}",
+            f"{what} is {n!r}, which is no number of threads",
             help="it must be a positive Python int; leave it out for 32",
         )
     return n
@@ -318,7 +318,10 @@ def _shuffle(what: str, op: str, value: Any, lane: Any, width: Any, mask: Any) -
         value, lane, width, mask = lane, width, WARP if mask is None else mask, value
     if width not in (1, 2, 4, 8, 16, WARP):
         raise error(
-            "shuffle-width", TileValueError, f"{what}: width={width!r}", help="segments have 1, 2, 4, 8, 16 or 32 lanes"
+            "shuffle-width",
+            TileValueError,
+            f"{what}: there are no segments of width {width!r}",
+            help="segments have 1, 2, 4, 8, 16 or 32 lanes",
         )
     return collective(what, op, (value, lane), mask, width=width)
 
