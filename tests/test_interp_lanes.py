@@ -374,3 +374,29 @@ def test_micro_kernels_and_scratch() -> None:
 
     np.testing.assert_array_equal(c, gemm_chain(a, b, before))
     np.testing.assert_array_equal(d, a.T)
+
+
+def test_arrays_from_outside_of_a_nest_are_each_iterations_own() -> None:
+    """No iteration sees what another one wrote; what the last one wrote stays. Every target agrees."""
+    import tiledsl
+    import tiledsl.language as T
+    from tiledsl.testing import assert_targets_agree
+
+    @T.prim_func
+    def main(A: T.Tensor((6, 5), "float32"), B: T.Tensor((6, 5), "float32"), C: T.Tensor((2,), "float32")):
+        with T.Kernel(1, threads=8):
+            v = T.alloc_local((2,), "float32")
+            v[0] = 0.0
+            v[1] = 7.0
+            for i, j in T.Parallel(6, 5):
+                v[0] += A[i, j]
+                B[i, j] = v[0] * v[1]
+            C[0] = v[0]
+            C[1] = v[1]
+
+    a = np.arange(30, dtype=np.float32).reshape(6, 5)
+    b, c = np.zeros_like(a), np.zeros(2, np.float32)
+    kernel = tiledsl.compile(main)
+    assert_targets_agree(kernel, a, b, c)
+    kernel(a, b, c)
+    assert np.array_equal(b, a * 7.0) and c.tolist() == [29.0, 7.0]

@@ -13,6 +13,7 @@ from tiledsl.passes.fold import Fold
 from tiledsl.passes.guard_bounds import GuardBounds
 from tiledsl.passes.order_shared import OrderShared
 from tiledsl.passes.pipeline import Pass
+from tiledsl.passes.private_locals import PrivateLocals
 
 from .grid_barriers import SplitGrid
 from .hoist import HoistPacks
@@ -38,12 +39,13 @@ class _ExpandUnpacked:
 def cpu_pipeline() -> tuple[Pass, ...]:
     """The passes.
 
-    Prints and asserts learn where they are while loops are still the author's. Barriers that thread-level code lacks
+    Prints and asserts learn where they are while loops are still the author's. Iterations of a nest get own copies
+    of per-thread arrays that they write. Barriers that thread-level code lacks
     are put in; then threads become loops, and so do waits for other blocks; a barrier of the grid ends a kernel.
     Constants fold, so that extents and guards are as simple as they can be. Packing that blocks would repeat moves out
     of the grid. Copies become nests. Then each access is proved or guarded, tensors with a layout of their own are
     addressed as they lie in memory, and the statements are lowered one by one.
     """
-    threads = (OrderShared(), SpreadThreads(), SplitGrid(), SpinWaits())
+    threads = (PrivateLocals(), OrderShared(), SpreadThreads(), SplitGrid(), SpinWaits())
     first = (ExplainDebug(), *threads, Fold(), UnpackOperands(), HoistPacks())
     return (*first, _ExpandUnpacked(), GuardBounds(), ApplyLayouts(), Fold(), Lower())

@@ -1,0 +1,70 @@
+"""Per-thread arrays that a T.Parallel nest writes: each iteration gets a copy of its own, and the last one's stays.
+
+That is what the interpreter does with storage from outside of a nest (language.md 0.4: iterations are unordered, and
+none sees what another one wrote). Arrays of one element that live in variables are left to the lowering.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tiledsl.analysis.uniformity import thread_level
+from tiledsl.dtypes import as_dtype
+from tiledsl.ir import build
+from tiledsl.ir.buffer import Buffer
+from tiledsl.ir.expr import Const, Expr, Load, Var
+from tiledsl.ir.stmt import Alloc, For, Function, If, Kernel, Parallel, Stmt, Store
+from tiledsl.ir.walk import Rewriter, map_kernels, substitute, walk, writes
+
+__all__ = ["PrivateLocals"]
+
+INT32 = as_dtype("int32")
+
+
+@dataclass(frozen=True)
+class PrivateLocals:
+    """The pass; where thread indices are looked at, arrays belong to threads, and it changes nothing."""
+
+    name: ClassVar[str] = "private_locals"
+
+    def __call__(self, function: Function) -> Function:
+        return map_kernels(lambda k: k if thread_level(k) else _kernel(k), function)
+
+
+def _kernel(kernel: Kernel) -> Kernel:
+    body = _Nests().visit_block(kernel.body)
+    return kernel if body is kernel.body else kernel.replace(body=body)
+
+
+class _Nests(Rewriter):
+    def stmt(self, s: Stmt) -> Stmt:
+        if not isinstance(s, Parallel):
+            return s
+        inside = {n.buffer for n in walk(s.body) if isinstance(n, Alloc)}
+        touched = {b.root: None for n in walk(s.body) if isinstance(n, Stmt) for b in writes(n)}
+        arrays = [b for b in touched if b.scope == "local" and b not in inside and b.const_shape is not None]
+        views = {n.root for n in walk(s.body) if isinstance(n, Buffer) and n.alias_of is not None}
+        body = s.body
+        for b in arrays:
+            if b not in views:
+                body = _private(s, body, b)
+        return s if body is s.body else s.replace(body=body)
+
+
+def _private(nest: Parallel, body: tuple[Stmt, ...], outer: Buffer) -> tuple[Stmt, ...]:
+    own = Buffer(f"{outer.name}_own", outer.dtype, outer.shape, "local")
+    last: Expr = build.TRUE
+    for v, n in zip(nest.vars, nest.extents, strict=True):
+        last = build.and_(last, build.eq(build.cast(v, n.dtype), build.sub(n, Const(1, n.dtype))))
+    renamed = substitute(body, {}, {outer: own})
+    return (Alloc(own), _copied(outer, own), *renamed, If(last, (_copied(own, outer),)))
+
+
+def _copied(src: Buffer, dst: Buffer) -> Stmt:
+    """dst = src, element by element."""
+    at = tuple(Var(f"i{k}", INT32) for k in range(src.rank))
+    s: Stmt = Store(dst, at, Load(src, at))
+    for v, n in zip(reversed(at), reversed(src.const_shape or ()), strict=True):
+        s = For(v, Const(0, INT32), Const(n, INT32), Const(1, INT32), (s,))
+    return s
