@@ -67,3 +67,9 @@ def _importable(name: str) -> bool:
     except ImportError:
         return False
     return True
+
+
+@pytest.mark.parametrize("tokens", ["0", "-4", "3"])
+def test_too_few_tokens_for_a_sentence(tokens: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--tokens", tokens]) == 1
+    assert f"at most {tokens} were asked for" in capsys.readouterr().err

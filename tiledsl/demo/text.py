@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tiledsl.errors import TileValueError
+
 __all__ = ["VOCABULARY", "Batch", "pack", "sentences"]
 
 VOCABULARY = 4096  # words are hashed into this many tokens
@@ -40,12 +42,17 @@ def sentences() -> list[str]:
 
 
 def pack(parts: list[str], most: int) -> Batch:
-    """As many of the first sentences as fit into `most` tokens; a token is the hash of a lower-case word."""
+    """As many of the first sentences as fit into `most` tokens; a token is the hash of a lower-case word.
+
+    Raises TileValueError when not even the first sentence fits.
+    """
     rows: list[list[int]] = []
     for part in parts:
         row = [zlib.crc32(w.lower().encode()) % VOCABULARY for w in _WORD.findall(part)]
         if sum(map(len, rows)) + len(row) > most:
             break
         rows.append(row)
+    if not rows:
+        raise TileValueError(f"the demo's first sentence has {len(row)} tokens, and at most {most} were asked for")
     ends = np.cumsum([0, *map(len, rows)])
     return Batch(np.array([t for row in rows for t in row], np.int64), ends.astype(np.int32))
