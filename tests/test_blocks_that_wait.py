@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,16 @@ def gate(A: T.Tensor((2,), T.int32), n: T.int32):
             pass
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, also where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("target", TARGETS)
-def test_an_interrupt_ends_a_deadlock(target: str) -> None:
+def test_an_interrupt_ends_a_deadlock(target: str, interruptible: None) -> None:
     kernel = tiledsl.compile(gate, target=target)
     a = np.array([0, 1], np.int32)
     kernel(a, 5)
