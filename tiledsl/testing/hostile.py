@@ -48,7 +48,7 @@ def hostile_edits(source: str, rng: random.Random, edits: int = 2) -> str | None
         nodes = [n for f in tree.body if isinstance(f, ast.FunctionDef) for n in ast.walk(f)]
         try:
             _edit(rng.choice(nodes), nodes, rng)
-        except (IndexError, AttributeError, TypeError):
+        except (IndexError, AttributeError, TypeError, ValueError):  # nothing there to change
             continue
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
