@@ -49,12 +49,15 @@ def test_every_data_file_is_listed(checkout: Path, project: dict[str, Any]) -> N
         path
         for package, patterns in project["tool"]["setuptools"]["package-data"].items()
         for pattern in patterns
-        for path in checkout.joinpath(*package.split(".")).glob(pattern)
+        for path in checkout.joinpath(*package.replace("tiledsl.backends", "backends").split(".")).glob(pattern)
     }
     on_disk = {
         path
-        for path in (checkout / "tiledsl").rglob("*")
-        if path.is_file() and path.suffix not in (".py", ".pyc") and "backends" not in path.parts
+        for folder in ("tiledsl", "backends")
+        for path in (checkout / folder).rglob("*")
+        if path.is_file()
+        and path.suffix not in (".py", ".pyc")
+        and not path.is_relative_to(checkout / "tiledsl" / "backends")
     }
     assert listed == on_disk
 
