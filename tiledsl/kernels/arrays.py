@@ -11,11 +11,11 @@ import numpy as np
 
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
-from tiledsl.runtime import address_of, device_of, is_torch
+from tiledsl.runtime import address_of, allocate, device_of, is_torch
 
 __all__ = [
-    "accumulator", "as_int32", "check_out", "check_size", "dense", "describe", "dtype_of", "floats", "like_kind",
-    "has_unit_last", "matrix", "on_host", "out_dtype", "rank", "same", "strides", "unit_last",
+    "accumulator", "as_int32", "check_eps", "check_size", "check_vector", "dense", "describe", "dtype_of", "floats",
+    "like_kind", "has_unit_last", "matrix", "on_host", "out_dtype", "output", "rank", "strides", "unit_last",
 ]  # fmt: skip
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
@@ -118,17 +118,30 @@ def out_dtype(function: str, asked: Any, out: Any, default: DType) -> DType:
     return dtype
 
 
-def same(x: Any, y: Any) -> bool:
+def _same(x: Any, y: Any) -> bool:
     """x and y are the same elements in the same order."""
     return is_torch(x) is is_torch(y) and _span(x) == _span(y) and x.shape == y.shape and strides(x) == strides(y)
 
 
-def check_out(
-    function: str, out: Any, like: Any, shape: Sequence[int], dtype: DType, *, dense: bool = False, **inputs: Any
-) -> None:
-    """Raises TileTypeError unless `out` can take the result: the kind of `like`, this shape and dtype, its last
-    dimension (dense: all of it) contiguous; and TileValueError when it overlaps one of `inputs`, which the kernel
-    reads while it writes."""
+def output(
+    function: str,
+    out: Any,
+    like: Any,
+    shape: Sequence[int],
+    dtype: DType,
+    *,
+    dense: bool = False,
+    in_place: Sequence[str] = (),
+    **inputs: Any,
+) -> Any:
+    """The array that takes the result: `out`, or a new one of the kind of `like` where that is None.
+
+    Raises TileTypeError unless `out` is of the kind of `like`, of this shape and dtype, its last dimension (dense: all
+    of it) contiguous; and TileValueError when it overlaps one of `inputs`, which the kernel reads while it writes
+    (those named in in_place: unless it is that input, element for element).
+    """
+    if out is None:
+        return allocate(tuple(shape), dtype, like)
     given = dtype_of(function, "out", out, (dtype.name,))
     if tuple(out.shape) != tuple(shape) or is_torch(out) is not is_torch(like):
         kind = "torch tensor" if is_torch(like) else "NumPy array"
@@ -144,8 +157,26 @@ def check_out(
             help="pass a contiguous array, or leave out= away",
         )
     for name, x in inputs.items():
-        if _overlap(out, x):
+        if _overlap(out, x) and not (name in in_place and _same(out, x)):
             raise TileValueError(f"{function}: out shares memory with {name}", help="pass an array of its own")
+    return out
+
+
+def check_vector(function: str, name: str, p: Any, x: Any) -> None:
+    """Raises TileTypeError unless p is one number for each element of the last axis of x."""
+    n = int(x.shape[-1])
+    if rank(function, name, p, "n") != (n,):
+        raise TileTypeError(
+            f"{function}: {name} does not fit the last axis: {describe(x=x, **{name: p})}",
+            help=f"{name} is one vector of {n} elements",
+        )
+
+
+def check_eps(function: str, eps: float) -> float:
+    """eps as a float. Raises TileValueError unless it is a number that is not negative."""
+    if not eps >= 0:
+        raise TileValueError(f"{function}: eps is {eps}, expected a number that is not negative")
+    return float(eps)
 
 
 def _is_dense(x: Any) -> bool:

@@ -15,17 +15,12 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.attention_args import check_heads, check_layout, check_scale, check_sink, window_limits
-from tiledsl.kernels.attention_block import LOG2_E, attend
+from tiledsl.kernels.attention_args import check_heads, check_layout, check_scale, check_sink, prepare, window_limits
+from tiledsl.kernels.attention_block import LOG2_E, attend, view_strides
 from tiledsl.kernels.tiles import KV_TILE, fit, tiles_for
 from tiledsl.runtime import allocate
 
 __all__ = ["flash_attention", "flash_attention_kernel", "flash_attention_varlen", "flash_attention_varlen_kernel"]
-
-
-def _strided(name: str) -> tuple[Any, ...]:
-    """Strides of a [batch, heads, rows, head_dim] view whose last dimension is contiguous."""
-    return (*(T.dynamic(f"{name}_{d}", "int64") for d in ("batch", "head", "row")), 1)
 
 
 @tiledsl.jit
@@ -42,7 +37,7 @@ def flash_attention_kernel(
     """O = softmax(scale Q K^T) V and LSE, the logarithm of the softmax's denominator."""
     batch, heads, kv_heads = T.dynamic("batch"), T.dynamic("heads"), T.dynamic("kv_heads")
     seq_q, seq_kv = T.dynamic("seq_q"), T.dynamic("seq_kv")
-    q_strides, k_strides, v_strides, o_strides = (_strided(x) for x in "qkvo")
+    q_strides, k_strides, v_strides, o_strides = (view_strides(x) for x in "qkvo")
     wide = arrays.accumulator(dtype)
 
     @T.prim_func
@@ -83,7 +78,7 @@ def flash_attention_varlen_kernel(
     """As above for sequences packed one after the other: sequence s owns rows ends[s] ... ends[s + 1] - 1."""
     one, heads, kv_heads = T.dynamic("one"), T.dynamic("heads"), T.dynamic("kv_heads")
     total_q, total_kv, bounds = T.dynamic("total_q"), T.dynamic("total_kv"), T.dynamic("bounds")
-    q_strides, k_strides, v_strides, o_strides = (_strided(x) for x in "qkvo")
+    q_strides, k_strides, v_strides, o_strides = (view_strides(x) for x in "qkvo")
     wide = arrays.accumulator(dtype)
 
     @T.prim_func
@@ -163,7 +158,7 @@ def flash_attention(
     finite, a negative window, or an out that shares memory with an input.
     """
     dims = check_layout("flash_attention", layout)
-    dtype, out = _prepare("flash_attention", dims, q, k, v, out)
+    dtype, out = prepare("flash_attention", dims, q, k, v, out)
     # The kernel sees [batch, heads, seq, head_dim]; the layouts differ in strides only.
     Q, K, V, O = (x.swapaxes(1, 2) if layout == "bshd" else x for x in (q, k, v, out))
     check_heads("flash_attention", dims, Q, K, V, (q, k, v))
@@ -227,7 +222,7 @@ def flash_attention_varlen(
     """
     name = "flash_attention_varlen"
     dims = "rows, heads, head_dim"
-    dtype, out = _prepare(name, dims, q, k, v, out)
+    dtype, out = prepare(name, dims, q, k, v, out)
     Q, K, V, O = (x.swapaxes(0, 1)[None] for x in (q, k, v, out))
     check_heads(name, dims, Q, K, V, (q, k, v))
     cu_seqlens_kv = cu_seqlens_q if cu_seqlens_kv is None else cu_seqlens_kv
@@ -260,17 +255,6 @@ def flash_attention_varlen(
         ends = q_ends, kv_ends, longest
         kernel(Q, K, V, *ends, scale * LOG2_E, *(limits or (0, 0)), sink, O, lse, target=target)
     return (out, lse[0]) if return_lse else out
-
-
-def _prepare(function: str, dims: str, q: Any, k: Any, v: Any, out: Any) -> tuple[DType, Any]:
-    """The common dtype, and the array that takes the result; ranks checked."""
-    dtype = arrays.floats(function, q=q, k=k, v=v)
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        arrays.rank(function, name, x, dims)
-    if out is None:
-        return dtype, allocate(q.shape, dtype, q)
-    arrays.check_out(function, out, q, q.shape, dtype, q=q, k=k, v=v)
-    return dtype, out
 
 
 def _checked_bounds(name: str, bounds: Any, rows: int) -> Any:

@@ -9,7 +9,7 @@ from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
 
-__all__ = ["check_heads", "check_layout", "check_scale", "check_sink", "window_limits"]
+__all__ = ["check_heads", "check_layout", "check_scale", "check_sink", "prepare", "window_limits"]
 
 LAYOUTS = {"bshd": "batch, seq, heads, head_dim", "bhsd": "batch, heads, seq, head_dim"}
 
@@ -19,6 +19,14 @@ def check_layout(function: str, layout: str) -> str:
     if layout not in LAYOUTS:
         raise TileValueError(f"{function}: layout is {layout!r}, expected 'bshd' or 'bhsd'")
     return LAYOUTS[layout]
+
+
+def prepare(function: str, dims: str, q: Any, k: Any, v: Any, out: Any) -> tuple[DType, Any]:
+    """The common dtype, and the array that takes the result; ranks checked."""
+    dtype = arrays.floats(function, q=q, k=k, v=v)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        arrays.rank(function, name, x, dims)
+    return dtype, arrays.output(function, out, q, q.shape, dtype, q=q, k=k, v=v)
 
 
 def check_heads(function: str, dims: str, Q: Any, K: Any, V: Any, given: tuple[Any, Any, Any]) -> None:

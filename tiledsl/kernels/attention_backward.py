@@ -16,7 +16,7 @@ from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.attention_args import check_heads, check_layout, check_scale, check_sink, window_limits
-from tiledsl.kernels.attention_block import LOG2_E
+from tiledsl.kernels.attention_block import LOG2_E, view_strides
 from tiledsl.kernels.tiles import fit, tiles_for
 from tiledsl.runtime import allocate
 
@@ -43,11 +43,6 @@ def probabilities(
             S[i, j] = x
 
 
-def _strided(name: str) -> tuple[Any, ...]:
-    """Strides of a [batch, heads, rows, head_dim] view whose last dimension is contiguous."""
-    return (*(T.dynamic(f"{name}_{d}", "int64") for d in ("batch", "head", "row")), 1)
-
-
 @tiledsl.jit
 def flash_attention_backward_kernel(
     part: str,
@@ -64,7 +59,7 @@ def flash_attention_backward_kernel(
     """part: "delta" (the rows' constants, before the others), "keys" (dK and dV), "queries" (dQ) or "sink"."""
     batch, heads, kv_heads = T.dynamic("batch"), T.dynamic("heads"), T.dynamic("kv_heads")
     seq_q, seq_kv = T.dynamic("seq_q"), T.dynamic("seq_kv")
-    q_strides, k_strides, v_strides, o_strides, g_strides, x_strides, y_strides = (_strided(x) for x in "qkvogxy")
+    q_strides, k_strides, v_strides, o_strides, g_strides, x_strides, y_strides = (view_strides(x) for x in "qkvogxy")
     q_shape, k_shape = (batch, heads, seq_q, head_dim), (batch, kv_heads, seq_kv, head_dim)
     rows = (batch, heads, seq_q)
     wide = arrays.accumulator(dtype)

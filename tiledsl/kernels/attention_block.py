@@ -2,14 +2,20 @@
 
 # mypy: disable-error-code="no-untyped-def"
 import math
+from typing import Any
 
 import tiledsl.language as T
 from tiledsl.kernels.arrays import accumulator
 
-__all__ = ["LN_2", "LOG2_E", "attend", "clear_softmax", "online_softmax"]
+__all__ = ["LN_2", "LOG2_E", "attend", "clear_softmax", "online_softmax", "view_strides"]
 
 LOG2_E = math.log2(math.e)
 LN_2 = math.log(2.0)
+
+
+def view_strides(name: str) -> tuple[Any, ...]:
+    """Strides of a [batch, heads, rows, head_dim] view whose last dimension is contiguous."""
+    return (*(T.dynamic(f"{name}_{d}", "int64") for d in ("batch", "head", "row")), 1)
 
 
 @T.macro

@@ -11,17 +11,12 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.attention_args import check_heads, check_layout, check_scale
-from tiledsl.kernels.attention_block import LN_2, LOG2_E, clear_softmax, online_softmax
+from tiledsl.kernels.attention_args import check_heads, check_layout, check_scale, prepare
+from tiledsl.kernels.attention_block import LN_2, LOG2_E, clear_softmax, online_softmax, view_strides
 from tiledsl.kernels.tiles import tiles_for
 from tiledsl.runtime import allocate
 
 __all__ = ["block_sparse_attention", "block_sparse_attention_kernel"]
-
-
-def _strided(name: str) -> tuple[Any, ...]:
-    """Strides of a [batch, heads, rows, head_dim] view whose last dimension is contiguous."""
-    return (*(T.dynamic(f"{name}_{d}", "int64") for d in ("batch", "head", "row")), 1)
 
 
 @tiledsl.jit
@@ -32,7 +27,7 @@ def block_sparse_attention_kernel(
     the blocks Blocks[b, h, m, :], those below 0 left out."""
     batch, heads, kv_heads = T.dynamic("batch"), T.dynamic("heads"), T.dynamic("kv_heads")
     seq_q, seq_kv, entries = T.dynamic("seq_q"), T.dynamic("seq_kv"), T.dynamic("entries")
-    q_strides, k_strides, v_strides, o_strides = (_strided(x) for x in "qkvo")
+    q_strides, k_strides, v_strides, o_strides = (view_strides(x) for x in "qkvo")
     m_strides = tuple(T.dynamic(f"m_{d}", "int64") for d in ("batch", "head", "row", "entry"))
     q_blocks = T.dynamic("q_blocks")
     wide = arrays.accumulator(dtype)
@@ -130,13 +125,7 @@ def block_sparse_attention(
     """
     name = "block_sparse_attention"
     dims = check_layout(name, layout)
-    dtype = arrays.floats(name, q=q, k=k, v=v)
-    for n, x in (("q", q), ("k", k), ("v", v)):
-        arrays.rank(name, n, x, dims)
-    if out is None:
-        out = allocate(tuple(q.shape), dtype, q)
-    else:
-        arrays.check_out(name, out, q, q.shape, dtype, q=q, k=k, v=v)
+    dtype, out = prepare(name, dims, q, k, v, out)
     Q, K, V, O = (x.swapaxes(1, 2) if layout == "bshd" else x for x in (q, k, v, out))
     check_heads(name, dims, Q, K, V, (q, k, v))
     batch, heads, seq_q, head_dim = Q.shape

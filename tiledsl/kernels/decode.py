@@ -309,10 +309,7 @@ def _decode(
     if paged:
         _check_pages(name, block_table, lengths, page_size, pages)
         block_table = arrays.dense(arrays.as_int32(block_table))
-    if out is None:
-        out = allocate((batch, heads, value_dim), dtype, q)
-    else:
-        arrays.check_out(name, out, q, (batch, heads, value_dim), dtype, q=q, k=k, v=v)
+    out = arrays.output(name, out, q, (batch, heads, value_dim), dtype, q=q, k=k, v=v)
     wide = arrays.accumulator(dtype)
     lse = allocate((batch, heads), wide, q)
     if batch and heads:

@@ -11,7 +11,6 @@ from tiledsl.errors import TileTypeError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.packed import PackedTensor
 from tiledsl.kernels.tiles import GEMM_K, PANEL, fit, fit_rows, tiles_for
-from tiledsl.runtime import allocate
 
 __all__ = ["matmul", "matmul_kernel"]
 
@@ -92,10 +91,7 @@ def matmul(a: Any, b: Any, *, out_dtype: Any = None, out: Any = None, target: An
             f"matmul: inner sizes differ: {arrays.describe(a=a, b=b)}", help="a is [m, k] and b is [k, n]"
         )
     result = arrays.out_dtype("matmul", out_dtype, out, dtype)
-    if out is None:
-        out = allocate((m, n), result, a)
-    else:
-        arrays.check_out("matmul", out, a, (m, n), result, a=a, b=b.data if packed else b)
+    out = arrays.output("matmul", out, a, (m, n), result, a=a, b=b.data if packed else b)
     if m == 0 or n == 0:
         return out
     a, transpose_a = arrays.matrix(a)

@@ -13,7 +13,7 @@ from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.packed import PackedTensor
 from tiledsl.kernels.tiles import GEMM_K, PANEL, fit, tiles_for
-from tiledsl.runtime import allocate, device_of
+from tiledsl.runtime import device_of
 
 __all__ = ["grouped_gemm", "grouped_gemm_kernel"]
 
@@ -136,12 +136,7 @@ def grouped_gemm(
         group_sizes = _checked(group_sizes, m)
         sizes_dtype = as_dtype("int32")
     result = arrays.out_dtype("grouped_gemm", out_dtype, out, dtype)
-    if out is None:
-        out = allocate((m, n), result, a)
-    else:
-        arrays.check_out(
-            "grouped_gemm", out, a, (m, n), result, a=a, b=b.data if packed else b, group_sizes=group_sizes
-        )
+    out = arrays.output("grouped_gemm", out, a, (m, n), result, a=a, b=b.data if packed else b, group_sizes=group_sizes)
     if m == 0 or n == 0 or groups == 0:
         return out
     b, turned = (b.data, False) if packed else arrays.matrix(b)

@@ -10,7 +10,6 @@ from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.tiles import GEMM_K, fit, fit_rows, tiles_for
-from tiledsl.runtime import allocate
 
 __all__ = ["k_grouped_gemm", "k_grouped_gemm_kernel", "masked_grouped_gemm", "masked_grouped_gemm_kernel"]
 
@@ -103,10 +102,7 @@ def masked_grouped_gemm(
         raise TileTypeError(f"{name}: one count per group expected: {arrays.describe(counts=counts, b=b)}")
     arrays.check_size(name, "counts", counts, 0, m)
     result = arrays.out_dtype(name, out_dtype, out, dtype)
-    if out is None:
-        out = allocate((groups, m, n), result, a)
-    else:
-        arrays.check_out(name, out, a, (groups, m, n), result, a=a, b=b, counts=counts)
+    out = arrays.output(name, out, a, (groups, m, n), result, a=a, b=b, counts=counts)
     if groups and m and n:
         b, turned = arrays.matrix(b)
         tiles = tiles_for(target)
@@ -198,10 +194,7 @@ def k_grouped_gemm(
     if known is not None and int(known.sum(dtype="int64")) > rows:
         raise TileValueError(f"{name}: group_sizes sum to {int(known.sum(dtype='int64'))}, but a has {rows} rows")
     result = arrays.out_dtype(name, out_dtype, out, dtype)
-    if out is None:
-        out = allocate((groups, m, n), result, a)
-    else:
-        arrays.check_out(name, out, a, (groups, m, n), result, a=a, b=b, group_sizes=group_sizes)
+    out = arrays.output(name, out, a, (groups, m, n), result, a=a, b=b, group_sizes=group_sizes)
     if groups and m and n:
         tiles = tiles_for(target)
         sizes = fit_rows(tiles.gemm_m, m), fit(tiles.gemm_n, n), GEMM_K

@@ -10,7 +10,6 @@ from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.tiles import GEMM_K, fit, fit_rows, tiles_for
-from tiledsl.runtime import allocate
 
 __all__ = ["int8_matmul", "int8_matmul_kernel"]
 
@@ -116,10 +115,7 @@ def int8_matmul(
         result = as_dtype("int32")
         if out_dtype is not None and as_dtype(out_dtype) is not result:
             raise TileTypeError(f"{name}: out_dtype is {out_dtype!r}, expected int32", help="pass a scale for floats")
-    if out is None:
-        out = allocate((m, n), result, a)
-    else:
-        arrays.check_out(name, out, a, (m, n), result, a=a, b=b, **scales)
+    out = arrays.output(name, out, a, (m, n), result, a=a, b=b, **scales)
     if m and n:
         (a, transpose_a), (b, transpose_b) = arrays.matrix(a), arrays.matrix(b)
         row, column = (None if s is None else arrays.dense(s) for s in (row_scale, column_scale))

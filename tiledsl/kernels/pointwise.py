@@ -14,7 +14,6 @@ from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.attention_args import check_layout
 from tiledsl.kernels.tiles import fit, fit_row, tiles_for
-from tiledsl.runtime import allocate
 
 __all__ = ["rope", "rope_kernel", "swiglu", "swiglu_kernel"]
 
@@ -74,11 +73,7 @@ def swiglu(gate: Any, up: Any = None, *, out: Any = None, target: Any = None) ->
         arrays.floats("swiglu", gate=gate, up=up)
         if tuple(gate.shape) != tuple(up.shape):
             raise TileTypeError(f"swiglu: one shape expected: {arrays.describe(gate=gate, up=up)}")
-    if out is None:
-        out = allocate(tuple(gate.shape), dtype, gate)
-    else:
-        inputs = {k: x for k, x in given.items() if not arrays.same(out, x)}
-        arrays.check_out("swiglu", out, gate, gate.shape, dtype, dense=True, **inputs)
+    out = arrays.output("swiglu", out, gate, gate.shape, dtype, dense=True, in_place=tuple(given), **given)
     rows = (math.prod(gate.shape[:-1]), gate.shape[-1])
     if all(rows):
         G, U = (arrays.unit_last(x.reshape(rows)) for x in (gate, up))
@@ -178,11 +173,7 @@ def rope(
             f"rope: the tables do not fit: {arrays.describe(x=x, cos=cos, sin=sin)}",
             help="cos and sin have one shape [positions, half] with 0 < 2 half <= head_dim",
         )
-    if out is None:
-        out = allocate(tuple(x.shape), dtype, x)
-    else:
-        inputs = {} if arrays.same(out, x) else {"x": x}
-        arrays.check_out("rope", out, x, x.shape, dtype, cos=cos, sin=sin, **inputs)
+    out = arrays.output("rope", out, x, x.shape, dtype, in_place="x", x=x, cos=cos, sin=sin)
     X, Y = (t.swapaxes(1, 2) if layout == "bshd" else t for t in (arrays.unit_last(x), out))
     batch, heads, seq, _ = X.shape
     at = _positions(positions, batch, seq, rows)

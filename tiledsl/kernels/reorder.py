@@ -56,10 +56,7 @@ def transpose(x: Any, *, out: Any = None, target: Any = None) -> Any:
     if x.ndim < 2:
         raise TileTypeError(f"transpose: at least two dimensions expected: {arrays.describe(x=x)}")
     *lead, m, n = x.shape
-    if out is None:
-        out = allocate((*lead, n, m), dtype, x)
-    else:
-        arrays.check_out("transpose", out, x, (*lead, n, m), dtype, dense=True, x=x)
+    out = arrays.output("transpose", out, x, (*lead, n, m), dtype, dense=True, x=x)
     count = math.prod(lead)
     if count and m and n:
         kernel = _transpose_kernel(TRANSPOSE_TILE, TRANSPOSE_TILE, dtype, tiles_for(target).threads)
@@ -117,10 +114,7 @@ def cumsum(x: Any, *, reverse: bool = False, out: Any = None, target: Any = None
     dtype = arrays.dtype_of("cumsum", "x", x, (*arrays.FLOATS, "int32", "int64"))
     if x.ndim == 0:
         raise TileTypeError("cumsum: x is a scalar array, expected at least one dimension")
-    if out is None:
-        out = allocate(tuple(x.shape), dtype, x)
-    else:
-        arrays.check_out("cumsum", out, x, x.shape, dtype, dense=True, **({} if arrays.same(out, x) else {"x": x}))
+    out = arrays.output("cumsum", out, x, x.shape, dtype, dense=True, in_place="x", x=x)
     rows = (math.prod(x.shape[:-1]), x.shape[-1])
     if all(rows):
         tiles = tiles_for(target)

@@ -8,10 +8,9 @@ from typing import Any
 import tiledsl
 import tiledsl.language as T
 from tiledsl.dtypes import DType
-from tiledsl.errors import TileTypeError, TileValueError
+from tiledsl.errors import TileTypeError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.tiles import fit_row, tiles_for
-from tiledsl.runtime import allocate
 
 __all__ = ["layer_norm", "layer_norm_kernel", "rms_norm", "rms_norm_kernel", "softmax", "softmax_kernel"]
 
@@ -146,16 +145,15 @@ def layer_norm_kernel(
     return layer_norm
 
 
-def _rows(function: str, x: Any, out: Any, **others: Any) -> tuple[Any, Any, Any]:
-    """x as [rows, n], the array that takes the result, and the latter as [rows, n]. Raises what check_out does."""
+def _rows(function: str, x: Any, out: Any, **vectors: Any) -> tuple[Any, Any, Any]:
+    """x as [rows, n], the array that takes the result, and the latter as [rows, n]. Raises unless
+    the vectors fit the last axis, and what arrays.output does."""
     if x.ndim == 0:
         raise TileTypeError(f"{function}: x is a scalar array, expected at least one dimension")
     dtype = arrays.dtype_of(function, "x", x)
-    if out is None:
-        out = allocate(x.shape, dtype, x)
-    else:
-        inputs = others if arrays.same(out, x) else {"x": x, **others}
-        arrays.check_out(function, out, x, x.shape, dtype, dense=True, **inputs)
+    for name, p in vectors.items():
+        arrays.check_vector(function, name, p, x)
+    out = arrays.output(function, out, x, x.shape, dtype, dense=True, in_place="x", x=x, **vectors)
     shape = (math.prod(x.shape[:-1]), x.shape[-1])
     return arrays.unit_last(x).reshape(shape), out, out.reshape(shape)
 
@@ -207,17 +205,11 @@ def rms_norm(x: Any, weight: Any, *, eps: float = 1e-6, out: Any = None, target:
     weight_dtype = arrays.dtype_of("rms_norm", "weight", weight)
     source, out, result = _rows("rms_norm", x, out, weight=weight)
     m, n = source.shape
-    if arrays.rank("rms_norm", "weight", weight, "n") != (n,):
-        raise TileTypeError(
-            f"rms_norm: weight does not fit the last axis: {arrays.describe(x=x, weight=weight)}",
-            help=f"weight is one vector of {n} elements",
-        )
-    if not eps >= 0:
-        raise TileValueError(f"rms_norm: eps is {eps}, expected a number that is not negative")
+    eps = arrays.check_eps("rms_norm", eps)
     if m and n:
         tiles = tiles_for(target)
         kernel = _rms_norm_kernel(*fit_row(tiles, m, n), dtype, weight_dtype, tiles.threads)
-        kernel(source, arrays.unit_last(weight), float(eps), result, target=target)
+        kernel(source, arrays.unit_last(weight), eps, result, target=target)
     return out
 
 
@@ -248,19 +240,12 @@ def layer_norm(
     weight_dtype = arrays.floats("layer_norm", **given) if given else dtype
     source, out, result = _rows("layer_norm", x, out, **given)
     m, n = source.shape
-    for name, p in given.items():
-        if arrays.rank("layer_norm", name, p, "n") != (n,):
-            raise TileTypeError(
-                f"layer_norm: {name} does not fit the last axis: {arrays.describe(x=x, **{name: p})}",
-                help=f"{name} is one vector of {n} elements",
-            )
-    if not eps >= 0:
-        raise TileValueError(f"layer_norm: eps is {eps}, expected a number that is not negative")
+    eps = arrays.check_eps("layer_norm", eps)
     if m and n:
         tiles = tiles_for(target)
         kernel = _layer_norm_kernel(
             *fit_row(tiles, m, n), dtype, weight_dtype, weight is not None, bias is not None, tiles.threads
         )
         w, b = (None if p is None else arrays.unit_last(p) for p in (weight, bias))
-        kernel(source, w, b, float(eps), result, target=target)
+        kernel(source, w, b, eps, result, target=target)
     return out

@@ -13,7 +13,7 @@ from typing import Any
 import tiledsl
 import tiledsl.language as T
 from tiledsl.dtypes import DType
-from tiledsl.errors import TileTypeError, TileValueError
+from tiledsl.errors import TileTypeError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.tiles import fit_row, tiles_for
 from tiledsl.runtime import allocate
@@ -258,13 +258,9 @@ def _norm_backward(function: str, x: Any, weight: Any, dy: Any, eps: float, cent
     dtype, shape = _alike(function, x=x, dy=dy)
     weight_dtype = dtype if weight is None else arrays.dtype_of(function, "weight", weight)
     m, n = shape
-    if weight is not None and arrays.rank(function, "weight", weight, "n") != (n,):
-        raise TileTypeError(
-            f"{function}: weight does not fit the last axis: {arrays.describe(x=x, weight=weight)}",
-            help=f"weight is one vector of {n} elements",
-        )
-    if not eps >= 0:
-        raise TileValueError(f"{function}: eps is {eps}, expected a number that is not negative")
+    if weight is not None:
+        arrays.check_vector(function, "weight", weight, x)
+    eps = arrays.check_eps(function, eps)
     dx = allocate(tuple(x.shape), dtype, x)
     dw, db = (allocate((n,), weight_dtype, x) for _ in "wb")
     if n:
@@ -275,7 +271,7 @@ def _norm_backward(function: str, x: Any, weight: Any, dy: Any, eps: float, cent
             form = dtype, weight_dtype, centred, weight is not None, tiles.threads
             W = None if weight is None else arrays.unit_last(weight)
             kernel = _norm_backward_kernel(*fit_row(tiles, m, n), *form)
-            kernel(X, W, G, float(eps), dx.reshape(shape), mean, factor, target=target)
+            kernel(X, W, G, eps, dx.reshape(shape), mean, factor, target=target)
         kernel = _norm_weight_backward_kernel(dtype, weight_dtype, tiles.threads)
         kernel(X, G, mean, factor, dw, db, target=target)
     return dx, dw, db
