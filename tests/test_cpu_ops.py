@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loop_driver import run_loop_function
 from properties.support import kernel_from
 
 from tiledsl import ir
 from tiledsl.backend import Target, load_backend
-from tiledsl.backends.cpu.driver import run_loop_function
 from tiledsl.backends.cpu.native import LEVELS, host_cpu, x86_level
 from tiledsl.conversions import convert
 from tiledsl.dtypes import DType, as_dtype

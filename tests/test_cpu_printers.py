@@ -12,12 +12,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from loop_driver import Compiled
+from loop_driver import compile_function as compile_with
+from loop_driver import run_loop_function as run_with
 
 from tiledsl import interp, ir
 from tiledsl.backend import Target
-from tiledsl.backends.cpu.driver import Compiled
-from tiledsl.backends.cpu.driver import compile_function as compile_with
-from tiledsl.backends.cpu.driver import run_loop_function as run_with
 from tiledsl.backends.cpu.native import LEVELS, Cpu, assembly, compile_module, host_cpu, load_object
 from tiledsl.backends.cpu.target import CpuBackend
 from tiledsl.backends.llvm_cpu import backend as llvm

@@ -151,10 +151,7 @@ class ExpressionEmitter:
                 yes, yes_end = self.value(t), self.b.block
             with otherwise:
                 no, no_end = self.value(f), self.b.block
-        phi = self.b.phi(values.value_type(t.dtype))
-        phi.add_incoming(yes, yes_end)
-        phi.add_incoming(no, no_end)
-        return phi
+        return values.merged(self.b, (yes, yes_end), (no, no_end))
 
     def on_Cast(self, e: ir.Cast) -> Value:
         return convert.cast(self.b, e.x.dtype, e.type, self.value(e.x))

@@ -207,8 +207,7 @@ class _KernelEmitter(ExpressionEmitter):
         head, inside, following, after = (b.append_basic_block(n) for n in ("head", "loop", "next", "after"))
         b.branch(head)
         b.position_at_end(head)
-        i = b.phi(values.I64)
-        i.add_incoming(start, before)
+        i = values.merged(b, (start, before))
         below, above = b.icmp_signed("<", i, stop), b.icmp_signed(">", i, stop)
         if up is None:
             upwards = b.icmp_signed(">", step, values.constant(I64, 0))

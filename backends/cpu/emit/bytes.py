@@ -15,7 +15,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from tiledsl.backends.cpu.emit.values import I32, I64, intrinsic, splat_constant, suffix
+from tiledsl.backends.cpu.emit.values import I32, I64, counted, intrinsic, merged, splat_constant, suffix
 from tiledsl.dtypes import DType
 
 __all__ = ["Bytes", "four_products", "row_shifts"]
@@ -83,33 +83,17 @@ def row_shifts(b: Any, how: Bytes, rows: list[Value], k: Value, lanes: int) -> l
 
     totals, at = [zero] * len(rows), ir.Constant(I64, 0)
     for step in (4 * lanes, 4):
-        before = b.block
-        head, inside, after = (b.append_basic_block() for _ in range(3))
-        b.branch(head)
-        b.position_at_end(head)
-        carried = []
-        for v in (at, *totals):
-            phi = b.phi(v.type)
-            phi.add_incoming(v, before)
-            carried.append(phi)
-        following = b.add(carried[0], ir.Constant(I64, step), flags=("nsw",))
-        b.cbranch(b.icmp_signed("<=", following, k), inside, after)
-        b.position_at_end(inside)
-        new = [plus(p, carried[0], t, step > 4) for p, t in zip(rows, carried[1:], strict=True)]
-        for phi, v in zip(carried, (following, *new), strict=True):
-            phi.add_incoming(v, inside)
-        b.branch(head)
-        b.position_at_end(after)
-        at, totals = carried[0], carried[1:]
+
+        def more(at: Value, *totals: Value, step: int = step) -> list[Value]:
+            return [plus(p, at, t, step > 4) for p, t in zip(rows, totals, strict=True)]
+
+        at, *totals = counted(b, at, b.sub(k, ir.Constant(I64, step - 1)), step, more, *totals)
     left = b.trunc(b.mul(b.sub(k, at), ir.Constant(I64, 8)), I32)
     mask = b.sub(b.shl(ir.Constant(I32, 1), left), ir.Constant(I32, 1))
     before = b.block
     with b.if_then(b.icmp_signed("<", at, k)):
         last = [plus(p, at, t, False, mask) for p, t in zip(rows, totals, strict=True)]
         inside = b.block
-    sums = [b.phi(vector) for _ in rows]
-    for phi, old, v in zip(sums, totals, last, strict=True):
-        phi.add_incoming(old, before)
-        phi.add_incoming(v, inside)
+    sums = [merged(b, (old, before), (v, inside)) for old, v in zip(totals, last, strict=True)]
     name, factor = f"llvm.vector.reduce.add.{suffix(vector)}", ir.Constant(I32, -128 if how.signed else 128)
     return [b.mul(intrinsic(b, name, I32, [x]), factor) for x in sums]

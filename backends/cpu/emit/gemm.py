@@ -11,14 +11,25 @@ the top; what is left of the rows goes through smaller blocks, what is left of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
 
 from tiledsl.backends.cpu.emit.bytes import Bytes, four_products, row_shifts
-from tiledsl.backends.cpu.emit.values import I8, I32, I64, PTR, VOID, intrinsic, splat, suffix, value_type
+from tiledsl.backends.cpu.emit.values import (
+    I8,
+    I32,
+    I64,
+    PTR,
+    VOID,
+    counted,
+    intrinsic,
+    merged,
+    splat,
+    suffix,
+    value_type,
+)
 from tiledsl.dtypes import DType
 
 __all__ = ["Blocking", "blocking", "emit_gemm"]
@@ -87,7 +98,7 @@ def emit_gemm(
                                 left, k])  # fmt: skip
 
         full = b.sub(m, b.urem(m, _i64(shape.mr)))
-        _loop(b, _i64(0), full, shape.mr, lambda i: rows(shape.mr, i))
+        counted(b, _i64(0), full, shape.mr, lambda i: rows(shape.mr, i))
         done = full
         for mr in _heights(shape.mr)[1:]:  # binary decomposition of the rest: each height at most once
             fits = b.icmp_signed(">=", b.sub(m, done), _i64(mr))
@@ -95,7 +106,7 @@ def emit_gemm(
                 rows(mr, done)
             done = b.select(fits, b.add(done, _i64(mr)), done)
 
-    _loop(b, _i64(0), n, width, columns)
+    counted(b, _i64(0), n, width, columns)
     b.ret_void()
     return f
 
@@ -116,22 +127,6 @@ def _i64(x: int) -> Value:
 def _at(b: Any, p: Value, offset: Value) -> Value:
     """p + offset bytes."""
     return b.gep(p, [offset], inbounds=True, source_etype=I8)
-
-
-def _loop(b: Any, start: Value, stop: Value, step: int, body: Callable[[Value], None]) -> None:
-    """for i in range(start, stop, step): body(i)."""
-    before = b.block
-    head, inside, after = (b.append_basic_block() for _ in range(3))
-    b.branch(head)
-    b.position_at_end(head)
-    i = b.phi(I64)
-    i.add_incoming(start, before)
-    b.cbranch(b.icmp_signed("<", i, stop), inside, after)
-    b.position_at_end(inside)
-    body(i)
-    i.add_incoming(b.add(i, _i64(step), flags=("nsw",)), b.block)
-    b.branch(head)
-    b.position_at_end(after)
 
 
 def _emit_block(module: Any, d: DType, panel: int, shape: Blocking, mr: int, clear: bool, small: Bytes | None) -> Any:
@@ -166,11 +161,7 @@ def _emit_block(module: Any, d: DType, panel: int, shape: Blocking, mr: int, cle
                     _masked_load(b, vector, _at(b, rows[i], _i64(j * register)), masks[j], size) for i, j in places
                 ]
                 masked_end = b.block
-        for p, q in zip(plain, masked, strict=True):
-            phi = b.phi(vector)
-            phi.add_incoming(p, plain_end)
-            phi.add_incoming(q, masked_end)
-            start.append(phi)
+        start = [merged(b, (p, plain_end), (q, masked_end)) for p, q in zip(plain, masked, strict=True)]
 
     steps = k
     if small:
@@ -204,38 +195,22 @@ def _k_loop(
     size, register = d.bits // 8, shape.lanes * d.bits // 8
     a, a_row, a_k = left
     offsets = [b.mul(a_row, _i64(i)) for i in range(mr)]
-    before = b.block
-    head, inside, after = (b.append_basic_block() for _ in range(3))
-    b.branch(head)
-    b.position_at_end(head)
-    carried = []
-    for v in (_i64(0), a, bp, *start):
-        phi = b.phi(v.type)
-        phi.add_incoming(v, before)
-        carried.append(phi)
-    i, a_now, b_now, acc = carried[0], carried[1], carried[2], carried[3:]
-    b.cbranch(b.icmp_signed("<", i, k), inside, after)
-    b.position_at_end(inside)
     vector = start[0].type
-    columns = [b.load(_at(b, b_now, _i64(j * register)), align=size, typ=vector) for j in range(shape.nv)]
-    for ahead in range(0, shape.nv * register, 64):
-        _prefetch(b, _at(b, b_now, _i64(ahead + _PREFETCH_B)))
-    following = [
-        b.add(i, _i64(1), flags=("nsw",)),
-        _at(b, a_now, a_k),
-        _at(b, b_now, _i64(panel * size)),
-    ]
-    for row in range(mr):
-        scalar = b.load(_at(b, a_now, offsets[row]), align=1 if small else size, typ=value_type(d))
-        spread = splat(b, scalar, shape.lanes)
-        for j in range(shape.nv):
-            x, y, z = spread, columns[j], acc[row * shape.nv + j]
-            following.append(four_products(b, small, x, y, z) if small else _multiply_add(b, d, x, y, z))
-    for phi, v in zip(carried, following, strict=True):
-        phi.add_incoming(v, inside)
-    b.branch(head)
-    b.position_at_end(after)
-    return list(acc)
+
+    def one(i: Value, a_now: Value, b_now: Value, *acc: Value) -> list[Value]:
+        columns = [b.load(_at(b, b_now, _i64(j * register)), align=size, typ=vector) for j in range(shape.nv)]
+        for ahead in range(0, shape.nv * register, 64):
+            _prefetch(b, _at(b, b_now, _i64(ahead + _PREFETCH_B)))
+        following = [_at(b, a_now, a_k), _at(b, b_now, _i64(panel * size))]
+        for row in range(mr):
+            scalar = b.load(_at(b, a_now, offsets[row]), align=1 if small else size, typ=value_type(d))
+            spread = splat(b, scalar, shape.lanes)
+            for j in range(shape.nv):
+                x, y, z = spread, columns[j], acc[row * shape.nv + j]
+                following.append(four_products(b, small, x, y, z) if small else _multiply_add(b, d, x, y, z))
+        return following
+
+    return counted(b, _i64(0), k, 1, one, a, bp, *start)[3:]
 
 
 def _multiply_add(b: Any, d: DType, x: Value, y: Value, z: Value) -> Value:

@@ -12,7 +12,7 @@ from typing import Any
 from llvmlite import ir
 
 from tiledsl.backends.cpu.emit import arith, convert
-from tiledsl.backends.cpu.emit.values import I32, I64, PTR, constant, memory_type
+from tiledsl.backends.cpu.emit.values import I32, I64, PTR, constant, memory_type, merged
 from tiledsl.dtypes import DType, as_dtype
 
 __all__ = ["atomic", "bits", "cancelled", "reserve", "waited"]
@@ -70,14 +70,9 @@ def reserve(b: Any, context: Value, kind: Value, site: Value, count: int) -> Val
                 b.store(v, b.gep(record, [ir.Constant(I64, i)], source_etype=I64))
             place = b.ptrtoint(b.gep(record, [ir.Constant(I64, 3)], source_etype=I64), I64)
             written = b.block
-        inner = b.phi(I64)
-        inner.add_incoming(ir.Constant(I64, 0), none)
-        inner.add_incoming(place, written)
+        inner = merged(b, (ir.Constant(I64, 0), none), (place, written))
         end = b.block
-    outer = b.phi(I64)
-    outer.add_incoming(ir.Constant(I64, 0), before)
-    outer.add_incoming(inner, end)
-    return outer
+    return merged(b, (ir.Constant(I64, 0), before), (inner, end))
 
 
 _RMW = {"add": "add", "and": "and", "or": "or", "xor": "xor", "exchange": "xchg"}
@@ -114,8 +109,7 @@ def atomic(
     again, done = b.append_basic_block(), b.append_basic_block()
     b.branch(again)
     b.position_at_end(again)
-    old = b.phi(word)
-    old.add_incoming(first, before)
+    old = merged(b, (first, before))
     wide = as_dtype("float32") if d.is_narrow else d
     x, y = (convert.cast(b, d, wide, v) for v in (_out(b, d, old), value))
     new = convert.cast(b, wide, d, arith.binary(b, op, wide, x, y))

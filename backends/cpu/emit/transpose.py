@@ -10,8 +10,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from tiledsl.backends.cpu.emit.gemm import _at, _i64, _loop
-from tiledsl.backends.cpu.emit.values import I64, PTR, VOID, shuffle
+from tiledsl.backends.cpu.emit.gemm import _at, _i64
+from tiledsl.backends.cpu.emit.values import I64, PTR, VOID, counted, shuffle
 
 __all__ = ["emit_transpose"]
 
@@ -49,9 +49,9 @@ def emit_transpose(module: Any, bits: int, side: int) -> Any:
     def one(i: Value, j: Value) -> None:
         b.store(b.load(place(src, ld_src, i, j), align=size, typ=element), place(dst, ld_dst, j, i), align=size)
 
-    _loop(b, _i64(0), whole_rows, side, lambda i: _loop(b, _i64(0), whole_cols, side, lambda j: square(i, j)))
-    _loop(b, _i64(0), whole_rows, 1, lambda i: _loop(b, whole_cols, cols, 1, lambda j: one(i, j)))
-    _loop(b, whole_rows, rows, 1, lambda i: _loop(b, _i64(0), cols, 1, lambda j: one(i, j)))
+    counted(b, _i64(0), whole_rows, side, lambda i: counted(b, _i64(0), whole_cols, side, lambda j: square(i, j)))
+    counted(b, _i64(0), whole_rows, 1, lambda i: counted(b, whole_cols, cols, 1, lambda j: one(i, j)))
+    counted(b, whole_rows, rows, 1, lambda i: counted(b, _i64(0), cols, 1, lambda j: one(i, j)))
     b.ret_void()
     return f
 

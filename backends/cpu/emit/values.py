@@ -7,7 +7,7 @@ bool is i1 as a value and one byte in memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -15,9 +15,9 @@ from llvmlite import ir
 from tiledsl.dtypes import DType, as_dtype
 
 __all__ = [
-    "I1", "I8", "I32", "I64", "LANES", "PTR", "VOID", "constant", "gather", "intrinsic", "lanes_of", "load",
-    "memory_type", "ramp", "register_bytes", "scatter", "shuffle", "splat", "splat_constant", "store", "suffix",
-    "value_type",
+    "I1", "I8", "I32", "I64", "LANES", "PTR", "VOID", "constant", "counted", "gather", "intrinsic", "lanes_of", "load",
+    "memory_type", "merged", "ramp", "register_bytes", "scatter", "shuffle", "splat", "splat_constant", "store",
+    "suffix", "value_type",
 ]  # fmt: skip
 
 LANES = 16  # lanes of every vector of the loop stage
@@ -119,6 +119,33 @@ def ramp(b: Any, base: Value, stride: int, lanes: int = LANES) -> Value:
     return b.add(splat(b, base, lanes), steps)
 
 
+def merged(b: Any, *ways: tuple[Value, Any]) -> Value:
+    """The value that each of the blocks which lead here brings."""
+    phi = b.phi(ways[0][0].type)
+    for v, block in ways:
+        phi.add_incoming(v, block)
+    return phi
+
+
+def counted(b: Any, start: Value, stop: Value, step: int, body: Callable[..., Any], *carried: Value) -> list[Value]:
+    """for i in range(start, stop, step) in int64: body(i, *carried) gives what the next round gets. Returns i and
+    what is carried, behind the loop."""
+    before = b.block
+    head, inside, after = (b.append_basic_block() for _ in range(3))
+    b.branch(head)
+    b.position_at_end(head)
+    now = [merged(b, (v, before)) for v in (start, *carried)]
+    b.cbranch(b.icmp_signed("<", now[0], stop), inside, after)
+    b.position_at_end(inside)
+    given = body(*now)
+    following = b.add(now[0], ir.Constant(I64, step), flags=("nsw",))
+    for phi, v in zip(now, (following, *given) if carried else (following,), strict=True):
+        phi.add_incoming(v, b.block)
+    b.branch(head)
+    b.position_at_end(after)
+    return now
+
+
 def _element(b: Any, d: DType, base: Value, index: Value) -> Value:
     return b.gep(base, [index], inbounds=True, source_etype=memory_type(d.scalar))
 
@@ -145,10 +172,7 @@ def load(b: Any, d: DType, base: Value, index: Value, mask: Value | None = None)
                 loaded, end = b.load(address, align=align, typ=t), b.block
             with otherwise:
                 other = b.block
-        phi = b.phi(t)
-        phi.add_incoming(loaded, end)
-        phi.add_incoming(ir.Constant(t, None), other)
-        return _from_memory(b, d, phi)
+        return _from_memory(b, d, merged(b, (loaded, end), (ir.Constant(t, None), other)))
     name = f"llvm.masked.load.{suffix(t)}.p0"
     return _from_memory(b, d, intrinsic(b, name, t, [address, mask, ir.Constant(t, None)], {0: align}))
 
