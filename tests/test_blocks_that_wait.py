@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from properties.support import agree
-from thread_kernels import look_back, rounds_of_the_grid
+from thread_waiting import look_back, rounds_of_the_grid
 
 import tiledsl
 import tiledsl.language as T

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import registry_low_precision  # noqa: F401  (registers its kernels)
+import registry_reductions  # noqa: F401
 from kernels_registry import KERNELS, Entry
 from properties import support
 

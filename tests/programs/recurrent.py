@@ -373,3 +373,50 @@ def inverse_of_unit_triangles(rng):
         want_a[b, at, h, : len(K)] = inverse
         want_u[b, at, h] = inverse @ (beta_c[:, None] * V)
     return [(a, want_a), (u, want_u)]
+
+
+@program(F32)
+def linear_attention_chunked(rng):
+    """o_t = q_t sum_{s <= t} k_s v_s^T in chunks: the state carries what earlier chunks gave."""
+    heads, seq, dim, C = 2, 80, 24, 32
+
+    @tiledsl.jit(out_idx=[3, 4])
+    def kernel():
+        @T.prim_func
+        def main(
+            Q: T.Tensor((heads, seq, dim), "float32"),
+            K: T.Tensor((heads, seq, dim), "float32"),
+            V: T.Tensor((heads, seq, dim), "float32"),
+            O: T.Tensor((heads, seq, dim), "float32"),
+            State: T.Tensor((heads, dim, dim), "float32"),
+        ):
+            with T.Kernel(heads, threads=128) as h:
+                q = T.alloc_shared([C, dim], "float32")
+                k = T.alloc_shared([C, dim], "float32")
+                v = T.alloc_shared([C, dim], "float32")
+                s = T.alloc_fragment([C, C], "float32")
+                o = T.alloc_fragment([C, dim], "float32")
+                state = T.alloc_fragment([dim, dim], "float32")
+                state_s = T.alloc_shared([dim, dim], "float32")
+                T.clear(state)
+                for t in T.serial(T.ceildiv(seq, C)):
+                    T.copy(Q[h, t * C, 0], q)
+                    T.copy(K[h, t * C, 0], k)
+                    T.copy(V[h, t * C, 0], v)
+                    T.gemm(q, k, s, transpose_B=True, clear_accum=True)
+                    for i, j in T.Parallel(C, C):
+                        s[i, j] = T.if_then_else(i >= j, s[i, j], 0)
+                    T.copy(state, state_s)
+                    T.gemm(q, state_s, o, clear_accum=True)
+                    T.gemm(s, v, o)
+                    T.gemm(k, v, state, transpose_A=True)
+                    T.copy(o, O[h, t * C, 0])
+                T.copy(state, State[h, 0, 0])
+
+        return main
+
+    q, k, v = (normal(rng, heads, seq, dim) for _ in range(3))
+    Q, K, V = wide(q, k, v)
+    s = np.einsum("hqd,hkd->hqk", Q, K) * np.tril(np.ones((seq, seq)))
+    o, state = kernel()(q, k, v)
+    return [(o, s @ V), (state, np.einsum("hkd,hke->hde", K, V))]

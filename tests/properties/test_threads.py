@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import thread_kernels as made
+import thread_waiting as waiting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from properties.support import agree, copies, run_reference
@@ -70,13 +71,13 @@ PROGRAMS: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
     "bench sum": lambda: (bench.block_sums(1024, 256, 64), (floats(1024), floats(4))),
     "bench transpose": lambda: (bench.tiled_transpose(45, 70), (floats(45, 70), floats(70, 45))),
     "bench histogram": lambda: (bench.block_histogram(768, 100, 256, 64), (ints(0, 100, 768), ints(0, 1, 100))),
-    "grid": lambda: (made.grid_sum(7), (ints(0, 1, 2, 7), ints(0, 1, 7))),
-    "pipeline": lambda: (made.pipeline(14, 3), (floats(14, 64), floats(14, 64))),
-    "separate branches": lambda: (made.pipeline_of_separate_branches(14, 3), (floats(14, 64), floats(14, 64))),
-    "warp groups": lambda: (made.warp_groups(5), (floats(5, 64), floats(5, 64))),
-    "ping pong": lambda: (made.ping_pong(9), (ints(0, 1, 1), ints(0, 1, 9))),
-    "named barriers": lambda: (made.named_barriers(), (ints(0, 99, 64), ints(0, 1, 64))),
-    "roles": lambda: (made.roles(), (floats(32, 32), floats(32, 32), ints(0, 1, 1))),
+    "grid": lambda: (waiting.grid_sum(7), (ints(0, 1, 2, 7), ints(0, 1, 7))),
+    "pipeline": lambda: (waiting.pipeline(14, 3), (floats(14, 64), floats(14, 64))),
+    "separate branches": lambda: (waiting.pipeline_of_separate_branches(14, 3), (floats(14, 64), floats(14, 64))),
+    "warp groups": lambda: (waiting.warp_groups(5), (floats(5, 64), floats(5, 64))),
+    "ping pong": lambda: (waiting.ping_pong(9), (ints(0, 1, 1), ints(0, 1, 9))),
+    "named barriers": lambda: (waiting.named_barriers(), (ints(0, 99, 64), ints(0, 1, 64))),
+    "roles": lambda: (waiting.roles(), (floats(32, 32), floats(32, 32), ints(0, 1, 1))),
 }
 
 
