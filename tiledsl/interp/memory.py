@@ -15,6 +15,7 @@ import numpy as np
 
 from tiledsl.errors import InternalError, TileIndexError
 from tiledsl.interp.scope import TRACKER, Env, Fn, Nest, Scope
+from tiledsl.ir import build
 from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.expr import Binary, Cast, Const, Expr, Load, Var
 from tiledsl.ir.stmt import Store
@@ -119,7 +120,7 @@ class Memory:
         report = is_global and options.global_oob == "report" and buffer.name not in options.oob_allowed
         guarded = not proved and not report if is_global else not options.bounds
         kind = InternalError if proved else TileIndexError
-        safe = 0 if buffer.safe is None else buffer.safe.value
+        safe = (buffer.safe or build.zero(buffer.dtype)).value
         element_vector = buffer.dtype.is_vector
         vector_index = any(i.dtype.is_vector for i in node.indices)
         contiguous = 1 if element_vector or vector_index else lanes
@@ -313,7 +314,8 @@ class Memory:
     def _gather(self, access: Access, vmask: Fn | None) -> Fn:
         slot, safe, tracks = access.slot, access.safe, self.scope.options.tracks
         # lanes that the program's own mask turns off read 0, not the buffer's safe value
-        off = access.buffer.dtype.numpy.type(0) if vmask is not None else safe
+        zero = build.zero(access.buffer.dtype).value
+        off = access.buffer.dtype.numpy.type(zero) if vmask is not None else safe
 
         def gather(env: Env, mask: Any) -> Any:
             data = env[slot]

@@ -17,7 +17,7 @@ from tiledsl.interp.memory import describe
 from tiledsl.interp.options import Options
 from tiledsl.interp.scope import TRACKER, Env, Fn, Scope
 from tiledsl.interp.shadow import Shadowed, casting, chain
-from tiledsl.ir import arithmetic
+from tiledsl.ir import arithmetic, build
 from tiledsl.ir.buffer import Buffer, Region
 from tiledsl.ir.exact import gemm_chain
 from tiledsl.ir.expr import Const
@@ -137,7 +137,7 @@ class Tiles:
         extents = [self.expressions.compile(e) for e in s.domain]
         options = self.scope.options
         pads = src.root.scope == "global"
-        safe = src.dtype.numpy.type(0 if src.safe is None else src.safe.value)
+        safe = src.dtype.numpy.type((src.safe or build.zero(src.dtype)).value)
         cast = self.converter(src.dtype, dst.dtype)
         pad = cast(np.asarray(safe))
         noisy = options.global_oob == "report"

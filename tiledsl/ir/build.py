@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tiledsl.conversions import convert
 from tiledsl.dtypes import DType, as_dtype, promote
 from tiledsl.ir import arithmetic
 from tiledsl.ir.arithmetic import int_range, wrapper
@@ -55,6 +56,8 @@ def const(value: Any, dtype: DType) -> Const:
     if dtype.name == "float64":
         return Const(float(value), dtype)
     with np.errstate(all="ignore"):
+        if dtype.bits <= 8:  # the table's roundings and saturation, which are not those of ml_dtypes
+            return Const(float(convert(np.array([value], np.float64), as_dtype("float64"), dtype)[0]), dtype)
         return Const(float(np.float64(value).astype(dtype.numpy)), dtype)
 
 
