@@ -110,6 +110,10 @@ def tvm_storage_sync(scope: str = "shared") -> Any:
     return T.sync_warp() if scope == "warp" else T.sync_threads()
 
 
+_OPERATORS = [
+    ("add Add", "add"), ("subtract sub Sub", "sub"), ("multiply mul Mul", "mul"), ("And", "and_"), ("Or", "or_"),
+    ("EQ", "eq"), ("NE", "ne"), ("LT", "lt"), ("LE", "le"), ("GT", "gt"), ("GE", "ge"),
+]  # fmt: skip
 _OWN: dict[str, Any] = {
     "prim_func": prim_func,
     "macro": macro,
@@ -128,10 +132,15 @@ _OWN: dict[str, Any] = {
     "fabs": T.abs,
     "max3": lambda a, b, c: T.max(T.max(a, b), c),
     "min3": lambda a, b, c: T.min(T.min(a, b), c),
-    "add": operator.add,
-    "subtract": operator.sub,
-    "multiply": operator.mul,
-    "div": T.truncdiv,
+    **{n: getattr(operator, f) for names, f in _OPERATORS for n in names.split()},
+    "div": lambda a, b: a / b if any(getattr(x, "dtype", T.int32).is_float for x in (a, b)) else T.truncdiv(a, b),
+    "Not": lambda a: a == False,  # noqa: E712  a value of the kernel
+    "Min": T.min,
+    "Max": T.max,
+    "Div": T.truncdiv,
+    "Mod": T.truncmod,
+    "FloorDiv": T.floordiv,
+    "FloorMod": T.floormod,
     "indexdiv": T.floordiv,
     "indexmod": T.floormod,
     "logistic": T.sigmoid,
@@ -141,7 +150,14 @@ _OWN: dict[str, Any] = {
     "call_pure_extern": T.call_extern,
     "e8m0_float8": T.float8_e8m0fnu,
     "tvm_storage_sync": tvm_storage_sync,
-    "tvm_warp_shuffle": lambda mask, value, lane, width=32, warp=32: T.shfl_sync(value, lane, width),
+    "tvm_warp_shuffle": lambda mask, value, lane, width=32, warp=32: T.shfl_sync(value, lane, width, mask),
+    "tvm_warp_shuffle_up": lambda mask, value, by, width=32, warp=32: T.shfl_up(value, by, width, mask),
+    "tvm_warp_shuffle_down": lambda mask, value, by, width=32, warp=32: T.shfl_down(value, by, width, mask),
+    "tvm_warp_activemask": T.activemask,
+    "tvm_thread_invariant": likely,
+    "__ffs": T.ffs,
+    "__ldg": lambda place, index=None: place if index is None else place[index],
+    "fmul": operator.mul,
     "annotate_producer_reg_dealloc": register_hint,
     "annotate_consumer_reg_alloc": register_hint,
     "annotate_min_blocks_per_sm": register_hint,

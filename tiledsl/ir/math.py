@@ -11,7 +11,9 @@ float32 exp2 0.952 and exp 0.801 over every argument of magnitude 2**-25 and mor
 (smaller ones give 1), log2 0.983 and log 0.825 over every mantissa of 22 of the 255 binades, not over all arguments;
 float64 below 1 on random samples (tests/test_math.py); rsqrt = 1 / sqrt(x) rounds twice, below 1.5.
 On samples, float32 and float64: exp10 0.83, log10 0.87, log1p 0.81, expm1 1.6, sinh and tanh 2.3, cosh 1.6, pow 1.0,
-erf 0.97, sin and cos 0.51 and 0.74, tan 0.51 and 1.7 (of arguments of any size). fmod and copysign are exact.
+erf 0.97, sin and cos 0.51 and 0.74, tan 0.51 and 1.7 (of arguments of any size), atan 0.55 and 0.8, asin and acos 0.52
+and 0.8, atan2 0.54 and 1.3, hypot 0.5 and 0.7, asinh and atanh 0.5 and 1.5, acosh 0.5 and 2.5. fmod and copysign are
+exact, ldexp rounds once.
 The names `fast_...` share the expansions here; a target may approximate them.
 float16 and bfloat16 arguments go through float32: whoever makes the call casts.
 """
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tiledsl.dtypes import DType, as_dtype
-from tiledsl.ir import math_exp, math_misc, math_trig
+from tiledsl.ir import math_exp, math_inverse, math_misc, math_trig
 from tiledsl.ir.expr import Expr, Var
 from tiledsl.ir.math_builder import F32, F64, Builder, Format
 
@@ -42,7 +44,9 @@ class MathFunction:
     result: Expr
 
 
-_BODIES: dict[str, Callable[..., Expr]] = {**math_exp.BODIES, **math_trig.BODIES, **math_misc.BODIES}
+_BODIES: dict[str, Callable[..., Expr]] = {
+    **math_exp.BODIES, **math_trig.BODIES, **math_inverse.BODIES, **math_misc.BODIES,
+}  # fmt: skip
 
 
 class _Expansions(Mapping[str, MathFunction]):

@@ -256,6 +256,9 @@ class Term:
     def trunc(self) -> Term:
         return self.named(Unary("trunc", self.expr))
 
+    def root(self) -> Term:
+        return self.named(Unary("sqrt", self.expr))
+
     def cast(self, dtype: Any) -> Term:
         target = as_dtype(dtype)
         return self if self.expr.dtype is target else self.named(Cast(self.expr, target))

@@ -227,6 +227,17 @@ _row("sinh", "T.sinh(x)", ("x",), _F, "hyperbolic sine", (FLOAT,), real=lambda x
 _row("cosh", "T.cosh(x)", ("x",), _F, "hyperbolic cosine", (FLOAT,), real=lambda x: np.cosh(x), ulps=2.0)
 _row("tanh", "T.tanh(x)", ("x",), _F, "hyperbolic tangent", (FLOAT,), real=lambda x: np.tanh(x), ulps=2.5)
 _row("erf", "T.erf(x)", ("x",), _F, "the error function", (FLOAT,), real=_erf, ulps=1.0)
+_row("atan", "T.atan(x)", ("x",), _F, "inverse tangent", (FLOAT,), real=lambda x: np.arctan(x), ulps=1.0)
+_row("asin", "T.asin(x)", ("x",), _F, "inverse sine", (FLOAT,), real=lambda x: np.arcsin(x), ulps=1.0)
+_row("acos", "T.acos(x)", ("x",), _F, "inverse cosine", (FLOAT,), real=lambda x: np.arccos(x), ulps=1.0)
+_row("asinh", "T.asinh(x)", ("x",), _F, "inverse hyperbolic sine", (FLOAT,), real=lambda x: np.arcsinh(x), ulps=2.0)
+_row("acosh", "T.acosh(x)", ("x",), _F, "inverse hyperbolic cosine", (FLOAT,), real=lambda x: np.arccosh(x), ulps=3.0)
+_row("atanh", "T.atanh(x)", ("x",), _F, "inverse hyperbolic tangent", (FLOAT,), real=lambda x: np.arctanh(x), ulps=2.0)
+_row("atan2", "T.atan2(x, y)", ("y", "x"), _F, "the angle of the vector (x, y), from -pi to pi", (FLOAT,),
+     real=lambda x, y: np.arctan2(x, y), ulps=1.5)
+_row("hypot", "T.hypot(x, y)", ("x", "y"), _F, "sqrt(x * x + y * y) without overflow in between", (FLOAT,),
+     real=lambda x, y: np.hypot(x, y), ulps=1.0)
+_row("ldexp", "T.ldexp(x, n)", ("x", "n"), _F, "x * 2**n of a float and an integer, rounded once")
 _row("pow", "T.pow(x, y)", ("x", "y"), _F, "x**y; a Python int from 1 to 64 multiplies, of integers too", (FLOAT,),
      real=lambda x, y: np.power(x, y), ulps=1.0)
 _row("power", "T.power(x, y)", ("x", "y"), _F, "same as pow", (FLOAT,), real=lambda x, y: np.power(x, y), ulps=1.0)
@@ -271,6 +282,7 @@ _row("popcount", "T.popcount(x)", ("x",), _B, "bits that are set")
 _row("clz", "T.clz(x)", ("x",), _B, "zero bits above the highest one")
 _row("ffs", "T.ffs(x)", ("x",), _B, "position of the lowest one, from 1; 0 for 0")
 _row("brev", "T.brev(x)", ("x",), _B, "the bits in reverse order")
+_row("dp4a", "T.dp4a(A[i], B[i], C[0])", ("A", "B", "C"), _B, "C[0] += the product of four neighbours each, in int32")
 _row("byte_perm", "T.byte_perm(x, y, selector)", ("x", "y", "selector"), _B, "four of eight bytes")
 _row("align_up", "T.align_up(value, alignment)", ("value", "alignment"), _A, "the multiple that is not below value")
 
@@ -408,6 +420,8 @@ _row("dynamic", 'm, n = T.dynamic("m, n")', ("names", "dtype"), _S, "sizes that 
 _row("symbolic", 'm = T.symbolic("m")', ("names", "dtype"), _S, "older name of dynamic", gives="symbols")
 _row("const", 'M, N = T.const("M, N")', ("names",), _S, "sizes that specialise an eager kernel", gives="ints")
 _row("empty", "C = T.empty((m, n), dtype)", ("shape", "dtype"), _S, "an output of an eager kernel", gives="a tensor")
+_row("address_of", "T.address_of(A[i])", ("place",), _S, "an element as a place, for operations that take one",
+     gives="the element")
 _row("any_of", "T.any_of(buffer)", ("buffer",), "Choice", "true if some element is not 0", gives="bool of a buffer")
 _row("all_of", "T.all_of(buffer)", ("buffer",), "Choice", "true if no element is 0", gives="bool of a buffer")
 _row("alloc_shared", "T.alloc_shared(shape, dtype)", ("shape", "dtype", "scope"), _M, "a tile, one per block",
@@ -443,6 +457,9 @@ _row("Pipelined", "for k in T.Pipelined(n, num_stages=2):",
 _row("Persistent", "for by, bx in T.Persistent([m, n], blocks, b):",
      ("domain", "wave_size", "index", "group_size", "annotations"), _L,
      "the tiles of one of several persistent blocks; each tile once", gives="indices")
+_row("PersistentTileScheduler", "tiles = T.PersistentTileScheduler(tiles_m, tiles_n)",
+     ("num_m_tiles", "num_n_tiles", "num_workers", "swizzle_size", "column_major", "cluster_size", "stateful", "name"),
+     _L, "an object that walks over the tiles of one of several persistent blocks", gives="a scheduler")
 _row("serial", "for i in T.serial(start, stop, step):", ("start", "stop", "step", "annotations"), _L,
      "a sequential loop", gives="an index")
 _row("unroll", "for i in T.unroll(n):", ("start", "stop", "step", "explicit", "unroll_factor", "annotations"), _L,

@@ -15,6 +15,7 @@ from tiledsl.frontend.values import Value, describe, index_expr, to_dtype
 from tiledsl.ir import Atomic, Buffer, Expr, If, Load, Region, Var, build
 from tiledsl.language.memory import as_scalar, paired
 from tiledsl.language.operation import not_inside_parallel, operation
+from tiledsl.language.words import address_of
 
 __all__ = [
     "atomic_add", "atomic_addx2", "atomic_addx4", "atomic_and", "atomic_load", "atomic_max", "atomic_min",
@@ -175,18 +176,11 @@ def _vector(what: str, dst: Any, value: Any, lanes: int, return_prev: bool) -> N
         raise error(
             "atomic-prev", TileTypeError, f"{what}: return_prev gives the old value of one element, not {lanes}"
         )
-    to, source = _element(what, "dst", _first(dst)), _element(what, "value", _first(value))
+    to, source = _element(what, "dst", address_of(dst)), _element(what, "value", address_of(value))
     for k in range(lanes):
         place = Element(to.buffer, (*to.indices[:-1], index_expr(Value(to.indices[-1]) + k)))
         item = Element(source.buffer, (*source.indices[:-1], index_expr(Value(source.indices[-1]) + k)))
         _emit(what, "add", place, item, "relaxed", False)
-
-
-def _first(x: Any) -> Any:
-    """The first element of a slice or buffer."""
-    if isinstance(x, RegionRef):
-        return Element(x.buffer, x.region.starts)
-    return x[(0,) * x.ndim] if isinstance(x, BufferRef) else x
 
 
 # -- tiles ------------------------------------------------------------------------------------------------

@@ -6,14 +6,14 @@ from enum import Enum
 from typing import Any
 
 from tiledsl.dtypes import DType
-from tiledsl.errors import TileTypeError, TileValueError
+from tiledsl.errors import TileNotImplementedError, TileTypeError, TileValueError
 from tiledsl.frontend.describe import dims, operand_text, place_text
 from tiledsl.frontend.linear import difference
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.values import as_bool
 from tiledsl.ir import Const, Expr, Gemm, Reduce, Region, Scan
 from tiledsl.language.memory import as_region
-from tiledsl.language.operation import hints, not_inside_parallel, not_yet, operation
+from tiledsl.language.operation import hints, not_inside_parallel, operation
 
 __all__ = [
     "GemmWarpPolicy", "cummax", "cumsum", "gemm", "gemm_v2", "reduce_absmax", "reduce_abssum", "reduce_bitand",
@@ -46,7 +46,12 @@ def gemm(
     """
     builder = not_inside_parallel("T.gemm")
     if mbar is not None:
-        raise not_yet("T.gemm(mbar=...)")
+        raise error(
+            "hardware-only",
+            TileNotImplementedError,
+            "T.gemm(mbar=...) is hardware-only: it signals products in tensor memory, which only some GPUs have",
+            help="leave it out: the product is there when T.gemm returns",
+        )
     a, b, c = (as_region(x, f"T.gemm: {n}") for x, n in ((A, "A"), (B, "B"), (C, "C")))
     for r in (a, b, c):
         _check_matrix(r)

@@ -6,6 +6,7 @@ Arguments are converted to the declared types, the result to the type that the c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +97,7 @@ for _row in (
     ("__funnelshift_r", "uuu", "u", lambda lo, hi, n: _join(lo, hi) >> casts.cast(n & 31, "uint64")),
     ("__mulhi", "ii", "i", _high),
     ("__umulhi", "uu", "u", _high),
+    ("__dp4a", "iii", "i", lambda a, b, c: _dp4a("int8x4", a, b, c)),
     ("__mul24", "ii", "i", lambda a, b: ((a << 8) >> 8) * ((b << 8) >> 8)),
     ("__umul24", "uu", "u", lambda a, b: (a & 0xFFFFFF) * (b & 0xFFFFFF)),
     ("min", "**", "*", math.min),
@@ -109,6 +111,12 @@ for _row in (
 
 def _join(low: Any, high: Any) -> Any:
     return (casts.cast(high, "uint64") << 32) | casts.cast(low, "uint64")
+
+
+def _dp4a(dtype: str, a: Any, b: Any, c: Any) -> Any:
+    """c and the product of the bytes of a and b."""
+    x, y = (casts.reinterpret(v, dtype) for v in (a, b))
+    return functools.reduce(lambda total, k: total + x[k] * y[k], range(4), c)
 
 
 # bits of floats, both ways
@@ -164,7 +172,7 @@ for _row in (
 
 # functions of floats: float, double where the name has no f, and half
 for _name in ("sin", "cos", "tan", "sinh", "cosh", "tanh", "exp", "exp2", "exp10", "expm1", "log", "log2", "log10",
-              "log1p", "erf"):  # fmt: skip
+              "log1p", "erf", "atan", "asin", "acos", "asinh", "acosh", "atanh"):  # fmt: skip
     _add(f"{_name}f", "f", "f", getattr(functions, _name))
     _add(_name, "d", "d", getattr(functions, _name))
     if _name in ("sin", "cos", "exp", "exp2", "exp10", "log", "log2", "log10"):
@@ -192,6 +200,12 @@ for _row in (
     ("__powf", "ff", "f", getattr(functions, "__pow")),
     ("fmodf", "ff", "f", functions.fmod),
     ("fmod", "dd", "d", functions.fmod),
+    ("atan2f", "ff", "f", functions.atan2),
+    ("atan2", "dd", "d", functions.atan2),
+    ("hypotf", "ff", "f", functions.hypot),
+    ("hypot", "dd", "d", functions.hypot),
+    ("ldexpf scalbnf", "fi", "f", functions.ldexp),
+    ("ldexp scalbn", "di", "d", functions.ldexp),
     ("copysignf", "ff", "f", functions.copysign),
     ("copysign", "dd", "d", functions.copysign),
     # of float16 or bfloat16, as the arguments are

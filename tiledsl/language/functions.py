@@ -11,14 +11,15 @@ from tiledsl.frontend.location import error
 from tiledsl.frontend.promotion import FLOAT32, as_number, is_number
 from tiledsl.frontend.values import Value, as_value, to_dtype
 from tiledsl.language.casts import cast, reinterpret
-from tiledsl.language.math import fma, math_call, number_operands, rsqrt, select_value, sqrt
+from tiledsl.language.math import clamp, fma, math_call, number_operands, rsqrt, select_value, sqrt
 from tiledsl.language.operation import surface
 
 __all__ = [
-    "__cos", "__exp", "__exp10", "__exp2", "__log", "__log10", "__log2", "__pow", "__sin", "__tan", "copysign", "cos",
-    "cosh", "erf", "exp", "exp10", "exp2", "expm1", "fmod", "ieee_add", "ieee_div", "ieee_fdiv", "ieee_fmaf",
-    "ieee_frcp", "ieee_frsqrt", "ieee_fsqrt", "ieee_mul", "ieee_sub", "log", "log10", "log1p", "log2", "pow",
-    "pow_of_int", "power", "sin", "sinh", "tan", "tanh",
+    "__cos", "__exp", "__exp10", "__exp2", "__log", "__log10", "__log2", "__pow", "__sin", "__tan", "acos", "acosh",
+    "asin", "asinh", "atan", "atan2", "atanh", "copysign", "cos", "cosh", "erf", "exp", "exp10", "exp2", "expm1",
+    "fmod", "hypot", "ieee_add", "ieee_div", "ieee_fdiv", "ieee_fmaf", "ieee_frcp", "ieee_frsqrt", "ieee_fsqrt",
+    "ieee_mul", "ieee_sub", "ldexp", "log", "log10", "log1p", "log2", "pow", "pow_of_int", "power", "sin", "sinh",
+    "tan", "tanh",
 ]  # fmt: skip
 
 
@@ -49,6 +50,12 @@ sinh = _function("sinh", "Hyperbolic sine, at most 2.5 ulp from the exact value;
 cosh = _function("cosh", "Hyperbolic cosine, at most 2 ulp from the exact value; keeps the dtype.")
 tanh = _function("tanh", "Hyperbolic tangent, at most 2.5 ulp from the exact value; keeps the dtype.")
 erf = _function("erf", "The error function, at most 1 ulp from the exact value; keeps the dtype.")
+atan = _function("atan", "Inverse tangent, at most 1 ulp from the exact value; keeps the dtype.")
+asin = _function("asin", "Inverse sine, at most 1 ulp from the exact value, NaN outside [-1, 1]; keeps the dtype.")
+acos = _function("acos", "Inverse cosine, at most 1 ulp from the exact value, NaN outside [-1, 1]; keeps the dtype.")
+asinh = _function("asinh", "Inverse hyperbolic sine, at most 2 ulp from the exact value; keeps the dtype.")
+acosh = _function("acosh", "Inverse hyperbolic cosine, at most 3 ulp from the exact value; keeps the dtype.")
+atanh = _function("atanh", "Inverse hyperbolic tangent, at most 2 ulp from the exact value; keeps the dtype.")
 
 _FAST = "{}, which a target may approximate as its hardware does; the CPU targets compute T.{}."
 __exp2 = _function("__exp2", _FAST.format("2**x", "exp2"))
@@ -111,6 +118,32 @@ def pow_of_int(x: Any, y: int) -> Any:
 def fmod(x: Any, y: Any) -> Any:
     """x - trunc(x / y) * y, exact; has the sign of x; floats."""
     return math_call("fmod", "fmod", x, y)
+
+
+@surface
+def atan2(y: Any, x: Any) -> Any:
+    """The angle of the vector (x, y), from -pi to pi, at most 1.5 ulp from the exact value; floats."""
+    return math_call("atan2", "atan2", y, x)
+
+
+@surface
+def hypot(x: Any, y: Any) -> Any:
+    """sqrt(x * x + y * y) without overflow in between, at most 1 ulp from the exact value; floats."""
+    return math_call("hypot", "hypot", x, y)
+
+
+@surface
+def ldexp(x: Any, n: Any) -> Any:
+    """x * 2**n of a float and an integer, rounded once."""
+    steps = as_value(n, "T.ldexp: n")
+    if not steps.dtype.is_int:
+        raise error(
+            "ldexp-exponent", TileTypeError, f"T.ldexp: n is an integer, got {steps!r} ({steps.dtype})",
+            help='convert it: T.cast(n, "int32")',
+        )  # fmt: skip
+    dtype = number_operands("ldexp", x)[1]
+    bounded = clamp(cast(steps, "int64"), -4999, 4999)
+    return math_call("ldexp", "ldexp", x, cast(bounded, FLOAT32 if dtype.bits < 32 else dtype))
 
 
 @surface

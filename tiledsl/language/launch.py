@@ -131,10 +131,8 @@ def Persistent(
         return tile < total, lambda: coordinates(Value(current(what).let("tile", tile.typed)))
 
     def coordinates(tile: Value) -> tuple[Value, ...]:
-        first = tile // (outer * group_size) * group_size
-        width = Value(current(what).let("width", math.min(sizes[-1] - first, group_size).typed))
-        inside = tile - first * outer
-        found, rest = [first + inside % width], inside // width
+        last, rest = in_groups(tile, outer, sizes[-1], group_size)
+        found = [last]
         for n in reversed(sizes[1:-1]):
             found.append(rest % n)
             rest = rest // n
@@ -143,6 +141,15 @@ def Persistent(
     spec = LoopSpec.serial(what, (total + wave - 1) // wave)
     spec.decode = decode
     return spec
+
+
+def in_groups(tile: Value, outer: Any, inner: Any, group: int) -> tuple[Value, Value]:
+    """(coordinate below inner, coordinate below outer) of a tile's number, in an order that takes `group` inner ones
+    together: all outer ones for the first group, then for the next."""
+    first = tile // (outer * group) * group
+    width = Value(current("a schedule of tiles").let("width", math.min(inner - first, group).typed))
+    inside = tile - first * outer
+    return first + inside % width, inside // width
 
 
 @operation

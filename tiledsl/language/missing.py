@@ -10,11 +10,7 @@ from tiledsl.language.operation import not_yet
 
 __all__ = ["HARDWARE", "MISSING", "RANDOM", "Missing", "refused"]
 
-MISSING = frozenset(
-    """
-    PersistentTileScheduler gemm_sp
-    """.split()
-)
+MISSING = frozenset(["gemm_sp"])  # 2:4 sparse operands, in an order that the hardware's compressor makes
 
 # A closed list: what these do exists on some NVIDIA GPUs only, so no portable kernel contains it.
 _HARDWARE = {
@@ -27,6 +23,21 @@ _HARDWARE = {
     "PTX or C text": "call_intrin import_source ptx ptx_ldmatrix ptx_mma ptx_mma_sp ptx_stmatrix ptx_wgmma_rs "
     "ptx_wgmma_ss",
 }
+_FAMILIES = {  # names that begin so
+    "tcgen05_": "tensor memory",
+    "cluster_": "clusters of blocks and their distributed shared memory",
+    "clc_": "clusters of blocks and their distributed shared memory",
+    "ptx_": "PTX or C text",
+    "mma_": "matrix instructions by name",
+    "wgmma_": "matrix instructions by name",
+    "tvm_mma_": "matrix instructions by name",
+    "tvm_load_matrix_": "matrix instructions by name",
+    "tvm_store_matrix_": "matrix instructions by name",
+    "tvm_fill_fragment": "matrix instructions by name",
+    "call_llvm_": "PTX or C text",
+    "call_packed": "functions of another compiler's run time",
+    "tvm_stack_": "functions of another compiler's run time",
+}
 HARDWARE = {name: what for what, names in _HARDWARE.items() for name in names.split()}
 RANDOM = frozenset(["rng_init", "rng_rand", "rng_rand_float"])
 
@@ -37,7 +48,7 @@ def refused(name: str) -> bool:
 
 
 def _needs(name: str) -> str | None:
-    return "tensor memory" if name.startswith("tcgen05_") else HARDWARE.get(name)
+    return HARDWARE.get(name) or next((what for prefix, what in _FAMILIES.items() if name.startswith(prefix)), None)
 
 
 _HELP: dict[str, str] = {}

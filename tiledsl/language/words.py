@@ -1,4 +1,4 @@
-"""Loads and stores of 32 to 256 bits at once: T.ldg32 ... T.ldg256, T.stg32 ... T.stg256."""
+"""Several neighbouring elements at once: T.ldg32 ... T.ldg256, T.stg32 ... T.stg256, T.dp4a."""
 
 from __future__ import annotations
 
@@ -8,21 +8,18 @@ from typing import Any
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError
 from tiledsl.frontend.location import error
-from tiledsl.frontend.storage import BufferRef, Element, RegionRef, emit_store
+from tiledsl.frontend.storage import BufferRef, Cell, Element, RegionRef, emit_store
 from tiledsl.frontend.values import Value, Vector, describe, index_expr, lanes_of
 from tiledsl.language.casts import reinterpret
 from tiledsl.language.math import if_then_else
 from tiledsl.language.operation import operation
 
-__all__ = ["ldg128", "ldg256", "ldg32", "ldg64", "stg128", "stg256", "stg32", "stg64"]
+__all__ = ["address_of", "dp4a", "ldg128", "ldg256", "ldg32", "ldg64", "stg128", "stg256", "stg32", "stg64"]
 
 
 def _elements(name: str, place: Any, bits: int) -> list[Element]:
     """The elements that `bits` bits cover, from a place on."""
-    if isinstance(place, RegionRef):
-        place = Element(place.buffer, place.region.starts)
-    elif isinstance(place, BufferRef):
-        place = place[(0,) * place.ndim]
+    place = address_of(place) if isinstance(place, (RegionRef, BufferRef)) else place
     if not isinstance(place, Element) or place.dtype.is_bool or bits % place.dtype.bits:
         raise error(
             "word-place",
@@ -71,3 +68,32 @@ def _store(bits: int) -> Callable[..., Any]:
 
 ldg32, ldg64, ldg128, ldg256 = (_load(bits) for bits in (32, 64, 128, 256))
 stg32, stg64, stg128, stg256 = (_store(bits) for bits in (32, 64, 128, 256))
+
+
+@operation
+def dp4a(A: Any, B: Any, C: Any) -> None:
+    """C += A[0] * B[0] + ... + A[3] * B[3] in int32: A and B name the first of four 8-bit integers, C an element."""
+    a, b = (_elements("dp4a", x, 32) for x in (A, B))
+    to = address_of(C)
+    total = Value(to.typed)
+    for x, y in zip(a, b, strict=True):
+        total = total + Value(x.typed) * Value(y.typed)
+    emit_store(to.buffer, to.indices, total)
+
+
+@operation
+def address_of(place: Any) -> Any:
+    """An element, `A[i, j]`, as a place, for operations that take one: atomics, T.ldg32, T.dp4a, T.make_tensor ...
+
+    Of a buffer or slice: its first element.
+    """
+    if isinstance(place, RegionRef):
+        return Element(place.buffer, place.region.starts)
+    if isinstance(place, BufferRef):
+        return place[(0,) * place.ndim]
+    if not isinstance(place, (Element, Cell)):
+        raise error(
+            "no-address", TileTypeError, f"T.address_of: {describe(place)} lies nowhere in memory",
+            help="name an element: T.address_of(A[i, j])",
+        )  # fmt: skip
+    return place
