@@ -29,7 +29,6 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "compat",
         "torch",
         "bench",
-        "bench_threads",
         "demo",
         "doctor",
         "show",
@@ -39,9 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 FACADE = "tiledsl"  # tiledsl/__init__.py: above everything; only leaves may import it
 LEAVES = frozenset(FLOORS[6])
-TOOLS = frozenset(
-    {"testing", "bench", "bench_threads", "doctor", "show"}
-)  # leaves that look inside: their subject is the house itself
+TOOLS = frozenset({"testing", "bench", "doctor", "show"})  # leaves that look inside: their subject is the house itself
 # What a room may not see although it lies below: a backend gets finished IR and never asks where it came from.
 BLIND = {"backends": frozenset({"language", "frontend"})}
 # Rooms inside backends/, in order; a printer sees the lowering that feeds it, and not the other printer.

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from properties.support import agree, copies, run_reference
 
 import tiledsl
-import tiledsl.bench_threads as bench
+import tiledsl.bench.threads as bench
 from tiledsl.backends.cpu.grid_barriers import SplitGrid
 from tiledsl.backends.cpu.spread import SpreadThreads
 from tiledsl.interp import Options, run

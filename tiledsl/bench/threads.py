@@ -2,18 +2,15 @@
 
 # mypy: disable-error-code="no-untyped-def,valid-type"
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 import tiledsl
 import tiledsl.language as T
+from tiledsl.bench.job import Array, Job, Thunk
 
-__all__ = ["THREAD_JOBS", "block_histogram", "block_sums", "tiled_transpose"]
-
-Thunk = Callable[[], Any]
-Array = np.ndarray[Any, Any]
+__all__ = ["THREADS", "block_histogram", "block_sums", "tiled_transpose"]
 
 
 def block_sums(n: int, chunk: int, threads: int) -> Any:
@@ -106,36 +103,46 @@ def _histogram(a: Array, h: Array) -> None:
         h[a[i]] += 1
 
 
-def _contest(target: str | None, function: Any, plain: Any, given: tuple[Any, ...], out: Array) -> dict[str, Thunk]:
-    """Ours and Numba's, each with an output of its own behind what is given."""
+def _contest(target: str | None, function: Any, plain: Any, given: Array, out: Array) -> dict[str, Thunk]:
+    """Ours and Numba's, each with an output of its own; both start from zeros where they count."""
     import numba
 
-    kernel, loops = tiledsl.compile(function), numba.njit(plain)
-    other = out.copy()
-    return {"tiledsl": lambda: kernel(*given, out, target=target), "numba": lambda: loops(*given, other)}
+    kernel, loops, other = tiledsl.compile(function), numba.njit(plain), out.copy()
+
+    def ours() -> Any:
+        kernel(given, out, target=target)
+        return out
+
+    def with_numba() -> Any:
+        loops(given, other)
+        return other
+
+    return {"tiledsl": ours, "numba": with_numba}
 
 
 _N, _CHUNK = 1 << 20, 1024
 
 
-def _sum_job(target: str | None) -> dict[str, Thunk]:
-    a = np.random.default_rng(0).standard_normal(_N, dtype=np.float32)
-    return _contest(target, block_sums(_N, _CHUNK, 256), _sums, (a,), np.zeros(_N // _CHUNK, np.float32))
+def _sum_job(target: str | None, small: bool) -> dict[str, Thunk]:
+    n = 1 << 12 if small else _N
+    a = np.random.default_rng(0).standard_normal(n, dtype=np.float32)
+    return _contest(target, block_sums(n, _CHUNK, 256), _sums, a, np.zeros(n // _CHUNK, np.float32))
 
 
-def _transpose_job(target: str | None) -> dict[str, Thunk]:
-    a = np.random.default_rng(0).standard_normal((1024, 1024), dtype=np.float32)
-    return _contest(target, tiled_transpose(1024, 1024), _transpose, (a,), np.zeros_like(a))
+def _transpose_job(target: str | None, small: bool) -> dict[str, Thunk]:
+    n = 70 if small else 1024
+    a = np.random.default_rng(0).standard_normal((n, n), dtype=np.float32)
+    return _contest(target, tiled_transpose(n, n), _transpose, a, np.zeros_like(a))
 
 
-def _histogram_job(target: str | None) -> dict[str, Thunk]:
-    v = np.random.default_rng(0).integers(0, 256, _N).astype(np.int32)
-    return _contest(target, block_histogram(_N, 256, 8192, 256), _histogram, (v,), np.zeros(256, np.int32))
+def _histogram_job(target: str | None, small: bool) -> dict[str, Thunk]:
+    n = 1 << 14 if small else _N
+    v = np.random.default_rng(0).integers(0, 256, n).astype(np.int32)
+    return _contest(target, block_histogram(n, 256, 8192, 256), _histogram, v, np.zeros(256, np.int32))
 
 
-# name -> (operations, maker of the contestants)
-THREAD_JOBS: dict[str, tuple[float, Callable[[str | None], dict[str, Thunk]]]] = {
-    "threads-sum": (_N, _sum_job),
-    "threads-transpose": (_N, _transpose_job),
-    "threads-histogram": (_N, _histogram_job),
-}
+THREADS = (
+    Job("threads-sum", _sum_job, _N),
+    Job("threads-transpose", _transpose_job, _N),
+    Job("threads-histogram", _histogram_job, _N),
+)
