@@ -95,7 +95,7 @@ class Workspace:
 class Site:
     """A T.print or T.device_assert of compiled code: what the records in the debug ring mean.
 
-    kind     "print" | "assert"
+    kind     "print" | "assert" | "bounds"
     message  template with one {} per value shown (see `tiledsl.passes.explain_debug`)
     dtypes   of the words of a record
     shapes   of the values shown, in order; () is a scalar, which takes one word. Missing: all scalars.

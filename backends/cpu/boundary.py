@@ -64,9 +64,11 @@ def _atoms(body: tuple[ir.Stmt, ...]) -> Iterator[ir.Binary]:
     for n in walk(body):
         if isinstance(n, (ir.If, ir.IfThenElse, ir.Select)):
             yield from _conjuncts(n.cond)
+        elif isinstance(n, ir.Debug) and n.kind == "bounds":
+            yield from _conjuncts(n.values[0])
 
 
-def _conjuncts(e: ir.Expr) -> Iterator[ir.Binary]:
+def _conjuncts(e: ir.Node) -> Iterator[ir.Binary]:
     if isinstance(e, ir.Binary) and e.op == "and":
         yield from _conjuncts(e.a)
         yield from _conjuncts(e.b)
@@ -122,4 +124,6 @@ class _Assume(Rewriter):
     def stmt(self, s: ir.Stmt) -> ir.Stmt | tuple[ir.Stmt, ...]:
         if isinstance(s, ir.If) and s.cond == TRUE:
             return s.then
+        if isinstance(s, ir.Debug) and s.kind == "bounds" and s.values[0] == TRUE:
+            return ()
         return s

@@ -10,9 +10,9 @@ from tiledsl.dtypes import DType
 from .context import Context, Lane, get, put
 from .storage import held
 from .values import as_held, bool_mask, index, lazily, value, vector
-from .wide import BOOL, I64, LANES, TRUE, ZERO, add, i64, mul, narrow
+from .wide import BOOL, FALSE, I64, LANES, TRUE, ZERO, add, i64, mul, narrow
 
-__all__ = ["lane_atomic", "lane_for", "lane_leave", "lane_while", "leaves", "only_here"]
+__all__ = ["lane_atomic", "lane_bounds", "lane_for", "lane_leave", "lane_while", "leaves", "only_here"]
 
 Body = Callable[[Context, tuple[ir.Stmt, ...]], None]
 _MASK = BOOL.with_lanes(LANES)
@@ -134,6 +134,22 @@ def lane_atomic(cx: Context, s: ir.Atomic, lower: Callable[[Context, ir.Atomic],
     cx.emit(ir.For(number, ZERO, i64(LANES), i64(1), tuple(body)))
     if old is not None and s.result is not None:
         cx.env[s.result] = Lane(cx.let(s.result.name, ir.Load(old, (ZERO,), lane.mask, LANES, True)), None)
+
+
+def lane_bounds(cx: Context, s: ir.Debug, lower: Callable[[Context, ir.Debug], None]) -> None:
+    """A test of all lanes; where it fails, the first lane tells, as `lower` does it."""
+    lane, cond = cx.lane, s.values[0]
+    assert lane is not None and isinstance(cond, ir.Expr)
+    bad = cx.let("bad", ir.Binary("and", _mask(cx), ir.Unary("not", bool_mask(cx, value(cx, cond)))))
+    number = ir.Var("lane", I64)
+    with cx.when(any_lane(bad)), lazily(cx, bad):
+        shown = [_of_lane(cx, value(cx, v), v.dtype, number) for v in s.values[1:] if isinstance(v, ir.Expr)]
+        here = _spilled(cx, bad, number)
+        with cx.block() as body, cx.when(here):
+            cx.lane = None
+            lower(cx, s.replace(values=(FALSE, *shown)))
+            cx.lane = lane
+        cx.emit(ir.For(number, ZERO, i64(LANES), i64(1), tuple(body)))
 
 
 def _of_lane(cx: Context, v: Lane, t: DType, lane: ir.Var) -> ir.Var:

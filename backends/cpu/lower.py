@@ -15,7 +15,7 @@ from tiledsl.ir.walk import map_kernels, walk
 from .boundary import inline_integer_lets, split_boundary
 from .context import Context, Lane, get, put
 from .gemm import lower_gemm
-from .lane_loops import any_lane, lane_atomic, lane_for, lane_leave, lane_while, leaves, only_here
+from .lane_loops import any_lane, lane_atomic, lane_bounds, lane_for, lane_leave, lane_while, leaves, only_here
 from .nest import lower_parallel
 from .nibbles import encoded, holder, replaced
 from .pack import fill_panels, pack_copy
@@ -299,7 +299,8 @@ def _debug(cx: Context, s: ir.Debug) -> None:
     if s.kind == "assume":
         return
     if cx.lane is not None:
-        raise InternalError("a print inside vector code", s.loc)
+        lane_bounds(cx, s, _debug)
+        return
     values: list[ir.Expr | ir.Buffer] = []
     for x in s.values:
         if isinstance(x, ir.Buffer):

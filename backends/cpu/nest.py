@@ -224,4 +224,4 @@ class _Lanes:
             return self.threads and self.block(s.body)
         if isinstance(s, (ir.Break, ir.Continue)):
             return self.threads
-        return isinstance(s, ir.Debug) and s.kind == "assume"
+        return isinstance(s, ir.Debug) and s.kind in ("assume", "bounds")

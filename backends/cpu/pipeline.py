@@ -48,4 +48,4 @@ def cpu_pipeline() -> tuple[Pass, ...]:
     """
     threads = (PrivateLocals(), OrderShared(), SpreadThreads(), SplitGrid(), SpinWaits())
     first = (ExplainDebug(), *threads, Fold(), UnpackOperands(), HoistPacks())
-    return (*first, _ExpandUnpacked(), GuardBounds(), ApplyLayouts(), Fold(), Lower())
+    return (*first, _ExpandUnpacked(), GuardBounds(checked=True), ApplyLayouts(), Fold(), Lower())

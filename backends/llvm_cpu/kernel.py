@@ -306,7 +306,7 @@ class _KernelEmitter(ExpressionEmitter):
     def do_Debug(self, s: ir.Debug) -> None:
         if s.kind == "print":
             self.record(s, 0, s.values)
-        elif s.kind == "assert":
+        elif s.kind in ("assert", "bounds"):
             assert isinstance(s.values[0], ir.Expr)
             failed = self.b.not_(self.value(s.values[0]))
             with self.b.if_then(failed):

@@ -9,7 +9,7 @@ from llvmlite import ir as ll
 
 from tiledsl.backends.cpu.emit import convert, ring, values
 from tiledsl.backends.cpu.emit.expansion import emit_math
-from tiledsl.backends.numba_cpu.dialect import BOOL, I64, VOID, Kind, Op, Pointer
+from tiledsl.backends.numba_cpu.dialect import BOOL, I64, VOID, Kind, Literal, Op, Pointer
 from tiledsl.dtypes import DType
 from tiledsl.ir.intrinsics import INTRINSICS
 
@@ -32,7 +32,7 @@ def _waited(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) ->
 
 def _ring_write(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) -> None:
     """ring_write(context, kind, site, values ...): one record, dropped when there is no ring or no room."""
-    words = [ring.bits(b, k, v) for k, v in zip(kinds[3:], args[3:], strict=True)]
+    words = [_bits(b, (k,), result, (v,)) for k, v in zip(kinds[3:], args[3:], strict=True)]
     kind, site = (values.constant(I64, k.value) for k in kinds[1:3])
     place = ring.reserve(b, args[0], kind, site, len(words))
     with b.if_then(b.icmp_unsigned("!=", place, values.constant(I64, 0))):
@@ -48,7 +48,8 @@ def _ring_record(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any
 
 
 def _bits(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) -> Any:
-    return ring.bits(b, kinds[0], args[0])
+    kind = kinds[0]
+    return values.constant(I64, kind.value) if isinstance(kind, Literal) else ring.bits(b, kind, args[0])
 
 
 def _atomic(op: str, order: str) -> Op:

@@ -314,10 +314,11 @@ class _KernelPrinter(ExpressionPrinter):
         self.line(call if s.result is None else f"{self.name(s.result, s.result.name)} = {call}")
 
     def do_Debug(self, s: ir.Debug) -> None:
-        if s.kind not in ("print", "assert"):
+        fails = s.kind in ("assert", "bounds")
+        if not fails and s.kind != "print":
             return  # assume and breakpoint do nothing in compiled code
         values = s.values
-        if s.kind == "assert":
+        if fails:
             assert isinstance(values[0], ir.Expr)
             self.line(f"if not ({self.expr(values[0])}):")
             self.depth += 1
@@ -326,13 +327,13 @@ class _KernelPrinter(ExpressionPrinter):
         shapes = tuple(printable(v, s) if isinstance(v, ir.Buffer) else () for v in values)
         dtypes = [v.dtype.scalar for v, shape in zip(values, shapes, strict=True) for _ in range(math.prod(shape))]
         self.sites.append(Site(s.kind, s.message, tuple(dtypes), s.loc, shapes))
-        head = f"context, {0 if s.kind == 'print' else 1}, {site}"
+        head = f"context, {int(fails)}, {site}"
         if any(isinstance(v, ir.Buffer) for v in values):
             self.record(head, len(dtypes), values)
         else:
             texts = "".join(f", {self.expr(v)}" for v in values if isinstance(v, ir.Expr))
             self.line(f"{self.use('ring_write')}({head}{texts})")
-        if s.kind == "assert":
+        if fails:
             self.line("return 2")
             self.depth -= 1
 

@@ -318,6 +318,10 @@ class Facts(System):
             if b.is_const and b.const >= 0:
                 n = b.const + 1
                 return self._floormod(a, n) if n & (n - 1) == 0 else self._opaque(e, 0, b.const)
+            if b.is_const and b.const & -b.const == -b.const:  # the lowest bits become 0
+                return self._floordiv(a, -b.const).scale(-b.const)
+        if op in ("bitor", "bitxor") and min(self._range(a)[0], self._range(b)[0]) >= 0:
+            return self._opaque(e, 0, (1 << max(self._range(a)[1], self._range(b)[1]).bit_length()) - 1)
         if op in ("truncdiv", "truncmod") and self._range(a)[0] >= 0:
             op = op.replace("trunc", "floor")
         if op == "floordiv" and b.is_const and b.const > 0:

@@ -188,6 +188,11 @@ class System:
             return max(low, pick(a_low, b_low)), min(high, pick(a_high, b_high))
         return low, high
 
+    def contradictory(self) -> bool:
+        """True when nothing fulfils what is known, so that nobody gets here; False means unknown."""
+        empty = any(low > high for low, high in map(self._atom_range, self._bounds))
+        return empty or any(self._nonneg(known.scale(-1).shift(-1)) for known in self._known)
+
     def _nonneg(self, form: Linear) -> bool:
         """Proves form >= 0."""
         self._steps = _STEPS

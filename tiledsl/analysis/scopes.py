@@ -39,10 +39,14 @@ class ScopedRewriter(Rewriter):
 
         def one(kernel: Kernel) -> Kernel:
             self.facts = kernel_facts(function, kernel)
+            self.enter(kernel)
             body = self.visit_block(kernel.body)
             return kernel if body is kernel.body else kernel.replace(body=body)
 
         return map_kernels(one, function)
+
+    def enter(self, kernel: Kernel) -> None:
+        """Called before a kernel's body is visited."""
 
     @contextmanager
     def scope(self) -> Iterator[Facts]:
@@ -67,8 +71,8 @@ class ScopedRewriter(Rewriter):
         """What a statement lets the rest of its block know."""
         if isinstance(s, Let):
             self.facts.let(s.var, s.value)
-        elif isinstance(s, Debug) and s.kind == "assume":
-            for v in s.values:
+        elif isinstance(s, Debug) and s.kind in ("assume", "assert", "bounds"):
+            for v in s.values if s.kind == "assume" else s.values[:1]:
                 if isinstance(v, Expr):
                     self.facts.assume(v)
         elif isinstance(s, If):
@@ -109,14 +113,18 @@ class ScopedRewriter(Rewriter):
     def visit_expr(self, e: Expr) -> Expr:
         if isinstance(e, IfThenElse):
             cond = self.visit_expr(e.cond)
-            t = self.where(e.cond, True, self.visit_expr, e.t)
-            f = self.where(e.cond, False, self.visit_expr, e.f)
+            t = self.side(e.t, e.cond, cond, True)
+            f = self.side(e.f, e.cond, cond, False)
             return self.expr(self.shared(e, cond=cond, t=t, f=f))
         if isinstance(e, Binary) and e.op in ("and", "or") and not isinstance(e.b, Const):
             a = self.visit_expr(e.a)
-            b = self.where(e.a, e.op == "and", self.visit_expr, e.b)
+            b = self.side(e.b, e.a, a, e.op == "and")
             return self.expr(self.shared(e, a=a, b=b))
         return super().visit_expr(e)
+
+    def side(self, x: Expr, cond: Expr, visited: Expr, holds: bool) -> Expr:
+        """An operand that is evaluated only where the condition (visited: as rewritten) holds, or does not."""
+        return self.where(cond, holds, self.visit_expr, x)
 
     @staticmethod
     def shared(n: _N, **fields: object) -> _N:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tiledsl.errors import TileRuntimeError
+from tiledsl.errors import TileIndexError, TileRuntimeError
 from tiledsl.interp.scope import Env, Fn, Scope, of_lane
 from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.expr import Expr
@@ -37,6 +37,8 @@ class Debugs:
         cond_expr = s.values[0]
         assert isinstance(cond_expr, Expr)
         cond = self.expressions.compile(cond_expr)
+        if s.kind == "bounds":
+            return self._bounds(s, cond)
         report = self.scope.reporter(TileRuntimeError)
         what = "device_assert failed" if s.kind == "assert" else "T.assume does not hold"
         message = f"{what}: {s.message}" if s.message else what
@@ -49,6 +51,24 @@ class Debugs:
                     raise report(env, message, lane=tuple(int(i) for i in np.argwhere(bad)[0]))
             elif not c:
                 raise report(env, message)
+            return mask
+
+        return check
+
+    def _bounds(self, s: Debug, cond: Fn) -> Fn:
+        """A test that `guard_bounds` put in: its message is whole."""
+        shown = [self.expressions.compile(v) for v in s.values[1:] if isinstance(v, Expr)]
+        loc = self.scope.where
+
+        def check(env: Env, mask: Any) -> Any:
+            bad = np.asarray(
+                np.logical_not(cond(env, mask)) if mask is None else mask & np.logical_not(cond(env, mask))
+            )
+            if bad.any():
+                lane = np.argwhere(bad)[0]
+                values = [v if np.ndim(v) == 0 else of_lane(v, lane) for v in (f(env, mask) for f in shown)]
+                message, *notes, help = s.message.format(*values).split("\n")
+                raise TileIndexError(message, loc, tuple(notes), help)
             return mask
 
         return check

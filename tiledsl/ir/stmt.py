@@ -137,7 +137,9 @@ class Return(Stmt):
 
 @node
 class Debug(Stmt):
-    """kind "print": message and values; "assert": values[0] must hold; "breakpoint"; "assume": a promise."""
+    """kind "print": message and values; "assert": values[0] must hold; "breakpoint"; "assume": a promise;
+    "bounds": an access is in range if values[0] holds; message is a template (`explain_debug`) for the other
+    values, whose lines are what is wrong, notes, and help."""
 
     kind: str = attribute()
     values: tuple[Expr | Buffer, ...] = operand(default=())

@@ -34,7 +34,7 @@ _ATOMICS = frozenset("add max min and or xor exchange load store arrive".split()
 _ORDERS = frozenset("relaxed acquire release acq_rel seq_cst".split())
 _REDUCTIONS = frozenset("sum max min abssum absmax bitand bitor bitxor".split())
 _SYNCS = frozenset("block warp grid async".split())
-_DEBUGS = frozenset("print assert breakpoint assume".split())
+_DEBUGS = frozenset("print assert bounds breakpoint assume".split())
 
 
 def verify(function: S.Function) -> None:
@@ -196,7 +196,7 @@ class _Verifier(ExprChecker):
         self.require(s.kind in _DEBUGS, f"unknown debug statement {s.kind!r}")
         for v in s.values:
             self.known(v) if isinstance(v, Buffer) else self.value(v)
-        if s.kind in ("assert", "assume"):
+        if s.kind in ("assert", "bounds", "assume"):
             cond = s.values[0] if s.values else None  # explain_debug appends what an assert's message shows
             self.require(isinstance(cond, E.Expr), f"{s.kind} takes a condition")
             if isinstance(cond, E.Expr):

@@ -14,7 +14,7 @@ from tiledsl.ir.expr import Var
 from tiledsl.ir.stmt import Debug, For, Function, Kernel, Parallel, Stmt
 from tiledsl.ir.walk import map_kernels, walk
 
-__all__ = ["ExplainDebug"]
+__all__ = ["ExplainDebug", "escaped", "where"]
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,21 @@ def _inside(s: Stmt, loops: tuple[Var, ...]) -> Stmt:
     return s.replace(**changed) if changed else s
 
 
+def escaped(text: str) -> str:
+    """A template that shows the text as it is."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def where(loops: tuple[Var, ...]) -> str:
+    """The template's line for the values of loop and block variables, which are shown last."""
+    return "\nwhere " + ", ".join(f"{escaped(v.name)} = {{}}" for v in loops) if loops else ""
+
+
 def _debug(s: Debug, loops: tuple[Var, ...]) -> Debug:
-    message = s.message.replace("{", "{{").replace("}", "}}")
+    message = escaped(s.message)
     changed = s
     if s.kind == "print":
         changed = s.replace(message=" ".join([message] * bool(message) + ["{}"] * len(s.values)))
     elif s.kind == "assert":
-        where = "\nwhere " + ", ".join(f"{v.name} = {{}}" for v in loops) if loops else ""
-        changed = s.replace(values=(*s.values[:1], *loops), message=message + where)
+        changed = s.replace(values=(*s.values[:1], *loops), message=message + where(loops))
     return changed

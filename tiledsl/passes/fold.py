@@ -69,7 +69,7 @@ class _Folder(Rewriter):
             if any(build.is_const(n, 0) for n in s.extents) and all(build.droppable(n) for n in s.extents):
                 return ()
         elif isinstance(s, Debug):
-            if s.kind in ("assume", "assert") and len(s.values) == 1:
+            if (s.kind in ("assume", "assert") and len(s.values) == 1) or s.kind == "bounds":
                 held = s.values[0]
                 if isinstance(held, Const) and held.value is True:
                     return ()

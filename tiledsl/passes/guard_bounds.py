@@ -1,8 +1,9 @@
 """Out of range made explicit: after this pass every element access is in range, proved or guarded.
 
 A global load that is not provably in range becomes `load if in range else 0` (or the buffer's safe value), a
-global store or atomic becomes an `If`. Only what is not proved is tested. Accesses of block-local buffers are
-marked proved as they are: leaving them is the author's error, which the interpreter reports at the tile stage.
+global store or atomic becomes an `If`. Only what is not proved is tested. Leaving a block's own tile is the author's
+error: what provably does is refused here, what may is tested where `checked` asks for it, before the statement
+(`Debug("bounds")`, whose message is the interpreter's). The interpreter reports it by itself, at the tile stage.
 """
 
 from __future__ import annotations
@@ -11,42 +12,81 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tiledsl.analysis.scopes import ScopedRewriter
+from tiledsl.dtypes import as_dtype
+from tiledsl.errors import Loc, TileIndexError
 from tiledsl.ir import build
-from tiledsl.ir.buffer import Buffer
+from tiledsl.ir.buffer import Buffer, Region
 from tiledsl.ir.expr import Binary, Expr, IfThenElse, Load, Var
-from tiledsl.ir.stmt import Alloc, Atomic, Function, If, Let, Stmt, Store
+from tiledsl.ir.stmt import (
+    Alloc,
+    Atomic,
+    Break,
+    Debug,
+    For,
+    Function,
+    Gemm,
+    If,
+    Kernel,
+    Let,
+    Parallel,
+    Reduce,
+    ReducerOp,
+    Scan,
+    Stmt,
+    Store,
+    While,
+)
 from tiledsl.passes.expand_moves import bind_loads, range_tests
+from tiledsl.passes.explain_debug import escaped, where
 
 __all__ = ["GuardBounds"]
+
+_INT64 = as_dtype("int64")
+_HELP = "guard the access with an if, or enlarge the buffer"
+_REGION_HELP = "only T.copy clips: enlarge the buffer or shrink the region"
 
 
 @dataclass(frozen=True)
 class GuardBounds:
-    """The pass. Idempotent; expects `expand_moves` to have run (regions are not touched)."""
+    """The pass. Idempotent; expects `expand_moves` to have run (regions of copies are not touched).
+
+    checked: accesses of block-local buffers, and regions, that are not proved in range are tested at run time
+    """
 
     name: ClassVar[str] = "guard_bounds"
+    checked: bool = False
 
     def __call__(self, function: Function) -> Function:
-        return _Guard().run(function)
+        return _Guard(self.checked).run(function)
 
 
 class _Guard(ScopedRewriter):
-    def __init__(self) -> None:
+    def __init__(self, checked: bool) -> None:
+        self.checked = checked
         self.lets: list[Stmt] = []  # computed before the statement being rewritten
         self.lazy = 0  # inside an operand that may not be evaluated, or that is evaluated again
+        self.path: list[Expr] = []  # conditions any of which keeps the operand at hand from being evaluated
+        self.loops: tuple[Var, ...] = ()  # what the text of an error shows
+
+    def enter(self, kernel: Kernel) -> None:
+        self.loops = kernel.block_vars
 
     # -- statements ----------------------------------------------------------------------------------------
 
     def visit_stmt(self, s: Stmt) -> Stmt | tuple[Stmt, ...]:
-        outer, self.lets = self.lets, []
+        (outer, self.lets), loops = (self.lets, []), self.loops
+        if isinstance(s, (For, Parallel)):
+            self.loops += (s.var,) if isinstance(s, For) else s.vars
         new = self._store(s) if isinstance(s, Store) else super().visit_stmt(s)
-        lets, self.lets = self.lets, outer
+        lets, self.lets, self.loops = self.lets, outer, loops
         return (*lets, *(new if isinstance(new, tuple) else (new,))) if lets else new
 
     def _store(self, s: Store) -> Stmt:
         indices = tuple(self.visit_expr(i) for i in s.indices)
         if s.proved or s.buffer.scope != "global" or _is_vector(s):
             proved = s.proved or not _is_vector(s)
+            if proved and not s.proved:
+                indices = self._inside(s.buffer, indices, s.loc)
             return self.shared(s, indices=indices, value=self.visit_expr(s.value), proved=proved)
         indices = self._bound(indices)
         tests = range_tests(s.buffer, indices, self.facts)
@@ -62,11 +102,23 @@ class _Guard(ScopedRewriter):
         return store
 
     def stmt(self, s: Stmt) -> Stmt | tuple[Stmt, ...]:
-        return self._atomic(s) if isinstance(s, Atomic) else s
+        if isinstance(s, While) and self.lets:  # the condition's tests come before each evaluation
+            tests, self.lets = self.lets, []
+            leave = If(build.unary("not", s.cond), (Break(),), loc=s.loc)
+            return s.replace(cond=build.TRUE, body=(*tests, leave, *s.body))
+        if isinstance(s, Atomic):
+            return self._atomic(s)
+        if isinstance(s, ReducerOp) and s.indices:
+            return self.shared(s, indices=self._inside(s.buffer, s.indices, s.loc))
+        if isinstance(s, Gemm):
+            self._regions("gemm", s.loc, s.a, s.b, s.c)
+        elif isinstance(s, (Reduce, Scan)):
+            self._regions("reduce" if isinstance(s, Reduce) else "scan", s.loc, s.src, s.dst)
+        return s
 
     def _atomic(self, s: Atomic) -> Stmt | tuple[Stmt, ...]:
         if s.buffer.scope != "global":
-            return s
+            return self.shared(s, indices=self._inside(s.buffer, s.indices, s.loc))
         s = self.shared(s, indices=self._bound(s.indices))
         tests = range_tests(s.buffer, s.indices, self.facts)
         if not tests:
@@ -98,11 +150,18 @@ class _Guard(ScopedRewriter):
         finally:
             self.lazy -= 1
 
+    def side(self, x: Expr, cond: Expr, visited: Expr, holds: bool) -> Expr:
+        self.path.append(build.unary("not", visited) if holds else visited)
+        try:
+            return super().side(x, cond, visited, holds)
+        finally:
+            self.path.pop()
+
     def expr(self, e: Expr) -> Expr:
         if not isinstance(e, Load) or e.proved or _is_vector(e):
             return e
         if e.buffer.scope != "global":
-            return self.shared(e, proved=True)
+            return self.shared(e, indices=self._inside(e.buffer, e.indices, e.loc), proved=True)
         e = self.shared(e, indices=self._bound(e.indices), proved=True)
         tests = range_tests(e.buffer, e.indices, self.facts)
         if not tests:
@@ -114,6 +173,46 @@ class _Guard(ScopedRewriter):
         evaluation. Where the access may not happen at all they stay: reading twice in one expression gives the
         same value."""
         return indices if self.lazy else bind_loads(indices, "at", self.lets, self.facts)
+
+    # -- what the author has to keep in range ------------------------------------------------------------------
+
+    def _inside(self, buffer: Buffer, indices: tuple[Expr, ...], loc: Loc | None) -> tuple[Expr, ...]:
+        """The indices of an element of a block's own tile."""
+        if self.checked and range_tests(buffer, indices, self.facts):
+            indices = self._bound(indices)
+            name = escaped(buffer.name)
+            text = f"{name}[{', '.join(['{}'] * buffer.rank)}] is out of range: {name} is {buffer.dtype} of shape "
+            tests = range_tests(buffer, indices, self.facts)
+            self._test(tests, f"{text}{buffer.const_shape}", indices, buffer, loc, _HELP)
+        return indices
+
+    def _regions(self, what: str, loc: Loc | None, *regions: Region) -> None:
+        """What a tile operation touches lies in its tiles (those in global memory are the compiler's own)."""
+        for r in [r for r in regions if self.checked and r.buffer.scope != "global"]:
+            for axis, (start, extent, size) in enumerate(zip(r.starts, r.extents, r.buffer.shape, strict=True)):
+                first, count, n = (build.cast(e, _INT64) for e in (start, extent, size))
+                end = build.add(first, count)
+                tests = [t for t in (build.ge(first, 0), build.le(end, n)) if not self.facts.prove(t)]
+                text = f"{what}: {escaped(r.buffer.name)}[{{}}:{{}}] is out of range on axis {axis} of {{}}"
+                self._test(tests, text, (first, end, n), r.buffer, loc, _REGION_HELP)
+
+    def _test(
+        self, tests: list[Expr], text: str, shown: tuple[Expr, ...], buffer: Buffer, loc: Loc | None, help: str
+    ) -> None:
+        """Tests before the statement, where it happens. text: a template (`explain_debug`) for what is shown."""
+        if not tests:
+            return
+        notes = (f"{buffer.name} was allocated at {buffer.loc}",) if buffer.loc else ()
+        if any(self.facts.prove(t, False) for t in tests) and not self.facts.contradictory():
+            ranges = [self.facts.interval(e) for e in shown]
+            values = [str(low) if low == high else f"{low}...{high}" for low, high in ranges]
+            raise TileIndexError(text.format(*values), loc, notes, help)
+        cond = build.all_of(tests)
+        for skipped in reversed(self.path):
+            cond = build.binary("or", skipped, cond)
+        message = text + where(self.loops) + "".join(f"\n{escaped(line)}" for line in (*notes, help))
+        self.lets.append(Debug("bounds", (cond, *shown, *self.loops), message, loc=loc))
+        self.facts.assume(cond)
 
 
 def _is_vector(n: Load | Store) -> bool:

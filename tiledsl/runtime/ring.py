@@ -17,7 +17,7 @@ import numpy as np
 from tiledsl import config
 from tiledsl.backend import Site
 from tiledsl.dtypes import DType
-from tiledsl.errors import TileRuntimeError
+from tiledsl.errors import TileIndexError, TileRuntimeError
 
 __all__ = ["Ring"]
 
@@ -29,7 +29,9 @@ class Ring:
 
     def __init__(self, sites: Sequence[Site]) -> None:
         self.sites = sites
-        self.capacity = config.PRINT_BUFFER.get()
+        longest = max([len(s.dtypes) for s in sites], default=0)
+        # One failure is enough: what does not print needs room for one record.
+        self.capacity = config.PRINT_BUFFER.get() if self.prints else _FIRST + 3 + longest
         self.words = (ctypes.c_int64 * self.capacity)()
         self.address = ctypes.addressof(self.words)
         self.reset()
@@ -49,6 +51,8 @@ class Ring:
             if not 0 <= count <= end - at - 3 or not 0 <= site < len(self.sites):
                 return  # a record cut off by a full ring
             found = self.sites[site]
+            if count != len(found.dtypes):
+                return  # the room of one that found none
             bits = self.words[at + 3 : at + 3 + count]
             yield found, shown(found, bits)
             at += 3 + count
@@ -63,6 +67,9 @@ class Ring:
             if site.kind == "print":
                 print(text)
                 continue
+            if site.kind == "bounds":
+                text, *notes, help = text.split("\n")
+                raise TileIndexError(text, site.loc, tuple(notes), help)
             text, _, where = text.rpartition("\n") if "\n" in text else (text, "", "")
             raise TileRuntimeError(
                 f"device_assert failed{': ' if text else ''}{text}", site.loc, (where,) if where else ()
