@@ -42,7 +42,7 @@ from tiledsl.ir.stmt import (
 from tiledsl.ir.walk import map_kernels, walk
 from tiledsl.passes.expand_moves import MoveWriter
 
-__all__ = ["ExpandThreads", "thread_number"]
+__all__ = ["ExpandThreads", "combine", "serial_reduce", "serial_scan", "thread_number", "turns"]
 
 _INT32 = as_dtype("int32")
 _PARTIALS = 16  # language.md 0.10
@@ -98,7 +98,7 @@ class _Writer(MoveWriter):
                 s.loc,
                 help="multiply tiles of the block, in shared memory or fragments",
             )
-        return _reduce(s) if isinstance(s, Reduce) else _scan(s)
+        return serial_reduce(s) if isinstance(s, Reduce) else serial_scan(s)
 
     # -- T.Parallel --------------------------------------------------------------------------------------
 
@@ -142,21 +142,21 @@ class _Writer(MoveWriter):
             value = rest if v is s.vars[0] else build.floormod(rest, extent)
             lets.append(Let(v, build.cast(value, v.type), loc=s.loc))
             rest = build.floordiv(rest, extent)
-        body = If(build.lt(flat, size), (*lets, *_turns(s.body)), loc=s.loc)
-        turns = build.ceildiv(size, build.cast(count, dtype))
+        body = If(build.lt(flat, size), (*lets, *turns(s.body)), loc=s.loc)
+        rounds = build.ceildiv(size, build.cast(count, dtype))
         loop = For(
-            step, build.zero(dtype), turns, build.const(1, dtype), (Let(flat, first, loc=s.loc), body), loc=s.loc
+            step, build.zero(dtype), rounds, build.const(1, dtype), (Let(flat, first, loc=s.loc), body), loc=s.loc
         )
         return (*before, loop)
 
 
-def _turns(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+def turns(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
     """The body with what ends an iteration of a T.Parallel as what ends a turn of a loop."""
 
     def one(s: Stmt) -> Stmt:
         if isinstance(s, Break):
             return Continue(loc=s.loc)
-        return s.replace(then=_turns(s.then), orelse=_turns(s.orelse)) if isinstance(s, If) else s
+        return s.replace(then=turns(s.then), orelse=turns(s.orelse)) if isinstance(s, If) else s
 
     return tuple(map(one, body))
 
@@ -194,7 +194,7 @@ def _identity(op: str, acc: DType) -> Const:
     return build.const(0 if op == "absmax" else high if op == "min" else low, acc)
 
 
-def _combine(op: str, a: Expr, b: Expr, propagate: bool) -> Expr:
+def combine(op: str, a: Expr, b: Expr, propagate: bool) -> Expr:
     operator = {"sum": "add", "abssum": "add", "absmax": "max"}.get(op, op)
     value: Expr = Binary(operator, a, b)
     if propagate and a.dtype.is_float and operator in ("max", "min"):
@@ -203,7 +203,7 @@ def _combine(op: str, a: Expr, b: Expr, propagate: bool) -> Expr:
     return value
 
 
-def _reduce(s: Reduce) -> tuple[Stmt, ...]:
+def serial_reduce(s: Reduce) -> tuple[Stmt, ...]:
     """16 interleaved partials along the axis, combined 8-4-2-1; the old value joins last."""
     length = s.src.extents[s.axis]
     if not isinstance(length, Const) or length.value < 1:
@@ -217,7 +217,7 @@ def _reduce(s: Reduce) -> tuple[Stmt, ...]:
     if s.op in ("abssum", "absmax"):
         value = Unary("abs", value)
     at = build.floormod(j, _PARTIALS)
-    joined = Store(part, (at,), _combine(s.op, Load(part, (at,)), value, s.nan_propagate), loc=s.loc)
+    joined = Store(part, (at,), combine(s.op, Load(part, (at,)), value, s.nan_propagate), loc=s.loc)
     fresh = Store(part, (at,), value, loc=s.loc)
     body: list[Stmt] = [
         Alloc(part, loc=s.loc),
@@ -227,22 +227,22 @@ def _reduce(s: Reduce) -> tuple[Stmt, ...]:
     for half in (8, 4, 2, 1):
         for k in range(max(0, have - half)):
             a, b = (Load(part, (build.const(x, _INT32),)) for x in (k, k + half))
-            body.append(Store(part, a.indices, _combine(s.op, a, b, s.nan_propagate), loc=s.loc))
+            body.append(Store(part, a.indices, combine(s.op, a, b, s.nan_propagate), loc=s.loc))
         have = min(have, half)
     total: Expr = Load(part, (build.zero(_INT32),))
     if acc.is_float and s.op in ("max", "min", "absmax"):
-        total = _combine(s.op, _identity(s.op, acc), total, s.nan_propagate)  # of NaN alone
+        total = combine(s.op, _identity(s.op, acc), total, s.nan_propagate)  # of NaN alone
     slots: list[Var | None] = list(kept)
     if len(s.dst.extents) < len(kept):
         slots.pop(s.axis)
     place = _indices(s.dst, slots or [None] * len(s.dst.starts))
     old = build.cast(Load(s.dst.buffer, place, loc=s.loc), acc)
-    total = build.if_then_else(s.clear, total, _combine(s.op, old, total, s.nan_propagate))
+    total = build.if_then_else(s.clear, total, combine(s.op, old, total, s.nan_propagate))
     body.append(Store(s.dst.buffer, place, build.cast(total, s.dst.buffer.dtype), loc=s.loc))
     return _around(kept, s.src, tuple(body), s)
 
 
-def _scan(s: Scan) -> tuple[Stmt, ...]:
+def serial_scan(s: Scan) -> tuple[Stmt, ...]:
     """The running value along the axis, one element after the other."""
     acc = _wide(s.dst.buffer.dtype)
     kept = [None if k == s.axis else Var(f"i{k}", e.dtype) for k, e in enumerate(s.src.extents)]
@@ -254,7 +254,7 @@ def _scan(s: Scan) -> tuple[Stmt, ...]:
     where = Var("at", extent.dtype)
     index = [where if k == s.axis else v for k, v in enumerate(kept)]
     value = build.cast(Load(s.src.buffer, _indices(s.src, index), loc=s.loc), acc)
-    joined = _combine(s.op, Load(run, at), value, False)
+    joined = combine(s.op, Load(run, at), value, False)
     if s.op == "sum":  # a sum starts with its first value: +0 would change -0
         joined = build.if_then_else(Binary("eq", j, build.zero(j.type)), value, joined)
     out = Store(s.dst.buffer, _indices(s.dst, index), build.cast(Load(run, at), s.dst.buffer.dtype), loc=s.loc)

@@ -19,6 +19,7 @@ from tiledsl.ir.stmt import (
     Atomic,
     Collective,
     Copy,
+    Debug,
     Fill,
     For,
     Function,
@@ -38,7 +39,6 @@ from tiledsl.ir.walk import map_kernels, walk, writes
 
 __all__ = ["OrderShared"]
 
-_SHARED = ("shared", "fragment")
 _BY_BLOCK = (Parallel, Copy, Fill, Gemm, Reduce, Scan)
 # (kind of access "r", "w" or "a", indices; None: anywhere)
 _Access = tuple[str, tuple[Expr, ...] | None]
@@ -47,15 +47,20 @@ _Pending = dict[Buffer, frozenset[_Access]]
 
 @dataclass(frozen=True)
 class OrderShared:
-    """The pass; kernels that do not look at their threads stay as they are."""
+    """The pass; kernels that do not look at their threads stay as they are.
+
+    tiles: threads do tile operations as well, which therefore are no barriers; fragments are registers.
+    """
 
     name: ClassVar[str] = "order_shared"
+    tiles: bool = False
 
     def __call__(self, function: Function) -> Function:
         def one(kernel: Kernel) -> Kernel:
-            if not thread_level(kernel):
+            alone = all(isinstance(n, Const) and n.value == 1 for n in kernel.threads)
+            if alone if self.tiles else not thread_level(kernel):
                 return kernel
-            body, _ = _Orderer(kernel).block(kernel.body, {})
+            body, _ = _Orderer(kernel, self.tiles).block(kernel.body, {})
             return kernel if body == kernel.body else kernel.replace(body=body)
 
         return map_kernels(one, function)
@@ -64,7 +69,9 @@ class OrderShared:
 class _Orderer:
     """pending: accesses since the last barrier, by the buffer that owns the storage."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, tiles: bool = False) -> None:
+        self.scopes = ("shared", "global") if tiles else ("shared", "fragment")
+        self.by_block = () if tiles else _BY_BLOCK
         self.found = varying(kernel.body, kernel.thread_vars)
         extents = zip(kernel.thread_vars, kernel.threads, strict=True)
         self.threads = {v: n.value if isinstance(n, Const) else None for v, n in extents}
@@ -88,6 +95,9 @@ class _Orderer:
                 out, pending = self._before(s, out, pending, self._accesses(test))
                 inner, after = self.block(body_of, pending)
                 inner, after = self.block(inner, _merge(pending, _carried(after, s)))  # round after round
+                if isinstance(s, While):  # the next round's test
+                    last, after = self._before(s, list(inner), after, self._accesses(test))
+                    inner = tuple(last)
                 out.append(s if inner == s.body else s.replace(body=inner))
                 pending = _merge(pending, _carried(after, s))
             elif isinstance(s, If) and not self.found.expr(s.cond):
@@ -108,11 +118,10 @@ class _Orderer:
             return [*out, Sync("block", loc=s.loc)], own
         return out, _merge(pending, own)
 
-    @staticmethod
-    def _meets(s: Stmt) -> bool:
+    def _meets(self, s: Stmt) -> bool:
         if isinstance(s, Sync):
             return s.scope in ("block", "grid") and s.count is None
-        return isinstance(s, _BY_BLOCK) or (isinstance(s, Collective) and s.scope == "block" and bool(s.args))
+        return isinstance(s, self.by_block) or (isinstance(s, Collective) and s.scope == "block" and bool(s.args))
 
     def _together(self, s: For | While) -> bool:
         """All threads go through the same rounds."""
@@ -126,7 +135,7 @@ class _Orderer:
         found: dict[Buffer, set[_Access]] = {}
 
         def note(b: Buffer, kind: str, indices: tuple[Expr, ...] | None) -> None:
-            if b.root.scope in _SHARED:
+            if b.root.scope in self.scopes:
                 own = indices is not None and b is b.root and self._own(indices)
                 found.setdefault(b.root, set()).add((kind, indices if own else None))
 
@@ -143,6 +152,9 @@ class _Orderer:
                 elif isinstance(n, Stmt):
                     for b in writes(n):
                         note(b, "w", None)
+                    for value in n.values if isinstance(n, Debug) else ():
+                        if isinstance(value, Buffer):
+                            note(value, "r", None)
         return {b: frozenset(accesses) for b, accesses in found.items()}
 
     def _own(self, indices: tuple[Expr, ...]) -> bool:

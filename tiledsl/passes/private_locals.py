@@ -27,23 +27,26 @@ class PrivateLocals:
     """The pass; where thread indices are looked at, arrays belong to threads, and it changes nothing."""
 
     name: ClassVar[str] = "private_locals"
+    variables: bool = False  # variables as well, for lowerings in which iterations belong to different threads
 
     def __call__(self, function: Function) -> Function:
-        return map_kernels(lambda k: k if thread_level(k) else _kernel(k), function)
+        return map_kernels(lambda k: k if thread_level(k) else self._kernel(k), function)
 
-
-def _kernel(kernel: Kernel) -> Kernel:
-    body = _Nests().visit_block(kernel.body)
-    return kernel if body is kernel.body else kernel.replace(body=body)
+    def _kernel(self, kernel: Kernel) -> Kernel:
+        body = _Nests(("local", "var") if self.variables else ("local",)).visit_block(kernel.body)
+        return kernel if body is kernel.body else kernel.replace(body=body)
 
 
 class _Nests(Rewriter):
+    def __init__(self, scopes: tuple[str, ...]) -> None:
+        self.scopes = scopes
+
     def stmt(self, s: Stmt) -> Stmt:
         if not isinstance(s, Parallel):
             return s
         inside = {n.buffer for n in walk(s.body) if isinstance(n, Alloc)}
         touched = {b.root: None for n in walk(s.body) if isinstance(n, Stmt) for b in writes(n)}
-        arrays = [b for b in touched if b.scope == "local" and b not in inside and b.const_shape is not None]
+        arrays = [b for b in touched if b.scope in self.scopes and b not in inside and b.const_shape is not None]
         views = {n.root for n in walk(s.body) if isinstance(n, Buffer) and n.alias_of is not None}
         body = s.body
         for b in arrays:

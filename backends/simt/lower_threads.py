@@ -1,0 +1,285 @@
+"""From tiles to threads: nests become loops of each thread over its registers or turns, products and row reductions are
+done in registers, and what the block does once is done by one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tiledsl import ir
+from tiledsl.analysis.uniformity import varying
+from tiledsl.dtypes import promote
+from tiledsl.errors import InternalError, TileNotImplementedError
+from tiledsl.ir import build
+from tiledsl.ir.build import INT32
+from tiledsl.ir.walk import Rewriter, map_kernels, walk
+from tiledsl.passes.expand_threads import thread_number, turns
+
+from .fragment import Axis, ThreadGrid, replicas
+from .layout import infer, plain
+from .place import thread_count
+
+__all__ = ["Lowering", "LowerThreads", "count"]
+
+
+@dataclass(frozen=True)
+class LowerThreads:
+    """The pass; expects `place_fragments`, and barriers between the operations."""
+
+    name: ClassVar[str] = "lower_threads"
+
+    def __call__(self, function: ir.Function) -> ir.Function:
+        lowered = map_kernels(lambda k: Lowering(k).run(), function)
+        return lowered.replace(stage="thread")
+
+
+def count(v: ir.Var, n: int | ir.Expr, body: Iterable[ir.Stmt], s: ir.Stmt, kind: str = "serial") -> ir.For:
+    """A loop of v from 0 below n."""
+    stop = n if isinstance(n, ir.Expr) else build.const(n, v.type)
+    return ir.For(v, build.zero(v.type), stop, build.const(1, v.type), tuple(body), kind, loc=s.loc)
+
+
+class Lowering:
+    """The lowering of one kernel.
+
+    thread     number of the thread in its block, int32
+    registers  what holds a fragment's elements: a `local` buffer with one axis per axis of the fragment
+    """
+
+    def __init__(self, kernel: ir.Kernel) -> None:
+        self.kernel = kernel
+        self.threads = thread_count(kernel)
+        self.varying = varying(kernel.body, kernel.thread_vars)
+        self.layouts = infer(kernel, ThreadGrid.fma(self.threads))
+        if self.layouts.shared:
+            names = ", ".join(b.name for b in self.layouts.shared)
+            raise InternalError(f"fragments without a layout: {names}", kernel.loc)
+        number, _ = thread_number(kernel)
+        self.prologue: list[ir.Stmt] = []
+        if self.threads == 1:
+            self.thread: ir.Expr = build.zero(INT32)
+        elif isinstance(number, ir.Var):
+            self.thread = number
+        else:
+            self.thread = ir.Var("thread", INT32)
+            self.prologue.append(ir.Let(self.thread, number))
+        self.registers = {
+            b: ir.Buffer(
+                b.name, b.dtype, tuple(build.const(max(a.registers, 1), INT32) for a in axes), "local", loc=b.loc
+            )
+            for b, axes in self.layouts.fragments.items()
+        }
+
+        self.multiplied = {n.c.buffer for n in walk(kernel.body) if isinstance(n, ir.Gemm)}
+
+    def run(self) -> ir.Kernel:
+        body = self.block(self.kernel.body)
+        return self.kernel.replace(body=(*self.prologue, *body))
+
+    # -- statements ----------------------------------------------------------------------------------------------
+
+    def block(self, body: Sequence[ir.Stmt]) -> tuple[ir.Stmt, ...]:
+        out: list[ir.Stmt] = []
+        for s in body:
+            out += self.stmt(s)
+        return tuple(out)
+
+    def stmt(self, s: ir.Stmt) -> list[ir.Stmt]:
+        from .products import lower_gemm
+        from .rows import lower_reduce
+
+        if isinstance(s, (ir.Parallel, ir.Gemm, ir.Reduce)):
+            if self.varying.partial(s):
+                raise TileNotImplementedError(
+                    "a tile operation by a part of the block's threads is not supported on GPUs yet",
+                    s.loc,
+                    help="move it out of the branch, so that all threads of the block come to it",
+                )
+            if isinstance(s, ir.Parallel):
+                return self.register_nest(s) if self.touches(s) else self.flat_nest(s)
+            return lower_gemm(self, s) if isinstance(s, ir.Gemm) else lower_reduce(self, s)
+        if isinstance(s, ir.Alloc):
+            return self._alloc(s)
+        changes = {n: self.block(getattr(s, n)) for n in ("body", "then", "orelse") if hasattr(s, n)}
+        s = s.replace(**changes) if changes else s
+        new = _Body(self, {}, None).shallow(s)
+        if self.threads > 1 and self._once(s):
+            return [ir.If(build.eq(self.thread, 0), (new,), loc=s.loc)]
+        return [new]
+
+    def _alloc(self, s: ir.Alloc) -> list[ir.Stmt]:
+        b = s.buffer
+        if b in self.registers:
+            return [ir.Alloc(self.registers[b], loc=s.loc), *self._cleared(b, s)]
+        if b.scope == "fragment":
+            raise InternalError(f"fragment {b.name} has no layout", s.loc)
+        if b.scope == "shared" and b.alias_of is None:
+            if b.const_shape is None:
+                raise TileNotImplementedError(
+                    f"{b.name} has a shape that is known only at run time: on GPUs tiles have constant shapes",
+                    s.loc or b.loc,
+                    help="use Python numbers, or T.const symbols, for the shapes of tiles",
+                )
+            self.prologue.insert(0, s)
+            return []
+        return [s]
+
+    def _cleared(self, b: ir.Buffer, s: ir.Stmt) -> list[ir.Stmt]:
+        """Accumulators whose registers stand for more than the tile: all are multiplied, so all have values."""
+        own = self.registers[b]
+        if b not in self.multiplied or not any(a.padded for a in self.layouts.fragments[b]):
+            return []
+        at = tuple(ir.Var(f"r{d}", INT32) for d in range(own.rank))
+        store = ir.Store(own, at, build.zero(b.dtype), proved=True, loc=s.loc)
+        return self.nested(
+            [(v, e.value) for v, e in zip(at, own.shape, strict=True) if isinstance(e, ir.Const)], (store,), s
+        )
+
+    def _once(self, s: ir.Stmt) -> bool:
+        """The block does it as if once: all threads come to it with the same values, and others see it."""
+        if self.varying.partial(s) or any(self.varying.expr(e) for e in _values(s)):
+            return False
+        if isinstance(s, ir.Store):
+            return s.buffer.root.scope in ("shared", "global")
+        if isinstance(s, ir.Atomic):
+            return s.result is None and s.op != "arrive"
+        return isinstance(s, ir.Debug) and s.kind != "assume"
+
+    def touches(self, s: ir.Stmt) -> bool:
+        """Some fragment in registers is touched."""
+        return any(isinstance(n, ir.Buffer) and n in self.registers for n in walk(s))
+
+    # -- nests -----------------------------------------------------------------------------------------------------
+
+    def flat_nest(self, s: ir.Parallel) -> list[ir.Stmt]:
+        """Iteration f of the flattened nest is done by thread f % threads, in turn f // threads."""
+        dtype = INT32
+        for e in s.extents:
+            dtype = promote(dtype, e.dtype)
+        size: ir.Expr = build.const(1, dtype)
+        for e in s.extents:
+            size = build.mul(size, build.cast(e, dtype))
+        body: tuple[ir.Stmt, ...] = tuple(turns(s.body))
+        rest: ir.Expr
+        thread = build.cast(self.thread, dtype)
+        if isinstance(size, ir.Const) and size.value <= self.threads:
+            step, flat = None, thread
+        else:
+            step = ir.Var("turn", dtype)
+            flat = build.add(build.mul(step, self.threads), thread)
+        name = ir.Var("f", dtype)
+        whole = isinstance(size, ir.Const) and size.value % self.threads == 0
+        rest, lets = name, []
+        for at, (v, e) in reversed(list(enumerate(zip(s.vars, s.extents, strict=True)))):
+            extent = build.cast(e, dtype)
+            value = rest if at == 0 else build.binary("truncmod", rest, extent)
+            lets.append(ir.Let(v, build.cast(value, v.type), loc=s.loc))
+            rest = build.binary("truncdiv", rest, extent)
+        inner: tuple[ir.Stmt, ...] = (*lets, *body)
+        if not whole:
+            inner = (ir.If(build.lt(name, size), inner, loc=s.loc),)
+        inner = (ir.Let(name, flat, loc=s.loc), *inner)
+        if step is None:
+            # what ends an iteration ends the loop of one round
+            return [count(ir.Var("turn", dtype), 1, inner, s)] if _leaves(body) else list(inner)
+        number = build.binary("truncdiv", build.add(size, self.threads - 1), self.threads)
+        return [count(step, number, inner, s)]
+
+    def register_nest(self, s: ir.Parallel) -> list[ir.Stmt]:
+        """Each thread goes over the registers that the nest's axes give it."""
+        axes = {v: self.layouts.nests[v] for v in s.vars}
+        guard = replicas(axes.values(), self.thread, self.threads)
+        loops, lets, tests, held = self.over(axes)
+        body = _Body(self, held, guard).visit_block(tuple(turns(s.body)))
+        inner: tuple[ir.Stmt, ...] = body
+        if tests:
+            inner = (ir.If(build.all_of(tests), inner, loc=s.loc),)
+        inner = (*lets, *inner)
+        if not loops:
+            if _leaves(body):
+                return [count(ir.Var("turn", INT32), 1, inner, s)]
+            return list(inner)
+        return self.nested(loops, inner, s)
+
+    def over(
+        self, axes: dict[ir.Var, Axis]
+    ) -> tuple[list[tuple[ir.Var, int]], list[ir.Stmt], list[ir.Expr], dict[ir.Var, ir.Expr]]:
+        """Loops over the registers of axes: (register variables and their numbers, lets of the indices, the tests that
+        indices exist, the register of each axis)."""
+        loops: list[tuple[ir.Var, int]] = []
+        lets: list[ir.Stmt] = []
+        tests: list[ir.Expr] = []
+        held: dict[ir.Var, ir.Expr] = {}
+        for v, axis in axes.items():
+            register: ir.Expr = build.zero(INT32)
+            if axis.registers != 1:
+                register = ir.Var(f"r_{v.name}", INT32)
+                loops.append((register, axis.registers))
+            held[v] = register
+            lets.append(ir.Let(v, build.cast(axis.index(self.thread, register), v.type)))
+            if axis.padded:
+                tests.append(build.lt(v, axis.extent))
+        return loops, lets, tests, held
+
+    def nested(self, loops: Sequence[tuple[ir.Var, int]], body: Iterable[ir.Stmt], s: ir.Stmt) -> list[ir.Stmt]:
+        inner = tuple(body)
+        for v, n in reversed(loops):
+            inner = (count(v, n, inner, s, "unroll"),)
+        return list(inner)
+
+    def element(self, b: ir.Buffer, indices: Sequence[ir.Expr], held: dict[ir.Var, ir.Expr]) -> tuple[ir.Expr, ...]:
+        """The register of an element of a fragment."""
+        found: list[ir.Expr] = []
+        for axis, e in zip(self.layouts.fragments[b], indices, strict=True):
+            v = plain(e)
+            if axis.extent == 1:
+                found.append(build.zero(INT32))
+            else:
+                found.append(held[v] if v is not None and v in held else e)
+        return tuple(found)
+
+
+class _Body(Rewriter):
+    """The statements of one iteration, as its thread does them. held: the registers of the nest's variables; guard:
+    the condition that picks one of several threads that do the same iteration."""
+
+    def __init__(self, lowering: Lowering, held: dict[ir.Var, ir.Expr], guard: ir.Expr | None) -> None:
+        self.lowering, self.held, self.guard = lowering, held, guard
+
+    def expr(self, e: ir.Expr) -> ir.Expr:
+        if isinstance(e, ir.Load) and e.buffer in self.lowering.registers:
+            at = self.lowering.element(e.buffer, e.indices, self.held)
+            return ir.Load(self.lowering.registers[e.buffer], at, proved=True, loc=e.loc)
+        return e
+
+    def stmt(self, s: ir.Stmt) -> ir.Stmt:
+        if isinstance(s, ir.Store) and s.buffer in self.lowering.registers:
+            at = self.lowering.element(s.buffer, s.indices, self.held)
+            return s.replace(buffer=self.lowering.registers[s.buffer], indices=at, proved=True)
+        outside = isinstance(s, (ir.Store, ir.Atomic)) and s.buffer.root.scope in ("shared", "global")
+        if self.guard is not None and (outside or isinstance(s, ir.Debug)):
+            return ir.If(self.guard, (s,), loc=s.loc)
+        return s
+
+    def shallow(self, s: ir.Stmt) -> ir.Stmt:
+        """One statement, without its blocks."""
+        blocks = {n: getattr(s, n) for n in ("body", "then", "orelse") if hasattr(s, n)}
+        if not blocks:
+            new = self.visit_stmt(s)
+            assert isinstance(new, ir.Stmt)
+            return new
+        bare = s.replace(**{n: () for n in blocks})
+        new = self.visit_stmt(bare)
+        assert isinstance(new, ir.Stmt)
+        return new.replace(**blocks)
+
+
+def _values(s: ir.Stmt) -> list[ir.Expr]:
+    if isinstance(s, (ir.Store, ir.Atomic)):
+        return [*s.indices, *([s.value] if s.value is not None else [])]
+    return [v for v in s.values if isinstance(v, ir.Expr)] if isinstance(s, ir.Debug) else []
+
+
+def _leaves(body: tuple[ir.Stmt, ...]) -> bool:
+    return any(isinstance(n, ir.Continue) for n in walk(body))

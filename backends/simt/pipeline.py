@@ -1,0 +1,31 @@
+"""From the author's tile stage to the thread stage that the CUDA printer takes: the pass list, in order."""
+
+from __future__ import annotations
+
+from tiledsl.passes.apply_layouts import ApplyLayouts
+from tiledsl.passes.expand_moves import ExpandMoves
+from tiledsl.passes.explain_debug import ExplainDebug
+from tiledsl.passes.fold import Fold
+from tiledsl.passes.guard_bounds import GuardBounds
+from tiledsl.passes.order_shared import OrderShared
+from tiledsl.passes.pipeline import Pass
+from tiledsl.passes.private_locals import PrivateLocals
+
+from .lower_threads import LowerThreads
+from .place import PlaceFragments
+
+__all__ = ["simt_pipeline"]
+
+
+def simt_pipeline() -> tuple[Pass, ...]:
+    """The passes.
+
+    Prints and asserts learn where they are while loops are still the author's; storage of each thread that a nest
+    writes becomes each iteration's own. Copies become nests, each access is proved or guarded, and tensors with a
+    layout of their own are addressed as they lie in memory. Then it is decided which fragments live in registers;
+    what does not fit moves to shared memory. Barriers go between operations that touch the same memory from different
+    threads, and at last operations become what each thread does.
+    """
+    first = (ExplainDebug(), PrivateLocals(variables=True), Fold())
+    explicit = (ExpandMoves(), GuardBounds(), ApplyLayouts(), Fold())
+    return (*first, *explicit, PlaceFragments(), OrderShared(tiles=True), LowerThreads(), Fold())
