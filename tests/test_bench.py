@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tiledsl.backends.cpu.ceilings import Ceilings
 from tiledsl.bench import JOBS, run
-from tiledsl.bench.ceilings import Ceilings
 from tiledsl.bench.measure import format_row
 from tiledsl.bench.plot import plot
 from tiledsl.cli import main

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tiledsl import ir
+from tiledsl.analysis.remarks import remark
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileNotImplementedError
 
@@ -32,10 +33,28 @@ def lower_gemm(cx: Context, s: ir.Gemm) -> None:
     if s.clear == TRUE:
         attrs = (*attrs, ("clear", True))
     cx.emit(ir.MicroCall("gemm", (c,), (a, b), (i64(m), i64(n), i64(k)), attrs))
+    remark(s.loc, f"micro-kernel of {t}, {m}x{n}x{k}, panels of {width}", ", ".join(_detours(cx, s, t)))
     if back is not None:
         copy_rows(cx, c, back, m, n)
     elif s.c.buffer.dtype.is_narrow:
         round_rows(cx, c, m, n, s.c.buffer.dtype)
+
+
+def _detours(cx: Context, s: ir.Gemm, t: DType) -> list[str]:
+    """What has to happen before and after the micro-kernel in every call of it."""
+    a, b, c = s.a.buffer, s.b.buffer, s.c.buffer
+    found = []
+    if flip_of(s) is None and cx.places[a].buffer.dtype != t:
+        found.append(f"{a.name} is widened to {t}")
+    if flip_of(s) is not None and s.transpose_a:
+        found.append(f"{a.name} is transposed")
+    if cx.places[b].panels is None:
+        shared = b.scope == "shared" and b.alias_of is None
+        why = "more than whole copies and gemms touch it" if shared else "it is no shared tile of its own"
+        found.append(f"{b.name} is packed each time: {why}")
+    if cx.places[c].buffer.dtype != t:
+        found.append(f"{c.name} is converted from and to {t}")
+    return found
 
 
 def _extents(cx: Context, r: ir.Region, s: ir.Gemm) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from tiledsl import ir
+from tiledsl.analysis.remarks import remark
 from tiledsl.dtypes import as_dtype
 from tiledsl.ir import build
 from tiledsl.ir.walk import free_vars, walk, writes
@@ -115,11 +116,22 @@ class _Hoist:
             seen.pop(b, None)
 
     def _hoistable(self, s: ir.Copy) -> bool:
+        why = self._against(s)
+        remark(s.loc, "packed once per launch where blocks share tiles" if not why else "packed by each block", why)
+        return not why
+
+    def _against(self, s: ir.Copy) -> str:
+        """Why blocks cannot share what this copy packs."""
         src = s.src.buffer
-        if src not in self.params or src in self.written or not can_pack(s):
-            return False
-        extents = _tile(s)
-        return all(self._multiple(s.src.starts[axis], n) for axis, n in zip(s.src_axes, extents, strict=True))
+        if src not in self.params:
+            return f"{src.name} is no argument"
+        if src in self.written:
+            return f"the kernel writes {src.name}"
+        if not can_pack(s):
+            return f"rows of {src.name} are not side by side, are converted or have a safe value"
+        starts = zip(s.src_axes, _tile(s), strict=True)
+        aligned = all(self._multiple(s.src.starts[axis], n) for axis, n in starts)
+        return "" if aligned else "its start is not known to be a multiple of the tile"
 
     def _multiple(self, e: ir.Expr, n: int) -> bool:
         """Whether e is certainly a multiple of n."""

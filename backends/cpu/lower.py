@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from tiledsl import ir
 from tiledsl.analysis.bounds import kernel_facts
+from tiledsl.analysis.remarks import remark
 from tiledsl.dtypes import DType
 from tiledsl.errors import InternalError, TileNotImplementedError
 from tiledsl.ir.walk import map_kernels, walk
@@ -244,6 +245,8 @@ def _parallel(cx: Context, s: ir.Parallel) -> None:
     if split is None or split[0] == FALSE:
         lower_parallel(cx, s, lower_block)
         return
+    where = "nowhere" if split[0] == TRUE else "only in tiles at a boundary"
+    remark(s.loc or cx.loc, f"index conditions {where}")
     if split[0] == TRUE:
         lower_parallel(cx, split[1], lower_block)
         return

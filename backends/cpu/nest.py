@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tiledsl import ir
+from tiledsl.analysis.remarks import remark
 from tiledsl.ir.walk import free_vars, loads_of, walk, writes
 
 from .context import Context, Lane, LaneLoop, get, put
@@ -20,7 +21,9 @@ Body = Callable[[Context, tuple[ir.Stmt, ...]], None]
 
 def lower_parallel(cx: Context, p: ir.Parallel, body: Body) -> None:
     """Emit the nest; `body` lowers a block in the current (scalar or vector) mode."""
-    axis = choose_axis(cx, p)
+    axis, why = choose_axis(cx, p)
+    how = "one iteration after the other" if axis is None else f"16 iterations of {p.vars[axis].name} at a time"
+    remark(p.loc or cx.loc, how, why)
     extents = [scalar(cx, e) for e in p.extents]
     private = _outer_vars_written(p)
     saved = {b: cx.let(f"{b.name}_before", get(cx.places[b].buffer)) for b in private}
@@ -85,9 +88,10 @@ def bound_vars(s: ir.Node) -> tuple[ir.Var, ...]:
 _HEAVY = 24  # operators beside which atomics, lane after lane, do not decide
 
 
-def choose_axis(cx: Context, p: ir.Parallel) -> int | None:
-    """The axis whose lanes touch memory best; None when the body needs one iteration at a time."""
-    best, best_score = None, 0.0
+def choose_axis(cx: Context, p: ir.Parallel) -> tuple[int | None, str]:
+    """The axis whose lanes touch memory best, None when the body needs one iteration at a time; and what is bad about
+    that."""
+    best, best_score, why = None, 0.0, "no axis has two iterations"
     work = sum(isinstance(n, (ir.Binary, ir.Unary, ir.Call, ir.Cast)) for n in walk(p.body))
     heavy = _of_threads(p) and work > _HEAVY
     for axis in reversed(range(len(p.vars))):
@@ -96,14 +100,27 @@ def choose_axis(cx: Context, p: ir.Parallel) -> int | None:
             continue
         lets: dict[ir.Var, int | None] = {p.vars[axis]: 1}
         lanes = _Lanes(lets, _allocated_inside(p), _of_threads(p), heavy)
-        if not lanes.block(p.body) or _shares_bytes(cx, p, lets):
+        if not lanes.block(p.body):
+            why = why if best is not None else lanes.why
+            continue
+        if _shares_bytes(cx, p, lets):
+            why = why if best is not None else "neighbours share bytes of 4-bit elements"
             continue
         score = 1.0 + sum(_score(n, lets) for n in walk(p.body))
         if isinstance(extent, ir.Const) and extent.value < LANES:
             score *= extent.value / LANES
         if score > best_score:
-            best, best_score = axis, score
-    return best
+            best, best_score, why = axis, score, _scattered(p, lets)
+    return best, why
+
+
+def _scattered(p: ir.Parallel, lets: dict[ir.Var, int | None]) -> str:
+    """Which buffers the lanes meet far apart from each other."""
+    found: dict[str, None] = {}
+    for n in walk(p.body):
+        if isinstance(n, (ir.Load, ir.Store)) and 0 < _score(n, lets) <= _APART * 2:
+            found[f"{'gathers from' if isinstance(n, ir.Load) else 'scatters to'} {n.buffer.name}"] = None
+    return ", ".join(found)
 
 
 def _shares_bytes(cx: Context, p: ir.Parallel, lets: dict[ir.Var, int | None]) -> bool:
@@ -121,6 +138,9 @@ def moves(p: ir.Parallel, axis: int, indices: tuple[ir.Expr, ...]) -> bool:
     return any(_coef(i, lets) != 0 for i in indices)
 
 
+_APART = 0.05  # what an access is worth whose lanes lie apart
+
+
 def _score(n: ir.Node, lets: dict[ir.Var, int | None]) -> float:
     if not isinstance(n, (ir.Load, ir.Store)) or n.buffer.scope == "var":
         return 0.0
@@ -129,7 +149,7 @@ def _score(n: ir.Node, lets: dict[ir.Var, int | None]) -> float:
     if all(c == 0 for c in coefs):
         return 0.5 * weight
     contiguous = coefs[-1] == 1 and all(c == 0 for c in coefs[:-1])
-    return weight if contiguous else 0.05 * weight
+    return weight if contiguous else _APART * weight
 
 
 def affine(e: ir.Expr, v: ir.Var) -> int | None:
@@ -181,12 +201,20 @@ class _Lanes:
 
     threads: loops that lanes leave one by one, and stores of all lanes to one place, are worth vectors
     heavy: so much is computed that atomics, lane after lane, do not decide
+    why: what stands against it, once it does
     """
 
     lets: dict[ir.Var, int | None]
     inside: frozenset[ir.Buffer]
     threads: bool
     heavy: bool = False
+    why: str = ""
+
+    def unless(self, against: bool, why: str) -> bool:
+        """Whether nothing stands against it."""
+        if against:
+            self.why = why
+        return not against
 
     def block(self, body: tuple[ir.Stmt, ...]) -> bool:
         return all(map(self.statement, body))
@@ -196,32 +224,35 @@ class _Lanes:
             self.lets[s.var] = _coef(s.value, self.lets)
             return True
         if isinstance(s, ir.Store):
+            name = s.buffer.name
             if s.buffer.scope in ("var", "local"):
-                return s.buffer in self.inside
-            return self.threads or any(_coef(i, self.lets) != 0 for i in s.indices)
+                return self.unless(s.buffer not in self.inside, f"every iteration writes {name}, made outside")
+            one = all(_coef(i, self.lets) == 0 for i in s.indices)
+            return self.unless(one and not self.threads, f"neighbours store to one element of {name}")
         if isinstance(s, ir.Alloc):
-            return s.buffer.scope == "var"
+            return self.unless(s.buffer.scope != "var", f"every iteration has an array {s.buffer.name} of its own")
         if isinstance(s, ir.If):
             return self.block(s.then) and self.block(s.orelse)
         if isinstance(s, ir.For):
             even = all(_coef(x, self.lets) == 0 and not _per_lane(x) for x in (s.start, s.stop, s.step))
             self.lets[s.var] = 0 if even else None
-            if not self.threads and (not even or any(isinstance(n, (ir.Break, ir.Continue)) for n in walk(s.body))):
-                return False
-            return self.block(s.body)
+            leaves = any(isinstance(n, (ir.Break, ir.Continue)) for n in walk(s.body))
+            uneven = not self.threads and (not even or leaves)
+            return self.unless(uneven, "neighbours go through an inner loop differently often") and self.block(s.body)
         if isinstance(s, ir.Atomic):
             if s.result is not None:
                 self.lets[s.result] = None
-            return self.heavy
+            return self.unless(not self.heavy, "atomics are done one by one")
         if isinstance(s, ir.ReducerOp):
             coefs = [_coef(i, self.lets) for i in s.indices]
             if None in coefs or any(coefs):  # sixteen elements, or we cannot tell
-                return None not in coefs
+                return self.unless(None in coefs, f"which element of {s.buffer.name} gets what depends on data")
             lane = 0 if s.lane is None else _coef(s.lane, self.lets)
             ordered = s.op == "sum" and s.buffer.dtype.is_float
-            return not ordered or (lane is not None and lane % 2 == 1)  # sixteen partials of one element
-        if isinstance(s, ir.While):
-            return self.threads and self.block(s.body)
-        if isinstance(s, (ir.Break, ir.Continue)):
-            return self.threads
-        return isinstance(s, ir.Debug) and s.kind in ("assume", "bounds")
+            apart = lane is not None and lane % 2 == 1  # sixteen partials of one element
+            return self.unless(ordered and not apart, f"{s.buffer.name} is summed in the order of iterations")
+        if isinstance(s, (ir.While, ir.Break, ir.Continue)):
+            loop = self.unless(not self.threads, "a while loop or a jump out of a loop")
+            return loop and (not isinstance(s, ir.While) or self.block(s.body))
+        silent = isinstance(s, ir.Debug) and s.kind in ("assume", "bounds")
+        return self.unless(not silent, "prints, asserts and the like come one by one")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from tiledsl import ir
+from tiledsl.analysis.remarks import remark
 from tiledsl.dtypes import DType, as_dtype
 
 from .context import Context, vstore
@@ -107,6 +108,7 @@ def pack_copy(cx: Context, s: ir.Copy, place: Place) -> None:
     """T.copy into a tile kept in panels. Outside the source: zeros."""
     assert place.panels is not None
     form, packed = place.panels, place.buffer
+    remark(s.loc, "packs panels for gemm")
     lead = tuple(cx.let("at", index(cx, x).expr) for x in s.dst.starts[:-2])
     source = _Source(cx, s)
     matrix = source.matrix(packed.dtype, form) if form.transposed else None

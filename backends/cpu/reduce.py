@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from tiledsl import ir
+from tiledsl.analysis.remarks import remark
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir.build import int_range
@@ -36,6 +37,9 @@ def lower_reduce(cx: Context, s: ir.Reduce) -> None:
         for d in kept:
             if not (across and d == lanes_axis):
                 at[d] = loops.enter_context(cx.loop(f"r{d}", i64(extents[d])))
+        how = "16 results at a time" if across else "16 partial sums of one result at a time"
+        short = not across and (s.axis != lanes_axis or extents[s.axis] < LANES)
+        remark(s.loc, how, "elements of a result are fewer than 16, or apart" if short else "")
         if across:
             _down_lanes(cx, red, s, extents, at, lanes_axis, same_rank)
             return

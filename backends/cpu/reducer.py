@@ -31,7 +31,7 @@ def plan_reducers(cx: Context, kernel: ir.Kernel) -> None:
             behind.setdefault(n.buffer, False)
         if isinstance(n, ir.Parallel):
             nest = inline_integer_lets(n)
-            axis = choose_axis(cx, nest)
+            axis, _ = choose_axis(cx, nest)
             for s in walk(nest.body):
                 if axis is not None and isinstance(s, ir.ReducerOp):
                     behind[s.buffer] = behind.get(s.buffer) or not moves(nest, axis, s.indices)

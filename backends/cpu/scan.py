@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from tiledsl import ir
+from tiledsl.analysis.remarks import remark
 
 from .context import Context, get, put
 from .reduce import Reduction, accumulator, element, store_rounded
@@ -21,6 +22,8 @@ def lower_scan(cx: Context, s: ir.Scan) -> None:
     extents = [scalar(cx, e) for e in s.src.extents]
     last = len(extents) - 1
     across = s.axis != last and extents[last] != i64(1)
+    how = "16 scans at a time" if across else "one element after the other"
+    remark(s.loc, how, "" if across else "the scanned axis is the contiguous one")
     with ExitStack() as loops:
         at: dict[int, ir.Expr] = {}
         for d, n in enumerate(extents):

@@ -51,7 +51,7 @@ def main(options: argparse.Namespace) -> int:
         return subprocess.call(
             [sys.executable, "-m", "tiledsl", *sys.argv[1:]], env=os.environ | dict.fromkeys(names, n)
         )
-    from tiledsl.bench.ceilings import measure_ceilings
+    from tiledsl.backends.cpu.ceilings import measure_ceilings
 
     if torch := torch_module():
         torch.set_num_threads(options.threads)

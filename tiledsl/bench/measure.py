@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tiledsl.bench.ceilings import Ceilings
+from tiledsl.backends.cpu.ceilings import Ceilings
 from tiledsl.bench.job import Job, Thunk
 
 __all__ = ["Row", "format_row", "measure", "run"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tiledsl.bench.ceilings import Ceilings
+from tiledsl.backends.cpu.ceilings import Ceilings
 from tiledsl.bench.measure import Row
 from tiledsl.errors import TileValueError
 

@@ -14,6 +14,7 @@ from tiledsl.errors import TileTypeError, TileValueError, suggest
 from tiledsl.ir.walk import walk
 from tiledsl.runtime import program
 from tiledsl.runtime.arguments import Signature
+from tiledsl.runtime.explain import Explanation, explain
 from tiledsl.runtime.launch import Launch, Plan
 from tiledsl.runtime.shown import Shown
 from tiledsl.runtime.views import allocate, device_of, is_hollow, is_torch
@@ -170,6 +171,18 @@ class JITKernel:
         """
         text = self.get_kernel_source(target) if stage == "source" else self.text(stage, target)
         return Shown(repr(self)[1:-1], stage, text)
+
+    def explain(self, *args: Any, out: Any = None, target: str | Target | None = None) -> Explanation:
+        """How a call with these arguments is done: for each operation its form in the compiled code, or why it has no
+        better one; operations and bytes; the least time this machine needs for them (measured, about a second).
+
+        Nothing runs, no argument is touched. `print(kernel.explain(a, b))`; a notebook shows a table. Raises what the
+        call would raise for arguments that do not fit.
+        """
+        wanted = resolve(target or self.target or config.TARGET.get())
+        outs = None if out is None else list(out) if isinstance(out, (list, tuple)) else [out]
+        bound = self._signature.bind(args, "cpu", outs)
+        return explain(self.function, self._signature, bound, wanted, lambda: program.lower(self.function, wanted))
 
     def _repr_html_(self) -> str:
         return self.show()._repr_html_()

@@ -12,10 +12,15 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+
+from .emit.bytes import Bytes, four_products
+from .emit.values import I8, I32, I64, PTR, VOID, counted, intrinsic, suffix
+from .native import compile_module, host_cpu, load_object
 
 __all__ = ["Ceilings", "measure_ceilings"]
 
@@ -39,11 +44,12 @@ class Ceilings:
         return max(work / (self.bytes if integer else self.fma), moved / (self.copy if written else self.read))
 
 
-def measure_ceilings(threads: int = 1) -> Ceilings:
-    """All four, with this many threads; takes about a second. Raises ImportError without llvmlite."""
+@cache
+def measure_ceilings(threads: int = 1, footprint: int = FOOTPRINT) -> Ceilings:
+    """All four, once per process, with this many threads: about a second. Raises ImportError without llvmlite."""
     functions = _functions()
     lanes = functions.lanes
-    total = FOOTPRINT // threads // 4096 * 4096
+    total = footprint // threads // 4096 * 4096
     source = [np.ones(total, np.uint8) for _ in range(threads)]
     sink = [np.empty(total + 64, np.uint8) for _ in range(threads)]
     out = [np.zeros(64 * CHAINS, np.uint8) for _ in range(threads)]
@@ -79,12 +85,6 @@ class _Functions:
 
 
 def _functions() -> _Functions:
-    from llvmlite import ir
-
-    from tiledsl.backends.cpu.emit.bytes import Bytes, four_products
-    from tiledsl.backends.cpu.emit.values import I8, I32, I64, PTR, VOID, counted, intrinsic, suffix
-    from tiledsl.backends.cpu.native import compile_module, host_cpu, load_object
-
     cpu = host_cpu()
     lanes = cpu.register_bytes // 4
     floats, ints = ir.VectorType(ir.FloatType(), lanes), ir.VectorType(I32, lanes)

@@ -1,0 +1,172 @@
+"""How much a function computes and moves, statement by statement, for given arguments.
+
+Trip counts are evaluated for blocks of the grid (a sample of a large one); what depends on data is counted once, and
+said to be a lower bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from tiledsl import ir
+from tiledsl.analysis.evaluate import evaluate
+from tiledsl.errors import TileError
+from tiledsl.ir.walk import free_vars, walk
+
+__all__ = ["Work", "work"]
+
+_BLOCKS = 64  # of a grid, evenly spread, when it has more
+_TRIPS = 64  # of a loop whose body depends on its variable
+_FLOPS = {"add", "sub", "mul", "div", "min", "max", "fma"}
+
+Env = Mapping[ir.Var, Any]
+
+
+@dataclass
+class Work:
+    """runs: how often the statement is executed; operations on numbers; bytes read from and written to arguments;
+    at_least: data decide, and one round was counted."""
+
+    statement: ir.Stmt
+    runs: float = 0.0
+    operations: float = 0.0
+    moved: float = 0.0
+    at_least: bool = False
+
+
+def work(function: ir.Function, env: Env) -> list[Work]:
+    """One entry for each tile operation and outermost scalar statement, in program order.
+
+    env: values of the function's symbols and scalar parameters.
+    """
+    found: dict[int, Work] = {}
+    for kernel in function.kernels:
+        grid = [max(0, int(evaluate(g, env))) for g in kernel.grid]
+        for block, weight in _sample(grid):
+            _Counter(found, {**env, **dict(zip(kernel.block_vars, block, strict=True))}).block(
+                kernel.body, weight, False
+            )
+    return list(found.values())
+
+
+def _sample(grid: list[int]) -> Iterator[tuple[tuple[int, ...], float]]:
+    total = 1
+    for g in grid:
+        total *= g
+    if total <= _BLOCKS:
+        yield from ((b, 1.0) for b in product(*map(range, grid)))
+        return
+    for k in range(_BLOCKS):
+        n, block = (2 * k + 1) * total // (2 * _BLOCKS), []
+        for g in grid:
+            block.append(n % g)
+            n //= g
+        yield tuple(block), total / _BLOCKS
+
+
+@dataclass
+class _Counter:
+    found: dict[int, Work]
+    env: dict[ir.Var, Any]
+
+    def value(self, e: ir.Expr) -> Any:
+        """None where data decide."""
+        try:
+            return evaluate(e, self.env)
+        except TileError:
+            return None
+
+    def block(self, body: tuple[ir.Stmt, ...], times: float, loose: bool) -> None:
+        for s in body:
+            self.statement(s, times, loose)
+
+    def statement(self, s: ir.Stmt, times: float, loose: bool) -> None:
+        if isinstance(s, ir.Let):
+            value = self.value(s.value)
+            if value is not None:
+                self.env[s.var] = value
+        elif isinstance(s, ir.For):
+            self.loop(s, times, loose)
+        elif isinstance(s, ir.While):
+            self.block(s.body, times, True)
+        elif isinstance(s, ir.If):
+            taken = self.value(s.cond)
+            if taken is None or taken:
+                self.block(s.then, times, loose or taken is None)
+            if not taken:
+                self.block(s.orelse, times, loose or taken is None)
+        elif isinstance(s, (ir.Copy, ir.Gemm, ir.Reduce, ir.Scan, ir.Fill, ir.Parallel, ir.Store, ir.Atomic)):
+            self.count(s, times, loose)
+
+    def loop(self, s: ir.For, times: float, loose: bool) -> None:
+        bounds = [self.value(e) for e in (s.start, s.stop, s.step)]
+        if None in bounds:
+            self.block(s.body, times, True)
+            return
+        rounds = range(*map(int, bounds))
+        if not rounds:
+            return
+        matters = any(s.var in free_vars(e) for e in _deciding(s.body))
+        chosen = list(rounds)[:: max(1, len(rounds) // _TRIPS)] if matters else [rounds[0]]
+        for i in chosen:
+            self.env[s.var] = i
+            self.block(s.body, times * len(rounds) / len(chosen), loose)
+
+    def count(self, s: ir.Stmt, times: float, loose: bool) -> None:
+        one = self.found.setdefault(id(s), Work(s))
+        one.runs += times
+        one.at_least |= loose
+        one.operations += times * self.operations(s)
+        one.moved += times * self.moved(s)
+
+    def size(self, extents: tuple[ir.Expr, ...]) -> float:
+        total = 1.0
+        for e in extents:
+            n = self.value(e)
+            total *= 1 if n is None else max(0, n)
+        return total
+
+    def operations(self, s: ir.Stmt) -> float:
+        if isinstance(s, ir.Gemm):
+            return 2.0 * self.size(s.c.extents) * self.size((s.a.extents[-2 if s.transpose_a else -1],))
+        if isinstance(s, (ir.Reduce, ir.Scan)):
+            return self.size(s.src.extents)
+        if isinstance(s, ir.Parallel):
+            return self.size(s.extents) * sum(map(_arithmetic, walk(s.body)))
+        return float(sum(map(_arithmetic, walk(s)))) if isinstance(s, (ir.Store, ir.Atomic)) else 0.0
+
+    def moved(self, s: ir.Stmt) -> float:
+        if isinstance(s, (ir.Copy, ir.Gemm, ir.Reduce, ir.Scan, ir.Fill)):
+            return sum(
+                self.size(r.extents) * r.buffer.dtype.bits / 8
+                for r in walk(s)
+                if isinstance(r, ir.Region) and r.buffer.scope == "global"
+            )
+        times = self.size(s.extents) if isinstance(s, ir.Parallel) else 1.0
+        touched = [n for n in walk(s) if isinstance(n, (ir.Load, ir.Store, ir.Atomic)) and n.buffer.scope == "global"]
+        return times * sum(n.buffer.dtype.bits / 8 for n in touched)
+
+
+def _arithmetic(n: ir.Node) -> int:
+    """Operations of one node: each of +, -, *, /, min, max counts one, a function of a float one as well."""
+    if isinstance(n, ir.Binary):
+        return int(n.op in _FLOPS and n.a.dtype.is_float)
+    return int(isinstance(n, ir.Call) and n.dtype.is_float)
+
+
+def _deciding(body: tuple[ir.Stmt, ...]) -> Iterator[ir.Expr]:
+    """Expressions in a block that decide how often something in it happens."""
+    for n in walk(body):
+        if isinstance(n, ir.For):
+            yield from (n.start, n.stop, n.step)
+        elif isinstance(n, (ir.If, ir.While)):
+            yield n.cond
+        elif isinstance(n, ir.Parallel):
+            yield from n.extents
+        elif isinstance(n, ir.Region):
+            yield from n.extents
+        elif isinstance(n, ir.Let) and n.var.type.is_int:
+            yield n.value
