@@ -1,0 +1,184 @@
+"""Grouped product of bfloat16 activations with MXFP4 weights packed ahead: what decoding a mixture of experts reads.
+
+The format is public. Panel p of a group holds the columns n = 64 p ... 64 p + 63 of weights [n, k]: data
+[groups, panels, k, 32] uint8, byte j of row k holding the codes of columns 64 p + j (low half) and 64 p + 32 + j
+(high half), so that a vector of bytes is two vectors of neighbours; scales [groups, panels, k / 32, 64]
+float8_e8m0fnu. Columns beyond n are code 0 with scale code 0.
+"""
+
+# mypy: disable-error-code="no-untyped-def,valid-type"
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import tiledsl
+import tiledsl.language as T
+from tiledsl.backend import resolve
+from tiledsl.dtypes import DType, as_dtype
+from tiledsl.errors import TileTypeError
+from tiledsl.kernels import arrays
+from tiledsl.kernels.quant.gemm import OUTPUTS, ROWS, check_groups, find_rows
+from tiledsl.kernels.quant.scales import E8M0, INPUTS, blocks, choice, fp4_matrix
+from tiledsl.kernels.tiles import PANEL, fit_rows, tiles_for
+from tiledsl.runtime import allocate
+
+__all__ = ["PackedMXFP4", "fp4_grouped_gemm", "fp4_grouped_gemm_kernel", "fp4_prepack", "fp4_prepack_kernel"]
+
+HALF = PANEL // 2
+DOUBLES = 0xC8643210  # twice the sizes of the eight codes: 0, 1, 2, 3, 4, 6, 8, 12
+
+
+@dataclass(frozen=True)
+class PackedMXFP4:
+    """What fp4_prepack returns: `data` and `scale` in the packed format, `shape` (groups, n, k) of the weights."""
+
+    data: Any
+    scale: Any
+    shape: tuple[int, int, int]
+
+    def __repr__(self) -> str:
+        return f"PackedMXFP4({self.shape}, data {tuple(self.data.shape)})"
+
+
+@tiledsl.jit
+def fp4_prepack_kernel(threads: int = 128) -> Any:
+    """32 rows of a panel per block."""
+    G, N, K, panels = T.dynamic("G"), T.dynamic("N"), T.dynamic("K"), T.dynamic("panels")
+
+    @T.prim_func
+    def fp4_prepack(
+        Q: T.Tensor((G, N, K // 2), T.uint8),
+        S: T.Tensor((G, N, K // 32), E8M0),
+        Data: T.Tensor((G, panels, K, HALF), T.uint8),
+        Scale: T.Tensor((G, panels, K // 32, PANEL), E8M0),
+    ):
+        with T.Kernel(panels, K // 32, G, threads=threads) as (p, k, g):
+            raw = T.alloc_shared((PANEL, 16), T.uint8)
+            T.copy(Q[g, p * PANEL, k * 16], raw)
+            for i, j in T.Parallel(32, HALF):
+                low = (raw[j, i // 2] >> (i % 2 * 4)) & 15
+                high = (raw[j + HALF, i // 2] >> (i % 2 * 4)) & 15
+                Data[g, p, k * 32 + i, j] = low | (high << 4)
+            for j in T.Parallel(PANEL):
+                Scale[g, p, k, j] = S[g, p * PANEL + j, k]
+
+    return fp4_prepack
+
+
+_fp4_prepack_kernel = cache(fp4_prepack_kernel)  # the same values, the same kernel
+
+
+def fp4_prepack(q: Any, scale: Any, *, target: Any = None) -> PackedMXFP4:
+    """MXFP4 weights in the order in which fp4_grouped_gemm reads them (the module's docstring has the format).
+
+    q       uint8 [groups, n, k / 2], pairs of e2m1; NumPy or torch
+    scale   float8_e8m0fnu [groups, n, k / 32]; k a multiple of 32
+    target  where to run (default: TILEDSL_TARGET, else auto)
+
+    Returns a PackedMXFP4 with data of the kind of q. Raises TileTypeError for wrong dtypes or shapes.
+    """
+    groups, n, k = fp4_matrix("fp4_prepack", "q", q, scale, "groups, n, k / 2")
+    arrays.dtype_of("fp4_prepack", "q", q, ("uint8",))
+    panels = blocks(n, PANEL)
+    data = allocate((groups, panels, k, HALF), as_dtype("uint8"), q)
+    scales = allocate((groups, panels, k // 32, PANEL), as_dtype(E8M0), q)
+    if groups and n and k:
+        kernel = _fp4_prepack_kernel(tiles_for(target).threads)
+        kernel(arrays.dense(q), arrays.dense(scale), data, scales, target=target)
+    return PackedMXFP4(data, scales, (groups, n, k))
+
+
+@tiledsl.jit
+def fp4_grouped_gemm_kernel(block_M: int, dtype: DType, out_dtype: DType, wide: DType, threads: int = 128) -> Any:
+    """C[rows of g] = sum over blocks of 32 of K of (A W[g]^T of the block) * S[g]; tiles are held as `wide`, which
+    holds every operand exactly."""
+    M, N, K, G = T.dynamic("M"), T.dynamic("N"), T.dynamic("K"), T.dynamic("G")
+    panels = T.dynamic("panels")
+    lda, ldc = T.dynamic("lda", "int64"), T.dynamic("ldc", "int64")
+
+    def value(code):
+        """Twice the e2m1 of the low four bits, as float32: a table of nibbles in a word, and the sign's bit."""
+        size = T.cast((T.uint32(DOUBLES) >> ((code & 7) * 4)) & 15, T.float32)
+        return T.reinterpret(T.reinterpret(size, T.uint32) | ((code & 8) << 28), T.float32)
+
+    @T.prim_func
+    def fp4_grouped_gemm(
+        A: T.StridedTensor((M, K), (lda, 1), dtype),
+        W: T.Tensor((G, panels, K, HALF), T.uint8),
+        S: T.Tensor((G, panels, K // 32, PANEL), E8M0),
+        sizes: T.Tensor((G,), T.int32),
+        tiles: T.int32,
+        C: T.StridedTensor((M, N), (ldc, 1), out_dtype),
+    ):
+        with T.Kernel(T.ceildiv(N, PANEL), tiles, threads=threads) as (bx, by):
+            A_s = T.alloc_shared((block_M, 32), wide)
+            W_s = T.alloc_shared((32, PANEL), wide)
+            part = T.alloc_fragment((block_M, PANEL), T.float32)
+            total = T.alloc_fragment((block_M, PANEL), T.float32)
+            scale = T.alloc_fragment((PANEL,), T.float32)
+            group, row, rows = find_rows(sizes, G, 0, by, block_M=block_M)
+            if rows > 0:
+                T.clear(total)
+                for k in T.Pipelined(K // 32, num_stages=2):
+                    T.copy(A[row, k * 32], A_s)
+                    for i, j in T.Parallel(32, HALF):
+                        code = T.cast(W[group, bx, k * 32 + i, j], T.uint32)
+                        W_s[i, j] = value(code)
+                        W_s[i, j + HALF] = value(code >> 4)
+                    T.gemm(A_s, W_s, part, clear_accum=True)
+                    for j in T.Parallel(PANEL):
+                        scale[j] = T.cast(S[group, bx, k, j], T.float32) * 0.5
+                    for i, j in T.Parallel(block_M, PANEL):
+                        total[i, j] = total[i, j] + part[i, j] * scale[j]
+                for i, j in T.Parallel(block_M, PANEL):
+                    if i < rows:
+                        C[row + i, bx * PANEL + j] = total[i, j]
+
+    return fp4_grouped_gemm
+
+
+_fp4_grouped_gemm_kernel = cache(fp4_grouped_gemm_kernel)
+
+
+def fp4_grouped_gemm(
+    a: Any, b: PackedMXFP4, group_sizes: Any, *, out_dtype: Any = None, out: Any = None, target: Any = None
+) -> Any:
+    """c[i, :] = a[i, :] @ (values of b[g(i)])^T, group g owning group_sizes[g] consecutive rows: weights are
+    unpacked while they are multiplied, activations are not quantised.
+
+    a            [rows, k] bfloat16, float16 or float32; NumPy (ml_dtypes) or torch
+    b            a PackedMXFP4 (fp4_prepack) of weights [groups, n, k]
+    group_sizes  [groups] int32 or int64, zeros allowed; NumPy, or of the kind of a
+    out_dtype    "bfloat16", "float32" or "float16"; default: the dtype of a
+    out          array [rows, n] that receives the result
+    target       where to run (default: TILEDSL_TARGET, else auto)
+
+    Returns [rows, n]. The exact products of 32 elements that share a scale are summed in ascending order of k in
+    float32, the sum is multiplied by the scale, and the products are added in ascending order; one rounding at the
+    end. The same bits for any rows, sizes, number of threads and CPU target. Rows beyond the sum of group_sizes are
+    left untouched.
+
+    Raises TileTypeError for wrong dtypes or shapes; TileValueError for negative group sizes, for sizes whose sum
+    exceeds the rows (both checked where they lie on the host), and when out shares memory with an input.
+    """
+    name = "fp4_grouped_gemm"
+    if not isinstance(b, PackedMXFP4):
+        raise TileTypeError(f"{name}: b is {type(b).__name__}, expected what fp4_prepack returns")
+    dtype = arrays.dtype_of(name, "a", a, INPUTS)
+    (m, k), (groups, n, k_b) = arrays.rank(name, "a", a, "rows, k"), b.shape
+    if k != k_b:
+        raise TileTypeError(f"{name}: inner sizes differ: {arrays.describe(a=a)}, b is {b!r}")
+    check_groups(name, group_sizes, a, b.data)
+    asked = out.dtype if out is not None else dtype if out_dtype is None else out_dtype
+    result = choice(name, "out_dtype", asked, OUTPUTS)
+    out = arrays.output(name, out, a, (m, n), result, a=a, data=b.data, scale=b.scale)
+    if m and n and groups:
+        tiles = tiles_for(target)
+        block_m = fit_rows(ROWS, -(-m // groups))
+        # What CPUs hold as float32 anyway needs no rounding on its way; matrix units want the narrow type.
+        wide = as_dtype("float32") if resolve(target).name in ("llvm", "numba", "numpy") else dtype
+        kernel = _fp4_grouped_gemm_kernel(block_m, dtype, result, wide, tiles.threads)
+        sizes = arrays.dense(arrays.as_int32(group_sizes))
+        count = blocks(m, block_m) + groups - 1
+        kernel(arrays.unit_last(a), b.data, b.scale, sizes, count, out, target=target)
+    return out
