@@ -320,7 +320,7 @@ def test_refusals(name, golden):
         REFUSED[name]()
     text = f"{type(caught.value).__name__}: {caught.value}"
     assert len(text.splitlines()) <= 12
-    golden(f"errors/binding_{name}", text)
+    golden(f"errors/binding_{name}", text, numbered=False)
 
 
 def test_torch_refusals(golden):

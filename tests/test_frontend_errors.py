@@ -22,8 +22,8 @@ from tiledsl.frontend import ArgInfo, EagerTemplate
 
 BODY = """\
 import tiledsl.language as T
-
-
+import math, numpy as np
+table = np.arange(64, dtype=np.float32)
 @T.prim_func
 def kernel(A: T.Tensor((128, 64), T.float32), n: T.int32):
     with T.Kernel(4, threads=128) as bx:
@@ -35,6 +35,56 @@ def kernel(A: T.Tensor((128, 64), T.float32), n: T.int32):
 
 # ident -> statements inside the kernel of BODY. "ident:variant" for a second text of one diagnostic.
 IN_KERNEL = {
+    "python-value-needed:array-index": "for i in T.Parallel(64):\n    r[i] = table[i]",
+    "python-value-needed:array-store": "for i in T.Parallel(64):\n    table[i] = r[i]",
+    "python-value-needed:list-index": "sizes = [1, 2, 3]\nv = sizes[bx]",
+    "python-value-needed:made-an-array": "a = np.array([r[0], 1.0])",
+    "python-value-needed:max": "r[0] = max(r[0], 0.0)",
+    "python-value-needed:min-of-three": "v = min(v, n, 7)",
+    "python-value-needed:in": "if bx in (0, 1):\n    T.clear(f)",
+    "python-value-needed:not-in": "if n not in (0, 1):\n    T.clear(f)",
+    "python-value-needed:math": "r[0] = math.exp(r[1])",
+    "python-value-needed:numpy-function": "r[0] = np.sqrt(r[1])",
+    "python-value-needed:numpy-where": "r[0] = np.where(r[1] > 0, 1.0, 2.0)",
+    "python-value-needed:numpy-reduction": "r[0] = np.max(r[1])",
+    "python-value-needed:int": "v = int(r[1])",
+    "no-attribute": "r[0] = r[1].max()",
+    "no-attribute:tile": "total = f.sum(axis=1)",
+    "no-attribute:slice": "total = f[0, :].mean()",
+    "no-attribute:transposed": "T.gemm(f, f.T, f)",
+    "no-attribute:cast": "h = f.to(T.float16)",
+    "no-attribute:misspelt": "m = f.shap[0]",
+    "no-attribute:scalar": "m = bx.x",
+    "index-tuple": "for i in T.Parallel(64, 64):\n    r[i * 2] = 0.0",
+    "index-tuple:comparison": "for i in T.Parallel(64, 64):\n    if i == 3:\n        T.clear(f)",
+    "rank-mismatch:index-tuple": "for i in T.Parallel(64, 64):\n    r[i] = 0.0",
+    "not-a-value:index-tuple": "for i in T.grid(64, 64):\n    v = T.max(i, 0)",
+    "not-a-value:tile": "x = T.exp(f)",
+    "not-a-value:array": "x = T.exp(table)",
+    "not-a-value:dtype-first": "x = T.alloc_shared(T.float16, (64, 64))",
+    "loop-targets": "for i, j in T.Parallel(64):\n    f[i, j] = 0.0",
+    "buffer-arithmetic:sum": "x = abs(f)",
+    "buffer-arithmetic:comparison": "if f == 0:\n    T.clear(f)",
+    "buffer-arithmetic:in": "if n in f:\n    T.clear(f)",
+    "buffer-iteration:sum": "x = sum(r)",
+    "python-error": "x, y = divmod(bx, 2)",
+    "python-error:format": "x = '%d' % bx",
+    "python-error:list": "sizes = [1, 2]\nx = sizes[2]",
+    "python-error:helper": "def pick(sizes):\n    return sizes.first\nx = pick([1, 2])",
+    "index-dtype:python-float": "x = T.alloc_shared((64 / 2, 4), T.float16)",
+    "index-dtype:loop": "for k in range(64 / 32):\n    T.clear(f)",
+    "unknown-dtype:misspelt": "x = T.alloc_shared((64, 64), 'flaot16')",
+    "unknown-dtype:of-triton": "x = T.alloc_shared((64, 64), 'bf16')",
+    "unknown-name:load": "x = T.load(A, bx)",
+    "unknown-name:arange": "x = T.arange(0, 64)",
+    "unknown-name:softmax": "T.softmax(f)",
+    "unknown-name:dtype": "x = T.alloc_shared((64, 64), T.fp16)",
+    "unknown-name:program-id": "x = T.program_id(0)",
+    "unknown-keyword:axis": "T.reduce_max(f, r, axis=1)",
+    "unknown-keyword:stages": "for k in T.Pipelined(4, stages=3):\n    T.clear(f)",
+    "argument-count:out": "x = T.reduce_max(f, dim=1)",
+    "argument-count:gemm": "x = T.gemm(f, f)",
+    "loop-carried:float": "total = 0.0\nfor k in T.serial(64):\n    total += r[k]\nr[0] = total",
     "stale-load": "def twice(x):\n    f[0, 0] = 7.0\n    return x + x\nr[0] = twice(f[0, 0])",
     "stale-load:loop": "def add(x):\n    r[0] += 1.0\n    f[0, 0] = x\npair = {}\npair['x'] = r[0]\nfor i in range(4):\n    add(pair['x'])",
     "statement-in-operand": "@T.macro\ndef fetch(i):\n    T.clear(r)\n    return r[i]\nv = 1 if fetch(0) > 0 and fetch(1) > 0 else 2",
@@ -264,6 +314,15 @@ VECTOR = "A: T.Tensor((64,), T.float32)"
 
 # ident -> a whole module.
 MODULES = {
+    "index-tuple:grid": prim(VECTOR, "with T.Kernel(2, 2) as bx:\n    A[bx * 32] = 0.0"),
+    "not-a-value:grid": prim(VECTOR, "with T.Kernel(2, 2) as bx:\n    A[bx] = 0.0").replace("A[bx]", "A[T.min(bx, 3)]"),
+    "rank-mismatch:grid": prim(VECTOR, "with T.Kernel(2, 2) as bx:\n    A[bx] = 0.0"),
+    "unpack-scalar:grid": prim(VECTOR, "with T.Kernel(2) as (bx, by):\n    A[bx] = 0.0"),
+    "unpack-count:grid": prim(VECTOR, "with T.Kernel(2, 2, 2) as (bx, by):\n    A[bx] = 0.0"),
+    "not-a-value:no-with": prim(VECTOR, "bx = T.Kernel(4)\nA[bx] = 1.0"),
+    "unknown-dtype:extent": prim("A: T.Tensor(64, 64)"),
+    "param-annotation:no-shape": prim("A: T.Tensor"),
+    "unknown-name:constexpr": prim(f"{VECTOR}, block: T.constexpr"),
     "param-annotation": prim("A: 3"),
     "symbol-dtype": 'import tiledsl.language as T\n\nm = T.dynamic("m", "float32")',
     "symbol-name:no-text": "import tiledsl.language as T\n\nm = T.dynamic(3)",
@@ -342,6 +401,8 @@ def kernel(A, B, block=64, *, scale):
 
 # ident -> (text to replace in EAGER, its replacement)
 EAGERS = {
+    "const-without-array": ("", ""),
+    "index-dtype:option": ("block=64", "block=64.0"),
     "undeclared-argument": ("    A: T.Tensor", "    n = A.shape[0]\n    A: T.Tensor"),
     "unbound-const": ('M = T.const("M")', 'M, K = T.const("M, K")'),
     "symbol-name:const-no-text": ('T.const("M")', "T.const(3)"),
@@ -407,8 +468,9 @@ def test_eager(case: str, golden: Callable[[str, str], None]) -> None:
     assert old in EAGER
     kernel = load(EAGER.replace(old, new), "kernels.py")["kernel"]
     array = ArgInfo((100,), as_dtype("float32"))
+    first = None if case == "const-without-array" else array
     options = {} if case == "missing-option" else {"scale": 2.0}
-    check(case, raised(lambda: EagerTemplate(kernel).bind({"A": array, "B": array}, options)), golden)
+    check(case, raised(lambda: EagerTemplate(kernel).bind({"A": first, "B": array}, options)), golden)
 
 
 def test_every_diagnostic_has_a_golden() -> None:

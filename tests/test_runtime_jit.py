@@ -283,7 +283,54 @@ def no_prim_func(n):
     return n
 
 
+@tiledsl.jit(out_idx=[-1])
+def forgot_prim_func(n):
+    def main(X: T.Tensor((n,), "int32"), Y: T.Tensor((n,), "int32")):
+        with T.Kernel(1, threads=32):
+            T.copy(X, Y)
+
+    return main
+
+
+@tiledsl.jit
+def forgot_return(n):
+    @T.prim_func
+    def main(X: T.Tensor((n,), "int32")):
+        with T.Kernel(1, threads=32):
+            T.clear(X)
+
+
+class Hashable:
+    """As a torch tensor: an array that is a valid key."""
+
+    dtype, shape = "float32", (3,)
+
+    def __dlpack__(self):
+        raise NotImplementedError
+
+    def __dlpack_device__(self):
+        return (1, 0)
+
+
 REFUSED = {
+    "list_for_an_array": lambda: add([1.0, 2.0], floats(2)),
+    "text_for_an_array": lambda: add(floats(2), "2"),
+    "none_for_an_array": lambda: add(None, floats(2)),
+    "arrays_for_a_factory": lambda: scaled(floats(3), floats(3)),
+    "hashable_array_for_a_factory": lambda: scaled(Hashable()),
+    "array_for_an_option": lambda: add(floats(2), floats(2), floats(2)),
+    "forgot_prim_func": lambda: forgot_prim_func(3),
+    "forgot_return": lambda: forgot_return(3),
+    "launch_of_triton": lambda: add[(4,)](floats(2), floats(2)),
+    "profiler": lambda: scaled(3).get_profiler(),
+    "misspelt_member": lambda: scaled(3).get_kernel_sorce(),
+    "member_of_function": lambda: scaled.assert_allclose,
+    "target_at_decoration": lambda: tiledsl.jit(target="lvm"),
+    "target_at_compile": lambda: tiledsl.compile(shifted, target="nunba"),
+    "arch_at_decoration": lambda: tiledsl.jit(target="numpy:chekced"),
+    "target_no_text": lambda: tiledsl.jit(target=3),
+    "misspelt_option": lambda: tiledsl.jit(out_index=[-1]),
+    "call_keyword": lambda: scaled(3)(floats(3), output=floats(3)),
     "eager_out_idx": lambda: eager_with_out_idx(floats(4)),
     "no_prim_func": lambda: no_prim_func(3),
     "unknown_parameter": lambda: scaled(3, dtyp="float16"),
@@ -307,7 +354,7 @@ def test_refusals(name, golden):
         REFUSED[name]()
     text = f"{type(caught.value).__name__}: {caught.value}"
     assert len(text.splitlines()) <= 12
-    golden(f"errors/jit_{name}", text)
+    golden(f"errors/jit_{name}", text, numbered=False)
 
 
 def test_unavailable_target(monkeypatch, golden):

@@ -10,7 +10,15 @@ from typing import Any, Protocol, runtime_checkable
 
 from tiledsl import config, ir
 from tiledsl.dtypes import DType
-from tiledsl.errors import Loc, TileNotImplementedError, TileRuntimeError, TileValueError, suggest
+from tiledsl.errors import (
+    Loc,
+    TileError,
+    TileNotImplementedError,
+    TileRuntimeError,
+    TileTypeError,
+    TileValueError,
+    suggest,
+)
 from tiledsl.passes.pipeline import Pass
 
 __all__ = [
@@ -25,6 +33,7 @@ __all__ = [
     "Target",
     "Workspace",
     "backends",
+    "check_target",
     "resolve",
 ]
 
@@ -62,6 +71,7 @@ class Capabilities:
     """What a backend can do and what it wants, as data.
 
     dtypes     names of the element types that kernels may use
+    archs      the architectures that the target's name may carry, besides none; None: the backend decides
     facts      what compiled code is specialised on: any of "aliased", "aligned16" (base addresses, bytes),
                "divisible16" (symbols); see `Function.attrs` in `docs/architecture.md`
     cacheable  artifacts may be kept on disk
@@ -70,6 +80,7 @@ class Capabilities:
     dtypes: frozenset[str]
     facts: frozenset[str] = frozenset()
     cacheable: bool = True
+    archs: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -239,12 +250,7 @@ def load_backend(name: str) -> Backend:
     of later versions."""
     place = backends().get(name)
     if place is None:
-        known = [*backends(), *ALIASES]
-        if name in PLANNED:
-            raise TileNotImplementedError(
-                f"target {name} is not supported yet", help=f"this version has {', '.join(sorted(known))}"
-            )
-        raise TileValueError(f"unknown target {name!r}; known: {', '.join(sorted(known))}", help=suggest(name, known))
+        raise _unknown(name)
     module, _, attribute = place.partition(":")
     try:
         backend = getattr(importlib.import_module(module), attribute)
@@ -277,6 +283,43 @@ CPU_TARGETS = ("llvm", "numba")  # what "cpu" means: the first that is available
 PLANNED = ("cuda", "cuda-emulator")
 
 
+def _unknown(text: str) -> TileError:
+    """What to say of a target that no backend offers, with those that there are."""
+    known = [*ALIASES]
+    for name in backends():
+        try:
+            archs = load_backend(name).capabilities(Target(name)).archs
+        except TileError:  # not available here, but a name all the same
+            archs = None
+        known += [name, *(f"{name}:{arch}" for arch in archs or ())]
+    name = text.partition(":")[0]
+    if name in PLANNED and name not in backends():
+        return TileNotImplementedError(
+            f"target {name} is not supported yet", help=f"this version has {', '.join(sorted(known))}"
+        )
+    return TileValueError(f"unknown target {text!r}; known: {', '.join(sorted(known))}", help=suggest(text, known))
+
+
+def check_target(target: Any) -> None:
+    """Raises TileValueError for what can never be a target, such as a misspelt one, and TileTypeError for what is no
+    text; whether it can run here is seen when it is used."""
+    if target is None or isinstance(target, Target):
+        return
+    if not isinstance(target, str):
+        raise TileTypeError(f"a target is a text, got {target!r}", help='write target="llvm", "numba", "numpy", "cpu"')
+    name, _, arch = target.partition(":")
+    if name not in (*backends(), *ALIASES, *PLANNED):
+        raise _unknown(target)
+    if arch and name in backends():
+        _check_arch(Target(name, arch))
+
+
+def _check_arch(target: Target) -> None:
+    archs = load_backend(target.name).capabilities(target).archs
+    if target.arch and archs is not None and target.arch not in archs:
+        raise _unknown(str(target))
+
+
 def resolve(target: str | Target | None, device: str = "cpu") -> Target:
     """The target meant by an argument ("name[:arch]", "cpu", "auto", None = TILEDSL_TARGET, else auto), for
     arguments that lie on `device`. Raises TileValueError for unknown names, TileRuntimeError for targets that
@@ -296,4 +339,5 @@ def _resolve(text: str, device: str) -> Target:
     state = load_backend(name).probe()
     if not state.ok:
         raise TileRuntimeError(f"target {name} is not available here: {state.reason}", help=state.help or None)
+    _check_arch(Target(name, arch))
     return Target(name, arch)

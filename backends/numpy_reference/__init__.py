@@ -14,7 +14,6 @@ import numpy as np
 from tiledsl import ir
 from tiledsl.backend import Artifact, Availability, Call, Capabilities, Target
 from tiledsl.dtypes import SCALARS
-from tiledsl.errors import TileValueError
 
 __all__ = ["NumpyReference", "backend"]
 
@@ -42,7 +41,7 @@ class NumpyReference:
         return Availability(True, f"NumPy {np.__version__}")
 
     def capabilities(self, target: Target) -> Capabilities:
-        return Capabilities(dtypes=SCALARS, cacheable=False)
+        return Capabilities(dtypes=SCALARS, cacheable=False, archs=("exact", "checked"))
 
     def pipeline(self, target: Target) -> Sequence[Any]:
         return ()
@@ -50,10 +49,6 @@ class NumpyReference:
     def emit(self, function: ir.Function, target: Target) -> Artifact:
         from tiledsl.ir.printer import to_text
 
-        if target.arch not in ("", "exact", "checked"):
-            raise TileValueError(
-                f"target numpy has no architecture {target.arch!r}", help="use numpy, numpy:exact or numpy:checked"
-            )
         return Artifact.of(function, to_text(function), payload=target.arch)
 
     def load(self, artifact: Artifact) -> _Interpreted:

@@ -74,7 +74,7 @@ class Control:
                 "unpack-scalar",
                 TileTypeError,
                 f"{value!r} cannot be unpacked into {len(names)} names",
-                help="a buffer or value is one object; index it to get its elements" if len(names) > 1 else None,
+                help=getattr(value, "_advice", "a value is one object"),
             )
         try:
             items = list(value)
@@ -85,7 +85,10 @@ class Control:
             items = [*items[:star], items[star : len(items) - tail], *items[len(items) - tail :]]
         if len(items) != len(names):
             raise error(
-                "unpack-count", TileValueError, f"{len(items)} values cannot be unpacked into {len(names)} names"
+                "unpack-count",
+                TileValueError,
+                f"{len(items)} values cannot be unpacked into {len(names)} names",
+                help=getattr(value, "_advice", None),
             )
         return [freeze(v, n) for v, n in zip(items, names, strict=True)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tiledsl.ir import Binary, Buffer, Call, Cast, Const, Expr, Fma, IfThenElse, Load, Region, Select, Unary, Var
+from tiledsl.ir.buffer import place_text
 
 __all__ = ["INFIX", "dims", "expr_text", "operand_text", "place_text"]
 
@@ -58,12 +59,3 @@ def operand_text(x: Buffer | Region) -> str:
     if isinstance(x, Buffer):
         return f"{x.name} {dims(x.shape)} {x.dtype} {x.scope}"
     return f"{x.buffer.name}[...] {dims(x.extents)} {x.buffer.dtype} {x.buffer.scope}"
-
-
-def place_text(b: Buffer) -> tuple[str, ...]:
-    """The note that tells where a buffer comes from."""
-    if b.loc is None:
-        return ()
-    verb = "is a parameter of the kernel" if b.scope == "global" else "was allocated"
-    place = str(b.loc).rsplit(":", 1)[0]
-    return (f"{b.name} {verb} at {place}" if b.scope != "global" else f"{b.name} {verb}, {place}",)

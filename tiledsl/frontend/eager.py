@@ -189,6 +189,14 @@ class EagerTemplate:
         for name, (argument, kind, axis) in first.named.items():
             info = arguments.get(argument)
             sizes = None if info is None else info.shape if kind == "extent" else info.strides
+            if name not in known and info is None:
+                raise error(
+                    "const-without-array",
+                    TileTypeError,
+                    f"{argument} must be an array here, because T.const {name} is its {kind} {axis}",
+                    loc=first.params[argument].loc,
+                    help=f"pass an array, or {name} by name: {self.name}.kernel({name}=...)",
+                )
             if name in known or sizes is None:
                 continue
             if axis >= len(sizes):
@@ -242,16 +250,14 @@ _EAGER_CALLS = frozenset(["Kernel", "const", "empty"])
 
 def is_lazy(pyfunc: Callable[..., Any]) -> bool:
     """The function is a factory of kernels, not itself a kernel: it defines an inner @T.prim_func, or its body
-    launches nothing."""
+    launches nothing. An inner function without a decorator does not count: a factory may have forgotten it."""
     tree = read_source(pyfunc).tree
-    for n in ast.walk(tree):
-        if (
-            n is not tree
-            and isinstance(n, ast.FunctionDef)
-            and any(_last_name(d) == "prim_func" for d in n.decorator_list)
-        ):
-            return True
-    return not any(isinstance(n, ast.Call) and _last_name(n) in _EAGER_CALLS for n in ast.walk(tree))
+    inner = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n is not tree]
+    if any(_last_name(d) == "prim_func" for n in inner for d in n.decorator_list):
+        return True
+    plain = {id(m) for n in inner if not n.decorator_list for m in ast.walk(n)}
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and id(n) not in plain]
+    return not any(_last_name(n) in _EAGER_CALLS for n in calls)
 
 
 def _last_name(e: ast.expr) -> str:

@@ -13,7 +13,7 @@ from tiledsl.frontend.control import Tracer, tracer
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import INT32
 from tiledsl.frontend.storage import check_repeated
-from tiledsl.frontend.values import Value
+from tiledsl.frontend.values import IndexTuple, Value
 from tiledsl.ir import Const, Kernel, Var
 
 __all__ = ["BlockIndex", "KernelLaunch"]
@@ -24,6 +24,8 @@ _MAX_THREADS = 1024  # of a CUDA block; every target keeps the limit so that ker
 class BlockIndex(Value):
     """The index of a one-dimensional grid; unpacks into itself, so that `as (bx,)` works too."""
 
+    _advice = "a grid of one axis has one index: `as bx`; T.Kernel(grid_x, grid_y) has two"
+
     def __iter__(self) -> Any:
         return iter((Value(self.expr),))
 
@@ -31,9 +33,12 @@ class BlockIndex(Value):
 class KernelLaunch:
     """The context manager that `T.Kernel` makes."""
 
+    _advice = "it stands in a with statement, which gives the indices: `with T.Kernel(n) as bx:`"
+
     def __init__(self, grid: tuple[Any, ...], threads: Any) -> None:
         if not 1 <= len(grid) <= 3:
             raise error("grid-rank", TileTypeError, f"T.Kernel: a grid has 1 to 3 dimensions, got {len(grid)}")
+        self._text = f"T.Kernel({', '.join(map(repr, grid))})"
         self.grid = tuple(host_expr(g, f"T.Kernel: grid dimension {i}") for i, g in enumerate(grid))
         for g in self.grid:
             if isinstance(g, Const) and g.value < 0:
@@ -50,6 +55,9 @@ class KernelLaunch:
             )
         self.loc = here()
         self.block: Block | None = None
+
+    def __repr__(self) -> str:
+        return self._text
 
     def __enter__(self) -> Any:
         builder = tracer("T.Kernel")
@@ -71,7 +79,8 @@ class KernelLaunch:
         self.block_vars = self._vars(builder, "b", len(self.grid))
         self.thread_vars = self._vars(builder, "t", len(self.threads))
         values = tuple(Value(v) for v in self.block_vars)
-        return values if len(values) > 1 else BlockIndex(self.block_vars[0])
+        names = ", ".join(v.name for v in self.block_vars)
+        return IndexTuple(values, f"name each: `as ({names})`") if len(values) > 1 else BlockIndex(self.block_vars[0])
 
     def _vars(self, builder: Tracer, prefix: str, count: int) -> tuple[Var, ...]:
         made = tuple(Var(prefix + axis, INT32, loc=self.loc) for axis in "xyz"[:count])

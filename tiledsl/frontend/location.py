@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import itertools
 import linecache
 import os
@@ -9,12 +10,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import CodeType, FrameType
+from types import CodeType, FrameType, TracebackType
 from typing import TypeVar
+
+import numpy as np
 
 from tiledsl.errors import Loc, TileError
 
-__all__ = ["author_frame", "error", "here", "is_author_file", "position", "tracing_root"]
+__all__ = ["author_frame", "error", "here", "is_author_file", "position", "raised_at", "source_here", "tracing_root"]
 
 _E = TypeVar("_E", bound=TileError)
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -22,6 +25,7 @@ _INTERNAL = tuple(
     os.path.join(_PACKAGE, room) for room in ("frontend", "language", "dtypes.py", "errors.py", "runtime", "compat")
 )
 _STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
+_NUMPY = os.path.dirname(os.path.abspath(np.__file__)) + os.sep
 
 _author_files: dict[str, bool] = {}
 _Position = tuple[int, int, int]
@@ -55,7 +59,7 @@ def is_author_file(path: str) -> bool:
     if known is None:
         absolute = os.path.abspath(path)
         in_stdlib = absolute.startswith(_STDLIB) and "site-packages" not in absolute
-        known = not (absolute.startswith(_INTERNAL) or in_stdlib or path.startswith("<frozen"))
+        known = not (absolute.startswith((*_INTERNAL, _NUMPY)) or in_stdlib or path.startswith("<frozen"))
         _author_files[path] = known
     return known
 
@@ -120,11 +124,41 @@ def here() -> Loc | None:
     return loc
 
 
+def source_here() -> str:
+    """The text of the author's expression that is running now, as far as it stands on its first line."""
+    frame = author_frame()
+    if frame is None:
+        return ""
+    line, col, end = position(frame.f_code, frame.f_lasti)
+    return linecache.getline(frame.f_code.co_filename, line)[col - 1 : (end or 0) - 1]
+
+
+def raised_at(tb: TracebackType | None) -> tuple[Loc, FrameType] | None:
+    """Where Python itself raised an error in the author's code, with the chain of callers, and the frame; None when
+    somebody else did, or the author on purpose."""
+    loc: Loc | None = None
+    frame, instruction = None, 0
+    while tb is not None:
+        frame, instruction = tb.tb_frame, tb.tb_lasti
+        code = frame.f_code
+        if is_author_file(code.co_filename):
+            name, caller = code.co_qualname.replace("<locals>.", ""), loc
+            if caller is not None and _is_anonymous(code):
+                name, caller = caller.function, caller.caller
+            loc = Loc(code.co_filename, *position(code, instruction), name, caller)
+        tb = tb.tb_next
+    if frame is None or loc is None or not is_author_file(frame.f_code.co_filename):
+        return None
+    if dis.opname[frame.f_code.co_code[instruction]] in ("RAISE_VARARGS", "RERAISE"):
+        return None
+    return loc, frame
+
+
 def error(
     ident: str, kind: type[_E], message: str, *, help: str | None = None, notes: tuple[str, ...] = (),
     loc: Loc | None = None,
 ) -> _E:  # fmt: skip
     """A diagnostic at the author's current place (or `loc`). `ident` names it for the golden tests."""
-    made = kind(message, loc or here(), notes, help)
+    made = kind(message, loc or here(), tuple(dict.fromkeys(notes)), help)
     made.ident = ident  # type: ignore[attr-defined]
     return made

@@ -11,7 +11,7 @@ from tiledsl.errors import Loc, TileNotImplementedError, TileSyntaxError, TileTy
 from tiledsl.frontend.builder import Block, Builder
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import INT32, convert, is_number
-from tiledsl.frontend.values import Value, index_expr
+from tiledsl.frontend.values import IndexTuple, Value, index_expr
 from tiledsl.ir import Const, Expr, For, If, Parallel, Var
 from tiledsl.ir.walk import free_vars
 
@@ -96,7 +96,13 @@ class OpenLoop:
 
     @property
     def values(self) -> Any:
-        return self.targets if len(self.targets) > 1 else self.targets[0]
+        count = len(self.targets)
+        names = ", ".join("ijklmn"[:count])
+        return (
+            IndexTuple(self.targets, f"name each: `for {names} in {self.spec.what}(...)`")
+            if count > 1
+            else self.targets[0]
+        )
 
 
 def open_loop(builder: Builder, spec: LoopSpec, targets: tuple[str, ...]) -> OpenLoop:

@@ -8,6 +8,7 @@ import numpy as np
 
 from tiledsl.dtypes import SCALARS, DType, as_dtype
 from tiledsl.errors import TileNotImplementedError, TileTypeError
+from tiledsl.frontend.habits import dtype_advice
 from tiledsl.frontend.location import error, here
 from tiledsl.ir import Cast, Const, Expr
 from tiledsl.ir.arithmetic import int_range
@@ -29,7 +30,7 @@ def slice_dtype(x: Any, what: str, vectors: bool = False) -> DType:
             "unknown-dtype",
             TileTypeError,
             f"{what}: {x!r} is not a dtype",
-            help='write for example T.float16 or "int32"',
+            help=dtype_advice(x),
         ) from None
     if dtype.scalar.name not in SCALARS:
         raise error("dtype-not-yet", TileNotImplementedError, f"{what}: dtype {dtype} is not supported yet")

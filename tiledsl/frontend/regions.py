@@ -252,10 +252,16 @@ class Loop(_Region):
                     f"{name} is rebound in this loop, and its new value would be read in the next iteration",
                     loc=self.changed[name] or self.loc,
                     notes=(f"the loop begins at {self.loc}",),
-                    help=f"a name is an immutable value; make it a variable before the loop: "
-                    f"{name} = T.alloc_var(T.int32, init=...)",
+                    help=f"a name is an immutable value; make it a variable before the loop: {self._var(name)}",
                 )
                 refuse(refused, f"every iteration begins with the value that {name} has before the loop")
+
+    def _var(self, name: str) -> str:
+        """The variable that could stand for a name."""
+        last, first = self.last.get(name), self.before[name]
+        scalar = isinstance(last, Value) or is_number(last)
+        dtype = as_value(last, name).dtype if scalar else "int32"
+        return f"{name} = T.alloc_var(T.{dtype}, init={first if is_number(first) else '...'})"
 
     def leave(self) -> tuple[Any, ...]:
         values = dict(zip(self.names, self.after("loop"), strict=True))
@@ -278,6 +284,14 @@ class ForLoop(Loop):
         builder = tracer("a loop")
         if isinstance(self.iterable, LoopSpec):
             loop = open_loop(builder, self.iterable, self.targets)
+            if 1 < len(self.targets) != len(loop.targets):
+                raise error(
+                    "loop-targets",
+                    TileTypeError,
+                    f"this {loop.spec.what} has {len(loop.targets)} of the {len(self.targets)} indices that the names "
+                    f"{', '.join(self.targets)} ask for",
+                    help="give as many extents as names: `for i, j in T.Parallel(m, n):`",
+                )
             self.enter(staged=True)
             yield loop.values
             self.exit()

@@ -258,6 +258,16 @@ class _Rewriter(ast.NodeTransformer):
         targets = tuple(n.id for n in ast.walk(node.target) if isinstance(n, ast.Name))
         return self._loop(node, "loop", [header, _names(targets)], node.target, node.iter)
 
+    def visit_With(self, node: ast.With) -> Any:
+        """`with c as (a, b):` unpacks like an assignment."""
+        self.generic_visit(node)
+        for item in reversed(node.items):
+            if isinstance(item.optional_vars, (ast.Tuple, ast.List)):
+                target, temp = item.optional_vars, self.temp()
+                item.optional_vars = _at(ast.Name(temp, ast.Store()), target)
+                node.body[:0] = self.store(target, target, _at(ast.Name(temp, ast.Load()), target))
+        return node
+
     def visit_While(self, node: ast.While) -> Any:
         self._no_else(node)
         forever = isinstance(node.test, ast.Constant) and bool(node.test.value)

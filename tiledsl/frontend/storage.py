@@ -13,12 +13,24 @@ from tiledsl.dtypes import DType
 from tiledsl.errors import TileIndexError, TileTypeError
 from tiledsl.frontend.builder import current, is_tracing
 from tiledsl.frontend.describe import dims, expr_text
+from tiledsl.frontend.habits import advice_here
 from tiledsl.frontend.linear import difference
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import INT32, is_number
 from tiledsl.frontend.reducer import store_contribution
 from tiledsl.frontend.strictness import refuse
-from tiledsl.frontend.values import Value, Vector, binary, describe, index_expr, lanes_of, to_dtype
+from tiledsl.frontend.values import (
+    IndexTuple,
+    Value,
+    Vector,
+    binary,
+    describe,
+    index_expr,
+    lanes_of,
+    no_attribute,
+    refuse_operators,
+    to_dtype,
+)
 from tiledsl.ir import Atomic, Buffer, Const, Expr, Load, Parallel, ReducerOp, Region, Stmt, Store, Var, build
 from tiledsl.ir.walk import Rewriter, walk
 
@@ -118,12 +130,14 @@ class RegionRef:
             "slice-arithmetic",
             TileTypeError,
             f"{self!r} is a slice of a buffer; operators work on its elements",
-            help="loop over the elements: `for i in T.Parallel(n): C[i] = A[i] + B[i]`",
+            help=_operator_help("loop over the elements: `for i in T.Parallel(n): C[i] = A[i] + B[i]`"),
         )
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _misuse
-    __lt__ = __le__ = __gt__ = __ge__ = __neg__ = __matmul__ = __mod__ = __floordiv__ = _misuse
-    __pow__ = __and__ = __or__ = __xor__ = __getitem__ = __array_ufunc__ = __array_function__ = _misuse
+    __getitem__ = _misuse
+    __hash__ = object.__hash__
+
+    def __getattr__(self, name: str) -> Any:
+        no_attribute(self, name)
 
 
 class BufferRef:
@@ -184,7 +198,7 @@ class BufferRef:
             "buffer-iteration",
             TileTypeError,
             f"{self!r} is a buffer and cannot be iterated",
-            help="loop over its indices: `for i in T.serial(n):`",
+            help=_operator_help("loop over its indices: `for i in T.serial(n):`"),
         )
 
     def __getitem__(self, key: Any) -> Any:
@@ -231,12 +245,19 @@ class BufferRef:
             "buffer-arithmetic",
             TileTypeError,
             f"{self!r} is a buffer; operators work on its elements",
-            help="loop over the elements: `for i, j in T.Parallel(m, n): C[i, j] = A[i, j] + B[i, j]`",
+            help=_operator_help("loop over the elements: `for i, j in T.Parallel(m, n): C[i, j] = A[i, j] + B[i, j]`"),
         )
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _binary_misuse
-    __lt__ = __le__ = __gt__ = __ge__ = __neg__ = __matmul__ = __mod__ = __floordiv__ = _binary_misuse
-    __pow__ = __and__ = __or__ = __xor__ = __array_ufunc__ = __array_function__ = _binary_misuse
+    __hash__ = object.__hash__
+
+    def __getattr__(self, name: str) -> Any:
+        no_attribute(self, name)
+
+    @property
+    def _advice(self) -> str:
+        """What to write where a scalar is needed."""
+        i = ", ".join("ijklmn"[: self.ndim]) or "0"
+        return f"take its elements: `for {i} in T.Parallel({', '.join(map(str, self.shape))}):` and {self.name}[{i}]"
 
     def _locate(self, key: Any) -> tuple[tuple[Expr, ...], tuple[Expr, ...] | None]:
         """Starts, and extents if some index is a slice."""
@@ -248,7 +269,7 @@ class BufferRef:
                 "rank-mismatch",
                 TileIndexError,
                 f"{self!r} is {rank}-dimensional but got {len(keys)} index{plural}",
-                help="give one index or slice per dimension",
+                help=key._advice if isinstance(key, IndexTuple) else "give one index or slice per dimension",
             )
         starts: list[Expr] = []
         extents: list[Expr] = []
@@ -290,6 +311,17 @@ class BufferRef:
                 return index_expr(wrapped)
             return index_expr(Value(size) + k) if k < 0 else index_expr(k)
         return index_expr(k, f"index {axis} of {self!r}")
+
+
+def _operator_help(otherwise: str) -> str:
+    found = advice_here()
+    if found is None:
+        return otherwise
+    return found[1] + ("" if "tile" in found[1] or " " in found[0][:4] else ", element by element in T.Parallel")
+
+
+refuse_operators(RegionRef, RegionRef._misuse)
+refuse_operators(BufferRef, BufferRef._binary_misuse)
 
 
 class VectorBufferRef(BufferRef):

@@ -5,19 +5,31 @@ from __future__ import annotations
 import builtins
 import functools
 import inspect
+import linecache
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import CodeType, FrameType, ModuleType, TracebackType
+from types import CodeType, ModuleType
 from typing import Any
 
 from tiledsl.analysis.uniformity import thread_level
-from tiledsl.errors import Loc, TileError, TileNameError, TileSyntaxError, TileTypeError, suggest
+from tiledsl.errors import (
+    Loc,
+    TileAttributeError,
+    TileError,
+    TileIndexError,
+    TileNameError,
+    TileSyntaxError,
+    TileTypeError,
+    TileValueError,
+    suggest,
+)
 from tiledsl.frontend import location
 from tiledsl.frontend.annotations import make_param
 from tiledsl.frontend.builder import is_tracing, tracing
 from tiledsl.frontend.control import CONTROL, Tracer, tracer
+from tiledsl.frontend.habits import advice
 from tiledsl.frontend.location import error
 from tiledsl.frontend.regions import freeze
 from tiledsl.frontend.rewrite import compiled, rewritten
@@ -95,21 +107,30 @@ def parameter_annotations(pyfunc: Callable[..., Any], names: Mapping[str, Any]) 
     return found
 
 
+_PYTHON: dict[type[Exception], type[TileError]] = {
+    TypeError: TileTypeError, AttributeError: TileAttributeError, IndexError: TileIndexError,
+    ValueError: TileValueError,
+}  # fmt: skip
+
+
 @contextmanager
 def located() -> Iterator[None]:
-    """Turns a NameError of author code into a diagnostic with its place."""
+    """Turns errors that Python raises in the author's code into diagnostics with their place."""
     try:
         yield
-    except NameError as e:
-        if isinstance(e, TileError):
+    except (NameError, TypeError, AttributeError, IndexError, ValueError) as e:
+        found = None if isinstance(e, TileError) else location.raised_at(e.__traceback__)
+        if found is None:
             raise
-        frame, instruction = _raising_frame(e.__traceback__)
-        if frame is None:
-            raise
+        loc, frame = found
+        kind = next((ours for theirs, ours in _PYTHON.items() if isinstance(e, theirs)), None)
+        if kind is not None:
+            message = re.sub(r"'?\b(Value|Element|Cell|BlockIndex|Vector|RegionRef)\b'?", "a kernel value", str(e))
+            line = linecache.getline(loc.file, loc.line)
+            said = advice(line[loc.col - 1 : loc.end_col - 1])
+            raise error("python-error", kind, message, loc=loc, help="; ".join(said) if said else None) from None
         quoted = re.search(r"'(\w+)'", str(e))
-        name = quoted[1] if quoted else e.name or ""
-        line, col, end = location.position(frame.f_code, instruction)
-        loc = Loc(frame.f_code.co_filename, line, col, end, frame.f_code.co_qualname.replace("<locals>.", ""))
+        name = quoted[1] if quoted else ""
         code = frame.f_code
         known = {*code.co_varnames, *code.co_cellvars, *code.co_freevars, *frame.f_globals, *dir(builtins)} - {name}
         if isinstance(e, UnboundLocalError):
@@ -123,17 +144,6 @@ def located() -> Iterator[None]:
             loc=loc,
             help=suggest(name, [n for n in known if not n.startswith("__")]),
         ) from None
-
-
-def _raising_frame(tb: TracebackType | None) -> tuple[FrameType | None, int]:
-    """The innermost frame of a traceback, if it is the author's."""
-    frame, instruction = None, 0
-    while tb is not None:
-        frame, instruction = tb.tb_frame, tb.tb_lasti
-        tb = tb.tb_next
-    if frame is None or not location.is_author_file(frame.f_code.co_filename):
-        return None, 0
-    return frame, instruction
 
 
 def trace_prim_func(pyfunc: Callable[..., Any], names: Mapping[str, Any] | None = None) -> PrimFunc:

@@ -6,15 +6,17 @@ wrapped when it is bound, stored or cast (language.md 0.12). Nothing is folded h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
 from tiledsl.dtypes import DType, promote
-from tiledsl.errors import TileIndexError, TileTypeError
+from tiledsl.errors import TileAttributeError, TileIndexError, TileTypeError, suggest
 from tiledsl.frontend.describe import INFIX, expr_text
-from tiledsl.frontend.location import error, here
+from tiledsl.frontend.habits import advice_here, instead
+from tiledsl.frontend.location import author_frame, error, here, source_here
 from tiledsl.frontend.promotion import (
     BOOL,
     FLOAT32,
@@ -31,6 +33,7 @@ from tiledsl.frontend.promotion import (
 from tiledsl.ir import Binary, Expr, Unary
 
 __all__ = [
+    "IndexTuple",
     "Undefined",
     "Value",
     "Vector",
@@ -41,6 +44,8 @@ __all__ = [
     "describe",
     "index_expr",
     "lanes_of",
+    "no_attribute",
+    "refuse_operators",
     "to_dtype",
     "unary",
 ]
@@ -62,6 +67,38 @@ _Method = Callable[[Any, Any], Any]
 def _pair(op: str) -> tuple[_Method, _Method]:
     """The methods of `self op other` and `other op self`."""
     return (lambda self, other: binary(op, self, other)), (lambda self, other: binary(op, other, self))
+
+
+_OPERATORS = (
+    *(f"__{side}{op}__" for side in ("", "r")
+      for op in "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or".split()),
+    *(f"__{op}__" for op in "lt le gt ge neg pos abs invert contains array_ufunc array_function".split()),
+)  # fmt: skip
+
+
+def refuse_operators(cls: type, refuse: Callable[..., Any]) -> None:
+    """Lets `refuse` say that objects of this class have no operators; a comparison with a number is one too."""
+    for name in _OPERATORS:
+        setattr(cls, name, refuse)
+    same: Any = cls.__eq__
+
+    def equal(self: Any, other: Any) -> Any:
+        return refuse(self) if isinstance(other, Value) or is_number(other) else same(self, other)
+
+    setattr(cls, "__eq__", equal)  # noqa: B010
+
+
+def no_attribute(x: Any, name: str) -> NoReturn:
+    """What `x.name` says when there is no such attribute."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    known = [n for n in dir(type(x)) if not n.startswith("_")]
+    found = instead(name)
+    what = f"{x!r} ({x.dtype})" if isinstance(x, Value) else repr(x)
+    raise error(
+        "no-attribute", TileAttributeError, f"{what} has no .{name}",
+        help=f"use {found}" if found else suggest(name, known) or f"it has {', '.join(known)}",
+    )  # fmt: skip
 
 
 class Value:
@@ -133,18 +170,20 @@ class Value:
             "power",
             TileTypeError,
             "** does not work on kernel values",
-            help="write x * x for small powers, or T.exp2(y * T.log2(x))",
+            help="write x * x, or T.pow(x, y)",
         )
 
     __rpow__ = __pow__
 
     def _needs_python_value(self, what: str, help: str) -> NoReturn:
-        raise error(
-            "python-value-needed",
-            TileTypeError,
-            f"{self!r} ({self.dtype}) is known only when the kernel runs; {what}",
-            help=help,
-        )
+        said = advice_here()
+        message = f"{self!r} ({self.dtype}) is known only when the kernel runs; {what}"
+        if said:
+            message = f"{said[0]}, and {self!r} ({self.dtype}) is known only when the kernel runs"
+        raise error("python-value-needed", TileTypeError, message, help=said[1] if said else help)
+
+    def __getattr__(self, name: str) -> Any:
+        no_attribute(self, name)
 
     def __bool__(self) -> bool:
         self._needs_python_value(
@@ -154,7 +193,23 @@ class Value:
         )
 
     def __index__(self) -> int:
+        name, x = _indexed_here()
+        if name:
+            tiles = isinstance(x, (list, tuple)) and any(hasattr(e, "buffer") for e in x)
+            raise error(
+                "python-value-needed",
+                TileTypeError,
+                f"{name} ({describe(x)}) is a Python object; its index {self!r} ({self.dtype}) is known only when the "
+                "kernel runs",
+                help="allocate one tile with one more axis, and index that"
+                if tiles
+                else "pass it to the kernel as an array (a T.Tensor parameter) and index that, or loop over Python "
+                "ints: `for k in [0, 1, 2]:`",
+            )
         self._needs_python_value("Python needs an int here", "use a Python int, or a loop like `for i in range(n):`")
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        self.__index__()  # NumPy asks for one first, and passes over its error
 
     def __int__(self) -> int:
         self._needs_python_value("int() needs a Python number", "convert with T.int32(x)")
@@ -238,6 +293,35 @@ def lanes_of(x: Any, count: int) -> Sequence[Any]:
     return x.lanes
 
 
+def _indexed_here() -> tuple[str, Any]:
+    """The author's array, list or dict whose element is asked for at this place: its name and itself, or ""."""
+    frame = author_frame()
+    name = re.match(r"([A-Za-z_]\w*)\[", source_here())
+    if frame is None or name is None:
+        return "", None
+    x = frame.f_locals.get(name[1], frame.f_globals.get(name[1]))
+    return "" if x is None else name[1], x
+
+
+class IndexTuple(tuple[Value, ...]):
+    """The indices of a grid or loop of several axes, where one name got them all; `_advice` says how to name each."""
+
+    _advice: str
+
+    def __new__(cls, values: Sequence[Value], advice: str) -> IndexTuple:
+        made = super().__new__(cls, values)
+        made._advice = advice
+        return made
+
+    __hash__ = tuple.__hash__
+
+    def _misuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise error("index-tuple", TileTypeError, f"{self!r} are {len(self)} indices, not a number", help=self._advice)
+
+
+refuse_operators(IndexTuple, IndexTuple._misuse)
+
+
 class Undefined:
     """Stands for a name that a staged region defined, after that region; `last` is what tracing bound it to there."""
 
@@ -253,12 +337,23 @@ def as_value(x: Any, what: str) -> Value:
         number = as_number(x)
         dtype = literal_dtype(number)
         return Value(literal(number, dtype))
-    raise error("not-a-value", TileTypeError, f"{what} must be a scalar value, got {describe(x)}")
+    help = getattr(x, "_advice", None)
+    if isinstance(x, DType):
+        help = "the shape comes first, then the dtype: ((64, 32), T.float16)"
+    elif not help and hasattr(x, "shape"):
+        help = "a kernel sees an array as a T.Tensor parameter, whose elements are scalars: A[i]"
+    raise error("not-a-value", TileTypeError, f"{what} must be a scalar value, got {describe(x)}", help=help)
 
 
 def describe(x: Any) -> str:
     """What an argument is, for diagnostics."""
-    return "None" if x is None else repr(x) if hasattr(x, "buffer") else f"{type(x).__name__} {x!r}"
+    if x is None or hasattr(x, "buffer"):
+        return repr(x)
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return f"{type(x).__name__} of {x.dtype}[{', '.join(map(str, x.shape))}]"
+    text = repr(x)
+    kind = "tuple" if isinstance(x, tuple) else type(x).__name__
+    return f"{kind} {text if len(text) < 80 else text[:76] + ' ...'}"
 
 
 def to_dtype(x: Any, dtype: DType) -> Expr:
@@ -276,7 +371,9 @@ def index_expr(x: Any, what: str = "an index") -> Expr:
             "index-dtype",
             TileTypeError,
             f"{what} must be an integer, got {v!r} ({v.dtype})",
-            help="cast it: T.cast(x, T.int32)",
+            help="use // where / stands, or int(...): sizes and indices are ints"
+            if is_number(x)
+            else "cast it: T.cast(x, T.int32)",
         )
     e = v.expr
     return e if e.dtype.bits >= 32 else convert(e, INT32)
@@ -339,7 +436,7 @@ def binary(op: str, a: Any, b: Any) -> Any:
             "integer-division",
             TileTypeError,
             f"/ of integers is ambiguous: {_text(a)} / {_text(b)}",
-            help="use // (rounds down) or T.truncdiv, or convert one side: T.float32(x)",
+            help="use // (rounds down), T.ceildiv (rounds up) or T.truncdiv, or convert one side: T.float32(x)",
         )
     if op in _INTEGER_ONLY and seen.is_float:
         raise error(

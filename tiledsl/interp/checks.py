@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from tiledsl.errors import Loc, TileError, TileRuntimeError
+from tiledsl.errors import TileError, TileRuntimeError
 from tiledsl.interp.nibbles import Nibbles, memory_of
 from tiledsl.interp.options import Options
 from tiledsl.interp.scope import BLOCK, Env
-from tiledsl.ir.buffer import Buffer
+from tiledsl.ir.buffer import Buffer, place_text
 from tiledsl.ir.collectives import WARP
 
 __all__ = ["Tracker", "overlap"]
@@ -42,11 +42,10 @@ def overlap(a: Array, b: Array) -> bool:
 class _Cells:
     """The cells of one allocation."""
 
-    def __init__(self, data: Array, grain: int, written: bool, loc: Loc | None) -> None:
+    def __init__(self, data: Array, grain: int, written: bool) -> None:
         data = memory_of(data)
         self.low, high = byte_bounds(data) if data.size else (data.ctypes.data, data.ctypes.data)
         self.grain = grain
-        self.loc = loc
         count = max(1, (high - self.low) // grain)
         self.written = np.full(count, written)
         self.lane_writer, self.lane_reader, self.block_writer, self.block_reader = (
@@ -79,9 +78,9 @@ class Tracker:
 
     # -- life of storage ---------------------------------------------------------------------------------
 
-    def allocate(self, buffer: Buffer, data: Array, written: bool, loc: Loc | None) -> None:
+    def allocate(self, buffer: Buffer, data: Array, written: bool) -> None:
         grain = self.grains.get(buffer.root, data.dtype.itemsize)
-        self.cells[buffer.root] = _Cells(data, grain, written, loc)
+        self.cells[buffer.root] = _Cells(data, grain, written)
 
     def new_launch(self) -> None:
         """Blocks of one launch race with each other, not with those of an earlier one."""
@@ -140,7 +139,7 @@ class Tracker:
         self.barrier()
         outer = {b: self.cells[b] for b in copies if b in self.cells}
         for b, cells in outer.items():
-            inner = _Cells(copies[b], cells.grain, False, cells.loc)
+            inner = _Cells(copies[b], cells.grain, False)
             inner.written.reshape(-1, len(cells.written))[...] = cells.written
             self.cells[b] = inner
         try:
@@ -292,7 +291,7 @@ class Tracker:
         first = int(np.argmax(bad)) if np.ndim(bad) else 0
         index = [int(np.ravel(i)[first if np.ndim(i) else 0]) for i in flat[len(flat) - buffer.rank :]]
         element = f"{buffer.name}[{', '.join(map(str, index))}]"
-        notes = (f"{buffer.name} was allocated at {cells.loc}",) if cells.loc else ()
+        notes = place_text(buffer.root)
         lane = None
         if lanes is not None and self.lanes is not None and np.ndim(lanes):
             lane = tuple(int(i) for i in np.unravel_index(int(lanes[first]), self.lanes.shape))

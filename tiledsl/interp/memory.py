@@ -16,7 +16,7 @@ import numpy as np
 from tiledsl.errors import InternalError, TileIndexError
 from tiledsl.interp.scope import TRACKER, Env, Fn, Nest, Scope
 from tiledsl.ir import build
-from tiledsl.ir.buffer import Buffer
+from tiledsl.ir.buffer import Buffer, place_text
 from tiledsl.ir.expr import Binary, Cast, Const, Expr, Load, Var
 from tiledsl.ir.stmt import Store
 
@@ -439,10 +439,10 @@ def _with_vector_axis(i: Any, rank: int) -> Any:
 def _out_of_range(
     access: Access, env: Env, at: tuple[Any, ...], extents: tuple[int, ...], lane: tuple[int, ...] | None = None
 ) -> Exception:
-    name, loc = access.buffer.name, access.buffer.loc
+    name = access.buffer.name
     index = ", ".join(str(int(i)) for i in at)
     message = f"{name}[{index}] is out of range: {name} is {access.buffer.dtype} of shape {tuple(extents)}"
-    return access.fail(env, message, *((f"{name} was allocated at {loc}",) if loc else ()), lane=lane)
+    return access.fail(env, message, *place_text(access.buffer), lane=lane)
 
 
 def _lane_error(access: Access, env: Env, bad: Any, at: tuple[Any, ...], extents: tuple[int, ...]) -> Exception:

@@ -280,7 +280,7 @@ def _tracker(function: Function, values: dict[Any, Any], options: Options) -> Tr
     for buffer, data in values.items():
         if data is not None:
             fresh = buffer in outputs or buffer in function.workspaces
-            tracker.allocate(buffer, data, written=not fresh, loc=buffer.loc)
+            tracker.allocate(buffer, data, written=not fresh)
     return tracker
 
 

@@ -214,7 +214,6 @@ class Statements:
         shape_slot = None if nest is None else nest.shape_slot
         poison = scope.options.tracks
         shadowed = scope.options.shadow and buffer.dtype.is_float and packed is None
-        loc = s.loc or buffer.loc
 
         def alloc(env: Env, mask: Any) -> Any:
             if fixed is not None:
@@ -229,7 +228,7 @@ class Statements:
                 # one element per lane of the nest, and the lanes of its own type where it is a vector
                 data[...] = first[(..., None, *[slice(None)] * len(lanes))] if isinstance(first, np.ndarray) else first
             if poison:
-                env[TRACKER].allocate(buffer, data, written=init is not None, loc=loc)
+                env[TRACKER].allocate(buffer, data, written=init is not None)
             views(env)
             return mask
 

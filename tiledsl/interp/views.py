@@ -130,7 +130,7 @@ def _at_address(scope: Scope, expressions: Expressions, buffer: Buffer) -> Calla
             data = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(base(env, None) % 2**64))
         made = (_nibble_view if dtype.is_packed else view_of)(data, dtype, shape, steps, 0, 0)
         if tracks:
-            env[TRACKER].allocate(buffer, made, written=True, loc=buffer.loc)
+            env[TRACKER].allocate(buffer, made, written=True)
         return lift(made) if shadow and dtype.is_float else made
 
     return make

@@ -156,7 +156,7 @@ class Waits:
             for buffer, slot, bind in made:
                 bind(env)
                 if env[TRACKER] is not None:
-                    env[TRACKER].allocate(buffer, env[slot], written=True, loc=buffer.loc)
+                    env[TRACKER].allocate(buffer, env[slot], written=True)
 
         return join
 

@@ -9,7 +9,7 @@ from tiledsl.dtypes import DType
 from tiledsl.ir.expr import Const, Expr, Load
 from tiledsl.ir.node import Node, attribute, node, operand
 
-__all__ = ["BLOCK_SCOPES", "Buffer", "Region", "SCOPES"]
+__all__ = ["BLOCK_SCOPES", "Buffer", "Region", "SCOPES", "place_text"]
 
 # Where a buffer lives and who owns it.
 #   global    an argument or workspace, visible to all blocks
@@ -76,3 +76,11 @@ class Region(Node):
     def whole(self) -> bool:
         """All of the buffer."""
         return self.extents == self.buffer.shape and all(isinstance(e, Const) and e.value == 0 for e in self.starts)
+
+
+def place_text(b: Buffer) -> tuple[str, ...]:
+    """The note that tells where a buffer comes from."""
+    if b.loc is None:
+        return ()
+    verb = "declared" if b.scope == "global" else "allocated"
+    return (f"{b.name} was {verb} at {str(b.loc).rsplit(':', 1)[0]}",)

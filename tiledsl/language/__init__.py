@@ -11,6 +11,8 @@ from typing import Any
 from tiledsl import dtypes as _dtypes
 from tiledsl.errors import TileAttributeError as _TileAttributeError
 from tiledsl.errors import suggest as _suggest
+from tiledsl.frontend.habits import DTYPES as _DTYPES
+from tiledsl.frontend.habits import instead as _instead
 from tiledsl.frontend.location import error as _error
 from tiledsl.frontend.values import Value as PrimExpr
 from tiledsl.language.allreduce import (
@@ -360,9 +362,15 @@ def __getattr__(name: str) -> Any:
         return _dtypes.as_dtype(name)  # vector types: T.float32x4
     except TypeError:
         pass
-    raise _error(
-        "unknown-name", _TileAttributeError, f"the language has no T.{name}", help=_suggest(name, [*__all__, *_MISSING])
-    )
+    raise _error("unknown-name", _TileAttributeError, f"the language has no T.{name}", help=_advice(name))
+
+
+def _advice(name: str) -> str | None:
+    """What to write instead of T.<name>."""
+    found = _DTYPES.get(name)
+    if found or _instead(name):
+        return f"use {f'T.{found}' if found else _instead(name)}"
+    return _suggest(name, [*__all__, *_MISSING])
 
 
 def __dir__() -> list[str]:

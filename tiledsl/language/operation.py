@@ -10,11 +10,13 @@ from typing import Any, ParamSpec, TypeVar
 from tiledsl.errors import TileNotImplementedError, TileSyntaxError, TileTypeError, suggest
 from tiledsl.frontend.builder import current
 from tiledsl.frontend.control import CONTROL, Tracer, tracer
+from tiledsl.frontend.habits import KEYWORDS
 from tiledsl.frontend.location import error
 from tiledsl.frontend.values import Undefined
 
 __all__ = ["hints", "not_inside_parallel", "not_yet", "operation", "signature_text", "surface"]
 
+_OUTPUTS = "it gives nothing back: {} is the tile that it writes to, made by T.alloc_fragment or T.alloc_shared"
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -28,17 +30,23 @@ def surface(fn: Callable[_P, _R]) -> Callable[_P, _R]:
         signature, known = _signature(fn)
         for keyword in kw:
             if keyword not in known:
+                meant = KEYWORDS.get(keyword.lower())
                 raise error(
                     "unknown-keyword",
                     TileTypeError,
                     f"{name} has no keyword {keyword}",
-                    help=suggest(keyword, known) or f"keywords: {', '.join(known)}",
+                    help=f"did you mean {meant}?"
+                    if meant in known
+                    else suggest(keyword, known) or f"keywords: {', '.join(known)}",
                 )
         try:
             signature.bind(*args, **kw)
         except TypeError as e:
             raise error(
-                "argument-count", TileTypeError, f"wrong arguments for {name}{signature_text(signature)}: {e}"
+                "argument-count",
+                TileTypeError,
+                f"wrong arguments for {name}{signature_text(signature)}: {e}",
+                help=next((_OUTPUTS.format(n) for n in ("out", "C", "dst") if f"'{n}'" in str(e)), None),
             ) from None
         for value in args:
             if isinstance(value, Undefined):

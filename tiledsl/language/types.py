@@ -33,6 +33,9 @@ class _TensorAnnotation:
         self._make = surface(make)
         self.__signature__ = inspect.signature(make)
 
+    def __repr__(self) -> str:
+        return f"T.{self.__name__} without a shape"
+
     def __call__(self, *args: Any, **kw: Any) -> Any:
         return self._make(*args, **kw)
 

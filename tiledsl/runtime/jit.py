@@ -7,13 +7,18 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from tiledsl import frontend, ir
 from tiledsl.backend import Target
 from tiledsl.dtypes import as_dtype
-from tiledsl.errors import TileTypeError, TileValueError, suggest
+from tiledsl.errors import TileError, TileTypeError, TileValueError, suggest
+from tiledsl.frontend.location import here
+from tiledsl.frontend.rewrite import read_source
 from tiledsl.runtime.kernel import JITKernel, call_key, compile
-from tiledsl.runtime.options import check_options
-from tiledsl.runtime.views import device_of, kind_of, view
+from tiledsl.runtime.members import no_member
+from tiledsl.runtime.options import check_options, check_place
+from tiledsl.runtime.views import describe, device_of, kind_of, view
 
 __all__ = ["JITFunction", "freeze", "jit"]
 
@@ -50,6 +55,7 @@ class JITFunction:
                 if self.out_idx is not None:
                     raise TileValueError(
                         f"{self.pyfunc.__name__}: out_idx belongs to factories of kernels; this function is a kernel",
+                        here(),
                         help="make the outputs with T.empty and return them",
                     )
                 self._template = frontend.EagerTemplate(self.pyfunc)
@@ -136,15 +142,42 @@ class JITFunction:
         key = (self._key(values.arguments), target, captured)  # however the values were passed
         kernel = self._kernels.get(key)
         if kernel is None:
-            made = self.pyfunc(*values.args, **values.kwargs)
+            try:
+                made = self.pyfunc(*values.args, **values.kwargs)
+            except TileError as e:
+                for name, value in values.arguments.items():
+                    if kind_of(value) is not None:  # a torch tensor can be hashed
+                        raise self._not_hashable(name, value) from e
+                raise
             if getattr(made, "function", None) is None:
-                raise TileTypeError(
-                    f"{self.pyfunc.__name__}: a factory of kernels returns a @T.prim_func, this one returned "
-                    f"{type(made).__name__}",
-                )
+                raise self._no_kernel(made)
             kernel = self._kernels[key] = compile(made, self.out_idx, target)
         self._remember(call, kernel)
         return kernel
+
+    def _no_kernel(self, made: Any) -> TileTypeError:
+        what, loc = type(made).__name__, here()
+        help = f"end {self.pyfunc.__name__} with `return` and the name of its @T.prim_func"
+        if inspect.isfunction(made):
+            source = read_source(made)
+            what, loc = f"the plain function {made.__name__}", source.loc(source.tree)
+            help = f"write @T.prim_func above `def {made.__name__}`"
+        return TileTypeError(
+            f"{self.pyfunc.__name__}: a factory of kernels returns a @T.prim_func, this one returned {what}",
+            loc,
+            help=help,
+        )
+
+    def __getitem__(self, grid: Any) -> Any:
+        raise TileTypeError(
+            f"{self.pyfunc.__name__}[...] is not how a kernel is launched here",
+            here(),
+            help=f"the grid stands in the kernel, `with T.Kernel(grid_x, grid_y) as (bx, by):`; call it: "
+            f"{self.pyfunc.__name__}({', '.join(self._names)})",
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        no_member(f"{self.pyfunc.__name__} (made by tiledsl.jit)", type(self), name)
 
     def _remember(self, call: Any, kernel: JITKernel) -> None:
         if len(self._calls) >= MOST_CALLS:
@@ -185,6 +218,7 @@ class JITFunction:
             ):
                 raise TileTypeError(
                     f"{self.pyfunc.__name__} has no parameter {name!r}",
+                    here(),
                     help=suggest(name, self._names) or f"parameters: {', '.join(self._names)}",
                 )
         try:
@@ -192,6 +226,7 @@ class JITFunction:
         except TypeError as e:
             raise TileTypeError(
                 f"{self.pyfunc.__name__} cannot be called like this: {e}",
+                here(),
                 help=f"parameters: {', '.join(self._names)}",
             ) from None
         bound.apply_defaults()
@@ -211,6 +246,28 @@ class JITFunction:
             return None
         return {p.name: p.default for p in parameters if p.default is not p.empty}
 
+    def _not_hashable(self, option: str, value: Any) -> TileTypeError:
+        name, what = self.pyfunc.__name__, type(value).__name__
+        if kind_of(value) is None:
+            return TileTypeError(
+                f"{name}: option {option} is a compile-time value and cannot be hashed ({what})",
+                here(),
+                help="pass numbers, strings, tuples, or lists and dicts of them",
+            )
+        found = f"{what} of {describe(value)}"
+        if self.lazy:
+            return TileTypeError(
+                f"{name} makes kernels from sizes and options, and {option} is an array ({found})",
+                here(),
+                help=f"first make the kernel, then call it with arrays: kernel = {name}({', '.join(self._names)}); "
+                "kernel(array, ...)",
+            )
+        return TileTypeError(
+            f"{name}: {option} is a compile-time option, and got an array ({found})",
+            here(),
+            help=f"declare it in the kernel if it is an argument: `{option}: T.Tensor[(n,), T.float32]`",
+        )
+
     def _key(self, values: Mapping[Any, Any]) -> tuple[Any, ...]:
         found = []
         for name, value in values.items():
@@ -218,14 +275,8 @@ class JITFunction:
                 frozen = freeze(value)
                 hash(frozen)
             except TypeError:
-                which = self._names[name] if isinstance(name, int) and name < len(self._names) else name
-                raise TileTypeError(
-                    f"{self.pyfunc.__name__}: option {which} is a compile-time value and cannot be hashed "
-                    f"({type(value).__name__})",
-                    help=f"annotate {which} as T.Tensor if it is an array"
-                    if kind_of(value)
-                    else "pass numbers, strings, tuples, or lists and dicts of them",
-                ) from None
+                which = self._names[name] if isinstance(name, int) and name < len(self._names) else str(name)
+                raise self._not_hashable(which, value) from None
             found.append((name, frozen))
         return tuple(found)
 
@@ -262,13 +313,16 @@ class _Same:
 
 
 def _info(name: str, x: Any) -> frontend.ArgInfo | None:
-    if kind_of(x) is None:
+    if x is None or isinstance(x, (int, float, np.generic)):
         return None
-    seen = view(x, name, device_of(x))
     try:
+        seen = view(x, name, device_of(x))
         dtype = as_dtype(seen.storage)
+    except TileError as e:
+        e.loc = here()
+        raise
     except TypeError:
-        raise TileTypeError(f"{name}: arrays of {seen.storage} are not supported") from None
+        raise TileTypeError(f"{name}: arrays of {seen.storage} are not supported", here()) from None
     return frontend.ArgInfo(seen.shape, dtype, seen.strides)
 
 
@@ -287,6 +341,7 @@ def jit(
     debug_root_path, compile_flags, pass_configs. Raises TileTypeError for other names, with the one that is near.
     """
     check_options("tiledsl.jit", options)
+    check_place(target)
 
     def decorate(f: Any) -> Any:
         if hasattr(f, "function"):  # a @T.prim_func

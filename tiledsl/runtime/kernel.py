@@ -11,11 +11,13 @@ from tiledsl import config, ir
 from tiledsl.analysis.evaluate import evaluate
 from tiledsl.backend import Target, load_backend, resolve
 from tiledsl.errors import TileTypeError, TileValueError, suggest
+from tiledsl.frontend.location import here
 from tiledsl.ir.walk import walk
 from tiledsl.runtime import program
 from tiledsl.runtime.arguments import Signature
 from tiledsl.runtime.explain import Explanation, explain
 from tiledsl.runtime.launch import Launch, Plan
+from tiledsl.runtime.members import no_member
 from tiledsl.runtime.shown import Shown
 from tiledsl.runtime.views import allocate, device_of, is_hollow, is_torch
 
@@ -58,6 +60,9 @@ class JITKernel:
 
     def __repr__(self) -> str:
         return f"<tiledsl kernel {self.function.name}({', '.join(p.name for p in self.params)})>"
+
+    def __getattr__(self, name: str) -> Any:
+        no_member(f"the kernel {self.function.name}" if "function" in vars(self) else "a kernel", type(self), name)
 
     # -- calling ------------------------------------------------------------------------------------------------
 
@@ -117,6 +122,7 @@ class JITKernel:
         help = f"pass {keyword} by its position" if keyword in {p.name for p in self.params} else None
         return TileTypeError(
             f"{self.function.name}: a call has no keyword {keyword!r}",
+            here(),
             help=help or suggest(keyword, known) or f"keywords: {', '.join(known)}",
         )
 
@@ -259,13 +265,15 @@ def compile(
 
     out_idx: parameters that are allocated and returned; target: "name[:arch]". Other options as in `tiledsl.jit`.
     """
-    from tiledsl.runtime.options import check_options
+    from tiledsl.runtime.options import check_options, check_place
 
     check_options("tiledsl.compile", options)
+    check_place(target)
     function = func if isinstance(func, ir.Function) else getattr(func, "function", None)
     if not isinstance(function, ir.Function):
         raise TileTypeError(
             f"tiledsl.compile: expected a function made by @T.prim_func, got {type(func).__name__}",
+            here(),
             help="a factory of kernels is called first: tiledsl.compile(factory(...))",
         )
     return JITKernel(

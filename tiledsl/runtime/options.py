@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tiledsl.errors import TileTypeError, TileValueError, suggest
+from tiledsl.backend import check_target
+from tiledsl.errors import TileError, TileTypeError, TileValueError, suggest
+from tiledsl.frontend.location import here
 
-__all__ = ["HINTS", "PASS_CONFIGS", "check_options"]
+__all__ = ["HINTS", "PASS_CONFIGS", "check_options", "check_place"]
 
 # Accepted with TileLang's names and without effect: none of them can change a value here.
 HINTS = ("target_host", "execution_backend", "verbose", "debug_root_path", "compile_flags", "pass_configs")
@@ -38,12 +40,22 @@ def check_options(where: str, given: Mapping[str, Any]) -> None:
         if name not in HINTS:
             known = ("out_idx", "target", *HINTS)
             raise TileTypeError(
-                f"{where} has no option {name!r}", help=suggest(name, known) or f"options: {', '.join(known)}"
+                f"{where} has no option {name!r}", here(), help=suggest(name, known) or f"options: {', '.join(known)}"
             )
     for key in given.get("pass_configs") or ():
         text = str(getattr(key, "value", key))
         if text not in PASS_CONFIGS:
             raise TileValueError(
                 f"{where}: unknown pass configuration {text!r}",
+                here(),
                 help=suggest(text, PASS_CONFIGS) or f"known: {', '.join(sorted(PASS_CONFIGS))}",
             )
+
+
+def check_place(target: Any) -> None:
+    """`backend.check_target`, with the author's line."""
+    try:
+        check_target(target)
+    except TileError as e:
+        e.loc = here()
+        raise
