@@ -56,6 +56,64 @@ if __name__ == "__main__":
 """
 
 
+FAILING = """
+import sys
+import tilelang
+import tilelang.language as T
+import torch
+
+
+@tilelang.jit(out_idx=[-1])
+def factory(n):
+    @T.prim_func
+    def main(A: T.Tensor((n,), "float32"), C: T.Tensor((n,), "float32")):
+        with T.Kernel(1, threads=128) as bx:
+            s = T.alloc_shared((64,), "float32")
+            T.copy(A, s)
+            T.device_assert(s[0] == 0, "not zero")
+            T.copy(s, C)
+
+    return main
+
+
+def host(n, size):
+    kernel = factory(n)
+    return kernel(torch.ones(size, device="cuda"))
+
+
+if __name__ == "__main__":
+    host(int(sys.argv[1]), int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kernel_line", "call"),
+    [
+        ((65, 65), "T.copy(A, s)", "kernel = factory(n)"),
+        ((64, 63), "def main(A", 'return kernel(torch.ones(size, device="cuda"))'),
+        ((64, 64), "T.device_assert(s[0]", 'return kernel(torch.ones(size, device="cuda"))'),
+    ],
+)
+def test_an_error_shows_the_kernel_and_the_call(sizes, kernel_line: str, call: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(FAILING)
+    done = tiledsl_run("program.py", *map(str, sizes), cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    first, found, second = done.stderr.partition("called from\n  --> program.py:")
+    assert found and kernel_line in first and call in second and "in host" in second
+    assert call not in first and kernel_line not in second
+
+
+def test_show_a_tilelang_program(tmp_path: Path) -> None:
+    """It is imported as `tiledsl run` would, and the kernels are those of its own decorators."""
+    (tmp_path / "program.py").write_text(FAILING)
+    show = [sys.executable, "-m", "tiledsl", "show"]
+    done = subprocess.run([*show, "program.py:factory(64)"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "T.copy(A, s)" in done.stdout and "T.Tensor((64,)" in done.stdout
+    done = subprocess.run([*show, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "factory needs values" in done.stdout
+
+
 def tiledsl_run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "tiledsl", "run", *args], cwd=cwd, capture_output=True, text=True, timeout=120

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -42,4 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(chosen.main(options))
     except TileError as e:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `tiledsl show FILE | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -1,8 +1,9 @@
-"""`tiledsl show FILE[:KERNEL]`: print kernels of a Python file at any stage."""
+"""`tiledsl show FILE[:KERNEL]`: print kernels of a Python file, or of a TileLang program, at any stage."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -30,6 +31,10 @@ def main(options: argparse.Namespace) -> int:
     file, _, wanted = options.place.partition(":")
     if not Path(file).is_file():
         raise TileValueError(f"there is no file {file}")
+    if re.search(r"(?m)^\s*(import|from)\s+(tilelang|tvm)\b", Path(file).read_text(encoding="utf-8")):
+        from tiledsl.compat.run import prepare
+
+        prepare(argparse.Namespace(target=options.target or "cpu", capability="9.0"))
     sys.path.insert(0, str(Path(file).resolve().parent))
     names = runpy.run_path(file, run_name="__tiledsl_show__")
     if wanted:
@@ -49,6 +54,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _is_kernel(x: Any) -> bool:
+    x = getattr(x, "native", x)
     return isinstance(x, (JITFunction, JITKernel)) or isinstance(getattr(x, "function", None), ir.Function)
 
 
@@ -65,6 +71,7 @@ def _evaluate(text: str, names: dict[str, Any]) -> Any:
 
 def _kernels(x: Any, name: str) -> tuple[JITKernel, ...]:
     """The kernel that x is or makes; of a factory that needs values, those that the file itself has made."""
+    x = getattr(x, "native", x)  # of a TileLang program
     if isinstance(x, JITKernel):
         return (x,)
     if isinstance(x, JITFunction):

@@ -57,6 +57,11 @@ class JITKernel:
             return self._kernel(*args, **kw)
 
     @property
+    def native(self) -> tiledsl.JITKernel:
+        """The kernel of `tiledsl` that this one stands for."""
+        return self._kernel
+
+    @property
     def params(self) -> Any:
         return self._kernel.params
 
@@ -146,6 +151,11 @@ class JITImpl:
         self._function = function
         self._kernels: dict[Any, JITKernel] = {}
         functools.update_wrapper(self, function.pyfunc)
+
+    @property
+    def native(self) -> Any:
+        """The jit function of `tiledsl` that this one stands for."""
+        return self._function
 
     def _wrapped(self, kernel: Any) -> JITKernel:
         found = self._kernels.get(kernel)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import linecache
 import os
 import runpy
 import sys
+import traceback
 from pathlib import Path
 
 from tiledsl.compat.install import install
 from tiledsl.compat.startup import activate
-from tiledsl.errors import TileValueError
+from tiledsl.errors import Loc, TileError, TileValueError, render
+
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 __all__ = ["arguments", "device_arguments", "main", "prepare"]
 
@@ -57,8 +62,31 @@ def main(options: argparse.Namespace) -> int:
             sys.argv = rest
             sys.path.insert(0, str(script.resolve().parent))
             runpy.run_path(str(script), run_name="__main__")
+    except TileError as e:
+        print("\n".join([f"{type(e).__name__}: {e}", *_call(e)]), file=sys.stderr)
+        return 1
     except SystemExit as e:
         if isinstance(e.code, str):
             print(e.code, file=sys.stderr)
         return e.code if isinstance(e.code, int) else 0 if e.code is None else 1
     return 0
+
+
+def _call(error: TileError) -> list[str]:
+    """The program's own line that led to an error, where the error itself is about other lines."""
+    frames = traceback.extract_tb(error.__traceback__)
+    begin = max((i for i, f in enumerate(frames) if f.filename == "<frozen runpy>"), default=-1) + 1
+    own = list(itertools.takewhile(lambda f: not f.filename.startswith(_PACKAGE), frames[begin:]))
+    if not own:
+        return []
+    told, loc = set[tuple[str, int]](), error.loc
+    while loc is not None:
+        told.add((loc.file, loc.line))
+        loc = loc.caller
+    last = own[-1]
+    if (last.filename, last.lineno) in told:
+        return []
+    text = linecache.getline(last.filename, last.lineno or 0).encode()
+    col, end = (len(text[: at or 0].decode(errors="replace")) + 1 for at in (last.colno, last.end_colno))
+    function = "" if last.name == "<module>" else last.name
+    return render(TileError("called from", Loc(last.filename, last.lineno or 0, col, end, function))).splitlines()
