@@ -32,7 +32,7 @@ def main(options: argparse.Namespace) -> int:
     if not Path(file).is_file():
         raise TileValueError(f"there is no file {file}")
     if re.search(r"(?m)^\s*(import|from)\s+(tilelang|tvm)\b", Path(file).read_text(encoding="utf-8")):
-        from tiledsl.compat.run import prepare
+        from tiledsl.compat import prepare
 
         prepare(argparse.Namespace(target=options.target or "cpu", capability="9.0"))
     sys.path.insert(0, str(Path(file).resolve().parent))

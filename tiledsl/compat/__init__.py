@@ -7,5 +7,6 @@ runs the script. Inside programs of one's own: `tiledsl.compat.install()`.
 from __future__ import annotations
 
 from tiledsl.compat.install import install, installed
+from tiledsl.compat.run import prepare
 
-__all__ = ["install", "installed"]
+__all__ = ["install", "installed", "prepare"]
