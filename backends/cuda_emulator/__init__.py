@@ -1,0 +1,1 @@
+"""Runs the CUDA C++ text of kernels on the host, under a checker."""
