@@ -1,0 +1,50 @@
+"""A function as CUDA C++ text: through the pipeline to the thread stage, then printed kernel by kernel."""
+
+from __future__ import annotations
+
+from tiledsl import ir
+from tiledsl.backend import Site
+from tiledsl.errors import TileNotImplementedError
+from tiledsl.passes import pipeline
+
+from .abi import SimtKernel, SimtProgram
+from .names import unique
+from .pipeline import simt_pipeline
+from .printer import print_kernel
+
+__all__ = ["lower"]
+
+_SHARED_LIMITS = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_103": 227, "sm_120": 99}
+
+
+def lower(function: ir.Function, arch: str = "") -> SimtProgram:
+    """The text of a traced function (or of one already lowered to the thread stage) for an architecture ("sm_90a").
+
+    Raises TileNotImplementedError for what GPUs cannot do, a tile that does not fit into shared memory included.
+    """
+    if function.stage != "thread":
+        function = pipeline.run(function, simt_pipeline())
+    sites: list[Site] = []
+    taken: set[str] = set()
+    kernels: list[SimtKernel] = []
+    for k in function.kernels:
+        made = print_kernel(function, k, unique(k.name, taken), sites)
+        _fits(k, made, arch)
+        kernels.append(made)
+    return SimtProgram(function, tuple(kernels), tuple(sites))
+
+
+def _fits(kernel: ir.Kernel, made: SimtKernel, arch: str) -> None:
+    limit = _SHARED_LIMITS.get(arch.rstrip("af"), 227)
+    if made.shared_bytes > limit * 1024:
+        tiles = [
+            f"{s.buffer.name} {'x'.join(map(str, s.buffer.const_shape or ()))} {s.buffer.dtype}"
+            for s in kernel.body
+            if isinstance(s, ir.Alloc) and s.buffer.scope == "shared" and s.buffer.alias_of is None
+        ]
+        raise TileNotImplementedError(
+            f"the tiles of {kernel.name} take {made.shared_bytes} bytes of shared memory, {arch or 'the GPU'} has "
+            f"{limit * 1024} per block: {', '.join(tiles)}",
+            kernel.loc,
+            help="use smaller tiles",
+        )
