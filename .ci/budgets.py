@@ -57,6 +57,7 @@ BUDGETS = (
         for leaf in (
             "kernels",
             "kernels/quant",
+            "kernels/moe",
             "testing",
             "tune",
             "viz",

@@ -533,3 +533,20 @@ def test_a_repeated_call_is_not_bound_again(target, monkeypatch):
         for _ in range(3):
             kernel(torch.zeros(4, 8), 1.0, target=target)
         assert len(bound) == 5
+
+
+def test_an_array_without_elements_may_be_written() -> None:
+    """NumPy gives it strides of 0, which otherwise mean that elements share memory."""
+    n = T.dynamic("n")
+
+    @T.prim_func
+    def main(X: T.Tensor((n, 5), "int32")):
+        with T.Kernel(T.ceildiv(n, 4)) as b:
+            for i, j in T.Parallel(4, 5):
+                X[b * 4 + i, j] = 1
+
+    kernel = tiledsl.compile(main)
+    for target in ("numpy:exact", "llvm", "numba"):
+        kernel(np.empty((0, 5), np.int32), target=target)
+    with pytest.raises(TileError, match="share memory"):
+        kernel(np.lib.stride_tricks.as_strided(np.zeros(5, np.int32), (3, 5), (0, 4)))

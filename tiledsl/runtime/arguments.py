@@ -137,7 +137,8 @@ class Signature:
                 f"{slot.name}: the kernel writes to it, and this array is read-only",
                 help=f"pass a writable array: {slot.name}.copy()",
             )
-        if slot.written and any(s == 0 and n > 1 for n, s in zip(seen.shape, seen.strides, strict=True)):
+        shared = any(s == 0 and n > 1 for n, s in zip(seen.shape, seen.strides, strict=True))
+        if slot.written and shared and 0 not in seen.shape:  # NumPy gives arrays without elements strides of 0
             raise TileValueError(
                 f"{slot.name}: the kernel writes to it, and elements of this array share memory (strides "
                 f"{_tuple(seen.strides)})",

@@ -96,7 +96,7 @@ def fp4_grouped_gemm_kernel(block_M: int, dtype: DType, out_dtype: DType, wide: 
     panels = T.dynamic("panels")
     lda, ldc = T.dynamic("lda", "int64"), T.dynamic("ldc", "int64")
 
-    def value(code):
+    def value(code: Any) -> Any:
         """Twice the e2m1 of the low four bits, as float32: a table of nibbles in a word, and the sign's bit."""
         size = T.cast((T.uint32(DOUBLES) >> ((code & 7) * 4)) & 15, T.float32)
         return T.reinterpret(T.reinterpret(size, T.uint32) | ((code & 8) << 28), T.float32)
