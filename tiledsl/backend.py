@@ -43,6 +43,7 @@ BUILT_IN: dict[str, str] = {
     "numpy": "tiledsl.backends.numpy_reference:backend",
     "numba": "tiledsl.backends.numba_cpu:backend",
     "llvm": "tiledsl.backends.llvm_cpu:backend",
+    "cuda-emulator": "tiledsl.backends.cuda_emulator:backend",
 }
 
 
@@ -159,6 +160,16 @@ def host_vars(function: ir.Function) -> tuple[ir.Var, ...]:
     return scalars + function.symbols
 
 
+class DebugRing(Protocol):
+    """Where compiled code puts the records of T.print and T.device_assert."""
+
+    @property
+    def address(self) -> int: ...
+
+    def flush(self) -> None:
+        """Print what was printed, in order; raise TileRuntimeError for the first failed assert."""
+
+
 class Call(Protocol):
     """One launch, as a Launchable sees it."""
 
@@ -169,6 +180,14 @@ class Call(Protocol):
     @property
     def arrays(self) -> Sequence[Any]:
         """Every parameter as a NumPy array (sharing memory) or Python scalar; absent ones are None."""
+
+    @property
+    def args(self) -> bytes:
+        """The argument words: parameters, symbols, addresses of workspaces (docs/architecture.md, CPU ABI)."""
+
+    @property
+    def ring(self) -> DebugRing | None:
+        """None where the code has neither prints nor asserts."""
 
     def run_grid(self, entry: int, function: Any) -> None:
         """Run all blocks of kernel `entry` through a C function of the CPU ABI (a `CPU_FUNCTION`)."""
@@ -280,7 +299,7 @@ class _Broken:
 
 ALIASES = ("auto", "cpu")
 CPU_TARGETS = ("llvm", "numba")  # what "cpu" means: the first that is available, else numpy
-PLANNED = ("cuda", "cuda-emulator")
+PLANNED = ("cuda",)
 
 
 def _unknown(text: str) -> TileError:
