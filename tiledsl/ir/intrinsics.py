@@ -51,6 +51,7 @@ _ALL = [
     Intrinsic("atanh", 1, "float", "math", "inverse hyperbolic tangent"),
     Intrinsic("hypot", 2, "float", "math", "sqrt(x * x + y * y)"),
     Intrinsic("ldexp", 2, "float", "math", "x * 2**n, exact, n a whole number"),
+    Intrinsic("scalb", 2, "float", "math", "x * 2**n rounded once, x near 1, n whole and at most twice the bias"),
     Intrinsic("round_away", 1, "float", "math", "nearest whole number, ties away from zero"),
     Intrinsic("reinterpret", 1, "any", "prim", "the same bits as another type of equal width"),
     Intrinsic("popcount", 1, "int", "prim", "bits that are set; 32 and 64 bits"),

@@ -164,19 +164,28 @@ class Builder:
         high = self.let("clamped_high", Select(Binary("gt", x, self.const(limit)), self.const(limit), x))
         return self.let("clamped", Select(Binary("lt", high, self.const(-limit)), self.const(-limit), high))
 
-    def round_to_int(self, x: Expr) -> tuple[Expr, Expr]:
-        """(nearest integer as float, as integer). Adding 1.5 * 2**mantissa leaves the integer in the low bits."""
-        magic = 1.5 * 2.0**self.fmt.mantissa
-        magic_bits = ((self.fmt.bias + self.fmt.mantissa) << self.fmt.mantissa) | (1 << (self.fmt.mantissa - 1))
-        shifted = self.let("shifted", Binary("add", x, self.const(magic)))
-        whole = self.let("whole", Binary("sub", shifted, self.const(magic)))
-        return whole, self.let("k", Binary("sub", self.to_bits(shifted), self.int(magic_bits)))
+    def nearest(self, x: Expr) -> Expr:
+        """The nearest whole number: adding 1.5 * 2**mantissa leaves it in the low bits."""
+        magic = self.const(1.5 * 2.0**self.fmt.mantissa)
+        shifted = self.let("shifted", Binary("add", x, magic))
+        return self.let("whole", Binary("sub", shifted, magic))
 
     def power_of_two(self, k: Expr) -> Expr:
         biased = Binary("add", k, self.int(self.fmt.bias))
         return self.to_float(Binary("shl", biased, self.int(self.fmt.mantissa)))
 
-    def scale(self, p: Expr, k: Expr) -> Expr:
+    def integer(self, whole: Expr) -> Expr:
+        """A whole number, of magnitude below 2**(mantissa - 1), as an integer."""
+        magic = 1.5 * 2.0**self.fmt.mantissa
+        magic_bits = ((self.fmt.bias + self.fmt.mantissa) << self.fmt.mantissa) | (1 << (self.fmt.mantissa - 1))
+        shifted = self.to_bits(Binary("add", whole, self.const(magic)))
+        return self.let("k", Binary("sub", shifted, self.int(magic_bits)))
+
+    def scale(self, p: Expr, whole: Expr) -> Expr:
+        """p * 2**whole; a function of its own, because some CPUs have an instruction for it."""
+        return Call("scalb", (p, whole), self.fmt.dtype)
+
+    def in_halves(self, p: Expr, k: Expr) -> Expr:
         """p * 2**k in two halves: each factor is a normal number, and only the last product rounds."""
         half = self.let("half", Binary("shr", k, self.int(1)))
         rest = self.let("rest", Binary("sub", k, half))

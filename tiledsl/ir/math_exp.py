@@ -22,17 +22,21 @@ _LOG_POLY64 = (
 )  # fmt: skip
 
 
+def _scalb(b: Builder, x: Var, y: Var) -> Expr:
+    return b.in_halves(x, b.integer(y))
+
+
 def _exp2(b: Builder, x: Var) -> Expr:
     clamped = b.clamp(x, b.fmt.exp2_limit)
-    whole, k = b.round_to_int(clamped)
+    whole = b.nearest(clamped)
     r = b.let("r", Binary("sub", clamped, whole))
     p = b.let("p", Fma(r, b.poly(r, b.fmt.exp2_poly), b.const(1.0)))
-    return b.scale(p, k)
+    return b.scale(p, whole)
 
 
 def _exp(b: Builder, x: Var) -> Expr:
     clamped = b.clamp(x, b.fmt.exp_limit)
-    whole, k = b.round_to_int(b.let("in_octaves", Binary("mul", clamped, b.const(b.fmt.log2e))))
+    whole = b.nearest(b.let("in_octaves", Binary("mul", clamped, b.const(b.fmt.log2e))))
     minus = b.let("minus", Unary("neg", whole))
     r_hi = b.let("r_hi", Fma(minus, b.const(b.fmt.ln2_hi), clamped))
     r = b.let("r", Fma(minus, b.const(b.fmt.ln2_lo), r_hi))
@@ -41,7 +45,7 @@ def _exp(b: Builder, x: Var) -> Expr:
     head = b.let("head", Binary("add", r, b.const(1.0)))
     rest = b.let("rest_of_r", Binary("sub", r, Binary("sub", head, b.const(1.0))))
     tail = b.let("tail", Fma(square, b.poly(r, b.fmt.exp_poly), rest))
-    return b.scale(b.let("p", Binary("add", head, tail)), k)
+    return b.scale(b.let("p", Binary("add", head, tail)), whole)
 
 
 def _split(b: Builder, x: Var) -> tuple[Expr, Expr]:
@@ -103,10 +107,10 @@ def _rsqrt(b: Builder, x: Var) -> Expr:
 def _exp_parts(b: Builder, x: Term) -> tuple[Term, Term, Term]:
     """e**x = (head + tail) * 2**k, head + tail in [0.70, 1.42]; x is clamped already. Also head + tail - 1 as a sum
     that keeps its low bits where k = 0: (r, e**r - 1 - r, k)."""
-    whole, k = b.round_to_int((x * b.fmt.log2e).expr)
+    whole = b.nearest((x * b.fmt.log2e).expr)
     minus = -b.term(whole)
     r = fma(minus, b.fmt.ln2_lo, fma(minus, b.fmt.ln2_hi, x))
-    return r, r * r * b.series(r, b.fmt.exp_poly), b.term(k)
+    return r, r * r * b.series(r, b.fmt.exp_poly), b.term(b.integer(whole))
 
 
 def _expm1_quarter(b: Builder, x: Term) -> Term:
@@ -153,7 +157,7 @@ def _tanh(b: Builder, x: Var) -> Expr:
 def _exp10(b: Builder, x: Var) -> Expr:
     fmt = b.fmt
     t = b.term(b.clamp(x, fmt.exp10_limit))
-    whole, k = b.round_to_int((t * fmt.log2_10).expr)
+    whole = b.nearest((t * fmt.log2_10).expr)
     minus = -b.term(whole)
     r = fma(minus, fmt.log10_2_lo, fma(minus, fmt.log10_2_hi, t))
     s = r * fmt.ln10_hi
@@ -161,7 +165,7 @@ def _exp10(b: Builder, x: Var) -> Expr:
     head = s + 1.0
     rest = s - (head - 1.0)
     tail = fma(s * s, b.series(s, fmt.exp_poly), rest + low)
-    return b.scale((head + tail).expr, k)
+    return b.scale((head + tail).expr, whole)
 
 
 def _log10(b: Builder, x: Var) -> Expr:
@@ -233,9 +237,9 @@ def _pow(b: Builder, x: Var, y: Var) -> Expr:
     rest = fma(power, high, -octaves) + power * low
     rest = select(abs(octaves) < fmt.exp2_limit, rest, 0.0)
     clamped = b.term(b.clamp(octaves.expr, fmt.exp2_limit))
-    whole, k = b.round_to_int(clamped.expr)
+    whole = b.nearest(clamped.expr)
     r = (clamped - b.term(whole)) + rest
-    value = b.term(b.let("value", b.scale(fma(r, b.series(r, fmt.exp2_poly), 1.0).expr, k)))
+    value = b.term(b.let("value", b.scale(fma(r, b.series(r, fmt.exp2_poly), 1.0).expr, whole)))
     # special cases, as IEEE 754 has them
     value = select((magnitude == 1.0) | (power == 0.0), 1.0, value)
     integer = power.trunc() == power
@@ -250,6 +254,7 @@ def _pow(b: Builder, x: Var, y: Var) -> Expr:
 
 
 BODIES: dict[str, Callable[..., Expr]] = {
+    "scalb": _scalb,
     "exp2": _exp2, "exp": _exp, "exp10": _exp10, "expm1": _expm1, "log2": _log2, "log": _log, "log10": _log10,
     "log1p": _log1p, "sinh": _sinh, "cosh": _cosh, "tanh": _tanh, "pow": _pow, "rsqrt": _rsqrt,
 }  # fmt: skip

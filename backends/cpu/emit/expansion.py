@@ -8,7 +8,7 @@ from llvmlite import ir as ll
 
 from tiledsl import ir
 from tiledsl.backends.cpu.emit import arith, convert
-from tiledsl.backends.cpu.emit.values import constant, value_type
+from tiledsl.backends.cpu.emit.values import constant, intrinsic, register_bytes, value_type
 from tiledsl.dtypes import DType
 from tiledsl.errors import InternalError
 from tiledsl.ir.math import expansion
@@ -31,11 +31,20 @@ def emit_math(module: Any, name: str, d: DType) -> Any:
     if len(meaning.lets) <= _INLINED:
         f.attributes.add("alwaysinline")
     b = ll.IRBuilder(f.append_basic_block())
+    if name == "scalb" and register_bytes(b) == 64 and d.scalar.name == "float32" and d.lanes == 16:
+        b.ret(_scaled(b, *f.args))
+        return f
     known: dict[ir.Var, Value] = dict(zip(meaning.params, f.args, strict=True))
     for var, value in meaning.lets:
         known[var] = _emit(b, value, known, d.lanes)
     b.ret(_emit(b, meaning.result, known, d.lanes))
     return f
+
+
+def _scaled(b: Any, x: Value, n: Value) -> Value:
+    """vscalefps: x * 2**n rounded once, subnormal results included, NaN as in a product."""
+    every, current = ll.Constant(ll.IntType(16), -1), ll.Constant(ll.IntType(32), 4)
+    return intrinsic(b, "llvm.x86.avx512.mask.scalef.ps.512", x.type, [x, n, x, every, current])
 
 
 def _emit(b: Any, e: ir.Expr, known: dict[ir.Var, Value], lanes: int) -> Value:
