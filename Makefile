@@ -40,7 +40,7 @@ mutants: $(VENV)/.test
 
 # 20,000 wrong programs: each ends in a kernel or in a diagnostic with a place.
 hostile: $(VENV)/.test
-	$(BIN)/python -m tiledsl.testing.hostile --count 20000 $(HOSTILE_ARGS)
+	$(BIN)/python tests/fuzz/hostile.py --count 20000 $(HOSTILE_ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fuzz.hostile import edited, judge
 
 import tiledsl
 import tiledsl.language as T
@@ -15,7 +16,6 @@ from tiledsl.frontend.reader import from_text
 from tiledsl.ir.equal import equal
 from tiledsl.ir.printer import to_text
 from tiledsl.testing import assert_targets_agree
-from tiledsl.testing.hostile import edited, judge
 
 
 @pytest.mark.slow

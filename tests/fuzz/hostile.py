@@ -1,7 +1,7 @@
 """Programs with something wrong in them: random edits of valid kernels. Whatever an author writes ends in a kernel, in
 a TileError with a place, or in an exception of the author's own Python - never in an error of this package.
 
-`python -m tiledsl.testing.hostile --count 20000` tries many and saves those that end otherwise.
+`python tests/fuzz/hostile.py --count 20000` tries many and saves those that end otherwise.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def round_of(number: int, count: int, lower_every: int, run_every: int) -> Itera
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the number of kinds of wrong endings, at most 100."""
-    parser = argparse.ArgumentParser(prog="python -m tiledsl.testing.hostile", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--start", type=int, default=0, help="number of the first round of 100")
     parser.add_argument("--lower-every", type=int, default=4, help="which programs go through the CPU pipeline too")
