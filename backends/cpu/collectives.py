@@ -279,7 +279,12 @@ class _Exchange:
             return at
 
         found = self.by_each(group, place, values)
-        self.result(found)
+        if self.s.result not in self.sp.varying.vars:  # all have the same, and the block goes on with it
+            total = self.sp.regions.array("total", values.dtype, 1)
+            self.sp.level.pending.append(ir.Store(total, (const(0, INT32),), found, loc=s.loc))
+            self.sp.flush()
+            found = total.load(const(0, INT32))
+        self.block_result(found)
 
     def _foldable(self, group: int) -> bool:
         """`of_group` has the butterfly's bits: no rounding between its steps, NaN and -0 as the operator has them."""

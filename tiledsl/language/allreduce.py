@@ -15,7 +15,7 @@ from tiledsl.frontend.location import error
 from tiledsl.frontend.promotion import is_number
 from tiledsl.frontend.storage import Cell, Element
 from tiledsl.frontend.values import Value, as_value, describe
-from tiledsl.ir import Binary, Var
+from tiledsl.ir import Binary, Const, Var
 from tiledsl.ir.collectives import COLLECTIVE_REDUCTIONS
 from tiledsl.language.operation import operation, surface
 from tiledsl.language.threads import collective
@@ -104,11 +104,11 @@ def tvm_thread_allreduce(size: Any, value: Any, predicate: Any, out: Any, *threa
     for t in threads:
         if isinstance(t, Value) and t.expr in names:
             axes.append(names.index(t.expr))
-        elif not is_number(t) and not isinstance(t, Value):
+        elif not is_number(t) and not (isinstance(t, Value) and isinstance(t.expr, Const)):
             raise error(
                 "allreduce-axis",
                 TileTypeError,
-                f"T.tvm_thread_allreduce: {t!r} is no thread index",
+                f"T.tvm_thread_allreduce: {describe(t)} is no thread index",
                 help="give what T.get_thread_binding(axis) returned",
             )
     kind: DType = out.dtype
@@ -116,7 +116,7 @@ def tvm_thread_allreduce(size: Any, value: Any, predicate: Any, out: Any, *threa
     if isinstance(predicate, Value):
         value = if_then_else(predicate, value, reducer.identity)
     whole = set(axes) == set(range(len(names))) or not threads
-    total = collective(
-        "T.tvm_thread_allreduce", reducer.op, (value,), scope="block", axes=() if whole else tuple(sorted(axes))
-    )
-    Cell(out.buffer, out.indices).store(total)
+    if axes or not threads:
+        along = () if whole else tuple(sorted(axes))
+        value = collective("T.tvm_thread_allreduce", reducer.op, (value,), scope="block", axes=along)
+    Cell(out.buffer, out.indices).store(value)  # along axes that the block does not have: of one thread

@@ -27,7 +27,7 @@ class Argument:
     dtype    of an array's elements, or of a scalar
     shape    None for a scalar
     values   "small" | "special" (infinities, NaN, denormals, extremes) | "index" (ints of -4 ... 60) | "huge" (any
-             bits of an int) | "whole" (floats that are small whole numbers)
+             bits of an int) | "whole" (floats that are small whole numbers) | "zero"
     strides  in elements, where they are not row-major
     same_as  this argument is the very array of that other one
     beside   its rows lie between the rows of that other one, in one memory: the ranges overlap, the elements do not
@@ -61,6 +61,8 @@ def make_argument(a: Argument, rng: np.random.Generator) -> Any:
 
 def _draw(dtype: Any, shape: tuple[int, ...], values: str, rng: np.random.Generator) -> Array:
     count = int(np.prod(shape, dtype=np.int64))
+    if values == "zero":
+        return np.zeros(shape, dtype.numpy)
     if dtype.is_bool:
         return np.asarray(rng.integers(0, 2, shape)).astype(bool)
     if dtype.is_int:

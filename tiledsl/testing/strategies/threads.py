@@ -1,5 +1,5 @@
-"""Kernels of single threads: divergent control flow, exchanges within warps, barriers of the block and of the grid,
-groups of threads that wait for each other, atomics, and tile operations in between.
+"""Kernels of single threads: divergent control flow, exchanges within warps and blocks, each thread's own arrays and
+tile operations on them, atomics, and operations of the whole block in between.
 
 Each thread writes its own elements, and reads others' behind barriers. Shuffles ask for any lane, also for one that is
 not there.
@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from tiledsl.testing.strategies.groups import Groups
 from tiledsl.testing.strategies.program import Argument, Program
-from tiledsl.testing.strategies.scope import Source
+from tiledsl.testing.strategies.rows import statement_rows
+from tiledsl.testing.strategies.scope import FLOATS
 
 __all__ = ["BLOCKS", "Threads"]
 
 # Threads of a block.
-BLOCKS: tuple[int | tuple[int, ...], ...] = (32, 7, 1, 33, 64, 96, 128, (8, 4), (16, 2, 3))
+BLOCKS: tuple[int | tuple[int, ...], ...] = (32, 7, 1, 33, 64, 96, 128, (8, 4), (16, 2, 3), (3, 2), (4, 16), 256)
 
 _HEAD = """
 import tiledsl
@@ -24,19 +26,23 @@ import tiledsl.language as T
 
 @T.prim_func
 def main(A: T.Tensor(({blocks}, {n}), "int32"), O: T.Tensor(({blocks}, 5, {n}), "int32"),
-         X: T.Tensor(({blocks}, {n}), "int32"),
-         G: T.Tensor(({blocks}, {n}), "{real}"), H: T.Tensor(({blocks}, 8), "int32")):
+         X: T.Tensor(({blocks}, {n}), "int32"), W: T.Tensor(({blocks},), "int32"), C: T.Tensor((2,), "int32"),
+         G: T.Tensor(({blocks}, {n}), "{real}"), Q: T.Tensor(({blocks}, 5, {n}), "{other}"),
+         H: T.Tensor(({blocks}, 8), "int32")):
     with T.Kernel({blocks}, threads={threads}) as bx:
         tid = {tid}
         S = T.alloc_shared(({n},), "int32")
         R = T.alloc_shared(({n},), "int32")
         hist = T.alloc_shared((8,), "int32")
         own = T.alloc_local((4,), "int32")
+        small = T.alloc_local((2, 3), "{other}")
         v = T.alloc_var("int32")
         w = T.alloc_var("int32", 3)
         u = T.alloc_var("int32", 1)
         f = T.alloc_var("{real}", 0.5)
+        q = T.alloc_var("{other}", 1)
         T.clear(hist)
+        T.clear(small)
         v = A[bx, tid]
         for j in T.serial(4):
             own[j] = v + j
@@ -52,102 +58,81 @@ _TAIL = """
         O[bx, 3, tid] = own[0] + own[1] * 3 + own[2] * 5 + own[3] * 7
         O[bx, 4, tid] = S[tid] + R[tid]
         G[bx, tid] = f
+        for j in T.serial(4):
+            Q[bx, j, tid] = small[j // 3, j % 3]
+        Q[bx, 4, tid] = q
         T.sync_threads()
         T.copy(hist, H[bx, 0:8])
 
 kernel = tiledsl.compile(main)
 """
-_SHUFFLES = ("T.shfl_sync({}, {})", "T.shfl_up({}, {}, width=8)", "T.shfl_down({}, {})", "T.shfl_xor({}, {}, width=16)")
-_WORDS = ("T.ballot({c})", "T.ballot_sync({c})", "T.match_any_sync(({e}) % 3)", "T.match_all_sync(({e}) % 2)",
-          "T.activemask()")  # fmt: skip
+_OTHERS = ("int64", "uint8", "uint32", "float16", "int16", "float64", "bfloat16", "float32", "uint64")
+_SHUFFLES = ("T.shfl_sync({}, {}{m})", "T.shfl_up({}, {}, width=8{m})", "T.shfl_down({}, {}{m})",
+             "T.shfl_xor({}, {}, width=16{m})", "T.shfl_xor({}, {}{m})")  # fmt: skip
+_WORDS = ("T.ballot({c})", "T.ballot_sync({c}{m})", "T.match_any_sync(({e}) % 3{m})", "T.match_all_sync(({e}) % 2{m})",
+          "T.match_any_sync(f)", "T.match_all_sync(q)", "T.activemask()")  # fmt: skip
+_MASKS = ("T.ballot(v > 3)", "0x0F0F0F0F", "0xFFFFFFFF", "T.cast(w, 'uint32')")
+_LOOKS = ("T.assume(tid >= 0)", "T.device_assert(tid >= 0, 'never')", "assert f == f or v < 0 or v >= 0", "T.print(v)",
+          "T.print(own)", "T.print(bx, 'block')")  # fmt: skip
 _REDUCED = ("sum", "max", "min", "bitand", "bitor", "bitxor")
+_COMBINED = ("x + y", "T.max(x, y)", "T.min(x, y)")
 _NUMBERS = ("T.get_warp_idx() * 32 + T.get_lane_idx()", "T.get_warp_idx_sync() * 32 + T.get_lane_idx()")
 _BINDINGS = ("T.get_thread_binding(0)", "T.get_thread_bindings()[0]", 'T.launch_thread("threadIdx.x", {n})')
-_SIZES = ("T.get_thread_extent(0)", "T.get_block_extent(0)", "T.get_warp_group_idx()", "T.get_block_binding(0)",
-          "T.get_block_bindings()[0]")  # fmt: skip
 
 
-class Threads(Source):
+class Threads(Groups):
     """Draws one. threads: of a block; real: the dtype of its float variable."""
-
-    blocks = 2
 
     def __init__(self, draw: Any, threads: int | tuple[int, ...] | None = None, real: str = "") -> None:
         super().__init__(draw)
         self.threads = self.pick(BLOCKS) if threads is None else threads
         self.real = real or self.pick(("float32", "float32", "float16", "float64"))
+        self.other = self.pick(_OTHERS)
         self.n = math.prod(self.threads) if isinstance(self.threads, tuple) else self.threads
-        self.loops: list[str] = []
-        self.values: list[str] = []  # names that are known here
-        self.budget = 24
-        self.returned = False  # some threads may have ended
+        self.blocks = self.pick((2, 3, 1))
 
     def program(self) -> Program:
         numbers = _NUMBERS if isinstance(self.threads, tuple) else (*_NUMBERS, *_BINDINGS)
         tid = self.pick(numbers).format(n=self.n)
-        self.block(3 + self.below(5))
-        known = {"n": self.n, "threads": self.threads, "blocks": self.blocks, "real": self.real, "tid": tid}
+        self.block(3 + self.below(6))
+        known = {"n": self.n, "threads": self.threads, "blocks": self.blocks, "real": self.real, "other": self.other}
         self.saw("threads")
-        shapes = {"A": (self.n,), "O": (5, self.n), "X": (self.n,), "G": (self.n,), "H": (8,)}
-        dtypes, values = {"G": self.real}, {"A": "index"}
+        b, n = self.blocks, self.n
+        values = {"A": "index", "W": "zero", "C": "index"}
         arguments = tuple(
-            Argument(x, dtypes.get(x, "int32"), (self.blocks, *shape), values.get(x, "small"))
-            for x, shape in shapes.items()
+            Argument(x, dtype, shape, values.get(x, "small"))
+            for x, dtype, shape in (
+                ("A", "int32", (b, n)),
+                ("O", "int32", (b, 5, n)),
+                ("X", "int32", (b, n)),
+                ("W", "int32", (b,)),
+                ("C", "int32", (2,)),
+                ("G", self.real, (b, n)),
+                ("Q", self.other, (b, 5, n)),
+                ("H", "int32", (b, 8)),
+            )  # fmt: skip
         )
-        source = _HEAD.format(**known).lstrip() + "\n".join(self.lines) + _TAIL
+        source = _HEAD.format(tid=tid, **known).lstrip() + "\n".join(self.lines) + _TAIL
         return Program(source, arguments, frozenset(self.features))
-
-    # -- expressions -----------------------------------------------------------------------------------------------
-
-    def value(self, depth: int = 2) -> str:
-        if depth == 0 or self.chance(30):
-            here = ["v", "w", "u", "tid", "bx", f"{self.below(13) - 3}", *self.values, *self.loops]
-            return self.pick(_SIZES) if self.chance(5) else self.pick(here)
-        a, b = self.value(depth - 1), self.value(depth - 1)
-        kinds = [f"({a} + {b})", f"({a} - {b})", f"({a}) * 3", f"T.min({a}, {b})", f"({a}) // {2 + self.below(3)}"]
-        kinds += [f"own[({a}) % 4]", f"A[bx, ({a}) % {self.n}]", f"T.if_then_else({self.condition(0)}, {a}, {b})"]
-        return self.pick(kinds)
-
-    def uniform(self) -> str:
-        return self.pick(["u", "bx", "2", "(u + 1)", "(bx * 3)", *self.loops])
-
-    def condition(self, depth: int = 1) -> str:
-        a = self.value(depth)
-        some = (f"tid < {self.pick((1, 3, 32, 40))}", f"T.shuffle_elect({self.pick((0, 32, 64))})")
-        group = self.pick(("tid == 0", *some, "tid // 32 == 1", "tid % 2 == 0", "tid >= 5"))
-        each = (f"{a} % {2 + self.below(3)} == 0", f"{a} > {self.below(23) - 2}")
-        return self.pick((*each, group, f"{self.uniform()} < 2"))
 
     # -- statements ------------------------------------------------------------------------------------------------
 
-    def block(self, count: int) -> None:
-        """Statements one level deeper, at least one."""
-        known, before = len(self.values), len(self.lines)
-        for _ in range(count):
-            self.budget -= 1
-            if self.budget > 0:
-                self.statement()
-        if len(self.lines) == before:
-            self.put("v += 1")
-        del self.values[known:]
-
-    def inner(self, count: int) -> None:
-        self.depth += 1
-        self.block(count)
-        self.depth -= 1
-
     def statement(self) -> None:
         kinds = [self.assign, self.assign, self.let, self.exchange, self.reduction, self.shared, self.count]
+        kinds += [self.array, self.look]
         if self.depth < 5:
             kinds += [self.branch, self.branch, self.loop, self.loop, self.rounds]
         if self.depth == 2:
-            kinds += [self.tile, self.allreduce, self.grid, *([] if self.n < 2 or self.returned else [self.roles])]
+            kinds += [self.tile, self.allreduce, self.grid, self.reducer, self.shares, self.chain]
+            kinds += [self.meet, *([] if self.n < 2 or self.returned else [self.roles, self.roles])]
         self.pick(kinds)()
 
     def assign(self) -> None:
         e = self.value()
         options = [f"v = {e}", f"v += {e}", f"w = {e}", f"own[({self.value(1)}) % 4] = {e}", f"u = {self.uniform()}"]
         options += [f'f = f * 0.5 + T.cast({e}, "{self.real}")', f"R[tid] = R[tid] + {e}"]
+        options += [f'q = q + T.cast({e}, "{self.other}")', f'q = T.cast(f, "{self.other}")']
+        options += [f'small[({e}) % 2, {self.below(3)}] = q - T.cast(v, "{self.other}")']
         self.put(self.pick(options))
 
     def let(self) -> None:
@@ -155,34 +140,59 @@ class Threads(Source):
         self.put(f"{name} = {self.value()}")
         self.values.append(name)
 
+    def plain(self) -> None:
+        self.pick((self.assign, self.exchange, self.reduction, self.array))()
+
+    def look(self) -> None:
+        """Promises, assertions and prints; a print of what threads share comes once."""
+        kind = self.pick(_LOOKS)
+        if not kind.startswith("T.print") or self.chance(20):
+            self.saw("thread debug")
+            self.put(kind)
+
     def exchange(self) -> None:
         """A value of another lane, or bits of all lanes."""
         self.saw("exchange")
         e, c, lane = self.value(), self.condition(), self.pick((str(self.below(18)), self.value(1), self.uniform()))
-        kind = self.below(7)
-        text = f"T.{self.pick(('any_sync', 'all_sync'))}({c})"
-        if kind > 3:
-            text = self.pick(_SHUFFLES).format(e, lane)
-        elif kind > 0:
-            text = f'T.cast({self.pick(_WORDS).format(c=c, e=e)}, "int32")'
+        m = ""
+        if self.chance(25):
+            m = f", mask={self.pick(_MASKS)}"
         if self.chance(10):
             self.put("T.sync_warp()")
+        kind = self.below(9)
+        if kind > 6:
+            x = self.pick(("f", "q"))
+            self.put(f"{x} = {self.pick(_SHUFFLES).format(x, lane, m=m)}")
+            return
+        text = f"T.{self.pick(('any_sync', 'all_sync'))}({c}{m})"
+        if kind > 3:
+            text = self.pick(_SHUFFLES).format(e, lane, m=m)
+        elif kind > 0:
+            text = f'T.cast({self.pick(_WORDS).format(c=c, e=e, m=m)}, "int32")'
         self.put(f"{self.pick(('v', 'w'))} {self.pick(('=', '+='))} {text}")
 
     def reduction(self) -> None:
-        if self.chance(30):
-            self.put(f"f = T.warp_reduce_{self.pick(_REDUCED[:3])}(f + {self.below(4)})")
+        how = self.below(3)
+        if how:
+            x = ("f", "q")[how - 1]
+            ops = _REDUCED[: 3 if x == "f" or self.other in FLOATS else 6]
+            self.put(f"{x} = T.warp_reduce_{self.pick(ops)}({x} + {self.below(4)})")
         else:
             self.put(f"w = T.warp_reduce_{self.pick(_REDUCED)}({self.value()})")
 
     def allreduce(self) -> None:
-        """A reduction over all threads of the block along x."""
+        """A reduction over threads of the block, along some of its axes."""
         self.saw("allreduce")
-        total = self.fresh("total")
-        self.put(f'{total} = T.alloc_local((1,), "int32")')
-        self.put('with T.attr(T.comm_reducer(lambda x, y: x + y, [T.int32(0)]), "reduce_scope", 0):')
-        self.put(f"    T.tvm_thread_allreduce(T.uint32(1), {self.value()}, True, {total}[0], T.get_thread_binding(0))")
-        self.put(f"w += {total}[0]")
+        total, of = self.fresh("total"), self.pick(("int32", self.real))
+        axes = len(self.threads) if isinstance(self.threads, tuple) else 1
+        along = ", ".join(f"T.get_thread_binding({a})" for a in range(min(3, axes + 1)) if self.chance(60)) or "0"
+        op = self.pick(_COMBINED)
+        value, where = (self.value(), "w") if of == "int32" else ("f", "f")
+        self.put(f'{total} = T.alloc_local((1,), "{of}")')
+        self.put(f'with T.attr(T.comm_reducer(lambda x, y: {op}, [T.cast(0, "{of}")]), "reduce_scope", 0):')
+        holds = self.pick(("True", "True", self.condition()))
+        self.put(f"    T.tvm_thread_allreduce(T.uint32(1), {value}, {holds}, {total}[0], {along})")
+        self.put(f"{where} = {where} + {total}[0]")
 
     def shared(self) -> None:
         if self.chance(30):
@@ -199,6 +209,49 @@ class Threads(Source):
         op = self.pick(("count", "or", "and"))
         self.put(f"{self.pick(('v', 'w'))} += T.syncthreads_{op}({self.condition()})")
 
+    def array(self) -> None:
+        """Tile operations on what each thread has for itself."""
+        self.saw("array of a thread")
+        a, along = self.fresh("x"), self.below(2)
+        kind = self.pick(("copy", "copy out", "fill", "reduce", "reduce", "scan", "view", "bytes", "nest"))
+        if kind == "copy":
+            self.put(f"T.copy(A[bx, {self.pick(('tid', 'tid * 4', self.value(1)))}], own)")
+        elif kind == "copy out":
+            self.put(f"{a} = T.alloc_local((3, 2), '{self.pick(('int32', 'float32', self.other))}')")
+            self.put(f"T.fill({a}, {self.value(1)})")
+            self.put(f"T.copy({a}[{along}:{along + 2}, 0:2], small[0:2, {along}:{along + 2}])")
+        elif kind == "fill":
+            self.put(self.pick((f"T.fill(own, {self.value()})", "T.clear(small)", f"T.fill(own[1:3], {self.value()})")))
+        elif kind == "reduce":
+            wide = self.other in FLOATS
+            row = self.pick([r for r in statement_rows("reduce_") if ("float" if wide else "int") in r.takes])
+            extra = (
+                self.pick(("", f", clear={self.pick(('False', self.condition()))}")) if "clear" in row.params else ""
+            )
+            extra += ", nan_propagate=True" if "nan_propagate" in row.params and wide and self.chance(40) else ""
+            kept, along = (2, 1) if along else (3, 0)
+            keep = self.pick((f"({kept},)", f"({kept}, 1)" if along else f"(1, {kept})"))
+            self.put(f"{a} = T.alloc_local({keep}, '{self.pick((self.other, 'float32' if wide else 'int32'))}')")
+            self.put(f"T.fill({a}, {self.pick(('v', 'tid', '1'))})")
+            self.put(f"T.{row.name}(small, {a}, dim={along}{extra})")
+            first = "0" if keep.endswith(",)") else "0, 0"
+            self.put(f'q = q + T.cast({a}[{first}], "{self.other}")')
+        elif kind == "scan":
+            target = self.pick(("own", "small"))
+            at = 0 if target == "own" else along
+            name, back = self.pick(statement_rows("cum")).name, self.pick(("", ", reverse=True"))
+            self.put(f"T.{name}({target}, dim={at}{back})")
+        elif kind == "view":
+            self.put(f"{a} = T.reshape(small, (3, 2))")
+            self.put(f'{a}[{along}, ({self.value(1)}) % 2] = T.cast({self.value()}, "{self.other}")')
+        elif kind == "bytes":
+            self.put(f"{a} = T.view(own, (8,), 'int16')")
+            self.put(f'{a}[({self.value(1)}) % 8] = T.cast({self.value()}, "int16")')
+        else:
+            i = self.fresh("x")
+            self.put(f"for {i} in T.Parallel(4):")
+            self.put(f"    own[{i}] = own[{i}] + v * {i}")
+
     def branch(self) -> None:
         self.saw("thread branch")
         self.put(f"if {self.condition()}:")
@@ -214,7 +267,9 @@ class Threads(Source):
 
     def loop(self) -> None:
         i = self.fresh("x")
-        often = self.pick(("3", "2", f"({self.uniform()}) % 4", f"({self.value(1)}) % 5"))
+        a, b = self.value(1), self.value(1)
+        uneven = (f"({a}) % 5", f"({a}) % 3, ({b}) % 7, 2", f"3, ({a}) % 4, -1")
+        often = self.pick(("3", "2", f"({self.uniform()}) % 4", "20", "4, -1, -1", *uneven))
         self.put(f"for {i} in T.{self.pick(('serial', 'serial', 'unroll'))}({often}):")
         self.loops.append(i)
         self.body()
@@ -236,10 +291,14 @@ class Threads(Source):
             if self.chance(50):
                 self.inner(1)
             self.put(f"    {self.pick(('break', 'continue'))}")
-        self.block(1 + self.below(3))
+        if self.chance(40):  # nothing that threads have to meet for: the loop stays one thread's own
+            for _ in range(1 + self.below(3)):
+                self.pick((self.assign, self.array))()
+        else:
+            self.block(1 + self.below(3))
         self.depth -= 1
 
-    # -- the block and the grid together ---------------------------------------------------------------------------
+    # -- the block together ----------------------------------------------------------------------------------------
 
     def tile(self) -> None:
         i, name = self.fresh("x"), self.fresh("x")
@@ -249,59 +308,43 @@ class Threads(Source):
         self.put(f"for {i} in T.Parallel({self.n}):")
         self.put(f"    S[{i}] = {name}[{self.n - 1} - {i}] + {self.pick(('v', 'u', '1', 'tid'))}")
 
-    def grid(self) -> None:
-        """A barrier of the grid, at times in a loop; behind it blocks see what others have put down."""
-        self.saw("grid barrier")
-        n, outer, sync = self.fresh("x"), self.depth, f"T.{self.pick(('sync_grid', 'sync_global'))}()"
-        self.put(f"{n} = {self.value()}")
-        self.values.append(n)
-        if self.chance(40):
-            i = self.fresh("x")
-            self.put(f"for {i} in T.serial({1 + self.below(3)}):")
-            self.put(f"    w += {n} + {i}")
-            self.depth += 1
-        self.put("X[bx, tid] = v")
-        self.put(sync)
-        self.put(f"w += X[{self.blocks - 1} - bx, {self.below(self.n)}]")
-        self.put(sync)
-        self.depth = outer
-
-    def roles(self) -> None:
-        """Some threads fill a ring of stages, the others read it; they wait for each other."""
-        self.saw("roles")
-        half, stages, rounds = 1 + self.below(self.n - 1), 1 + self.below(3), 1 + self.below(6)
-        ring, full, empty, i = (self.fresh("x") for _ in range(4))
-        arrive = self.pick(("barrier_arrive", "mbarrier_arrive", "ptx_arrive_barrier"))
-        wait = self.pick(("barrier_wait", "mbarrier_wait_parity"))
-        self.put(f'{ring} = T.alloc_shared(({stages}, {self.n}), "int32")')
-        stage, parity = f"{i} % {stages}", f"({i} // {stages}) & 1"
-        here = {"full": f"{full}[{stage}]", "empty": f"{empty}[{stage}]"}
-        if self.chance(25) and "list" not in self.counts:
-            self.fresh("list")
-            here = {"full": f"T.get_mbarrier({stage})", "empty": f"T.get_mbarrier({stages} + {stage})"}
-            counts = [half] * stages + [self.n - half] * stages
-            self.put(f"T.create_list_of_mbarrier({', '.join(map(str, counts))})")
+    def reducer(self) -> None:
+        """Contributions of single threads, and of a nest."""
+        self.saw("reducer of threads")
+        r, i = self.fresh("x"), self.fresh("x")
+        op = self.pick(("sum", "max", "min", "bitxor"))
+        self.put(f"{r} = T.alloc_reducer((4,), 'int32', op='{op}')")
+        self.put(f"T.reducer_init({r})")
+        if self.chance(50):
+            self.put(f"for {i} in T.Parallel({self.n}):")
+            self.put(f"    T.reducer_update({r}[{i} % 4], S[{i}])")
         else:
-            self.put(f"{full} = T.alloc_barrier([{half}] * {stages})")
-            self.put(f"{empty} = T.alloc_barrier([{self.n - half}] * {stages})")
-        for side in (0, 1):
-            self.put("else:" if side else f"if tid < {half}:")
-            self.put(f"    for {i} in T.serial({rounds}):")
-            self.depth += 2
-            self.loops.append(i)
-            if side:
-                self.put(f"T.{wait}({here['full']}, {parity})")
-                self.put(f"w += {ring}[{stage}, (tid + {self.below(10)}) % {half}]")
-                self.put(f"T.{arrive}({here['empty']})")
-            else:
-                self.put(f"T.{wait}({here['empty']}, ({parity}) ^ 1)")
-                self.put(f"{ring}[{stage}, tid] = {self.value()}")
-                if self.chance(30):
-                    self.put(f"T.mbarrier_expect_tx({here['full']}, 4)")
-                if self.chance(20):
-                    self.put(f"T.ptx_arrive_barrier_expect_tx({here['full']}, 4)")
-                else:
-                    self.put(f"T.{arrive}({here['full']})")
-            self.pick((self.assign, self.exchange, self.reduction))()
-            self.loops.pop()
-            self.depth -= 2
+            self.put(f"T.reducer_update({r}[(tid + {self.value(1)}) % 4], {self.value()} + tid)")
+        self.put(f"T.finalize_reducer({r})")
+        self.put(f"w += {r}[tid % 4]")
+
+    def shares(self) -> None:
+        """A nest whose iterations know the thread that they belong to; at times only some threads are there."""
+        self.saw("nest of threads")
+        name, i, j = self.fresh("x"), self.fresh("x"), self.fresh("x")
+        m, k = self.pick((5, 40, 33)), self.pick((1, 3))
+        self.put(f'{name} = T.alloc_shared(({m}, {k}), "int32")')
+        self.put(f"T.fill({name}, {self.uniform()})")
+        outer = self.depth
+        if self.chance(40):
+            self.put(f"if tid < {1 + self.below(self.n)}:")
+            self.depth += 1
+        self.put(f"for {i}, {j} in T.Parallel({m}, {k}):")
+        self.depth += 1
+        if self.chance(30):
+            self.put(f"if ({i} + v) % 3 == 0:")
+            self.put("    continue")
+        more = self.pick(("w", "v", "T.any_sync(v > 2)", "own[0]", f"T.atomic_add(hist[{i} % 8], 0, return_prev=True)"))
+        if "atomic" in more:
+            a = self.fresh("x")
+            self.put(f"{a} = T.alloc_var('int32', {i} + v)")
+            more = a
+        self.put(f"{name}[{i}, {j}] = {i} * 3 + {j} + {more}")
+        self.depth = outer
+        self.put("T.sync_threads()")
+        self.put(f"w += {name}[tid % {m}, {k - 1}]")
