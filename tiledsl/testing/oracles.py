@@ -155,7 +155,7 @@ def _bounded(case: Case) -> None:
         return  # a branch may have gone either way
     for p, a, b in zip(case.function.params, case.want, args, strict=True):
         report = shadow.shadow.get(p.name) if isinstance(a, np.ndarray) else None
-        if report is None:
+        if report is None or p.buffer is None or p.buffer.dtype.is_packed:
             continue
         with np.errstate(all="ignore"):
             for what, x in (("exact", a), ("default", b)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tiledsl.testing.strategies.products import Products
 from tiledsl.testing.strategies.rows import statement_rows
-from tiledsl.testing.strategies.scope import FLOATS, INTS, NARROW, Buf, Name, Scope
+from tiledsl.testing.strategies.scope import FLOATS, INTS, NO_ATOMICS, Buf, Name, Scope
 
 __all__ = ["Atomics"]
 
@@ -35,9 +35,7 @@ class Atomics(Products):
     def histogram(self, scope: Scope) -> None:
         """Some shared tile that the nest of this scope updates and does not read."""
         found = [
-            b
-            for b in self.tiles()
-            if b.scope == "shared" and b.dtype not in ("bool", *NARROW) and b.root not in scope.targets
+            b for b in self.tiles() if b.scope == "shared" and b.dtype not in NO_ATOMICS and b.root not in scope.targets
         ]
         if found and self.chance(20):
             b = self.pick(found)
@@ -48,7 +46,7 @@ class Atomics(Products):
         own = [
             (b, at)
             for b, at in self.scope.targets.values()
-            if b.scope in ("global", "shared") and b.dtype not in ("bool", *NARROW) and b in self.scope.readable(b.kind)
+            if b.scope in ("global", "shared") and b.dtype not in NO_ATOMICS and b in self.scope.readable(b.kind)
         ]
         everyones = [*self.accumulators, *self.scope.shared]
         if own and (not everyones or self.chance(40)):

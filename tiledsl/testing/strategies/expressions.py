@@ -5,7 +5,7 @@ from __future__ import annotations
 from tiledsl.dtypes import as_dtype
 from tiledsl.ir.operations import Operation
 from tiledsl.testing.strategies.rows import WRITTEN, families_for, fill_in, needs_sign, operand_kinds
-from tiledsl.testing.strategies.scope import FLOATS, INTS, NARROW, Buf, Scope, Source
+from tiledsl.testing.strategies.scope import FLOATS, INTS, NARROW, PACKED, STORED, Buf, Scope, Source
 
 __all__ = ["Expressions"]
 
@@ -142,6 +142,8 @@ class Expressions(Source):
             bits=self.pick(("int32", "uint32", "int64", "uint64")),
             number=self.pick(_INT_LITERALS),
             positive=2 + self.below(3),
+            pair=self.pick(("float32x2", "float16x2", "bfloat16x2")),
+            lane=self.below(2),
         )
 
     def operand_text(self, row: Operation, k: int, kind: str, depth: int) -> str:
@@ -162,7 +164,7 @@ class Expressions(Source):
         if how == "written":
             return self.written("float", depth)
         if how == "cast":
-            return self.cast(self.real(depth - 1), (*FLOATS, *NARROW))
+            return self.cast(self.real(depth - 1), (*FLOATS, *NARROW, STORED[-1]))
         if how == "from int":
             return self.pick(("T.float32({})", "T.float16({})", "T.bfloat16({})", "T.float64({})")).format(
                 self.whole(depth - 1)
@@ -185,7 +187,7 @@ class Expressions(Source):
         if how == "written":
             return self.written("int", depth)
         source = {"cast": self.whole, "from bool": self.truth, "from float": self.real}[how]
-        return self.cast(source(depth - 1), INTS)
+        return self.cast(source(depth - 1), (*INTS, *PACKED[:2]))
 
     def cast(self, value: str, dtypes: tuple[str, ...]) -> str:
         dtype = self.pick(dtypes)

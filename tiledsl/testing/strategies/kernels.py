@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from tiledsl.testing.strategies.program import Argument, Program
-from tiledsl.testing.strategies.scope import FLOATS, INTS, Buf, Name, Scope, kind_of
+from tiledsl.testing.strategies.scope import FLOATS, INTS, PACKED, STORED, Buf, Name, Scope, kind_of
 from tiledsl.testing.strategies.statements import Statements
 from tiledsl.testing.strategies.threads import Threads
 from tiledsl.testing.strategies.tiled import Tiled
@@ -83,7 +83,7 @@ class _Function(Statements):
         sizes = [*b.extents]
         if self.chance(20):
             sizes = [3, *sizes]
-        return self.input(sizes, self.pick((b.dtype, *FLOATS[:2], *INTS[:3])))
+        return self.input(sizes, self.pick((b.dtype, *FLOATS[:2], *INTS[:3], self.pick(STORED))))
 
     def input_like(self, sizes: list[int], dtype: str) -> Buf:
         """A tensor of that type (or a narrower float), old or new."""
@@ -115,7 +115,7 @@ class _Function(Statements):
             self.add(b, "small", None, [], twin.name)
             return b
         b = Buf(name, dtype, tuple(sizes), "global", name, (), tuple(texts), sizes=tuple(sizes))
-        if self.chance(20):
+        if dtype not in PACKED and self.chance(20):
             strides, stride_texts = self.strides(b.sizes, written=False)
             self.add(b, values, strides, stride_texts)
         else:
@@ -140,7 +140,10 @@ class _Function(Statements):
         return tuple(strides), texts
 
     def output(self, extents: tuple[int, ...], dtype: str) -> Buf:
-        """A tensor of which each block writes a box of its own; the last boxes may reach over its end."""
+        """A tensor of which each block writes a box of its own; the last boxes may reach over its end. Blocks share no
+        byte: of odd rows of packed elements there is no tensor."""
+        if dtype in PACKED and extents[-1] % 2:
+            dtype = "int8" if kind_of(dtype) == "int" else "float32"
         starts, texts, sizes = [""] * len(extents), [], []
         split = [d for d in self.dims]
         by_axis = len(split) <= len(extents) and self.chance(60)
@@ -158,11 +161,15 @@ class _Function(Statements):
                 size = max(1, math.prod(x.count for x in split) * n - self.below(n))
             elif self.chance(20):
                 size = max(1, n + self.pick((0, 1, -1)))
+            if dtype in PACKED and d == len(extents) - 1 and size % 2:
+                size, text = size + 1, ""
             texts.append(text or self.symbol(size))
             sizes.append(size)
         name = self.fresh("O")
         b = Buf(name, dtype, extents, "global", name, tuple(starts), tuple(texts), sizes=tuple(sizes))
-        if b.rank == 2 and self.chance(10):
+        if dtype in PACKED:
+            self.add(b, "small", None, [])
+        elif b.rank == 2 and self.chance(10):
             self.saw("interleaved arguments")
             strides: tuple[int, ...] = (2 * sizes[1], 1)
             stride_texts = [self.symbol(2 * sizes[1]), "1"]
@@ -227,6 +234,7 @@ class _Function(Statements):
             if inputs:
                 self.saw("safe value")
                 self.put(f"T.annotate_safe_value({{{self.pick(inputs).name}: {self.pick(('1.0', '-2.0', '0.5'))}}})")
+        self.tensors_of_kernel()
         for _ in range(self.pick((1, 2, 0))):
             self.tile()
         self.budget = self.most
@@ -305,10 +313,10 @@ def random_program(seed: int | str, most: int = 12) -> Program:
 
 
 def _program(draw: Any, most: int) -> Program:
-    """One in eight has results that do not depend on its tile sizes, one in eight is of single threads."""
+    """One in eight has results that do not depend on its tile sizes, one in four is of single threads."""
     source = _Function(draw, most)
     kind = source.below(100)
-    if kind < 76:
+    if kind < 63:
         return source.program()
     return Threads(draw).program() if kind < 88 else Tiled(draw, most // 2).program()
 

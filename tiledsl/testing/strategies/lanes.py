@@ -49,7 +49,8 @@ class Lanes(Expressions):
             self.budget -= 1
             self.pick(
                 [self.lane_store] * 3 + [self.let]
-                + [self.lane_branch, self.lane_loop, self.lane_array, self.lane_variable, self.lane_while] * (nest > 0)
+                + [self.lane_branch, self.lane_loop, self.lane_array, self.lane_variable, self.lane_while,
+                   self.lane_vectors] * (nest > 0)
                 + [self.lane_print] * self.chance(10) + [self.lane_atomic] * (2 * self.chance(50))
             )(nest - 1)  # fmt: skip
         self.lane_store(nest)
@@ -122,6 +123,9 @@ class Lanes(Expressions):
 
     def lane_atomic(self, nest: int) -> None:
         self.lane_store(nest)
+
+    def lane_vectors(self, nest: int) -> None:
+        self.lane_array(nest)
 
     def lane_print(self, nest: int) -> None:
         self.saw("print in nest")

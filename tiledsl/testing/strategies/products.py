@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tiledsl.testing.strategies.moves import Moves
 from tiledsl.testing.strategies.rows import statement_rows
-from tiledsl.testing.strategies.scope import FLOATS, INTS, NARROW, Buf
+from tiledsl.testing.strategies.scope import FLOATS, INTS, NARROW, PACKED, Buf, kind_of
 
 __all__ = ["Products"]
 
@@ -63,12 +63,21 @@ class Products(Moves):
         self.saw("scan")
         self.put(f"T.{self.pick(statement_rows('cum')).name}({b.name}{extra})")
 
+    @staticmethod
+    def results(dtype: str) -> tuple[str, ...]:
+        """What a product of operands of this type may be."""
+        if kind_of(dtype) == "int":
+            return ("int32",)
+        return ("float64",) if dtype == "float64" else ("float32", "float16", "bfloat16")
+
     def gemm(self, nest: int) -> None:
         """A product, often of tiles that are there (a chain), and something done with the result."""
         found = [
-            b for b in self.tiles(writable=False) if b.rank == 2 and b.dtype in (*FLOATS, *NARROW, "int8", "uint8")
+            b
+            for b in self.tiles(writable=False)
+            if b.rank == 2 and b.dtype in (*FLOATS, *NARROW, "int8", "uint8", *PACKED)
         ]
-        dtype = self.pick(("float32", "float16", "bfloat16", "float64", "int8", "uint8", *NARROW))
+        dtype = self.pick(("float32", "float16", "bfloat16", "float64", "int8", "uint8", *NARROW, *PACKED))
         if found and self.chance(60):
             a = self.pick(found)
             dtype = a.dtype
@@ -86,9 +95,7 @@ class Products(Moves):
         else:
             n = self.pick(_GEMM_SIZES)
             b = self.operand((n, k) if tb else (k, n), dtype)
-        results = {"float64": ("float64",), "int8": ("int32",), "uint8": ("int32",)}.get(
-            dtype, ("float32", "float16", "bfloat16")
-        )
+        results = self.results(dtype)
         out = [c for c in self.tiles() if c.extents == (m, n) and c.dtype in results and c.root not in (a.root, b.root)]
         clear = ""
         if out and self.chance(70):
@@ -128,8 +135,7 @@ class Products(Moves):
             starts = [f"{loop} * {k}", f"{at} * {size}{odd}"] if flip else [f"{at} * {size}{odd}", f"{loop} * {k}"]
             lead = [self.pick((*blocks, "0")) for _ in range(tensor.rank - 2)]
             sides.append((tile, f"T.copy({tensor.name}[{', '.join([*lead, *starts])}], {tile.name})"))
-        results = {"float64": ("float64",), "int8": ("int32",)}.get(dtype, ("float32", "float16", "bfloat16"))
-        c = self.new_tile((m, n), self.pick(results), "fragment")
+        c = self.new_tile((m, n), self.pick(self.results(dtype)), "fragment")
         options = "".join(f", transpose_{x}=True" for x, on in (("A", ta), ("B", tb)) if on)
         clear = self.chance(30)
         if clear:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import linecache
 import re
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ class Argument:
     strides  in elements, where they are not row-major
     same_as  this argument is the very array of that other one
     beside   its rows lie between the rows of that other one, in one memory: the ranges overlap, the elements do not
+    points   each element is the address of an array like that; the array is only read, and is kept for ever
     """
 
     name: str
@@ -40,6 +42,12 @@ class Argument:
     strides: tuple[int, ...] | None = None
     same_as: str = ""
     beside: str = ""
+    points: Argument | None = None
+
+
+@functools.cache
+def _target(a: Argument, number: int) -> Array:
+    return np.asarray(make_argument(a, np.random.default_rng(number)))
 
 
 def make_argument(a: Argument, rng: np.random.Generator) -> Any:
@@ -48,6 +56,10 @@ def make_argument(a: Argument, rng: np.random.Generator) -> Any:
     if a.shape is None:
         value = _draw(dtype, (1,), a.values, rng)[0]
         return value.item() if not dtype.is_float else np.float32(value) if dtype.bits <= 32 else np.float64(value)
+    if a.points is not None:
+        return np.array([_target(a.points, k).ctypes.data for k in range(a.shape[0])], np.int64)
+    if dtype.is_packed:  # rows begin at bytes
+        return rng.integers(0, 256, (*a.shape[:-1], -(-a.shape[-1] // 2)), np.uint8)
     values = _draw(dtype, a.shape, a.values, rng)
     if a.strides is None:
         return values

@@ -23,6 +23,13 @@ WRITTEN: dict[str, tuple[str, str]] = {
     "ffs": ("int", "T.ffs(T.cast({int}, '{bits}'))"),
     "brev": ("int", "T.brev(T.cast({int}, '{bits}'))"),
     "byte_perm": ("int", "T.byte_perm(T.cast({int}, 'uint32'), T.cast({int}, 'uint32'), T.cast({int}, 'uint32'))"),
+    **{
+        f"{op}2": ("float", f"T.extract_lane(T.{op}2(T.{{pair}}({{float}}, 1.5), T.{{pair}}(2, {{float}})), {{lane}})")
+        for op in ("add", "sub", "mul", "min", "max")
+    },
+    "abs2": ("float", "T.abs2(T.{pair}({float}, -1.5))[{lane}]"),
+    "fma2": ("float", "T.fma2(T.{pair}({float}, 0.5), 2.0, T.{pair}(1.5, {float}))[{lane}]"),
+    "vectorized_cast": ("float", "T.vectorized_cast(T.{pair}({float}, 3.0), 'float32x2')[{lane}]"),
     "pow_of_int": ("float", "T.pow_of_int({float}, {positive})"),
 }
 
@@ -33,21 +40,13 @@ NOT_DRAWN = {
     "Buffer": "older name of Tensor",
     "symbolic": "older name of dynamic",
     "determine_fp8_type": "a Python value",
-    "im2col": "not yet; its own tests compare it with a formula",
-    "alloc_global": "not yet: what one block writes another may read only in the next kernel",
-    "Persistent": "not yet: a block would own other boxes than the one that its number says",
-    "make_tensor": "not yet: addresses as arguments",
     "call_extern": "the table of named functions; each is one of the rows that are drawn",
     "evaluate": "runs a call for its effect; nothing of it is in the IR",
     "thread_binding": "another spelling of get_thread_binding",
-    "ws": "not yet: groups of 128 threads",
 }
 _REASONS = {
-    "vectors of two elements: not yet": "add2 sub2 mul2 min2 max2 abs2 fma2 extract_lane",
-    "a copy that converts: not yet": "vectorized_cast",
-    "a word of several elements: not yet": "ldg32 stg32 ldg64 stg64 ldg128 stg128 ldg256 stg256",
     "annotations, which only the macro's author reads": "SharedBuffer FragmentBuffer LocalBuffer PrimExpr meta_class",
-    "a hint without meaning on CPU targets": "ClusterKernel Layout Fragment GemmWarpPolicy warpgroup_fence_operand "
+    "a hint without meaning on CPU targets": "ClusterKernel Fragment GemmWarpPolicy warpgroup_fence_operand "
     "inc_max_nreg dec_max_nreg annotate_producer_reg_dealloc annotate_consumer_reg_alloc",
 }
 NOT_DRAWN |= {name: why for why, names in _REASONS.items() for name in names.split()}

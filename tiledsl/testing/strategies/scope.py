@@ -9,13 +9,15 @@ from typing import Any, TypeVar
 
 from tiledsl.dtypes import as_dtype
 
-__all__ = ["FLOATS", "INTS", "NARROW", "STORED", "Buf", "Name", "Scope", "Source", "kind_of"]
+__all__ = ["FLOATS", "INTS", "NARROW", "NO_ATOMICS", "PACKED", "STORED", "Buf", "Name", "Scope", "Source", "kind_of"]
 
 # Simplest first: Hypothesis shrinks towards the front.
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 INTS = ("int32", "int8", "uint8", "int64", "uint32", "int16", "uint16", "uint64")
-NARROW = ("float8_e4m3fn", "float8_e5m2")  # kept in memory; arithmetic is float32's, rounded
-STORED = (*FLOATS, *INTS[:5], "bool", *NARROW)
+NARROW = ("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn")  # kept in memory; arithmetic is float32's, rounded
+PACKED = ("int4", "uint4", "float4_e2m1fn")  # two elements in a byte
+STORED = (*FLOATS, *INTS[:5], "bool", *NARROW, *PACKED[:2], "float8_e8m0fnu")
+NO_ATOMICS = ("bool", *NARROW, *PACKED, "float8_e8m0fnu")
 
 X = TypeVar("X")
 

@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 from tiledsl.dtypes import as_dtype
 from tiledsl.ir.operations import OPERATIONS
-from tiledsl.testing.strategies.atomics import Atomics
+from tiledsl.testing.strategies.memory import Memory
 from tiledsl.testing.strategies.moves import TILES
 from tiledsl.testing.strategies.program import names_in
-from tiledsl.testing.strategies.scope import FLOATS, INTS, STORED, Buf, Name
+from tiledsl.testing.strategies.scope import FLOATS, INTS, PACKED, STORED, Buf, Name
 
 __all__ = ["Statements"]
 
 
-class Statements(Atomics):
+class Statements(Memory):
     """Draws statements into `lines`."""
 
     macros: list[str]
@@ -39,7 +39,7 @@ class Statements(Atomics):
             options += [self.copy_in, self.tile_copy, self.fill, self.store, self.scan, self.transpose]
             options += [self.atomic_tile] * bool(self.accumulators)
         options += [self.copy_out, self.let, self.variable, self.assign, self.hint, self.promise]
-        options += [self.show] * self.chance(12) + [self.reducer]
+        options += [self.show] * self.chance(12) + [self.reducer, self.im2col, self.word, self.array]
         if nest > 0:
             options += [
                 self.matmul,
@@ -146,10 +146,10 @@ class Statements(Atomics):
 
     def loop(self, nest: int) -> None:
         form = self.pick(("serial", "Pipelined", "unroll", "range", "grid", "between", "down", "runtime", "typed",
-                          "empty", "vectorized"))  # fmt: skip
+                          "empty", "vectorized", "Persistent"))  # fmt: skip
         self.saw(f"loop {form}")
         v, n = self.fresh("k"), 1 + self.below(4)
-        scope = self.scope.inner(exits=form not in ("unroll", "grid", "vectorized"))
+        scope = self.scope.inner(exits=form not in ("unroll", "grid", "vectorized", "Persistent"))
         names, header = [v], f"T.serial({n})"
         if form == "Pipelined":
             header = f"T.Pipelined({n}, num_stages={self.pick(('None', '0', '1', '2', '3'))})"
@@ -160,6 +160,10 @@ class Statements(Atomics):
         elif form == "grid":
             names.append(self.fresh("k"))
             header = f"T.grid({n}, 2)"
+        elif form == "Persistent":
+            names.append(self.fresh("k"))
+            waves = 1 + self.below(3)
+            header = f"T.Persistent([{n}, 2], {waves}, {self.below(waves)}, {1 + self.below(3)})"
         elif form == "between":
             header = f"T.serial({self.below(3)}, {2 + n}, {1 + self.below(2)})"
             n += 2
@@ -252,6 +256,8 @@ class Statements(Atomics):
         total = 1
         for n in b.extents:
             total *= n
+        if b.dtype in PACKED and b.extents[-1] % 2:
+            return
         if b.kind == "int" and self.chance(50):
             self.retype(b, total)
             return
@@ -261,6 +267,7 @@ class Statements(Atomics):
             (total, 1),
             (*b.extents[:-2], b.extents[-1], b.extents[-2]) if b.rank > 1 else (total,),
         ]
+        shapes = [s for s in shapes if b.dtype not in PACKED or s[-1] % 2 == 0]
         shape = self.pick(shapes)
         name = self.fresh("V")
         self.saw("reshape")
@@ -271,7 +278,7 @@ class Statements(Atomics):
         """Bits of ints as another type. Through a float view they are only read: which NaN an arithmetic gives is not
         defined, and what an int view of one would show neither."""
         bits = total * as_dtype(b.dtype).bits
-        fits = [d for d in (*INTS, *FLOATS) if d != b.dtype and bits % as_dtype(d).bits == 0]
+        fits = [d for d in (*INTS, *FLOATS, *PACKED[:2]) if d != b.dtype and bits % as_dtype(d).bits == 0]
         d = self.pick(fits)
         name, shape = self.fresh("V"), (bits // as_dtype(d).bits,)
         self.saw("view")

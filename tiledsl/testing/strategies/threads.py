@@ -18,7 +18,23 @@ from tiledsl.testing.strategies.scope import FLOATS
 __all__ = ["BLOCKS", "Threads"]
 
 # Threads of a block.
-BLOCKS: tuple[int | tuple[int, ...], ...] = (32, 7, 1, 33, 64, 96, 128, (8, 4), (16, 2, 3), (3, 2), (4, 16), 256)
+BLOCKS: tuple[int | tuple[int, ...], ...] = (
+    32,
+    7,
+    1,
+    33,
+    40,
+    64,
+    32,
+    8,
+    (8, 4),
+    (16, 2, 3),
+    (3, 2),
+    (4, 16),
+    33,
+    96,
+    256,
+)
 
 _HEAD = """
 import tiledsl
