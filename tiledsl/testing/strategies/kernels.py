@@ -214,9 +214,9 @@ class _Function(Statements):
     def launch(self) -> None:
         """One `with T.Kernel`: its statements, and at the end something of all that is left over."""
         grid = ", ".join(d.grid for d in self.dims)
-        threads = self.pick(("128", "1", "32", "96"))
+        self.threads, self.single = self.pick(("128", "1", "32", "96")), self.chance(15)
         target = self.dims[0].var if len(self.dims) == 1 else f"({', '.join(d.var for d in self.dims)})"
-        self.put(f"with T.Kernel({grid}, threads={threads}) as {target}:")
+        self.put(f"with T.Kernel({grid}, threads={self.threads}) as {target}:")
         self.scope = Scope(tensors=self.scope.tensors)
         self.scope.names += [*self.scalars, *(Name(d.var, "int32", max(1, d.count)) for d in self.dims)]
         self.depth += 1
@@ -224,6 +224,8 @@ class _Function(Statements):
         for d in self.dims[-2::-1]:
             lin = f"({lin}) * {d.grid} + {d.var}"
         self.put(f"lin = {lin}")
+        if self.single:
+            self.put("tid = T.get_thread_binding(0)")
         self.scope.names.append(Name("lin", "int32", max(1, math.prod(d.count for d in self.dims))))
         for s in self.symbols:
             if self.style == "eager":  # a Python number there

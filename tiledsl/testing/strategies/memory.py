@@ -38,7 +38,7 @@ class Memory(Atomics):
         self.saw("workspace")
         name, dtype = self.fresh("K"), self.pick(STORED)
         extents = tuple(self.pick((4, 16, 1, 6, 34)) for _ in range(self.pick((1, 2))))
-        if dtype in PACKED and extents[-1] % 2:
+        if dtype in PACKED:
             dtype = "int8"
         grid = " * ".join(d.grid for d in self.dims)
         dims = (f"({grid}) * {extents[0]}", *map(str, extents[1:]))

@@ -29,7 +29,7 @@ class Moves(Lanes):
         if rank == 3:
             shape = (self.pick((2, 1, 3)), *shape)
         b = self.new_tile(shape, self.pick(STORED))
-        how = self.pick(("copy", "fill", "parallel"))
+        how = self.pick(("copy", "fill") if b.halves else ("copy", "fill", "parallel"))
         self.saw(f"tile by {how}")
         if how == "copy":
             self.copy_whole(b)

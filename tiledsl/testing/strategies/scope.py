@@ -62,6 +62,11 @@ class Buf:
         return self.scope == "global" and not self.starts
 
     @property
+    def halves(self) -> bool:
+        """Two elements share a byte, which belongs to one iteration."""
+        return self.dtype in PACKED and self.scope != "fragment"
+
+    @property
     def is_tile(self) -> bool:
         return self.scope in ("shared", "fragment")
 

@@ -20,6 +20,7 @@ class Statements(Memory):
 
     macros: list[str]
     threads = "128"
+    single = False  # there are statements of single threads
 
     # -- regions ---------------------------------------------------------------------------------------------------
 
@@ -39,7 +40,8 @@ class Statements(Memory):
             options += [self.copy_in, self.tile_copy, self.fill, self.store, self.scan, self.transpose]
             options += [self.atomic_tile] * bool(self.accumulators)
         options += [self.copy_out, self.let, self.variable, self.assign, self.hint, self.promise]
-        options += [self.show] * self.chance(12) + [self.reducer, self.im2col, self.word, self.array]
+        options += [self.show] * self.chance(12) + [self.reducer, self.im2col, self.word]
+        options += [self.owned] * 3 if self.single else [self.array]
         if nest > 0:
             options += [
                 self.matmul,
@@ -59,12 +61,16 @@ class Statements(Memory):
 
     def parallel(self, nest: int = 0) -> None:
         """A nest that writes one or two buffers, each iteration its own elements."""
-        candidates = self.tiles() + self.outputs()
+        candidates = [b for b in self.tiles() + self.outputs() if not b.halves or b.extents[-1] % 2 == 0]
         if not candidates or self.chance(15):
             candidates = [self.output((self.pick(TILES), self.pick(TILES))[: self.pick((2, 1))], self.pick(STORED))]
         first = self.pick(candidates)
-        row = first.rank > 1 and self.chance(20)  # one lane per row: the rest of the index is free
+        if first.halves and first.extents[-1] % 2:
+            return
+        row = first.rank > 1 and not first.halves and self.chance(20)  # one lane per row: the rest of the index is free
         extents = first.extents[: -1 if row else None]
+        if first.halves:  # an iteration has a byte for itself
+            extents = (*extents[:-1], extents[-1] // 2)
         if self.chance(15):
             extents = tuple(max(1, n - 1) for n in extents)
         lanes = [self.fresh("i") for _ in extents]
@@ -73,14 +79,23 @@ class Statements(Memory):
             if extents[d] == n and self.chance(12):
                 index[d] = f"({n - 1} - {lanes[d]})"
                 self.saw("reversed store")
+        if first.halves:
+            index[-1] = f"(2 * {lanes[-1]} + {self.below(2)})"
         guard = ""
-        if self.chance(12):  # more iterations than elements
+        if self.chance(12) and not first.halves:  # more iterations than elements
             extents = tuple(n + 3 for n in extents)
             guard = " and ".join(f"{v} < {n}" for v, n in zip(lanes, first.extents, strict=False))
             self.saw("guarded nest")
         targets: dict[str, tuple[Buf, tuple[str | None, ...]]] = {first.root: (first, tuple(index))}
         for other in self.tiles() + self.outputs():
-            if other.root in targets or guard or other.rank < len(lanes) or len(targets) > 1 or not self.chance(35):
+            if (
+                other.halves
+                or other.root in targets
+                or guard
+                or other.rank < len(lanes)
+                or len(targets) > 1
+                or not self.chance(35)
+            ):
                 continue
             if all(n <= m for n, m in zip(extents, other.extents, strict=False)):
                 targets[other.root] = (other, (*lanes, *([None] * (other.rank - len(lanes)))))
@@ -133,10 +148,32 @@ class Statements(Memory):
         value = self.value(b.kind) if b.scope == "fragment" else self.uniform(b, 2)
         self.put(f"{b.at(index)} = {value}")
 
+    def owned(self, nest: int) -> None:
+        """Rows of a tile, each written by one thread."""
+        found = [b for b in self.tiles() if b.scope == "shared" and b.dtype not in PACKED]
+        if not found:
+            self.tile(nest)
+            return
+        b, n = self.pick(found), int(self.threads)
+        self.saw("rows of threads")
+        row = self.fresh("r")
+        self.put("T.sync_threads()")
+        self.put(f"for {row} in T.serial({-(-b.extents[0] // n)}):")
+        self.put(f"    if {row} * {n} + tid < {b.extents[0]}:")
+        scope = self.scope.inner(forbid=self.scope.forbid | {b.root}, exits=False)
+        scope.names.append(Name("tid", "int32", n))
+        self.depth += 1
+        with self.region(scope):
+            columns = [self.within(k) for k in b.extents[1:]]
+            for _ in range(1 + self.below(2)):
+                self.put(f"{b.at([f'{row} * {n} + tid', *columns])} = {self.value(b.kind)}")
+        self.depth -= 1
+        self.put("T.sync_threads()")
+
     def swap(self, nest: int) -> None:
         """Two elements exchanged: both sides are read before either is written."""
         found = [b for b in self.tiles() if b.scope == "fragment"]  # each thread has its own part of it
-        if found:
+        if found and not self.single:
             b = self.pick(found)
             p, q = (b.at([self.within(n, 0) for n in b.extents]) for _ in range(2))
             self.saw("swap")
@@ -227,7 +264,7 @@ class Statements(Memory):
         body, self.lines, self.depth = self.lines, outer_lines, outer_depth
         text = "\n".join(body)
         buffers = [b.name for b in (*self.scope.tensors, *self.scope.buffers, *(b for b, _ in self.accumulators))]
-        names = names_in(text, list(dict.fromkeys([*buffers, *(n.text for n in self.scope.names)])))
+        names = names_in(text, list(dict.fromkeys([*buffers, "tid", *(n.text for n in self.scope.names)])))
         cells = {n.text for n in self.scope.names if n.cell}
         m = self.fresh("macro")
         params = ", ".join(f"{n}: T.Ref" if n in cells else n for n in names)
