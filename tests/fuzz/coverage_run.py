@@ -66,7 +66,7 @@ def reach(function: Any, seen: dict[str, set[str]], number: int) -> None:
     seen["loop"] |= nodes_of(lowered)
     machines = cpus()
     LlvmCpu().modules(lowered, machines[number % len(machines)])
-    if number % 3 == 0:  # the printer and Numba's front end, which takes longer than all the rest
+    if number % 6 == 0:  # the printer and Numba's front end, which takes longer than all the rest
         NumbaCpu().modules(lowered, machines[0])
 
 
