@@ -26,7 +26,7 @@ class Atomics(Products):
         names = [r.name.removeprefix("atomic_") for r in rows]
         if dtype in FLOATS:
             names = [n for n in names if n not in _BITS and not (order_free and n == "add")]
-        return "add" if "add" in names and self.chance(12) else self.pick(names)
+        return "add" if "add" in names and self.chance(35) else self.pick(names)
 
     def order_text(self) -> str:
         order = self.pick(("", "", "", "relaxed", "acq_rel", "seq_cst"))

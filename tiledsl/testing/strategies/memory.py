@@ -13,7 +13,7 @@ from tiledsl.testing.strategies.scope import FLOATS, INTS, NO_ATOMICS, PACKED, S
 
 __all__ = ["Memory"]
 
-_WORDS = {32: "uint32", 64: "uint32x2", 128: "uint32x4", 256: "uint32x8"}
+_WORDS = (32, 64, 128, 256)
 
 
 class Memory(Atomics):
@@ -108,14 +108,24 @@ class Memory(Atomics):
         """32 to 256 bits at once, from a tensor to the block's own part of another one."""
         sources = [b for b in self.scope.tensors if b.is_input and b.dtype in (*FLOATS, *INTS)]
         wanted = [o for o in self.outputs() if o.dtype not in NO_ATOMICS]
-        places = [(o, n) for o in wanted for n in _WORDS if n // _bits(o) * _bits(o) == n <= o.extents[-1] * _bits(o)]
-        if sources and places:
+        places = [(o, n) for o in wanted for n in _WORDS if n % _bits(o) == 0 and n <= o.extents[-1] * _bits(o)]
+        pairs = [(a, o, n) for a in sources for o, n in places if n % _bits(a) == 0]
+        if pairs:
             self.saw("word")
-            a, (o, bits) = self.pick(sources), self.pick(places)
+            a, o, bits = self.pick(pairs)
             at = [self.within(n, 0) for n in o.extents[:-1]]
             at.append(str(self.below(o.extents[-1] - bits // _bits(o) + 1)))
             held = f", pred={self.truth(0)}" if self.chance(30) else ""
-            self.put(f"T.stg{bits}({o.at(at)}, T.ldg{bits}({a.at([self.anywhere(n, 0) for n in a.extents])}{held}))")
+            place = f"{self.pick(('', 'T.address_of'))}({a.at([self.anywhere(n, 0) for n in a.extents])})"
+            self.put(f"T.stg{bits}({o.at(at)}, T.ldg{bits}({place}{held}))")
+        bytes_ = [b for b in self.scope.tensors if b.is_input and b.dtype in ("int8", "uint8")]
+        sums = [b for b in self.outputs() if b.dtype == "int32"]
+        if bytes_ and sums:
+            self.saw("dp4a")
+            o, sides = self.pick(sums), [self.pick(bytes_) for _ in range(2)]
+            places = [b.at([self.anywhere(n, 0) for n in b.extents]) for b in sides]
+            at = [self.within(n, 0) for n in o.extents]
+            self.put(f"T.dp4a({', '.join(places)}, {o.at(at)})")
 
     def lane_vectors(self, nest: int) -> None:
         """An array of vectors of two, also seen as one of scalars."""

@@ -9,6 +9,8 @@ from tiledsl.testing.strategies.scope import FLOATS, INTS, NARROW, PACKED, Buf, 
 __all__ = ["Products"]
 
 _GEMM_SIZES = (16, 4, 1, 8, 3, 5, 17, 13, 33)
+# Operands that may stand beside operands of another type.
+_MIXED = (("int8", "uint8", *PACKED[:2]), NARROW)
 
 
 class Products(Moves):
@@ -87,14 +89,15 @@ class Products(Moves):
         else:
             m, k, ta = self.pick(_GEMM_SIZES), self.pick(_GEMM_SIZES), self.chance(30)
             a = self.operand((k, m) if ta else (m, k), dtype)
-        tb = self.chance(40)
-        fits = [b for b in found if b.dtype == dtype and b.extents[1 if tb else 0] == k]
+        tb, same = self.chance(40), [x for x in _MIXED if dtype in x]
+        other = self.pick(same[0]) if same and self.chance(30) else dtype
+        fits = [b for b in found if b.dtype == other and b.extents[1 if tb else 0] == k]
         if fits and self.chance(50):
             b = self.pick(fits)
             n = b.extents[0 if tb else 1]
         else:
             n = self.pick(_GEMM_SIZES)
-            b = self.operand((n, k) if tb else (k, n), dtype)
+            b = self.operand((n, k) if tb else (k, n), other)
         results = self.results(dtype)
         out = [c for c in self.tiles() if c.extents == (m, n) and c.dtype in results and c.root not in (a.root, b.root)]
         clear = ""

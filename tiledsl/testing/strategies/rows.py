@@ -27,6 +27,7 @@ WRITTEN: dict[str, tuple[str, str]] = {
         f"{op}2": ("float", f"T.extract_lane(T.{op}2(T.{{pair}}({{float}}, 1.5), T.{{pair}}(2, {{float}})), {{lane}})")
         for op in ("add", "sub", "mul", "min", "max")
     },
+    "ldexp": ("float", "T.ldexp({float}, {int})"),
     "abs2": ("float", "T.abs2(T.{pair}({float}, -1.5))[{lane}]"),
     "fma2": ("float", "T.fma2(T.{pair}({float}, 0.5), 2.0, T.{pair}(1.5, {float}))[{lane}]"),
     "vectorized_cast": ("float", "T.vectorized_cast(T.{pair}({float}, 3.0), 'float32x2')[{lane}]"),
@@ -42,6 +43,7 @@ NOT_DRAWN = {
     "determine_fp8_type": "a Python value",
     "call_extern": "the table of named functions; each is one of the rows that are drawn",
     "evaluate": "runs a call for its effect; nothing of it is in the IR",
+    "PersistentTileScheduler": "an object around the arithmetic of T.Persistent",
     "thread_binding": "another spelling of get_thread_binding",
 }
 _REASONS = {

@@ -169,7 +169,11 @@ class Threads(Groups):
     def exchange(self) -> None:
         """A value of another lane, or bits of all lanes."""
         self.saw("exchange")
-        e, c, lane = self.value(), self.condition(), self.pick((str(self.below(18)), self.value(1), self.uniform()))
+        e, c, lane = (
+            self.value(),
+            self.condition(),
+            self.pick(("16", "1", str(self.below(18)), self.value(1), self.uniform())),
+        )
         m = ""
         if self.chance(25):
             m = f", mask={self.pick(_MASKS)}"
@@ -348,7 +352,7 @@ class Threads(Groups):
         self.put(f"T.fill({name}, {self.uniform()})")
         outer = self.depth
         if self.chance(40):
-            self.put(f"if tid < {1 + self.below(self.n)}:")
+            self.put(f"if tid < {self.pick((1 + self.below(self.n), self.n))}:")
             self.depth += 1
         self.put(f"for {i}, {j} in T.Parallel({m}, {k}):")
         self.depth += 1
