@@ -362,11 +362,18 @@ _MATH: dict[str, tuple[Callable[[Any], Any], Callable[[Any, Any, Any], Any]]] = 
 }
 
 
+def _times_power(x: Any, n: Any) -> Any:
+    return np.ldexp(x, np.rint(n).astype(np.int32))
+
+
 _EXACT_MATH: dict[str, Callable[..., Any]] = {
     "exp10": lambda x: np.power(10.0, x), "expm1": np.expm1, "log10": np.log10, "log1p": np.log1p, "sinh": np.sinh,
     "cosh": np.cosh, "tanh": np.tanh, "sin": np.sin, "cos": np.cos, "tan": np.tan, "pow": np.power, "fmod": np.fmod,
     "copysign": np.copysign, "erf": np.vectorize(erf, otypes=[np.float64]),
     "round_away": lambda x: np.copysign(np.floor(np.abs(x) + 0.5), x),
+    "atan": np.arctan, "atan2": np.arctan2, "asin": np.arcsin, "acos": np.arccos, "asinh": np.arcsinh,
+    "acosh": np.arccosh, "atanh": np.arctanh, "hypot": np.hypot, "ldexp": _times_power,
+    "scalb": _times_power,
 }  # fmt: skip
 
 

@@ -1,0 +1,84 @@
+"""What drawn kernels of single threads, of packed elements and of other memory brought to light: one test each."""
+
+# mypy: disable-error-code="no-untyped-def,valid-type,misc"
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tiledsl
+import tiledsl.language as T
+from tiledsl.interp import Options, run
+from tiledsl.ir.intrinsics import INTRINSICS
+from tiledsl.ir.operations import OPERATIONS
+from tiledsl.testing import assert_targets_agree
+
+
+def agree(kernel: Any, *args: Any) -> None:
+    assert_targets_agree(tiledsl.compile(kernel), *args)
+
+
+@pytest.mark.parametrize("threads", [32, 33, 96])
+def test_the_smallest_float_of_a_block_is_one_value_for_all(threads: int) -> None:
+    """The compiled targets lost the result of an all-reduction that is no sum of wide numbers."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((threads,), "float32"), B: T.Tensor((threads,), "float32")):
+        with T.Kernel(1, threads=threads):
+            tid = T.get_thread_binding()
+            low = T.alloc_local((1,), "float32")
+            with T.attr(T.comm_reducer(lambda x, y: T.min(x, y), [T.float32(0)]), "reduce_scope", 0):
+                T.tvm_thread_allreduce(T.uint32(1), A[tid], True, low[0], tid)
+            B[tid] = low[0] * 2
+
+    A = np.random.default_rng(3).standard_normal(threads).astype(np.float32)
+    B = np.zeros_like(A)
+    agree(kernel, A, B)
+    run(kernel.function, [A, B], Options(exact=True))
+    assert (B == A.min() * 2).all()
+
+
+def test_an_all_reduction_along_an_axis_that_the_block_lacks() -> None:
+    """It went over all threads instead of over the one that each of them is along that axis."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((64,), "int32")):
+        with T.Kernel(1, threads=64):
+            tid = T.get_thread_binding()
+            total = T.alloc_local((1,), "int32")
+            with T.attr(T.comm_reducer(lambda x, y: x + y, [T.int32(0)]), "reduce_scope", 0):
+                T.tvm_thread_allreduce(T.uint32(1), tid, True, total[0], T.get_thread_binding(1))
+            A[tid] = total[0]
+
+    A = np.zeros(64, np.int32)
+    agree(kernel, A)
+    run(kernel.function, [A], Options(exact=True))
+    assert A.tolist() == [*range(64)]
+
+
+@pytest.mark.parametrize(
+    "name", sorted(i.name for i in INTRINSICS.values() if i.kind == "math" and i.name in OPERATIONS)
+)
+def test_every_math_function_has_a_bound(name: str) -> None:
+    """Functions that the shadow did not know stopped it with an internal error."""
+    row, call, whole = OPERATIONS[name], getattr(T, name), name == "ldexp"
+
+    @T.prim_func
+    def kernel(A: T.Tensor((16,), "float32"), B: T.Tensor((16,), "float32")):
+        with T.Kernel(1):
+            for i in T.Parallel(16):
+                if len(row.params) > 1 and not whole:
+                    B[i] = call(A[i], A[15 - i] + 1)
+                elif whole:
+                    B[i] = call(A[i], i - 8)
+                else:
+                    B[i] = call(A[i])
+
+    A = np.linspace(0.25, 0.875, 16).astype(np.float32)
+    A = A + 1 if name == "acosh" else A
+    B = np.zeros_like(A)
+    report = run(kernel.function, [A, B], Options(exact=True, shadow=True)).shadow["B"]
+    assert (np.abs(B - report.value) <= report.bound).all()
+    assert (report.bound <= 1e-5 * np.maximum(np.abs(report.value), 1)).all()
