@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from tiledsl import ir
 from tiledsl.backend import Site
+from tiledsl.dtypes import as_dtype
 from tiledsl.errors import TileNotImplementedError
+from tiledsl.ir.walk import walk
 from tiledsl.passes import pipeline
 
 from .abi import SimtKernel, SimtProgram
@@ -24,11 +26,15 @@ def lower(function: ir.Function, arch: str = "") -> SimtProgram:
     """
     if function.stage != "thread":
         function = pipeline.run(function, simt_pipeline())
+    grid_state = None
+    if any(isinstance(n, ir.Sync) and n.scope == "grid" for k in function.kernels for n in walk(k)):
+        grid_state = ir.Buffer("grid_state", as_dtype("uint32"), (ir.Const(2, as_dtype("int32")),), "global")
+        function = function.replace(workspaces=(*function.workspaces, grid_state))
     sites: list[Site] = []
     taken: set[str] = set()
     kernels: list[SimtKernel] = []
     for k in function.kernels:
-        made = print_kernel(function, k, unique(k.name, taken), sites)
+        made = print_kernel(function, k, unique(k.name, taken), sites, grid_state)
         _fits(k, made, arch)
         kernels.append(made)
     return SimtProgram(function, tuple(kernels), tuple(sites))

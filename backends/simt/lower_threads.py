@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tiledsl import ir
+from tiledsl.analysis.groups import Ranges, ThreadGroups, rank, size
 from tiledsl.analysis.uniformity import varying
 from tiledsl.dtypes import promote
 from tiledsl.errors import InternalError, TileNotImplementedError
 from tiledsl.ir import build
 from tiledsl.ir.build import INT32
+from tiledsl.ir.collectives import COLLECTIVE_REDUCTIONS
 from tiledsl.ir.walk import Rewriter, map_kernels, walk
 from tiledsl.passes.expand_threads import thread_number, turns
 
@@ -71,6 +73,8 @@ class Lowering:
             for b, axes in self.layouts.fragments.items()
         }
 
+        self.groups = ThreadGroups(kernel)
+        self.group: Ranges | None = self.groups.everyone
         self.multiplied = {n.c.buffer for n in walk(kernel.body) if isinstance(n, ir.Gemm)}
 
     def run(self) -> ir.Kernel:
@@ -86,27 +90,48 @@ class Lowering:
         return tuple(out)
 
     def stmt(self, s: ir.Stmt) -> list[ir.Stmt]:
+        from .exchange import reduce_block
         from .products import lower_gemm
         from .rows import lower_reduce
 
         if isinstance(s, (ir.Parallel, ir.Gemm, ir.Reduce)):
-            if self.varying.partial(s):
+            if not self.group:
                 raise TileNotImplementedError(
-                    "a tile operation by a part of the block's threads is not supported on GPUs yet",
+                    "a tile operation by threads that only the running kernel knows is not supported on GPUs",
                     s.loc,
-                    help="move it out of the branch, so that all threads of the block come to it",
+                    help="let its condition depend on thread indices alone, or move it out of the branch",
                 )
             if isinstance(s, ir.Parallel):
                 return self.register_nest(s) if self.touches(s) else self.flat_nest(s)
             return lower_gemm(self, s) if isinstance(s, ir.Gemm) else lower_reduce(self, s)
         if isinstance(s, ir.Alloc):
             return self._alloc(s)
-        changes = {n: self.block(getattr(s, n)) for n in ("body", "then", "orelse") if hasattr(s, n)}
-        s = s.replace(**changes) if changes else s
+        if isinstance(s, ir.Wait):  # no lane of a warp goes on and changes what the others still look at
+            together = [ir.Sync("warp", loc=s.loc)] if self.group and self.threads > 1 else []
+            return [_Body(self, {}, None).shallow(s), *together]
+        if isinstance(s, ir.Collective) and s.scope == "block" and s.op in COLLECTIVE_REDUCTIONS:
+            return reduce_block(self, s)
+        once = self.threads > 1 and self._once(s)
+        if isinstance(s, ir.If) and self.varying.expr(s.cond):
+            s = self._parted(s)
+        else:
+            changes = {n: self.block(getattr(s, n)) for n in ("body", "then", "orelse") if hasattr(s, n)}
+            s = s.replace(**changes) if changes else s
         new = _Body(self, {}, None).shallow(s)
-        if self.threads > 1 and self._once(s):
+        if once:
             return [ir.If(build.eq(self.thread, 0), (new,), loc=s.loc)]
         return [new]
+
+    def _parted(self, s: ir.If) -> ir.If:
+        """A branch that threads part at: each side is done by the group of threads for which the condition says so.
+        Where one side ends its threads, the other side's go on alone."""
+        outer = self.group
+        sides = self.groups.split(outer, s.cond)
+        bodies = []
+        for self.group, body in zip(sides, (s.then, s.orelse), strict=True):
+            bodies.append(self.block(body))
+        self.group = self.groups.after(s, outer)
+        return s.replace(then=bodies[0], orelse=bodies[1])
 
     def _alloc(self, s: ir.Alloc) -> list[ir.Stmt]:
         b = s.buffer
@@ -157,19 +182,21 @@ class Lowering:
         dtype = INT32
         for e in s.extents:
             dtype = promote(dtype, e.dtype)
-        size: ir.Expr = build.const(1, dtype)
+        assert self.group is not None
+        threads = size(self.group)
+        total: ir.Expr = build.const(1, dtype)
         for e in s.extents:
-            size = build.mul(size, build.cast(e, dtype))
+            total = build.mul(total, build.cast(e, dtype))
         body: tuple[ir.Stmt, ...] = tuple(turns(s.body))
         rest: ir.Expr
-        thread = build.cast(self.thread, dtype)
-        if isinstance(size, ir.Const) and size.value <= self.threads:
+        thread = build.cast(rank(self.group, self.thread), dtype)
+        if isinstance(total, ir.Const) and total.value <= threads:
             step, flat = None, thread
         else:
             step = ir.Var("turn", dtype)
-            flat = build.add(build.mul(step, self.threads), thread)
+            flat = build.add(build.mul(step, threads), thread)
         name = ir.Var("f", dtype)
-        whole = isinstance(size, ir.Const) and size.value % self.threads == 0
+        whole = isinstance(total, ir.Const) and total.value % threads == 0
         rest, lets = name, []
         for at, (v, e) in reversed(list(enumerate(zip(s.vars, s.extents, strict=True)))):
             extent = build.cast(e, dtype)
@@ -178,12 +205,12 @@ class Lowering:
             rest = build.binary("truncdiv", rest, extent)
         inner: tuple[ir.Stmt, ...] = (*lets, *body)
         if not whole:
-            inner = (ir.If(build.lt(name, size), inner, loc=s.loc),)
+            inner = (ir.If(build.lt(name, total), inner, loc=s.loc),)
         inner = (ir.Let(name, flat, loc=s.loc), *inner)
         if step is None:
             # what ends an iteration ends the loop of one round
             return [count(ir.Var("turn", dtype), 1, inner, s)] if _leaves(body) else list(inner)
-        number = build.binary("truncdiv", build.add(size, self.threads - 1), self.threads)
+        number = build.binary("truncdiv", build.add(total, threads - 1), threads)
         return [count(step, number, inner, s)]
 
     def register_nest(self, s: ir.Parallel) -> list[ir.Stmt]:

@@ -7,11 +7,11 @@ from tiledsl.passes.expand_moves import ExpandMoves
 from tiledsl.passes.explain_debug import ExplainDebug
 from tiledsl.passes.fold import Fold
 from tiledsl.passes.guard_bounds import GuardBounds
-from tiledsl.passes.order_shared import OrderShared
 from tiledsl.passes.pipeline import Pass
 from tiledsl.passes.private_locals import PrivateLocals
 
 from .lower_threads import LowerThreads
+from .order import OrderThreads
 from .place import PlaceFragments
 
 __all__ = ["simt_pipeline"]
@@ -28,4 +28,4 @@ def simt_pipeline() -> tuple[Pass, ...]:
     """
     first = (ExplainDebug(), PrivateLocals(variables=True), Fold())
     explicit = (ExpandMoves(), GuardBounds(), ApplyLayouts(), Fold())
-    return (*first, *explicit, PlaceFragments(), OrderShared(tiles=True), LowerThreads(), Fold())
+    return (*first, *explicit, PlaceFragments(), OrderThreads(), LowerThreads(), Fold())

@@ -9,7 +9,8 @@ from __future__ import annotations
 import linecache
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from tiledsl import ir
 from tiledsl.analysis.uniformity import Varying, varying
@@ -36,15 +37,21 @@ _ATOMICS = {"exchange": "exch"}
 _BLOCKS = ("blockIdx", "threadIdx")
 
 
-def print_kernel(function: ir.Function, kernel: ir.Kernel, name: str, sites: list[Site]) -> SimtKernel:
-    """The text of one kernel and what its parameters are. sites: of all kernels so far; this one's are appended."""
-    return _Printer(function, kernel, name, sites).kernel_text()
+def print_kernel(
+    function: ir.Function, kernel: ir.Kernel, name: str, sites: list[Site], grid_state: ir.Buffer | None
+) -> SimtKernel:
+    """The text of one kernel and what its parameters are. sites: of all kernels so far; this one's are appended;
+    grid_state: the workspace by which blocks meet, two words that are 0 at first."""
+    return _Printer(function, kernel, name, sites, grid_state).kernel_text()
 
 
 class _Printer(ExpressionPrinter):
-    def __init__(self, function: ir.Function, kernel: ir.Kernel, name: str, sites: list[Site]) -> None:
+    def __init__(
+        self, function: ir.Function, kernel: ir.Kernel, name: str, sites: list[Site], grid_state: ir.Buffer | None
+    ) -> None:
         super().__init__(Functions())
         self.function, self.kernel, self.entry, self.sites = function, kernel, name, sites
+        self.grid_state = grid_state
         self.lines: list[str] = []
         self.depth = 1
         self.mark: tuple[str, int] | None = None
@@ -69,7 +76,7 @@ class _Printer(ExpressionPrinter):
         text = "\n".join([head, *self.lines, "}"]) + "\n"
         extents = [e.value for e in self.kernel.threads if isinstance(e, ir.Const)]
         x, y, z = (*extents, 1, 1, 1)[:3]
-        waits = any(isinstance(n, ir.Wait) or (isinstance(n, ir.Sync) and n.scope == "grid") for n in walk(self.kernel))
+        waits = any(isinstance(n, ir.Wait) for n in walk(self.kernel)) or _meets_grid(self.kernel)
         block = (int(x), int(y), int(z))
         return SimtKernel(definitions + text, self.entry, params, self.kernel.grid, block, self.shared_bytes, waits)
 
@@ -96,7 +103,7 @@ class _Printer(ExpressionPrinter):
         for i, v in enumerate(f.symbols):
             add("symbol", i, v.dtype, v.name, v, f"{c_type(v.dtype)} ")
         for i, b in enumerate(f.workspaces):
-            if b in used:
+            if b in used or (b is self.grid_state and _meets_grid(self.kernel)):
                 add("workspace", i, b.dtype, b.name, b, f"{c_type(b.dtype)}* ")
         if any(isinstance(n, ir.Debug) and n.kind in ("print", "assert", "bounds") for n in walk(self.kernel)):
             add("ring", 0, _U64, "tl_ring", "ring", "tl_u64* ")
@@ -199,9 +206,15 @@ class _Printer(ExpressionPrinter):
         if isinstance(s.cond, ir.Const) and s.cond.value and not s.orelse:
             self.block(s.then, "{")
             return
+        outer = self.warps.group
+        parts = self.varying.expr(s.cond)
+        sides = self.warps.groups.split(outer, s.cond) if parts else (outer, outer)
+        self.warps.group = sides[0]
         self.block(s.then, f"if ({self.expr(s.cond)}) {{", "" if s.orelse else "}")
         if s.orelse:
+            self.warps.group = sides[1]
             self.block(s.orelse, "} else {")
+        self.warps.group = self.warps.groups.after(s, outer) if parts else outer
 
     def do_For(self, s: ir.For) -> None:
         t = c_type(s.var.dtype)
@@ -216,7 +229,8 @@ class _Printer(ExpressionPrinter):
         move = f"++{v}" if isinstance(s.step, ir.Const) and s.step.value == 1 else f"{v} += {step}"
         if s.kind == "unroll":
             self.line("#pragma unroll")
-        self.block(s.body, f"for ({t} {v} = {start}; {test}; {move}) {{")
+        with self.loop(s.body, (s.start, s.stop, s.step)):
+            self.block(s.body, f"for ({t} {v} = {start}; {test}; {move}) {{")
 
     def _once(self, e: ir.Expr, wanted: str) -> str:
         """The text of a bound that is evaluated before the loop."""
@@ -227,7 +241,17 @@ class _Printer(ExpressionPrinter):
         return name
 
     def do_While(self, s: ir.While) -> None:
-        self.block(s.body, f"while ({self.expr(s.cond)}) {{")
+        with self.loop(s.body, (s.cond,)):
+            self.block(s.body, f"while ({self.expr(s.cond)}) {{")
+
+    @contextmanager
+    def loop(self, body: tuple[ir.Stmt, ...], bounds: tuple[ir.Expr, ...]) -> Iterator[None]:
+        """In a loop that threads leave one by one it is not known who is there."""
+        outer = self.warps.group
+        if any(map(self.varying.expr, bounds)) or self.varying.leaves(body):
+            self.warps.group = None
+        yield
+        self.warps.group = None if any(isinstance(n, ir.Return) for n in walk(body)) else outer
 
     def do_Break(self, s: ir.Break) -> None:
         self.line("break;")
@@ -244,9 +268,9 @@ class _Printer(ExpressionPrinter):
         if s.scope == "async":
             return
         if s.scope == "warp":
-            self.line(f"tl_syncwarp({self.warps.here(s)});")
+            self.line(f"tl_syncwarp({self.warps.here()});")
         elif s.scope == "grid":
-            raise TileNotImplementedError("T.sync_grid is not supported on GPUs yet", s.loc)
+            self.line(f"tl_sync_grid({self.names[self.grid_state]});")
         elif s.count is None and s.barrier == 0:
             self.line("tl_sync();")
         else:
@@ -330,6 +354,10 @@ class _Printer(ExpressionPrinter):
         if d.name in ("float32", "float64"):
             return f"(tl_u64)tl_bits_{suffix(d)}({text})"
         return f"(tl_u64)(tl_i64)({text})" if d.kind == "int" else f"(tl_u64)({text})"
+
+
+def _meets_grid(kernel: ir.Kernel) -> bool:
+    return any(isinstance(n, ir.Sync) and n.scope == "grid" for n in walk(kernel))
 
 
 def _printable(b: ir.Buffer, s: ir.Debug) -> tuple[int, ...]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tiledsl import ir
+from tiledsl.analysis.groups import Ranges, ThreadGroups, rank, size
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir import build
+from tiledsl.ir.build import INT32
 from tiledsl.ir.collectives import COLLECTIVE_REDUCTIONS, WARP
 
 from .names import c_type, suffix, unique
@@ -25,17 +27,30 @@ class WarpText:
 
     def __init__(self, printer: _Printer) -> None:
         self.p = printer
-        self.full = "TL_FULL"  # the mask of a warp whose threads are all here
+        self.groups = ThreadGroups(printer.kernel)
+        self.group: Ranges | None = self.groups.everyone  # the threads that come to what is being printed
 
-    def here(self, s: ir.Stmt) -> str:
-        """The mask of the lanes that come to a statement."""
-        if self.p.varying.partial(s):
+    def here(self) -> str:
+        """The mask of the lanes that are here: a constant per warp where the group is known."""
+        if not self.group:
             return "tl_activemask()"
-        rest = self.p.threads % WARP
-        if rest == 0:
-            return "TL_FULL"
-        last = f"0x{(1 << rest) - 1:x}u"
-        return last if self.p.threads < WARP else f"(tl_warp() == {self.p.threads // WARP} ? {last} : TL_FULL)"
+        masks: dict[int, int] = {}
+        for first, end in self.group:
+            for t in range(first, end):
+                masks[t // WARP] = masks.get(t // WARP, 0) | 1 << t % WARP
+        odd = {w: f"0x{m:x}u" for w, m in masks.items() if m != (1 << WARP) - 1}
+        if len(masks) == len(odd) == 1:
+            return next(iter(odd.values()))
+        if len(odd) > 2:
+            return "tl_activemask()"
+        text = "TL_FULL"
+        for w, m in odd.items():
+            text = f"(tl_warp() == {w} ? {m} : {text})"
+        return text
+
+    def whole(self) -> bool:
+        """All lanes of the warps that are here are."""
+        return self.here() == "TL_FULL"
 
     def collective(self, s: ir.Collective) -> None:
         """Declares the result of one collective."""
@@ -45,7 +60,7 @@ class WarpText:
         elif op in COLLECTIVE_REDUCTIONS:
             self.reduction(s)
         else:
-            here = self.here(s)
+            here = self.here()
             mask = here if s.mask is None else f"{self.p.expr(s.mask, 5)} & {here}"
             if op == "activemask":
                 self.p.declare(s.result, mask)
@@ -90,7 +105,7 @@ class WarpText:
         p, d = self.p, s.args[0].dtype
         t = c_type(d)
         value = unique("v", p.taken)
-        if s.mask is None and not p.varying.partial(s) and p.threads % WARP == 0:
+        if s.mask is None and self.whole():
             p.line(f"{t} {value} = {p.expr(s.args[0])};")
             other = unique("other", p.taken)
             step = unique("step", p.taken)
@@ -101,7 +116,7 @@ class WarpText:
             p.declare(s.result, value)
             return
         here, mask, own = (unique(n, p.taken) for n in ("here", "mask", "own"))
-        p.line(f"const tl_u32 {here} = {self.here(s)};")
+        p.line(f"const tl_u32 {here} = {self.here()};")
         p.line(f"const tl_u32 {mask} = {here if s.mask is None else f'{p.expr(s.mask, 5)} & {here}'};")
         p.line(f"const {t} {own} = {p.expr(s.args[0])};")
         p.line(f"{t} {value}[{WARP}];")
@@ -132,13 +147,15 @@ class WarpText:
             name = {"count": "count", "any": "or", "all": "and"}[s.op]
             p.declare(s.result, f"tl_sync_{name}({p.expr(s.args[0])})", cast=True)
             return
-        if p.varying.partial(s):
+        if self.group is None or (self.group != self.groups.everyone and s.op not in ("rank", "size")):
             raise TileNotImplementedError(
                 f"{s.op} of a part of the block's threads is not supported on GPUs yet",
                 s.loc,
                 help="move it out of the branch, so that all threads of the block come to it",
             )
         if s.op in ("rank", "size"):
-            p.declare(s.result, "(int)(tl_warp() * 32 + tl_lane())" if s.op == "rank" else str(p.threads))
+            thread = ir.Var("thread", INT32)
+            p.names[thread] = "(int)(tl_warp() * 32 + tl_lane())"
+            p.declare(s.result, p.expr(rank(self.group, thread)) if s.op == "rank" else str(size(self.group)))
             return
         raise TileNotImplementedError(f"a block-wide {s.op} has not been lowered", s.loc)

@@ -37,9 +37,8 @@ from tiledsl.ir.stmt import (
 )
 from tiledsl.ir.walk import map_kernels, walk, writes
 
-__all__ = ["OrderShared"]
+__all__ = ["OrderShared", "Orderer"]
 
-_BY_BLOCK = (Parallel, Copy, Fill, Gemm, Reduce, Scan)
 # (kind of access "r", "w" or "a", indices; None: anywhere)
 _Access = tuple[str, tuple[Expr, ...] | None]
 _Pending = dict[Buffer, frozenset[_Access]]
@@ -47,31 +46,30 @@ _Pending = dict[Buffer, frozenset[_Access]]
 
 @dataclass(frozen=True)
 class OrderShared:
-    """The pass; kernels that do not look at their threads stay as they are.
-
-    tiles: threads do tile operations as well, which therefore are no barriers; fragments are registers.
-    """
+    """The pass; kernels that do not look at their threads stay as they are."""
 
     name: ClassVar[str] = "order_shared"
-    tiles: bool = False
 
     def __call__(self, function: Function) -> Function:
         def one(kernel: Kernel) -> Kernel:
-            alone = all(isinstance(n, Const) and n.value == 1 for n in kernel.threads)
-            if alone if self.tiles else not thread_level(kernel):
+            if not thread_level(kernel):
                 return kernel
-            body, _ = _Orderer(kernel, self.tiles).block(kernel.body, {})
+            body, _ = Orderer(kernel).block(kernel.body, {})
             return kernel if body == kernel.body else kernel.replace(body=body)
 
         return map_kernels(one, function)
 
 
-class _Orderer:
-    """pending: accesses since the last barrier, by the buffer that owns the storage."""
+class Orderer:
+    """pending: accesses since the last barrier, by the buffer that owns the storage.
 
-    def __init__(self, kernel: Kernel, tiles: bool = False) -> None:
-        self.scopes = ("shared", "global") if tiles else ("shared", "fragment")
-        self.by_block = () if tiles else _BY_BLOCK
+    scopes: of the storage that is watched; by_block: operations that are barriers by themselves
+    """
+
+    scopes: tuple[str, ...] = ("shared", "fragment")
+    by_block: tuple[type[Stmt], ...] = (Parallel, Copy, Fill, Gemm, Reduce, Scan)
+
+    def __init__(self, kernel: Kernel) -> None:
         self.found = varying(kernel.body, kernel.thread_vars)
         extents = zip(kernel.thread_vars, kernel.threads, strict=True)
         self.threads = {v: n.value if isinstance(n, Const) else None for v, n in extents}
@@ -83,7 +81,7 @@ class _Orderer:
         for at, s in enumerate(body):
             if at < free:
                 pending = _merge(pending, self._accesses((s,)))
-                out.append(s)
+                out.append(self.parted(s))
                 continue
             if self._meets(s):
                 pending = {}
@@ -108,14 +106,26 @@ class _Orderer:
                 pending = _merge(one, two)
             else:
                 out, pending = self._before(s, out, pending, self._accesses((s,)))
-                out.append(s)
+                out.append(self.parted(s))
         return tuple(out), pending
 
-    @staticmethod
-    def _before(s: Stmt, out: list[Stmt], pending: _Pending, own: _Pending) -> tuple[list[Stmt], _Pending]:
+    def parted(self, s: Stmt) -> Stmt:
+        """A statement to whose parts not all threads come together."""
+        return s
+
+    def barrier(self, s: Stmt) -> tuple[Stmt, ...]:
+        """The barrier in front of a statement."""
+        return (Sync("block", loc=s.loc),)
+
+    def signals(self, s: Stmt) -> bool:
+        """It tells others that all that is pending has been done."""
+        return False
+
+    def _before(self, s: Stmt, out: list[Stmt], pending: _Pending, own: _Pending) -> tuple[list[Stmt], _Pending]:
         """Behind a barrier, if accesses of s do not go together with what is pending."""
-        if any(_clash(pending.get(b, frozenset()), accesses) for b, accesses in own.items()):
-            return [*out, Sync("block", loc=s.loc)], own
+        clash = any(_clash(pending.get(b, frozenset()), accesses) for b, accesses in own.items())
+        if clash or (pending and self.signals(s)):
+            return [*out, *self.barrier(s)], own
         return out, _merge(pending, own)
 
     def _meets(self, s: Stmt) -> bool:
