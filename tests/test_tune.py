@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -90,3 +93,132 @@ def test_nothing_to_tune() -> None:
 def test_numbers_of_calls() -> None:
     kernel = Slow(0.1)
     assert len(times(kernel, n_warmup=3, n_repeat=5)) == 5 and kernel.calls == 1 + 1 + 3 + 5
+
+
+# -- worker processes ----------------------------------------------------------------------------------------------
+
+
+@tiledsl.jit(target="cpu")
+def misbehaving(n: int, how: str = "well") -> Any:
+    @T.prim_func
+    def main(A: T.Tensor((n,), "float32"), flag: T.Tensor((1,), "int32")):  # type: ignore[no-untyped-def, valid-type]
+        with T.Kernel(1, threads=32):
+            if how == "crashes":
+                wild = T.make_tensor(T.int64(64), (n,), "float32")
+                T.copy(wild, A)
+            elif how == "hangs":
+                while T.atomic_load(flag[0]) == 0:
+                    pass
+            elif how == "asserts":
+                T.device_assert(flag[0] == 1, "no flag")
+            else:
+                for i in T.Parallel(n):
+                    A[i] = A[i] + 1.0
+
+    return main
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_crash_and_a_hang_are_failed_configurations(workers: int, tmp_path: Path) -> None:
+    given = [np.zeros(8, np.float32), np.zeros(1, np.int32)]
+    found = tune(misbehaving, {"how": ["crashes", "well", "hangs", "asserts"]}, args=(8,), inputs=lambda k: given,
+                 warmup=0, rep=1, store=Store(tmp_path), workers=workers, timeout=10)  # fmt: skip
+    assert found.config == {"how": "well"} and found.latency > 0
+    crashed, hung, failed = (t.error or "" for t in found.failures)
+    assert "SIG" in crashed and "Fatal" in crashed
+    assert "longer than 10 seconds" in hung
+    assert "device_assert failed: no flag" in failed
+    assert not given[0].any(), "workers run on copies"
+    stored = [json.loads(f.read_text()) for f in tmp_path.glob("*.json")]
+    assert sorted("error" in s for s in stored) == [False, True, True, True]
+    again = tune(misbehaving, {"how": ["crashes", "well"]}, args=(8,), inputs=lambda k: given, store=Store(tmp_path))
+    assert [t.stored for t in again.trials] == [False, True], "failures are tried again"
+
+
+@tiledsl.jit(target="cpu")
+def mixed(n: int, block: int = 8) -> Any:
+    @T.prim_func
+    def main(
+        A: T.StridedTensor((n, 4), (T.dynamic("s"), 1), "bfloat16"),  # type: ignore[valid-type]
+        W: T.Tensor((n, 4), "float4_e2m1fn"),  # type: ignore[valid-type]
+        by: T.float32,  # type: ignore[valid-type]
+        missing: T.Tensor((n,), "float32"),  # type: ignore[valid-type]
+        E: T.Tensor((0,), "int8"),  # type: ignore[valid-type]
+        B: T.Tensor((n, 4), "float32"),  # type: ignore[valid-type]
+    ) -> None:
+        with T.Kernel(1, threads=32):
+            for k in T.serial(T.ceildiv(n, block)):
+                for i, j in T.Parallel(block, 4):
+                    B[k * block + i, j] = A[k * block + i, j] * by + W[k * block + i, j]
+            T.device_assert(B[0, 1] == 2.5 and B[n - 1, 3] == 9.5 * (n - 1) + 0.5, "other numbers")
+
+    return main
+
+
+def test_workers_see_the_same_arguments(tmp_path: Path) -> None:
+    """Strides, types that NumPy does not have, packed bytes, scalars, None and empty arrays; the kernel compares."""
+    torch = pytest.importorskip("torch")
+    wide = torch.zeros(9, 6, dtype=torch.bfloat16)
+    wide[0, 1], wide[8, 3] = 1.0, 38.0
+    packed = torch.full((9, 2), 0x11, dtype=torch.uint8)  # 0.5 everywhere
+    given = [wide[:, :4], packed, 2.0, None, np.zeros(0, np.int8), np.zeros((9, 4), np.float32)]
+    found = tune(mixed, {"block": [4, 8]}, args=(9,), inputs=lambda k: given, warmup=0, rep=1, store=Store(tmp_path))
+    assert not found.failures and all(t.latency for t in found.trials)
+    wrong = [wide[:, :4].float(), *given[1:]]
+    with pytest.raises(TileRuntimeError, match=r"A: expected bfloat16\[9, 4\], got float32\[9, 4\]"):
+        tune(mixed, {"block": [4, 8]}, args=(9,), inputs=lambda k: wrong, store=Store(tmp_path))
+
+
+SCRIPT = """
+import numpy as np
+import tiledsl
+import tiledsl.language as T
+from tiledsl.tune import tune
+
+print("imported once")
+
+
+@tiledsl.jit(out_idx=[1])
+def twice(n, block):
+    by = 2.0
+
+    @T.prim_func
+    def main(A: T.Tensor((n,), "float32"), B: T.Tensor((n,), "float32")):
+        with T.Kernel(T.ceildiv(n, block), threads=32) as bx:
+            for i in T.Parallel(block):
+                B[bx * block + i] = A[bx * block + i] * by
+
+    return main
+
+
+a = np.arange(100, dtype=np.float32)
+configs = {"block": [16, 32, 64]}
+found = tune(twice, configs, args=(100,), inputs=lambda k: [a], warmup=0, rep=1, progress=True, workers=2)
+assert np.array_equal(found.kernel(a), 2 * a)
+"""
+
+
+def test_a_script_needs_no_main_guard_and_sees_progress(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    env = {**os.environ, "TILEDSL_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "imported once\n"
+    assert "compiled 3 of 3" in done.stderr and "3/3 {'block': 64}: " in done.stderr
+    assert len(list((tmp_path / "cache").rglob("tune/*.json"))) == 3
+
+
+def test_kernels_of_addresses_are_measured_here(tmp_path: Path) -> None:
+    def make(n: int) -> Any:
+        @T.prim_func
+        def main(P: T.Tensor((1,), T.ptr), B: T.Tensor((n,), "float32")):  # type: ignore[no-untyped-def, valid-type]
+            with T.Kernel(1, threads=32):
+                T.copy(T.make_tensor(P[0], (n,), "float32"), B)
+
+        return tiledsl.compile(main, out_idx=[-1])
+
+    a = np.arange(8, dtype=np.float32)
+    found = tune(make, [{"n": 8}], inputs=lambda k: [np.array([a.ctypes.data])], store=Store(tmp_path), rep=1)
+    assert np.array_equal(found.kernel(np.array([a.ctypes.data])), a) and not found.failures

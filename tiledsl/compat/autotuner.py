@@ -19,10 +19,9 @@ __all__ = ["AutoTuner", "AutotuneResult", "autotune", "get_autotune_inputs", "se
 
 _inputs: ContextVar[tuple[Any, ...] | None] = ContextVar("autotune_inputs", default=None)
 
-# Accepted and without a meaning here: measuring happens in this process, one configuration after the other.
+# Accepted and without a meaning here.
 _HINTS = (
     "keys",
-    "timeout",
     "do_not_specialize",
     "verbose",
     "execution_backend",
@@ -67,9 +66,14 @@ class AutotuneResult:
         return str(self.kernel.get_kernel_source())
 
 
+_PATIENCE = 10  # a program's timeout is for a GPU
+
+
 @dataclass
 class _Profile:
     """How to measure and what to compare with."""
+
+    timeout: float | None = 30
 
     warmup: float = 25
     rep: float = 100
@@ -118,8 +122,11 @@ class AutoTuner:
         self.profile = _profile("set_profile_args", options)
         return self
 
-    def run(self, warmup: float | None = None, rep: float | None = None, timeout: float = 30) -> AutotuneResult:
+    def run(
+        self, warmup: float | None = None, rep: float | None = None, timeout: float | None = None
+    ) -> AutotuneResult:
         """Tune with no arguments but the configuration's."""
+        self.profile.timeout = self.profile.timeout if timeout is None else timeout
         self.profile.warmup = self.profile.warmup if warmup is None else warmup
         self.profile.rep = self.profile.rep if rep is None else rep
         return self._run((), {})
@@ -160,6 +167,7 @@ class AutoTuner:
             warmup=p.warmup,
             rep=p.rep,
             early_stop=p.early_stop_factor if p.early_stop else None,
+            timeout=None if p.timeout is None else _PATIENCE * p.timeout,
         )
         for failed in found.failures:
             notice(f"autotune: {failed.config} fails: {(failed.error or '').splitlines()[0]}")

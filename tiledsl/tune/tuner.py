@@ -5,19 +5,23 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from tiledsl import backend
 from tiledsl import config as knobs
 from tiledsl.errors import TileError, TileRuntimeError, TileValueError
-from tiledsl.tune.measure import milliseconds
+from tiledsl.tune.process import Worker, arguments, portable
 from tiledsl.tune.store import Store, key_of
+from tiledsl.tune.worker import Job, measured
 
 __all__ = ["Result", "Trial", "expand", "tune"]
 
 Config = dict[str, Any]
+_FAILURES = (TileError, AssertionError, ValueError, TypeError, RuntimeError)  # what kernels and checks raise
 
 
 @dataclass(frozen=True)
@@ -65,42 +69,52 @@ def tune(
     early_stop: float | None = None,
     store: Store | None = None,
     progress: bool | None = None,
+    workers: int | None = None,
+    timeout: float | None = None,
 ) -> Result:
     """The fastest of `factory(*args, **kwargs, **config)` over the configurations.
 
-    inputs      kernel -> the arguments to call it with (kept by the caller if they shall be the same ones)
-    check       (kernel, arguments) -> None; an exception refuses the configuration
+    Kernels are traced here, and compiled, run and measured in processes of their own, which get the kernel's IR and
+    copies of the inputs: a configuration that crashes or hangs is a failed one. Compiling is done ahead in all workers,
+    measuring in one of them alone. Kernels that get addresses (T.ptr), and callables that are no kernels, run here.
+
+    inputs      kernel -> the arguments to call it with; asked more than once, so the caller keeps large ones
+    check       (kernel, arguments) -> None, called here when the kernel has run elsewhere; an exception refuses it
     warmup, rep milliseconds to spend on each
     early_stop  a configuration whose first call takes more than this many times the best so far is not measured on
-    store       where measurements lie (default: beside the compiled kernels); a stored one is not made again
+    store       where measurements lie (default: beside the compiled kernels), one file for each configuration; a stored
+                one is not made again, a failed one is kept with its diagnostic and tried again
     progress    a line per configuration on standard error (default: when that is a terminal)
+    workers     processes that compile (default: half the cores, at most 8); 0: everything happens in this process
+    timeout     seconds for compiling a configuration, and again for measuring it; None: no limit
     Raises TileValueError when there is no configuration, TileRuntimeError when all of them fail.
     """
     wanted = expand(configs)
     if not wanted:
         raise TileValueError("nothing to tune: there are no configurations", help="configs=[{...}, {...}]")
-    store, trials = store or Store(), list[Trial]()
+    count = max(1, min(8, knobs.usable_cores() // 2)) if workers is None else workers
+    bench = _Bench(inputs, check, (warmup, rep), store or Store(), count, timeout)
+    makers = [functools.partial(factory, *args, **{**(kwargs or {}), **config}) for config in wanted]
     show = sys.stderr.isatty() if progress is None else progress
-    best: Trial | None = None
-    for number, config in enumerate(wanted, 1):
-        limit = None if early_stop is None or best is None or best.latency is None else early_stop * best.latency
-        trial = _trial(
-            functools.partial(factory, *args, **{**(kwargs or {}), **config}),
-            config,
-            inputs,
-            check,
-            (warmup, rep),
-            limit,
-            store,
-        )
-        trials.append(trial)
-        if trial.latency is not None and (best is None or best.latency is None or trial.latency < best.latency):
-            best = trial
-        if show:
-            said = (
-                trial.error.splitlines()[0] if trial.error else f"{trial.latency:.4f} ms" + " (stored)" * trial.stored
-            )
-            print(f"tiledsl: {number}/{len(wanted)} {config}: {said}", file=sys.stderr)
+    trials, best = list[Trial](), None
+    try:
+        made = [bench.make(config, maker) for config, maker in zip(wanted, makers, strict=True)]
+        bench.compile_ahead([t for t in made if t.kernel is not None], show)
+        for number, candidate in enumerate(made, 1):
+            limit = None if early_stop is None or best is None or best.latency is None else early_stop * best.latency
+            trial = candidate if candidate.kernel is None else bench.trial(candidate, limit)
+            trials.append(trial)
+            if trial.latency is not None and (best is None or best.latency is None or trial.latency < best.latency):
+                best = trial
+            if show:
+                said = (
+                    trial.error.splitlines()[0]
+                    if trial.error
+                    else f"{trial.latency:.4f} ms" + " (stored)" * trial.stored
+                )
+                print(f"tiledsl: {number}/{len(wanted)} {trial.config}: {said}", file=sys.stderr, flush=True)
+    finally:
+        bench.close()
     if best is None or best.latency is None:
         raise TileRuntimeError(
             f"none of the {len(wanted)} configurations works",
@@ -109,36 +123,121 @@ def tune(
     return Result(best.config, best.latency, best.kernel, tuple(trials))
 
 
-def _trial(
-    make: Callable[[], Any],
-    config: Config,
-    inputs: Callable[[Any], Sequence[Any]],
-    check: Callable[[Any, Sequence[Any]], None] | None,
-    spend: tuple[float, float],
-    limit: float | None,
-    store: Store,
-) -> Trial:
-    kernel: Any = None
-    try:
-        kernel = make()
-        given = inputs(kernel)
-        key = key_of(kernel.text(), getattr(kernel, "target", None), knobs.TARGET.get(), *map(_shape, given))
-        known = store.get(key)
-        if known is not None and known.get("checked", False) >= (check is not None):
-            return Trial(config, known["latency"], None, kernel, stored=True)
-        if check is not None:
-            check(kernel, given)
-        kernel(*given)
-        start = time.perf_counter()
-        kernel(*given)
-        latency = (time.perf_counter() - start) * 1e3
-        if limit is not None and latency > limit:
-            return Trial(config, latency, None, kernel)
-        latency = milliseconds(lambda: kernel(*given), *spend)
-        store.put(key, {"config": config, "latency": latency, "checked": check is not None})
+@dataclass
+class _Bench:
+    """Where candidates are compiled, checked and measured."""
+
+    inputs: Callable[[Any], Sequence[Any]]
+    check: Callable[[Any, Sequence[Any]], None] | None
+    spend: tuple[float, float]
+    store: Store
+    workers: int
+    timeout: float | None
+
+    def __post_init__(self) -> None:
+        self.crew = [Worker() for _ in range(self.workers)]
+        self.failed: dict[int, str] = {}  # by identity of the kernel: what compiling ahead said
+
+    def close(self) -> None:
+        for worker in self.crew:
+            worker.close()
+
+    def make(self, config: Config, maker: Callable[[], Any]) -> Trial:
+        """The traced kernel, or why there is none."""
+        try:
+            return Trial(config, kernel=maker())
+        except _FAILURES as e:
+            return Trial(config, error=str(e) or type(e).__name__)
+
+    def compile_ahead(self, candidates: Sequence[Trial], show: bool) -> None:
+        """Every kernel runs once, as many at a time as there are workers; its code is on disk then."""
+        todo = [t.kernel for t in candidates if _cached(t.kernel)]
+        if self.workers < 2 or len(todo) < 2:
+            return
+        idle = list(self.crew)
+        room = threading.Semaphore(self.workers)  # so many sets of inputs exist at a time
+
+        def compile(kernel: Any, given: Sequence[Any]) -> None:
+            worker = idle.pop()
+            try:
+                answer = self._elsewhere(worker, kernel, given, None, None)
+                if "error" in answer:
+                    self.failed[id(kernel)] = answer["error"]
+            finally:
+                idle.append(worker)
+                room.release()
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            done = []
+            for kernel in todo:
+                try:
+                    given = self.inputs(kernel)
+                    known = self._known(_key(kernel, given))
+                except _FAILURES:  # said when its turn comes
+                    continue
+                if not known:
+                    room.acquire()
+                    done.append(pool.submit(compile, kernel, given))
+            for number, future in enumerate(done, 1):
+                future.result()
+                if show:
+                    print(f"tiledsl: compiled {number} of {len(done)}", end="\r", file=sys.stderr, flush=True)
+
+    def trial(self, made: Trial, limit: float | None) -> Trial:
+        """Run, check, measure and store one candidate."""
+        config, kernel, key = made.config, made.kernel, ""
+        try:
+            given = self.inputs(kernel)
+            key = _key(kernel, given)
+            known = self._known(key)
+            if known:
+                return Trial(config, known["latency"], None, kernel, stored=True)
+            latency, error = self._measure(kernel, given, limit)
+            if error is None and self.check is not None:
+                self.check(kernel, given)
+        except _FAILURES as e:
+            latency, error = 0.0, str(e) or type(e).__name__
+        if error is not None:
+            if key:
+                self.store.put(key, {"config": config, "error": error})
+            return Trial(config, None, error, kernel)
+        if limit is None or latency <= limit:
+            self.store.put(key, {"config": config, "latency": latency, "checked": self.check is not None})
         return Trial(config, latency, None, kernel)
-    except (TileError, AssertionError, ValueError, TypeError, RuntimeError) as e:  # what kernels and checks raise
-        return Trial(config, None, str(e) or type(e).__name__, kernel)
+
+    def _measure(self, kernel: Any, given: Sequence[Any], limit: float | None) -> tuple[float, str | None]:
+        if id(kernel) in self.failed:
+            return 0.0, self.failed[id(kernel)]
+        if not self.crew or portable(kernel) is None:
+            return measured(lambda: kernel(*given), self.spend, limit), None
+        answer = self._elsewhere(self.crew[0], kernel, given, self.spend, limit)
+        return answer.get("latency", 0.0), answer.get("error")
+
+    def _elsewhere(
+        self, worker: Worker, kernel: Any, given: Sequence[Any], spend: tuple[float, float] | None, limit: float | None
+    ) -> dict[str, Any]:
+        native = portable(kernel)
+        assert native is not None
+        with arguments(native, given) as sent:
+            target = str(native.target or knobs.TARGET.get())
+            return worker.run(Job(native.text(), target, sent, spend, limit), self.timeout)
+
+    def _known(self, key: str) -> dict[str, Any] | None:
+        known = self.store.get(key)
+        return known if known is not None and known.get("checked", False) >= (self.check is not None) else None
+
+
+def _key(kernel: Any, given: Sequence[Any]) -> str:
+    return key_of(kernel.text(), getattr(kernel, "target", None), knobs.TARGET.get(), *map(_shape, given))
+
+
+def _cached(kernel: Any) -> bool:
+    """Another process can compile it, and this and later ones find the code on disk."""
+    native = portable(kernel)
+    if native is None or knobs.DISABLE_CACHE.get():
+        return False
+    target = backend.resolve(native.target)
+    return backend.load_backend(target.name).capabilities(target).cacheable
 
 
 def _shape(x: Any) -> object:
