@@ -342,7 +342,6 @@ REFUSED = {
     "unknown_keyword": lambda: scaled(3)(floats(3), taget="numba"),
     "positional_only": lambda: scaled(3)(**{scaled(3).params[0].name: floats(3)}),
     "unknown_target": lambda: scaled(3)(floats(3), target="nunba"),
-    "planned_target": lambda: scaled(3)(floats(3), target="cuda:sm_90a"),
     "unknown_arch": lambda: scaled(3)(floats(3), target="numpy:fast"),
     "stage_of_target": lambda: scaled(3).text("loop", "numpy"),
 }

@@ -13,7 +13,6 @@ from tiledsl.dtypes import DType
 from tiledsl.errors import (
     Loc,
     TileError,
-    TileNotImplementedError,
     TileRuntimeError,
     TileTypeError,
     TileValueError,
@@ -43,6 +42,7 @@ BUILT_IN: dict[str, str] = {
     "numpy": "tiledsl.backends.numpy_reference:backend",
     "numba": "tiledsl.backends.numba_cpu:backend",
     "llvm": "tiledsl.backends.llvm_cpu:backend",
+    "cuda": "tiledsl.backends.cuda_nvrtc:backend",
     "cuda-emulator": "tiledsl.backends.cuda_emulator:backend",
 }
 
@@ -60,11 +60,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a backend can run here; if not, why and how to get it."""
+    """Whether a backend can run here; if not, why and how to get it, and whether its text can be had all the same."""
 
     ok: bool
     reason: str = ""
     help: str = ""
+    text: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,10 @@ class Call(Protocol):
         """Every parameter as a NumPy array (sharing memory) or Python scalar; absent ones are None."""
 
     @property
+    def values(self) -> Sequence[Any]:
+        """Every parameter as the caller gave it."""
+
+    @property
     def args(self) -> bytes:
         """The argument words: parameters, symbols, addresses of workspaces (docs/architecture.md, CPU ABI)."""
 
@@ -265,8 +270,7 @@ def backends() -> dict[str, str]:
 
 @cache
 def load_backend(name: str) -> Backend:
-    """The backend of that name, imported. Raises TileValueError for unknown names, TileNotImplementedError for those
-    of later versions."""
+    """The backend of that name, imported. Raises TileValueError for unknown names."""
     place = backends().get(name)
     if place is None:
         raise _unknown(name)
@@ -299,7 +303,6 @@ class _Broken:
 
 ALIASES = ("auto", "cpu")
 CPU_TARGETS = ("llvm", "numba")  # what "cpu" means: the first that is available, else numpy
-PLANNED = ("cuda",)
 
 
 def _unknown(text: str) -> TileError:
@@ -311,11 +314,6 @@ def _unknown(text: str) -> TileError:
         except TileError:  # not available here, but a name all the same
             archs = None
         known += [name, *(f"{name}:{arch}" for arch in archs or ())]
-    name = text.partition(":")[0]
-    if name in PLANNED and name not in backends():
-        return TileNotImplementedError(
-            f"target {name} is not supported yet", help=f"this version has {', '.join(sorted(known))}"
-        )
     return TileValueError(f"unknown target {text!r}; known: {', '.join(sorted(known))}", help=suggest(text, known))
 
 
@@ -327,7 +325,7 @@ def check_target(target: Any) -> None:
     if not isinstance(target, str):
         raise TileTypeError(f"a target is a text, got {target!r}", help='write target="llvm", "numba", "numpy", "cpu"')
     name, _, arch = target.partition(":")
-    if name not in (*backends(), *ALIASES, *PLANNED):
+    if name not in (*backends(), *ALIASES):
         raise _unknown(target)
     if arch and name in backends():
         _check_arch(Target(name, arch))
@@ -339,24 +337,24 @@ def _check_arch(target: Target) -> None:
         raise _unknown(str(target))
 
 
-def resolve(target: str | Target | None, device: str = "cpu") -> Target:
+def resolve(target: str | Target | None, device: str = "cpu", *, runs: bool = True) -> Target:
     """The target meant by an argument ("name[:arch]", "cpu", "auto", None = TILEDSL_TARGET, else auto), for
-    arguments that lie on `device`. Raises TileValueError for unknown names, TileRuntimeError for targets that
-    are not available here."""
+    arguments that lie on `device`. Raises TileValueError for unknown names, and TileRuntimeError for targets that
+    are not available here, unless nothing is to run (`runs`)."""
     if isinstance(target, Target):
         return target
-    return _resolve(target or config.TARGET.get(), device)
+    return _resolve(target or config.TARGET.get(), device, runs)
 
 
 @cache
-def _resolve(text: str, device: str) -> Target:
+def _resolve(text: str, device: str, runs: bool) -> Target:
     name, _, arch = text.partition(":")
     if name == "auto":
         name = "cuda" if device == "cuda" and "cuda" in backends() else "cpu"
     if name == "cpu":
         name = next((n for n in CPU_TARGETS if n in backends() and load_backend(n).probe().ok), "numpy")
     state = load_backend(name).probe()
-    if not state.ok:
+    if not (state.ok or (state.text and not runs)):
         raise TileRuntimeError(f"target {name} is not available here: {state.reason}", help=state.help or None)
     _check_arch(Target(name, arch))
     return Target(name, arch)

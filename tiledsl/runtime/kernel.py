@@ -152,8 +152,8 @@ class JITKernel:
 
     def get_kernel_source(self, target: str | Target | None = None, kernel_only: bool = True) -> str:
         """The text that the target's backend made: LLVM IR for "llvm" (the default where llvmlite is), Python for
-        "numba" (the same loops, to be read), tile IR for "numpy"."""
-        wanted = resolve(target or self.target)
+        "numba" (the same loops, to be read), tile IR for "numpy", CUDA C++ for "cuda" (also where there is no GPU)."""
+        wanted = resolve(target or self.target, runs=False)
         for (made_for, _), found in self._programs.items():
             if made_for == wanted:
                 return found.artifact.source

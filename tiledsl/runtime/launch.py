@@ -17,7 +17,7 @@ from tiledsl.runtime import pool, resident
 from tiledsl.runtime.arguments import Bound, Signature, Slot, convert_scalar, word_maker
 from tiledsl.runtime.program import Program
 from tiledsl.runtime.ring import Ring
-from tiledsl.runtime.views import View, address_of, allocator, as_numpy, view
+from tiledsl.runtime.views import View, address_of, allocator, as_numpy, device_of, view
 
 __all__ = ["Launch", "Plan"]
 
@@ -25,7 +25,8 @@ __all__ = ["Launch", "Plan"]
 ADDRESS: dict[str, Callable[[Any], int]] = {
     "numpy": address_of,
     "torch": lambda x: int(x.data_ptr()),
-    "dlpack": lambda x: view(x, "argument", "cpu").address,
+    "cuda": lambda x: int(x.__cuda_array_interface__["data"][0] or 0),
+    "dlpack": lambda x: view(x, "argument", device_of(x)).address,
 }
 
 

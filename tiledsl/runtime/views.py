@@ -14,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from tiledsl.analysis.symbols import row_major
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
 
@@ -64,11 +65,14 @@ def is_hollow(x: Any) -> bool:
 
 
 def kind_of(x: Any) -> str | None:
-    """ "numpy", "torch", "dlpack", or None when x is no array."""
+    """ "numpy", "torch", "cuda" (memory of a GPU by `__cuda_array_interface__`: CuPy, Numba), "dlpack", or None when x
+    is no array."""
     if isinstance(x, np.ndarray):
         return "numpy"
     if is_torch(x):
         return "torch"
+    if hasattr(x, "__cuda_array_interface__"):
+        return "cuda"
     return "dlpack" if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__") else None
 
 
@@ -82,7 +86,7 @@ def device_of(x: Any) -> str:
     if is_torch(x):
         return str(x.device.type)
     if isinstance(x, np.ndarray) or not hasattr(x, "__dlpack_device__"):
-        return "cpu"
+        return "cuda" if kind_of(x) == "cuda" else "cpu"
     device = int(x.__dlpack_device__()[0])
     return "cpu" if device in _KDL_CPU else _DEVICES.get(device, f"DLPack device {device}")
 
@@ -128,6 +132,10 @@ def view(x: Any, name: str, device: str) -> View:
         return _numpy_view(x, name, "numpy", x)
     if kind == "torch":
         return _torch_view(x, name)
+    if kind == "cuda":
+        return _cuda_view(x, name)
+    if where == "cuda":
+        return _cuda_dlpack_view(x, name)
     try:
         array = np.from_dlpack(x)
     except (BufferError, RuntimeError, TypeError) as e:
@@ -163,6 +171,35 @@ def _torch_view(x: Any, name: str) -> View:
     storage = str(x.dtype).removeprefix("torch.")
     address = 0 if is_hollow(x) else x.data_ptr()
     return View(x, "torch", storage, tuple(x.shape), tuple(x.stride()), address, True)
+
+
+def _cuda_view(x: Any, name: str) -> View:
+    """What `__cuda_array_interface__` says (version 2 and later)."""
+    facts = x.__cuda_array_interface__
+    dtype = np.dtype(facts["typestr"])
+    steps = facts.get("strides")
+    if not dtype.isnative or (steps and any(s % dtype.itemsize for s in steps)):
+        raise TileValueError(f"{name}: the memory of this {dtype} array is byte-swapped or not aligned to its elements")
+    shape = tuple(facts["shape"])
+    strides = tuple(s // dtype.itemsize for s in steps) if steps else row_major(shape)
+    address, readonly = facts["data"]
+    return View(x, "cuda", dtype.name, shape, strides, int(address or 0), not readonly)
+
+
+def _cuda_dlpack_view(x: Any, name: str) -> View:
+    """A GPU array of a library that shares through DLPack only."""
+    try:
+        from cuda.core.utils import StridedMemoryView
+    except ImportError:
+        raise TileTypeError(
+            f"{name}: reading a {type(x).__name__} on a GPU through DLPack takes the package cuda-core",
+            help="pip install cuda-core, or pass a torch tensor or a CuPy array",
+        ) from None
+    seen = StridedMemoryView.from_any_interface(x, stream_ptr=-1)
+    strides = tuple(seen.strides) if seen.strides else row_major(seen.shape)
+    return View(
+        x, "dlpack", np.dtype(seen.dtype).name, tuple(seen.shape), strides, int(seen.ptr), not seen.readonly, seen
+    )
 
 
 def describe(x: Any) -> str:
@@ -208,10 +245,23 @@ def allocator(shape: tuple[int, ...], dtype: DType, kind: str | None) -> Callabl
         torch = sys.modules["torch"]
         torch_type = getattr(torch, name)
         return lambda like: torch.empty(shape, dtype=torch_type, device=like.device)
+    if kind == "cuda":
+        return lambda like: _like_cuda(shape, name, like)
     numpy_type, empty = as_dtype(name).numpy, np.empty
     if kind == "dlpack":
         return lambda like: _from_numpy(empty(shape, numpy_type), like)
     return lambda like: empty(shape, numpy_type)
+
+
+def _like_cuda(shape: tuple[int, ...], name: str, like: Any) -> Any:
+    """An array of CuPy, or of what else names its package's `empty`."""
+    package = type(like).__module__.partition(".")[0]
+    try:
+        return sys.modules[package].empty(shape, dtype=name)
+    except (AttributeError, KeyError, TypeError):  # CuPy has no bfloat16 and no float8
+        raise TileTypeError(
+            f"{package} makes no arrays of {name}", help="use torch tensors, or pass the output as out="
+        ) from None
 
 
 def _from_numpy(array: np.ndarray[Any, Any], like: Any) -> Any:
