@@ -248,7 +248,7 @@ IN_KERNEL = {
     "reinterpret-width": "v = T.reinterpret(s[0, 0], T.int32)",
     "python-division": "w = T.alloc_shared((T.ceildiv(64, 0),), T.float32)",
     "not-a-scalar": "T.fill(f, s)",
-    "not-a-tile": "T.clear(f[0, 0])",
+    "not-a-tile": "T.cumsum(f[0, 0])",
     "alloc-in-parallel": "for i in T.Parallel(4):\n    w = T.alloc_shared((4,), T.float32)",
     "view-operand": "w = T.reshape(f[0, 0:4], (2, 2))",
     "view-size": "w = T.view(f, (64, 64), T.float16)",

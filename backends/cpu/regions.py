@@ -351,6 +351,8 @@ class _Place(Rewriter):
                 zero = tuple(const(0, INT32) for _ in range(s.buffer.rank - 1))
                 return () if s.init is None else ir.Store(s.buffer, self._at(s.buffer, zero), s.init, loc=s.loc)
             return () if s.buffer in self.plan.private else s
+        if isinstance(s, ir.Atomic) and s.op == "arrive":
+            s = s.replace(op="add")
         if isinstance(s, (ir.Store, ir.Atomic)) and s.buffer in self.arrays:
             s = s.replace(indices=self._at(s.buffer, s.indices))
         elif isinstance(s, ir.Debug) and any(isinstance(v, ir.Buffer) and v in self.arrays for v in s.values):

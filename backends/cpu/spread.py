@@ -19,7 +19,7 @@ from tiledsl.analysis.uniformity import thread_level
 from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir import build
 from tiledsl.ir.build import INT32, TRUE, all_of, const, ne
-from tiledsl.ir.walk import free_vars, loads_of, map_kernels, substitute, walk
+from tiledsl.ir.walk import Rewriter, free_vars, loads_of, map_kernels, substitute, walk
 
 from .branches import join_branches, reads
 from .collectives import lower_collective
@@ -181,7 +181,7 @@ class Spreader(Writer):
     def _effect(self, s: ir.Store | ir.Atomic | ir.ReducerOp | ir.Debug) -> None:
         if isinstance(s, ir.Atomic) and s.op == "arrive":
             self._arrive(s)
-        elif self.differs(s) or self.some_threads:
+        elif self.differs(s) or (self.some_threads and not _of_role(s)):
             self.level.pending.append(s)
         elif isinstance(s, ir.Debug) and s.kind == "assume":
             self.level.out.append(s)
@@ -519,16 +519,45 @@ class Spreader(Writer):
             self.emit(s.replace(op="add", value=const(high - low, s.buffer.dtype)))
 
     def _wait(self, s: ir.Wait) -> None:
-        if self.differs(s):
-            raise TileNotImplementedError(
-                "a wait whose condition differs between threads is not supported by the CPU targets",
-                s.loc,
-                help="let all threads that wait look at the same place, or run on target='numpy'",
-            )
-        self.emit(s)
+        """Where threads wait for different things, for one after the other: all go on when all have come."""
+        if not self.differs(s):
+            self.emit(s)
+            return
+        waiting = ir.Var("waiting", INT32)
+        present = self.mask("present")
+        self.flush()
+        self.everywhere(self.set(present, self.here()))
+        wait = s.replace(cond=_OfThread(self, waiting).visit_expr(s.cond))
+        self.flush()
+        body = (ir.If(ne(present.load(waiting), 0), (wait,), loc=s.loc),)
+        low, high = (const(n, INT32) for n in self.level.group)
+        self.emit(ir.For(waiting, low, high, const(1, INT32), body, loc=s.loc))
 
     def _collective(self, s: ir.Collective) -> None:
         lower_collective(self, s)
+
+
+class _OfThread(Rewriter):
+    """An expression of each thread as an expression of one, by its number: what is its own is kept in arrays."""
+
+    def __init__(self, sp: Spreader, number: ir.Var) -> None:
+        self.sp, self.number = sp, number
+
+    def visit_expr(self, e: ir.Expr) -> ir.Expr:
+        if not self.sp.differs(e):
+            return e
+        if any(x.buffer.root.scope not in _PRIVATE for x in loads_of(e)):
+            return super().visit_expr(e)
+        kind = INT32 if e.dtype.is_bool else e.dtype
+        array = self.sp.regions.per_thread("own", kind)
+        self.sp.level.pending.append(ir.Store(array, (self.sp.thread,), build.cast(e, kind)))
+        found = array.load(self.number)
+        return ne(found, 0) if e.dtype.is_bool else found
+
+
+def _of_role(s: ir.Stmt) -> bool:
+    """A variable that is the same for all who look at it: one of the block."""
+    return isinstance(s, ir.Store) and s.buffer.root.scope in _PRIVATE
 
 
 def _without(s: ir.If, cond: ir.Expr) -> tuple[ir.Stmt, ...]:

@@ -46,7 +46,7 @@ class Writer:
 
     def __init__(self, kernel: ir.Kernel) -> None:
         self.kernel = kernel
-        self.varying: Varying = varying(kernel.body, kernel.thread_vars)
+        self.varying: Varying = varying(kernel.body, kernel.thread_vars, kernel.threads)
         self.regions = Regions(kernel, self.varying)
         self.thread = self.regions.thread
         self.everyone = (0, self.regions.count)

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import itertools
+import math
+import operator
+from collections.abc import Sequence
 
+from tiledsl.analysis.evaluate import evaluate
 from tiledsl.ir.buffer import Buffer
-from tiledsl.ir.expr import Expr, Var
+from tiledsl.ir.expr import Binary, Call, Const, Expr, Load, Var
 from tiledsl.ir.stmt import (
     Alloc,
     Atomic,
     Break,
     Collective,
     Continue,
+    Copy,
+    Fill,
     For,
+    Gemm,
     If,
     Kernel,
     Let,
     Parallel,
+    Reduce,
     ReducerOp,
     Return,
+    Scan,
     Stmt,
     Store,
+    Sync,
     Wait,
     While,
 )
-from tiledsl.ir.walk import walk, writes
+from tiledsl.ir.walk import reads, substitute, walk, writes
 
 __all__ = ["Varying", "thread_level", "varying"]
 
 _PRIVATE = ("local", "var")
+_MEETINGS = (Wait, Sync, Copy, Fill, Gemm, Reduce, Scan, Parallel)
+Here = tuple[int, bool]  # the threads that may be at a place (bits by number); whether all of them are, together
 
 
 def thread_level(kernel: Kernel) -> bool:
@@ -46,20 +59,35 @@ class Varying:
     """vars, buffers: what may hold different values in different lanes (buffers: private ones of each lane).
 
     Shared, fragment and global storage is one for all lanes, so what is loaded there is uniform where the index is.
-    Iterations of a T.Parallel count as lanes: they belong to different threads.
+    Iterations of a T.Parallel count as lanes: they belong to different threads. Private storage that only the threads
+    of one role read, and that all of them change together, is uniform too: it matters to nobody else.
     repeated: atomics and contributions to reducers outside T.Parallel that all lanes do alike (language.md 0.3).
+    readers: the threads that read a private buffer, as sets without common members (bits by number); without what all
+             threads read before a role may have changed it.
     """
 
-    def __init__(self, seeds: Iterable[Var]) -> None:
+    def __init__(self, seeds: Sequence[Var], threads: Sequence[Expr] = ()) -> None:
         self.vars: set[Var] = set(seeds)
         self.buffers: set[Buffer] = set()
         self.repeated: list[Atomic | ReducerOp] = []
+        self.readers: dict[Buffer, list[int]] = {}
+        self._threads = [(v, e.value) for v, e in zip(seeds, threads, strict=False) if isinstance(e, Const)]
+        count = math.prod(n for _, n in self._threads) if len(self._threads) == len(threads) > 0 else 0
+        self.everyone: Here = (max((1 << count) - 1, 1), True)
         self._parallel = False
-        self._partial: set[int] = set()
+        self._places: dict[int, Here] = {}
+        self._stores: list[tuple[Buffer, Here, bool]] = []
+        self._parted: set[Buffer] = set()  # what some threads, but not all, may have changed by now
+        self._lets: dict[Var, Expr] = {}  # in terms of thread variables
+        self._chosen: dict[Expr, int] = {}  # the threads for which conditions hold
+
+    def place(self, s: Stmt) -> Here:
+        """Who comes to this statement of the block."""
+        return self._places[id(s)]
 
     def partial(self, s: Stmt) -> bool:
         """Not all lanes need come to this statement of the block."""
-        return id(s) in self._partial
+        return self._places.get(id(s), self.everyone) != self.everyone
 
     def leaves(self, body: tuple[Stmt, ...]) -> bool:
         """Some lanes, but not all, may leave the body of a loop early."""
@@ -71,6 +99,15 @@ class Varying:
             n in self.vars if isinstance(n, Var) else isinstance(n, Buffer) and n.root in self.buffers for n in walk(e)
         )
 
+    def run(self, body: tuple[Stmt, ...]) -> bool:
+        """One pass over everything; true when something new was marked."""
+        for known in (self.repeated, self.readers, self._places, self._stores, self._parted):
+            known.clear()
+        changed = self._block(body, self.everyone)
+        return changed | any(
+            [self._mark(b) for b, here, uneven in self._stores if uneven or not self._all_readers(b, here)]
+        )
+
     def _mark(self, n: Var | Buffer) -> bool:
         if isinstance(n, Var):
             new = n not in self.vars
@@ -80,49 +117,129 @@ class Varying:
             self.buffers.add(n.root)
         return new
 
-    def _block(self, body: tuple[Stmt, ...], divergent: bool) -> bool:
-        """One pass over a block; divergent: not all lanes need be here. True when something new was marked."""
+    # -- roles -------------------------------------------------------------------------------------------
+
+    def _all_readers(self, b: Buffer, here: Here) -> bool:
+        """Those who are here, if anybody, are all that may read the buffer, and perhaps others."""
+        threads, together = here
+        read = functools.reduce(operator.or_, self.readers.get(b, []), 0)
+        return here == self.everyone or not threads or (together and threads & read == read)
+
+    def _read(self, s: Stmt, here: Here) -> None:
+        threads = here[0]
+        for root in {b.root for b in reads(s) if b.root.scope in _PRIVATE}:
+            if here == self.everyone and root not in self._parted:
+                continue  # still the same for all roles
+            apart = [r for r in self.readers.get(root, []) if not r & threads]
+            joined = (r for r in self.readers.get(root, []) if r & threads)
+            self.readers[root] = [*apart, functools.reduce(operator.or_, joined, threads)]
+
+    def _sides(self, s: If, here: Here) -> tuple[Here, Here]:
+        """Who goes to the two sides of a branch. Roles are told apart where groups of threads meet in the branch and
+        the condition is known for each thread."""
+        if not self.expr(s.cond):
+            return here, here
+        threads, together = here
+        known, rest = self._known(s.cond)
+        if known is None or not any(isinstance(n, _MEETINGS) for n in walk(s)):
+            return (threads, False), (threads, False)
+        even = not any(map(self.expr, rest))
+        return (threads & known, together and even), (threads, False) if rest else (threads & ~known, together)
+
+    def _known(self, cond: Expr) -> tuple[int | None, list[Expr]]:
+        """The threads for which the parts of a conjunction hold that depend on nothing but the thread; other parts."""
+        if isinstance(cond, Binary) and cond.op == "and":
+            (a, some), (b, others) = self._known(cond.a), self._known(cond.b)
+            return (b if a is None else a if b is None else a & b), some + others
+        plain: Expr = substitute(cond, self._lets)
+        if not self._of_threads(plain):
+            return None, [cond]
+        if plain not in self._chosen:
+            number, found = 1, 0
+            for index in itertools.product(*(range(n) for _, n in reversed(self._threads))):
+                env = dict(zip((v for v, _ in reversed(self._threads)), index, strict=True))
+                found |= number if evaluate(plain, env) else 0
+                number <<= 1
+            self._chosen[plain] = found
+        return self._chosen[plain], []
+
+    def _of_threads(self, e: Expr) -> bool:
+        """The thread decides alone about the value."""
+        names = {v for v, _ in self._threads}
+        return bool(names) and not any(
+            isinstance(n, (Load, Call)) or (isinstance(n, Var) and n not in names) for n in walk(e)
+        )
+
+    # -- statements --------------------------------------------------------------------------------------
+
+    def _block(self, body: tuple[Stmt, ...], here: Here) -> bool:
+        """One pass over a block. True when something new was marked."""
         changed = False
         for s in body:
-            if divergent:
-                self._partial.add(id(s))
-            changed |= self._stmt(s, divergent)
-            divergent = divergent or self._leaves((s,), divergent)
+            other = self._places.get(id(s), here)  # the same statement at two places
+            self._places[id(s)] = here if other == here else (here[0] | other[0], False)
+            if isinstance(s, (For, While)):
+                inner = (n for branch in walk(s.body) if isinstance(branch, If) for n in walk(branch))
+                self._parted |= {n.buffer.root for n in inner if isinstance(n, Store)}
+            self._read(s, here)
+            changed |= self._stmt(s, here)
+            if here != self.everyone:
+                self._parted |= {b.root for b in writes(s)}
+            here = self._behind(s, here)
         return changed
 
-    def _stmt(self, s: Stmt, divergent: bool) -> bool:
+    def _behind(self, s: Stmt, here: Here) -> Here:
+        """Who is left behind a statement."""
+        if here == self.everyone and not self._leaves((s,), False):
+            return here
+        if not any(isinstance(n, (Return, Break, Continue)) for n in walk(s)):
+            return here
+        if isinstance(s, If) and s.then and isinstance(s.then[-1], Return):
+            known, rest = self._known(s.cond)
+            if known is not None and not rest and sum(isinstance(n, (Return, Break, Continue)) for n in walk(s)) == 1:
+                return here[0] & ~known, here[1]
+        return (here[0], here[1] and not self._leaves((s,), here != self.everyone))
+
+    def _stmt(self, s: Stmt, here: Here) -> bool:
+        divergent = here != self.everyone
         if isinstance(s, Let):
+            plain: Expr = substitute(s.value, self._lets)
+            if self._of_threads(plain):
+                self._lets[s.var] = plain
             return self.expr(s.value) and self._mark(s.var)
         if isinstance(s, (Store, Atomic, ReducerOp)):
             parts = [*s.indices, *((s.value,) if s.value is not None else ())]
-            changed, uneven = False, divergent or any(map(self.expr, parts))
-            if s.buffer.root.scope in _PRIVATE and uneven:
-                changed = self._mark(s.buffer)
-            if not isinstance(s, Store) and not uneven and not self._parallel and _counts(s):
+            uneven = any(map(self.expr, parts))
+            if s.buffer.root.scope in _PRIVATE:
+                self._stores.append((s.buffer.root, here, uneven))
+            if not isinstance(s, Store) and not divergent and not uneven and not self._parallel and _counts(s):
                 self.repeated.append(s)
-            if isinstance(s, Atomic) and s.result is not None:
-                changed |= self._mark(s.result)  # every lane draws its own
-            return changed
+            # every lane draws its own
+            return isinstance(s, Atomic) and s.result is not None and self._mark(s.result)
         if isinstance(s, Collective):
             return self._differs(s) and self._mark(s.result)
         if isinstance(s, Alloc):
-            return s.init is not None and self.expr(s.init) and self._mark(s.buffer)
+            if s.init is not None:
+                self._stores.append((s.buffer.root, here, self.expr(s.init)))
+            return False
         if isinstance(s, If):
-            inner = divergent or self.expr(s.cond)
-            return self._block(s.then, inner) | self._block(s.orelse, inner)
+            then, orelse = self._sides(s, here)
+            return self._block(s.then, then) | self._block(s.orelse, orelse)
         if isinstance(s, (For, While)):
             bounds = (s.start, s.stop, s.step) if isinstance(s, For) else (s.cond,)
             uneven = any(map(self.expr, bounds))
             changed = isinstance(s, For) and uneven and self._mark(s.var)
-            return changed | self._block(s.body, divergent or uneven or self._leaves(s.body, divergent))
+            apart = uneven or self._leaves(s.body, divergent)
+            return changed | self._block(s.body, (here[0], False) if apart else here)
         if isinstance(s, Parallel):
             changed = any([self._mark(v) for v in s.vars])
             self._parallel = True
-            changed |= self._block(s.body, divergent)
+            changed |= self._block(s.body, here)
             self._parallel = False
             return changed
-        own = [b for b in writes(s) if b.root.scope in _PRIVATE]  # a tile operation on each thread's storage
-        return bool(own) and (divergent or self.expr(s)) and any([self._mark(b) for b in own])
+        own = [b.root for b in writes(s) if b.root.scope in _PRIVATE]  # a tile operation on each thread's storage
+        self._stores += [(b, here, self.expr(s)) for b in own]
+        return False
 
     @staticmethod
     def _differs(s: Collective) -> bool:
@@ -154,10 +271,11 @@ def _counts(s: Atomic | ReducerOp) -> bool:
     return s.op in ("add", "xor") or (s.result is not None and s.op != "load")
 
 
-def varying(body: tuple[Stmt, ...], seeds: Iterable[Var]) -> Varying:
+def varying(body: tuple[Stmt, ...], seeds: Sequence[Var], threads: Sequence[Expr] = ()) -> Varying:
     """What depends on the seeds (thread variables, or the variables of a T.Parallel) in a block; exact up to the
-    values that conditions take: a fixed point over storage and control."""
-    found = Varying(seeds)
-    while found._block(body, False):
-        found.repeated.clear()
+    values that conditions take: a fixed point over storage and control. threads: the extents of thread variables, if
+    roles are to be told apart."""
+    found = Varying(seeds, threads)
+    while found.run(body):
+        pass
     return found

@@ -161,6 +161,7 @@ _OWN: dict[str, Any] = {
     "annotate_producer_reg_dealloc": register_hint,
     "annotate_consumer_reg_alloc": register_hint,
     "annotate_min_blocks_per_sm": register_hint,
+    "func_attr": register_hint,
     "inc_max_nreg": register_hint,
     "dec_max_nreg": register_hint,
 }

@@ -89,7 +89,7 @@ class Statements:
         if not thread_level(kernel):
             return self.block(kernel.body)
         extents = [self.expressions.compile(e) for e in reversed(kernel.threads)]
-        found = varying(kernel.body, kernel.thread_vars)
+        found = varying(kernel.body, kernel.thread_vars, kernel.threads)
         threads = kernel.thread_vars[::-1]  # lanes are row-major and x runs fastest
         scope.nest = Nest(threads, scope.new_slot(), found.buffers, threads=True)
         scope.varying = set(threads)

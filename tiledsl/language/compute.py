@@ -122,11 +122,11 @@ def _check_matrix(r: Region) -> None:
                 f"T.gemm needs constant sizes: {operand_text(r)}",
                 help="copy a tile of constant size into shared memory first",
             )
-    if r.buffer.scope not in ("shared", "fragment"):
+    if r.buffer.scope not in ("shared", "fragment", "local"):
         raise error(
             "gemm-scope",
             TileTypeError,
-            f"T.gemm works on shared and fragment buffers: {operand_text(r)}",
+            f"T.gemm works on shared, fragment and local buffers: {operand_text(r)}",
             help="copy the tile into shared memory (T.alloc_shared, T.copy) first",
         )
 

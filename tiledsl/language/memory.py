@@ -229,8 +229,8 @@ def clear(dst: Any) -> None:
 
 
 def _fill(what: str, dst: Any, value: Any) -> None:
-    if isinstance(dst, Cell):
-        dst.store(value)
+    if isinstance(dst, (Cell, Element)):
+        emit_store(dst.buffer, dst.indices, as_scalar(value, f"{what}: value"))
         return
     region = as_region(dst, f"{what}: dst")
     builder = not_inside_parallel(what)

@@ -62,15 +62,16 @@ class PersistentTileScheduler:
 
     def coord(self, tile_id: Any) -> tuple[Value, Value]:
         """(m_idx, n_idx) of a tile's number, below the number of tiles."""
-        tile = Value(index_expr(tile_id, "coord: tile_id"))
+        tile = min(
+            Value(index_expr(tile_id, "coord: tile_id")), self._rows * self._columns - 1
+        )  # none to decode behind
         fast, slow = (self._rows, self._columns) if self._column_major else (self._columns, self._rows)
         across, along = in_groups(tile, fast, slow, self._panel)
         return (along, across) if self._column_major else (across, along)
 
     def update_current_idx(self, linear_idx: Any) -> None:
         """Goes to a tile."""
-        last = self._rows * self._columns - 1  # behind it there is nothing to decode
-        self._m[0], self._n[0] = self.coord(min(linear_idx, last))
+        self._m[0], self._n[0] = self.coord(linear_idx)
 
     def init(self, worker_id: Any) -> None:
         """Goes to the first tile of a worker."""

@@ -12,11 +12,11 @@ from typing import ClassVar
 from tiledsl.analysis.bounds import kernel_facts
 from tiledsl.analysis.uniformity import Varying, thread_level, varying
 from tiledsl.dtypes import DType, as_dtype, promote
-from tiledsl.errors import TileNotImplementedError
+from tiledsl.errors import TileNotImplementedError, TileTypeError
 from tiledsl.ir import build
 from tiledsl.ir.arithmetic import extremes
 from tiledsl.ir.buffer import Buffer, Region
-from tiledsl.ir.expr import Binary, Const, Expr, Load, Unary, Var
+from tiledsl.ir.expr import Binary, Const, Expr, Fma, Load, Unary, Var
 from tiledsl.ir.node import Node
 from tiledsl.ir.stmt import (
     Alloc,
@@ -41,6 +41,7 @@ from tiledsl.ir.stmt import (
 )
 from tiledsl.ir.walk import map_kernels, walk
 from tiledsl.passes.expand_moves import MoveWriter
+from tiledsl.passes.split_roles import split_roles
 
 __all__ = ["ExpandThreads", "combine", "serial_reduce", "serial_scan", "thread_number", "turns"]
 
@@ -78,7 +79,8 @@ class _Writer(MoveWriter):
         def one(kernel: Kernel) -> Kernel:
             if not thread_level(kernel):
                 return kernel
-            self.kernel, self.found = kernel, varying(kernel.body, kernel.thread_vars)
+            kernel = split_roles(kernel)
+            self.kernel, self.found = kernel, varying(kernel.body, kernel.thread_vars, kernel.threads)
             self.facts = kernel_facts(function, kernel)
             return self.shared(kernel, body=self.visit_block(kernel.body))
 
@@ -93,11 +95,13 @@ class _Writer(MoveWriter):
             written = super().stmt(s)
             return tuple(_serial(x) for x in (written if isinstance(written, tuple) else (written,)))
         if isinstance(s, Gemm):
-            raise TileNotImplementedError(
-                "T.gemm of storage or places that differ between threads is not supported yet",
-                s.loc,
-                help="multiply tiles of the block, in shared memory or fragments",
-            )
+            if not self.found.expr(Fill(s.c, s.clear)):
+                raise TileTypeError(
+                    "T.gemm: each thread has operands of its own, but all would add to one C",
+                    s.loc,
+                    help="give each thread its own C: T.alloc_local, or a part of shared memory",
+                )
+            return _serial_gemm(s)
         return serial_reduce(s) if isinstance(s, Reduce) else serial_scan(s)
 
     # -- T.Parallel --------------------------------------------------------------------------------------
@@ -201,6 +205,30 @@ def combine(op: str, a: Expr, b: Expr, propagate: bool) -> Expr:
         for x in (b, a):
             value = build.select(Binary("ne", x, x), x, value)
     return value
+
+
+def _serial_gemm(s: Gemm) -> Stmt:
+    """One k-ascending fma chain per element, from C or 0."""
+    acc = _wide(s.c.buffer.dtype)
+    (rows, columns), inner = s.c.extents[-2:], s.a.extents[-2 if s.transpose_a else -1]
+    i, j, k = (Var(n, e.dtype) for n, e in zip("ijk", (rows, columns, inner), strict=True))
+    total = Buffer("total", acc, (build.const(1, _INT32),), "var", loc=s.loc)
+    at = (build.zero(_INT32),)
+
+    def element(r: Region, *vs: Var) -> Load:
+        front: list[Var | None] = [None] * (len(r.starts) - 2)
+        return Load(r.buffer, _indices(r, [*front, *vs]), loc=s.loc)
+
+    a = build.cast(element(s.a, *((k, i) if s.transpose_a else (i, k))), acc)
+    b = build.cast(element(s.b, *((j, k) if s.transpose_b else (k, j))), acc)
+    old, so_far = element(s.c, i, j), Load(total, at)
+    step: Expr = Fma(a, b, so_far, loc=s.loc) if acc.is_float else Binary("add", so_far, Binary("mul", a, b))
+    chain = (
+        Alloc(total, build.if_then_else(s.clear, build.zero(acc), build.cast(old, acc)), loc=s.loc),
+        _count(k, inner, (Store(total, at, step, loc=s.loc),), s),
+        Store(s.c.buffer, old.indices, build.cast(so_far, s.c.buffer.dtype), loc=s.loc),
+    )
+    return _count(i, rows, (_count(j, columns, chain, s),), s)
 
 
 def serial_reduce(s: Reduce) -> tuple[Stmt, ...]:

@@ -70,7 +70,7 @@ class Orderer:
     by_block: tuple[type[Stmt], ...] = (Parallel, Copy, Fill, Gemm, Reduce, Scan)
 
     def __init__(self, kernel: Kernel) -> None:
-        self.found = varying(kernel.body, kernel.thread_vars)
+        self.found = varying(kernel.body, kernel.thread_vars, kernel.threads)
         extents = zip(kernel.thread_vars, kernel.threads, strict=True)
         self.threads = {v: n.value if isinstance(n, Const) else None for v, n in extents}
         self.lets = {s.var: s.value for s in walk(kernel.body) if isinstance(s, Let)}
