@@ -58,6 +58,8 @@ BUDGETS = (
             "kernels",
             "kernels/quant",
             "kernels/moe",
+            "kernels/optim",
+            "kernels/deepseek_v4",
             "testing",
             "tune",
             "viz",
