@@ -447,3 +447,26 @@ def test_what_is_made_behind_a_certain_break_has_a_name() -> None:
     agree(kernel, A)
     tiledsl.compile(kernel)(A, target="numpy")
     assert A.tolist() == [5, 0, 0, 0, 0, 0, 0, 0]
+
+
+def test_a_word_that_is_certainly_not_loaded_is_zero() -> None:
+    """The hostile edits drew a predicate of 0: the lanes were Python numbers."""
+
+    @T.prim_func
+    def main(A: T.Tensor((4,), "int32"), B: T.Tensor((2,), "uint32")):
+        with T.Kernel(1):
+            x = T.ldg64(A[0], 0)
+            B[0] = x[0] + T.uint32(1)
+            B[1] = x[1]
+
+    agree(main, np.arange(4, dtype=np.int32) + 5, np.full(2, 7, np.uint32))
+    out = np.full(2, 7, np.uint32)
+    tiledsl.compile(main)(np.arange(4, dtype=np.int32) + 5, out)
+    assert out.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("given", [("int32", 0), (len,)])
+def test_the_type_of_values_is_no_function(given: tuple[Any, ...]) -> None:
+    """The hostile edits called T.PrimExpr, also as a decorator."""
+    with pytest.raises(TileError, match="for annotations"):
+        T.PrimExpr(*given)

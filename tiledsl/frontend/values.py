@@ -109,6 +109,13 @@ class Value:
     """
 
     def __init__(self, expr: Expr, dtype: DType | None = None) -> None:
+        if not isinstance(expr, Expr):  # authors see the class as T.PrimExpr
+            raise error(
+                "annotation-called",
+                TileTypeError,
+                f"T.PrimExpr is the type of values, for annotations; it was called with {expr!r}",
+                help="T.cast(x, dtype) makes a value of a number",
+            )
         self._expr = expr
         self._dtype = dtype or expr.dtype
 

@@ -10,6 +10,7 @@ from tiledsl.errors import TileTypeError
 from tiledsl.frontend.location import error
 from tiledsl.frontend.storage import BufferRef, Cell, Element, RegionRef, emit_store
 from tiledsl.frontend.values import Value, Vector, describe, index_expr, lanes_of
+from tiledsl.ir import Const
 from tiledsl.language.casts import reinterpret
 from tiledsl.language.math import if_then_else
 from tiledsl.language.operation import operation
@@ -43,7 +44,7 @@ def _load(bits: int) -> Callable[..., Any]:
         found = reinterpret(Vector(elements) if len(elements) > 1 else elements[0], _dtype(bits))
         if pred is None:
             return found
-        lanes = [if_then_else(pred, x, 0) for x in lanes_of(found, found.dtype.lanes)]
+        lanes = [if_then_else(pred, x, Value(Const(0, x.dtype))) for x in lanes_of(found, found.dtype.lanes)]
         return Vector(lanes) if len(lanes) > 1 else lanes[0]
 
     function.__name__ = function.__qualname__ = name
