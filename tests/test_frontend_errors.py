@@ -242,6 +242,7 @@ IN_KERNEL = {
     "layout-key": "T.annotate_layout({3: None})",
     "safe-value-key": "T.annotate_safe_value({s: 1.0})",
     "safe-value": "T.annotate_safe_value({A: r[0]})",
+    "safe-value:text": "T.annotate_safe_value({A: 'float99'})",
     "kernel-prelude": 'with T.Kernel(2, prelude="#include <x>") as by:\n    pass',
     "select-dtypes": "r[0] = T.Select(n > 0, r[1], n)",
     "math-dtype": "r[0] = T.exp2(n)",

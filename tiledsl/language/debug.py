@@ -90,7 +90,7 @@ def annotate_safe_value(values: dict[Any, Any]) -> None:
             raise error("safe-value-key", TileTypeError, f"T.annotate_safe_value: {key!r} is no global tensor")
         try:
             constant = const(evaluate(to_dtype(value, key.dtype), {}), key.dtype)
-        except TileError:
+        except (TileError, TypeError, ValueError):
             raise error(
                 "safe-value", TileTypeError, f"T.annotate_safe_value: {value!r} is not a constant of dtype {key.dtype}"
             ) from None
