@@ -104,6 +104,7 @@ def nests(n: int) -> Any:
             T.clear(some)
             T.reduce_sum(some, few, dim=1)
             T.cumsum(some, dim=1)
+            T.cumsum(few)
 
     return tiledsl.compile(main)
 
@@ -121,7 +122,8 @@ def test_nests_and_reductions() -> None:
         nest = line(found, f"for {name} in")
         assert nest.chosen == ("one iteration after the other",) and nest.reasons == (reason,), name
     assert line(found, "T.reduce_sum").reasons == ("elements of a result are fewer than 16, or apart",)
-    assert line(found, "T.cumsum").reasons == ("the scanned axis is the contiguous one",)
+    assert line(found, "T.cumsum(some").chosen == ("16 scans at a time, turned before and after",)
+    assert line(found, "T.cumsum(few").reasons == ("the scanned axis is the contiguous one",)
 
 
 def test_trips_that_depend_on_the_block_are_counted_one_by_one() -> None:
