@@ -179,6 +179,10 @@ class Call(Protocol):
         """The function that was traced (tile stage)."""
 
     @property
+    def fresh(self) -> bool:
+        """The outputs were allocated for this launch, and hold nothing yet."""
+
+    @property
     def arrays(self) -> Sequence[Any]:
         """Every parameter as a NumPy array (sharing memory) or Python scalar; absent ones are None."""
 

@@ -96,7 +96,7 @@ class _Exchange:
         if not known and self.count % WARP:
             tests.append(lt(j, self.count))
         if self.presence is not None:
-            tests.append(ne(self.presence.load(j, proved=True), 0))
+            tests.append(ne(self.presence.load(j), 0))
         if self.mask is not None:
             tests.append(
                 ne(_bits(build.binary("shr", self.mask, build.cast(_bits(j, "bitand", 31), _U32)), "bitand", 1), 0)
@@ -127,8 +127,8 @@ class _Exchange:
             down = s.op == "shfl_down"
             step = add if down else sub
             tests = [lt(step(mine, by), width) if down else build.ge(step(mine, by), 0)]
-            if fixed is None or fixed < 0:
-                tests.insert(0, build.ge(by, 0))
+            if fixed is None or not 0 <= fixed < width:  # else sums would wrap
+                tests[:0] = [build.ge(by, 0), lt(by, width)]
             self.read(values, step(self.thread, by), all_of(tests))
 
     def xor(self, values: ir.Buffer, by: ir.Expr, fixed: int | None, mine: ir.Expr) -> None:
@@ -151,7 +151,7 @@ class _Exchange:
         if self.count % WARP:
             inside = and_(inside, lt(source, self.count))
         inside = and_(inside, self.exists(source, known=True))
-        found, own = values.load(source, proved=True), values.load(self.thread)  # inside: a thread of the block
+        found, own = values.load(source), values.load(self.thread)
         self.result(found if inside == TRUE else build.if_then_else(inside, found, own))
 
     # -- votes ---------------------------------------------------------------------------------------------------

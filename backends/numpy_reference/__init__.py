@@ -29,7 +29,7 @@ class _Interpreted:
     def __call__(self, call: Call, *, stream: Any = None, device: Any = None) -> None:
         from tiledsl import interp
 
-        interp.run(call.function, call.arrays, self.options)
+        interp.run(call.function, call.arrays, self.options, call.fresh)
 
 
 class NumpyReference:

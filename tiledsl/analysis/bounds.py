@@ -320,8 +320,9 @@ class Facts(System):
                 return self._floormod(a, n) if n & (n - 1) == 0 else self._opaque(e, 0, b.const)
             if b.is_const and b.const & -b.const == -b.const:  # the lowest bits become 0
                 return self._floordiv(a, -b.const).scale(-b.const)
-        if op in ("bitor", "bitxor") and min(self._range(a)[0], self._range(b)[0]) >= 0:
-            return self._opaque(e, 0, (1 << max(self._range(a)[1], self._range(b)[1]).bit_length()) - 1)
+        if op in ("bitor", "bitxor") and self._nonneg(a) and self._nonneg(b):
+            most = max(_low_bits(n) or self._range(f)[1] for n, f in ((e.a, a), (e.b, b)))
+            return self._opaque(e, 0, (1 << most.bit_length()) - 1)
         if op in ("truncdiv", "truncmod") and self._range(a)[0] >= 0:
             op = op.replace("trunc", "floor")
         if op == "floordiv" and b.is_const and b.const > 0:
@@ -391,6 +392,11 @@ class Facts(System):
             return t
         low, high = int_range(e.dtype)
         return self._here(e, Atom("select", low, high, (e.cond, t, f), self._vars_of(e)))
+
+
+def _low_bits(e: Expr) -> int:
+    """The mask of `x & mask`, else 0."""
+    return max(0, e.b.value) if isinstance(e, Binary) and e.op == "bitand" and isinstance(e.b, Const) else 0
 
 
 def _is_integer(e: Expr) -> bool:

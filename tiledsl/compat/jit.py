@@ -219,7 +219,8 @@ def jit(
         func, out_idx = None, func  # jit(out_idx), as old programs wrote
 
     def decorate(f: Any) -> Any:
-        made = tiledsl.jit(f, out_idx=out_idx, target=_target())
+        with tilelang_meaning():
+            made = tiledsl.jit(f, out_idx=out_idx, target=_target())
         return JITKernel(made) if isinstance(made, tiledsl.JITKernel) else JITImpl(made)
 
     return decorate if func is None else decorate(func)
@@ -228,7 +229,8 @@ def jit(
 def compile(func: Any, out_idx: Any = None, workspace_idx: Any = None, target: Any = None, **options: Any) -> JITKernel:
     """As tilelang.compile; the target is the run's."""
     _options("tilelang.compile", options)
-    return JITKernel(tiledsl.compile(func, out_idx=out_idx, target=_target()))
+    with tilelang_meaning():
+        return JITKernel(tiledsl.compile(func, out_idx=out_idx, target=_target()))
 
 
 def par_compile(funcs: Any, out_idx: Any = None, **options: Any) -> list[JITKernel]:

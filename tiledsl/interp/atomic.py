@@ -49,6 +49,7 @@ class Atomics:
             if nest is not None:
                 self.scope.varying.add(s.result)
         tracks = self.scope.options.tracks
+        reads = s.result is not None or s.op not in ("store", "exchange")
         storage = s.buffer.dtype.numpy
         additive = s.op in ("add", "arrive") and (s.buffer.dtype.is_int or result is None)
 
@@ -63,7 +64,7 @@ class Atomics:
                 None if value is None else np.broadcast_to(np.asanyarray(value(env, mask), storage), shape)[on_all]
             )
             if tracks:
-                env[TRACKER].atomic(s.buffer, env, data, flat, access.fail)
+                env[TRACKER].atomic(s.buffer, env, data, flat, reads, access.fail)
             old = apply_lanes(data, flat, operand, combine, additive, result is not None)
             if result is not None:
                 before = np.zeros_like(data, shape=shape)

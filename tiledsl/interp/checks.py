@@ -223,19 +223,35 @@ class Tracker:
                 raise self._error(fail, env, buffer, cells, flat, bad, lanes, what)
             writers[touched] = np.broadcast_to(owner, touched.shape)
 
-    def atomic(self, buffer: Buffer, env: Env, data: Array, flat: tuple[Any, ...], fail: Fail) -> None:
-        """Atomics do not race; they read what must have been written."""
+    def atomic(self, buffer: Buffer, env: Env, data: Array, flat: tuple[Any, ...], reads: bool, fail: Fail) -> None:
+        """Atomics do not race; those that read do so where something has been written."""
         cells = self.cells.get(buffer.root)
         if cells is None:
             return
         touched = cells.of(data, flat)
-        if self.poison:
+        if self.poison and reads:
             ok = cells.written[touched].all(-1)
             if not ok.all():
                 raise self._error(
                     fail, env, buffer, cells, flat, ~ok, None, "is updated before anything has written it"
                 )
         cells.written[touched] = True
+
+    def finished(self, buffer: Buffer, data: Array) -> None:
+        """An output that the kernels were to write, all of it."""
+        if not self.poison or data.size == 0:
+            return
+        cells = self.cells[buffer.root]
+        every = tuple(np.indices(data.shape).reshape(data.ndim, -1))
+        left = ~cells.written[cells.of(data, every)].all(-1)
+        if left.any():
+            first = ", ".join(str(i[np.argmax(left)]) for i in every)
+            raise TileRuntimeError(
+                f"{buffer.name}[{first}] is never written: {int(left.sum())} of the {data.size} elements of the output "
+                "hold nothing",
+                buffer.loc,
+                help="write every element, or pass the array instead of letting it be allocated",
+            )
 
     # -- whole views (tile operations) -------------------------------------------------------------------
 

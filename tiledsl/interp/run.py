@@ -49,11 +49,13 @@ class _Program:
 _PROGRAMS: WeakKeyDictionary[Function, dict[Options, list[_Program]]] = WeakKeyDictionary()
 
 
-def run(function: Function, args: Sequence[Any], options: Options = _DEFAULT) -> Result:
+def run(function: Function, args: Sequence[Any], options: Options = _DEFAULT, fresh: bool = True) -> Result:
     """Runs all kernels of a function on the arguments, in place.
 
     args: one per parameter, in order, outputs included: NumPy arrays of the parameter's dtype (ml_dtypes for the
     narrow floats; any strides), None for a tensor that no kernel uses, Python or NumPy scalars.
+    fresh: the outputs' arrays hold nothing yet, so that reading them before, or leaving out elements, is an error where
+    poison is checked; False: the caller brought them.
     Raises TileError for wrong arguments and for what the options check; output printed by T.print goes to stdout.
     """
     values, symbols = _bind(function, args)
@@ -70,12 +72,16 @@ def run(function: Function, args: Sequence[Any], options: Options = _DEFAULT) ->
             plain = {b for b, a in values.items() if a is None or not b.dtype.is_float or b.dtype.is_packed}
             values = {b: a if b in plain else lift(a) for b, a in values.items()}
             doubts = DOUBTS.set([0])
-        tracker = _tracker(function, values, options) if options.tracks else None
+        outputs = [b for i in function.outputs if (b := function.params[i].buffer) is not None] if fresh else []
+        tracker = _tracker(function, values, options, outputs) if options.tracks else None
         blocks = steps = 0
         with one_thread():
             for program in programs:
                 more = _launch(program, values, symbols, tracker, options)
                 blocks, steps = blocks + more[0], steps + more[1]
+        if tracker is not None:
+            for buffer in outputs:
+                tracker.finished(buffer, values[buffer])
         result = Result(blocks, steps if options.count_steps else None)
         if options.shadow:
             result = replace(result, shadow=_shadows(function, values), doubtful=DOUBTS.get()[0])
@@ -269,14 +275,13 @@ def _views(function: Function, kernel: Kernel) -> dict[Buffer, list[Buffer]]:
     return found
 
 
-def _tracker(function: Function, values: dict[Any, Any], options: Options) -> Tracker:
+def _tracker(function: Function, values: dict[Any, Any], options: Options, outputs: Sequence[Buffer]) -> Tracker:
     grains: dict[Buffer, int] = {}
     for kernel in function.kernels:
         for n in walk(kernel.body):
             if isinstance(n, Buffer):
                 grains[n.root] = min(grains.get(n.root, 1 << 30), n.dtype.numpy.itemsize)
     tracker = Tracker(options, grains)
-    outputs = {function.params[i].buffer for i in function.outputs}
     for buffer, data in values.items():
         if data is not None:
             fresh = buffer in outputs or buffer in function.workspaces
@@ -301,7 +306,7 @@ def _launch(
             env[scope.slots[name]] = value
     grid = [evaluate(e, symbols) for e in kernel.grid]
     if any(n < 0 for n in grid):
-        raise TileValueError(f"kernel {kernel.name}: the grid {tuple(grid)} has a negative extent", kernel.loc)
+        raise TileValueError(f"{kernel.name}: the grid {tuple(grid)} has a negative extent", kernel.loc)
     total = int(np.prod(grid, dtype=np.int64)) if grid else 1
     order: Sequence[int] = range(total)
     if options.block_order is not None:

@@ -312,7 +312,7 @@ class Statements:
         start, stop, step = (self.expressions.compile(e) for e in (s.start, s.stop, s.step))
         slot, left = self.scope.bind(s.var), self.scope.new_slot()
         body, exit_slot = self._body(s.body, s.var)
-        report = self.scope.reporter(TileValueError)
+        report = self.scope.reporter(TileValueError, "count up by at least 1, or down by at least 1")
 
         def values(env: Env) -> range:
             by = step(env, None)

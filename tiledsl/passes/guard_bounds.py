@@ -43,6 +43,7 @@ __all__ = ["GuardBounds"]
 
 _INT64 = as_dtype("int64")
 _HELP = "guard the access with an if, or enlarge the buffer"
+_STEP_HELP = "count up by at least 1, or down by at least 1"
 _REGION_HELP = "only T.copy clips: enlarge the buffer or shrink the region"
 
 
@@ -67,6 +68,7 @@ class _Guard(ScopedRewriter):
         self.lazy = 0  # inside an operand that may not be evaluated, or that is evaluated again
         self.path: list[Expr] = []  # conditions any of which keeps the operand at hand from being evaluated
         self.loops: tuple[Var, ...] = ()  # what the text of an error shows
+        self.entering: tuple[Var, ...] = ()  # the variables of the loop whose body comes next
 
     def enter(self, kernel: Kernel) -> None:
         self.loops = kernel.block_vars
@@ -74,12 +76,19 @@ class _Guard(ScopedRewriter):
     # -- statements ----------------------------------------------------------------------------------------
 
     def visit_stmt(self, s: Stmt) -> Stmt | tuple[Stmt, ...]:
-        (outer, self.lets), loops = (self.lets, []), self.loops
+        outer, self.lets = self.lets, []
         if isinstance(s, (For, Parallel)):
-            self.loops += (s.var,) if isinstance(s, For) else s.vars
+            self.entering = (s.var,) if isinstance(s, For) else s.vars
         new = self._store(s) if isinstance(s, Store) else super().visit_stmt(s)
-        lets, self.lets, self.loops = self.lets, outer, loops
+        lets, self.lets = self.lets, outer
         return (*lets, *(new if isinstance(new, tuple) else (new,))) if lets else new
+
+    def visit_block(self, body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        outer, self.loops, self.entering = self.loops, (*self.loops, *self.entering), ()
+        try:
+            return super().visit_block(body)
+        finally:
+            self.loops = outer
 
     def _store(self, s: Store) -> Stmt:
         indices = tuple(self.visit_expr(i) for i in s.indices)
@@ -106,6 +115,8 @@ class _Guard(ScopedRewriter):
             tests, self.lets = self.lets, []
             leave = If(build.unary("not", s.cond), (Break(),), loc=s.loc)
             return s.replace(cond=build.TRUE, body=(*tests, leave, *s.body))
+        if isinstance(s, For) and self.checked and not self.facts.prove(build.ne(s.step, 0)):
+            self._test([build.ne(s.step, 0)], "the step of a loop is 0", (), s.loc, _STEP_HELP)
         if isinstance(s, Atomic):
             return self._atomic(s)
         if isinstance(s, ReducerOp) and s.indices:
@@ -183,7 +194,7 @@ class _Guard(ScopedRewriter):
             name = escaped(buffer.name)
             text = f"{name}[{', '.join(['{}'] * buffer.rank)}] is out of range: {name} is {buffer.dtype} of shape "
             tests = range_tests(buffer, indices, self.facts)
-            self._test(tests, f"{text}{buffer.const_shape}", indices, buffer, loc, _HELP)
+            self._test(tests, f"{text}{buffer.const_shape}", indices, loc, *_allocated(buffer), _HELP)
         return indices
 
     def _regions(self, what: str, loc: Loc | None, *regions: Region) -> None:
@@ -194,23 +205,21 @@ class _Guard(ScopedRewriter):
                 end = build.add(first, count)
                 tests = [t for t in (build.ge(first, 0), build.le(end, n)) if not self.facts.prove(t)]
                 text = f"{what}: {escaped(r.buffer.name)}[{{}}:{{}}] is out of range on axis {axis} of {{}}"
-                self._test(tests, text, (first, end, n), r.buffer, loc, _REGION_HELP)
+                self._test(tests, text, (first, end, n), loc, *_allocated(r.buffer), _REGION_HELP)
 
-    def _test(
-        self, tests: list[Expr], text: str, shown: tuple[Expr, ...], buffer: Buffer, loc: Loc | None, help: str
-    ) -> None:
-        """Tests before the statement, where it happens. text: a template (`explain_debug`) for what is shown."""
+    def _test(self, tests: list[Expr], text: str, shown: tuple[Expr, ...], loc: Loc | None, *lines: str) -> None:
+        """Tests before the statement, where it happens. text: a template (`explain_debug`) for what is shown; lines:
+        notes, and help."""
         if not tests:
             return
-        notes = (f"{buffer.name} was allocated at {buffer.loc}",) if buffer.loc else ()
         if any(self.facts.prove(t, False) for t in tests) and not self.facts.contradictory():
             ranges = [self.facts.interval(e) for e in shown]
             values = [str(low) if low == high else f"{low}...{high}" for low, high in ranges]
-            raise TileIndexError(text.format(*values), loc, notes, help)
+            raise TileIndexError(text.format(*values), loc, lines[:-1], lines[-1])
         cond = build.all_of(tests)
         for skipped in reversed(self.path):
             cond = build.binary("or", skipped, cond)
-        message = text + where(self.loops) + "".join(f"\n{escaped(line)}" for line in (*notes, help))
+        message = text + where(self.loops) + "".join(f"\n{escaped(line)}" for line in lines)
         self.lets.append(Debug("bounds", (cond, *shown, *self.loops), message, loc=loc))
         self.facts.assume(cond)
 
@@ -219,6 +228,10 @@ def _is_vector(n: Load | Store) -> bool:
     """Loop-stage accesses carry masks of their own."""
     lanes = n.lanes if isinstance(n, Load) else n.value.dtype.lanes // n.buffer.dtype.lanes
     return lanes > 1 or n.mask is not None or any(i.dtype.is_vector for i in n.indices)
+
+
+def _allocated(buffer: Buffer) -> tuple[str, ...]:
+    return (f"{buffer.name} was allocated at {buffer.loc}",) if buffer.loc else ()
 
 
 def _outside(buffer: Buffer) -> Expr:

@@ -14,7 +14,7 @@ from tiledsl.dtypes import as_dtype
 from tiledsl.ir import build
 from tiledsl.ir.buffer import Buffer
 from tiledsl.ir.expr import Const, Expr, Load, Var
-from tiledsl.ir.stmt import Alloc, For, Function, If, Kernel, Parallel, Stmt, Store
+from tiledsl.ir.stmt import Alloc, Break, Continue, For, Function, If, Kernel, Parallel, Stmt, Store
 from tiledsl.ir.walk import Rewriter, map_kernels, substitute, walk, writes
 
 __all__ = ["PrivateLocals"]
@@ -48,20 +48,22 @@ class _Nests(Rewriter):
         touched = {b.root: None for n in walk(s.body) if isinstance(n, Stmt) for b in writes(n)}
         arrays = [b for b in touched if b.scope in self.scopes and b not in inside and b.const_shape is not None]
         views = {n.root for n in walk(s.body) if isinstance(n, Buffer) and n.alias_of is not None}
-        body = s.body
-        for b in arrays:
-            if b not in views:
-                body = _private(s, body, b)
-        return s if body is s.body else s.replace(body=body)
+        arrays = [b for b in arrays if b not in views]
+        return s.replace(body=_private(s, arrays)) if arrays else s
 
 
-def _private(nest: Parallel, body: tuple[Stmt, ...], outer: Buffer) -> tuple[Stmt, ...]:
-    own = Buffer(f"{outer.name}_own", outer.dtype, outer.shape, "local")
+def _private(nest: Parallel, arrays: list[Buffer]) -> tuple[Stmt, ...]:
+    own = {b: Buffer(f"{b.name}_own", b.dtype, b.shape, "local") for b in arrays}
     last: Expr = build.TRUE
     for v, n in zip(nest.vars, nest.extents, strict=True):
         last = build.and_(last, build.eq(build.cast(v, n.dtype), build.sub(n, Const(1, n.dtype))))
-    renamed = substitute(body, {}, {outer: own})
-    return (Alloc(own), _copied(outer, own), *renamed, If(last, (_copied(own, outer),)))
+    body = substitute(nest.body, {}, own)
+    if any(isinstance(n, (Break, Continue)) for n in walk(body)):
+        # Who leaves an iteration early leaves this loop, and comes by the copies behind it.
+        zero, one = Const(0, INT32), Const(1, INT32)
+        body = (For(Var("once", INT32), zero, one, one, body),)
+    before = [s for outer, b in own.items() for s in (Alloc(b), _copied(outer, b))]
+    return (*before, *body, If(last, tuple(_copied(b, outer) for outer, b in own.items())))
 
 
 def _copied(src: Buffer, dst: Buffer) -> Stmt:

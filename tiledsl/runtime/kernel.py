@@ -12,7 +12,8 @@ from tiledsl.analysis.evaluate import evaluate
 from tiledsl.backend import Target, load_backend, resolve
 from tiledsl.errors import TileTypeError, TileValueError, suggest
 from tiledsl.frontend.location import here
-from tiledsl.ir.walk import walk
+from tiledsl.frontend.strictness import refuse
+from tiledsl.ir.walk import walk, writes
 from tiledsl.runtime import program
 from tiledsl.runtime.arguments import Signature
 from tiledsl.runtime.explain import Explanation, explain
@@ -37,6 +38,7 @@ class JITKernel:
     """
 
     def __init__(self, function: ir.Function, target: str | Target | None = None, single: bool | None = None) -> None:
+        _check_outputs(function)
         self.function = function
         self.target = target
         self._signature = Signature(function)
@@ -95,7 +97,7 @@ class JITKernel:
                 self._plans[(asked, key)] = plan
         values = plan.values(args, outs)
         ready, words = plan.prepare(values)
-        Launch(plan.slots, ready, values, words).run(stream)
+        Launch(plan.slots, ready, values, words, outs is None).run(stream)
         return self._returned([values[i] for i in self.function.outputs])
 
     def _returned(self, outputs: list[Any]) -> Any:
@@ -226,6 +228,27 @@ def _deciding_scalars(signature: Signature) -> frozenset[int]:
         exprs += kernel.grid
     mentioned = {n for e in exprs for n in walk(e) if isinstance(n, ir.Var)}
     return frozenset(i for i, s in enumerate(signature.inputs) if s.param.var in mentioned)
+
+
+def _check_outputs(function: ir.Function) -> None:
+    """Refuses outputs that no statement gives a value: the memory that the runtime allocates holds nothing (0.21)."""
+    given, updated = set[ir.Buffer](), set[ir.Buffer]()
+    for s in (n for k in function.kernels if function.outputs for n in walk(k.body) if isinstance(n, ir.Stmt)):
+        updates = isinstance(s, ir.Atomic) and s.op not in ("store", "exchange")
+        (updated if updates else given).update(b.root for b in writes(s))
+    for p in (function.params[i] for i in function.outputs):
+        if p.buffer in given:
+            continue
+        what, help = "no statement writes it", "write it, or let the kernel do without it"
+        if p.buffer in updated:
+            what = "atomics update it before anything gives it a value"
+            help = f"pass {p.name} as an argument that holds zeros, or fill it in a kernel of its own before this one"
+        refuse(
+            TileValueError(
+                f"{function.name}: the output {p.name} is allocated without a value, and {what}", p.loc, (), help
+            ),
+            "it holds what was there before",
+        )
 
 
 def with_outputs(function: ir.Function, out_idx: int | Sequence[int] | None) -> ir.Function:

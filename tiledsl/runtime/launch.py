@@ -12,7 +12,7 @@ import numpy as np
 from tiledsl import ir
 from tiledsl.analysis.evaluate import evaluate
 from tiledsl.backend import host_vars
-from tiledsl.errors import InternalError, TileRuntimeError
+from tiledsl.errors import InternalError, TileRuntimeError, TileValueError
 from tiledsl.runtime import pool, resident
 from tiledsl.runtime.arguments import Bound, Signature, Slot, convert_scalar, word_maker
 from tiledsl.runtime.program import Program
@@ -123,7 +123,11 @@ class Ready:
         artifact = program.artifact
         known = [plan.env.get(v, 0) for v in host_vars(plan.function)]
         env = dict(zip(artifact.host_vars, known, strict=True))
-        self.blocks = [math.prod(max(0, int(evaluate(g, env))) for g in e.grid) for e in artifact.entries]
+        grids = [tuple(int(evaluate(g, env)) for g in e.grid) for e in artifact.entries]
+        for grid in grids:
+            if min(grid, default=0) < 0:
+                raise TileValueError(f"{plan.function.name}: the grid {grid} has a negative extent", plan.function.loc)
+        self.blocks = list(map(math.prod, grids))
         self.workspaces = [(tuple(int(evaluate(n, env)) for n in w.shape), w.dtype.numpy) for w in artifact.workspaces]
         self.symbol_words = plan.symbol_words
         count = len(plan.slots) + len(plan.symbol_words) + len(self.workspaces)
@@ -135,10 +139,12 @@ class Ready:
 class Launch:
     """One call of a program (the `Call` that a Launchable receives)."""
 
-    __slots__ = ("_slots", "args", "function", "keep", "ready", "ring", "values")
+    __slots__ = ("_slots", "args", "fresh", "function", "keep", "ready", "ring", "values")
 
-    def __init__(self, slots: Sequence[Slot], ready: Ready, values: Sequence[Any], words: list[int]) -> None:
-        self._slots, self.ready, self.values = slots, ready, values
+    def __init__(
+        self, slots: Sequence[Slot], ready: Ready, values: Sequence[Any], words: list[int], fresh: bool = True
+    ) -> None:
+        self._slots, self.ready, self.values, self.fresh = slots, ready, values, fresh
         self.function = ready.program.function
         self.keep = [np.empty(shape, dtype) for shape, dtype in ready.workspaces]
         if self.keep:
