@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tiledsl.compat.port import report  # noqa: E402
+from tiledsl.backend import Capabilities, Target, backends, load_backend  # noqa: E402
+from tiledsl.compat.port import complaints, rows, support, table  # noqa: E402
 
 PROGRAMS = Path(__file__).parent / "tilelang_programs"
 NEVER = (*("-p", "no:cacheprovider"), "-q", "--no-header", "--tb=short")
@@ -81,15 +82,53 @@ def test_port_reads_a_program_without_running_it(tmp_path: Path) -> None:
         "        T.alloc_tmem([1], 'float32')\n"
         "        T.rng_init(1)\n"
         "        T.no_such_operation(1)\n"
+        "        T.alloc_tmem([2], T.float32)\n"
+        "from tilelang.intrinsics import TensorCoreIntrinEmitter as E\n"
     )
     done = tiledsl("port", "p.py", cwd=tmp_path)
-    lines = done.stdout.splitlines()
-    assert done.returncode == 1 and len(lines) == 4, done.stdout + done.stderr
-    assert report((tmp_path / "p.py").read_text(), "p.py") == (["Kernel", "Tensor", "prim_func"], lines[:3])
-    assert lines[0].startswith("p.py:6: T.alloc_tmem is hardware-only")
-    assert lines[1].startswith("p.py:7: T.rng_init is left out")
-    assert lines[2].startswith("p.py:8: T.no_such_operation")
-    assert tiledsl("port", "products.py", "rows.py", "hosts.py").returncode == 0
+    first, _, *lines = done.stdout.splitlines()
+    columns = list(backends())
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert first.startswith("p.py: of 9 names, supported: 5 on numpy")
+    assert lines[0].split() == ["lines", *columns]
+    found = {line.split()[0]: line for line in lines[1:10]}
+    assert set(found) == {r.name for r in rows((tmp_path / "p.py").read_text())}
+    assert all("yes" in found[n] for n in ("T.prim_func", "T.Tensor", "T.Kernel", "int32", "float32"))
+    assert found["T.alloc_tmem"].split()[1:] == ["6,", "9", *["no"] * len(columns)]
+    said = lines[11:]
+    assert said[0].startswith("p.py:6: T.alloc_tmem is hardware-only") and said[0].endswith("T.copy it out")
+    assert said[1].startswith("p.py:7: T.rng_init is left out") and "draw them on the host" in said[1]
+    assert said[2].startswith("p.py:8: the language has no T.no_such_operation")
+    assert said[3].startswith("p.py:10: tilelang.intrinsics.TensorCoreIntrinEmitter is not part")
+    only = tiledsl("port", "--refused", "p.py", cwd=tmp_path).stdout.splitlines()
+    assert [line.split()[0] for line in only[3:7]] == [n for n in found if " no" in found[n]]
+    assert tiledsl("port", "products.py", "rows.py").returncode == 0
+
+
+def test_port_has_a_column_for_every_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target of a later version, or of somebody else, says itself what it lacks."""
+
+    class Small:
+        name = "small"
+
+        def capabilities(self, target: Target) -> Capabilities:
+            return Capabilities(frozenset(["float32"]), lacks={"gemm": "it has no products; write the loops"})
+
+    real = load_backend
+    monkeypatch.setattr("tiledsl.backend.backends", lambda: {"numpy": "", "small": ""})
+    monkeypatch.setattr("tiledsl.backend.load_backend", lambda name: Small() if name == "small" else real(name))
+    text = "import tilelang.language as T\nT.gemm(a, b)\nT.alloc_shared((4,), 'float16')\nT.copy(a, T.float32)\n"
+    found = rows(text)
+    assert [(r.name, r.refused["numpy"] is None, r.refused["small"] is None) for r in found] == [
+        ("T.gemm", True, False), ("T.alloc_shared", True, True), ("float16", True, False), ("T.copy", True, True),
+        ("float32", True, True),
+    ]  # fmt: skip
+    assert table(found)[0].split() == ["lines", "numpy", "small"]
+    assert complaints(found, "p.py") == [
+        "p.py:2: on small: T.gemm is refused: it has no products; write the loops",
+        "p.py:3: on small: small has no float16",
+    ]
+    assert "**Refused**: on small: it has no products" in support() and "`gemm`" in support()
 
 
 def test_the_support_list_of_the_docs() -> None:

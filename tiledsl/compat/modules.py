@@ -13,7 +13,7 @@ from tiledsl.compat import autotuner, hosts, profiler, testing
 from tiledsl.compat import jit as jit_
 from tiledsl.compat.notices import notice
 
-__all__ = ["build"]
+__all__ = ["Refused", "build"]
 
 
 class _Keys(type):
@@ -146,21 +146,21 @@ def build(top: dict[str, Any], language: ModuleType) -> None:
     module("contrib.nvcc", get_target_compute_version=lambda target=None: hosts.compute_version())
 
 
-class _Refused:
+class Refused:
     """Stands for something whose use is an error that says what to do."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.why = f"tilelang.{name.removeprefix('tilelang.')} is not part of the compatibility layer"
 
     def __call__(self, *args: Any, **kw: Any) -> Any:
-        raise NotImplementedError(f"tilelang.{self.name} is not part of the compatibility layer")
+        raise NotImplementedError(self.why)
 
 
 def _refusing(package: str) -> Callable[[str], Any]:
     def find(name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _Refused(f"{package}.{name}")
+        return Refused(f"{package}.{name}")
 
     return find
 

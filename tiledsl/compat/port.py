@@ -1,114 +1,239 @@
-"""`tiledsl port SCRIPT.py ...`: which operations of a TileLang program are supported, found by reading, not running."""
+"""`tiledsl port SCRIPT.py ...`: which operations of a TileLang program are supported on which target, found by reading,
+not running."""
 
 from __future__ import annotations
 
 import argparse
 import ast
-from collections.abc import Iterator
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import tiledsl.language as T
+from tiledsl import backend
+from tiledsl.compat.install import installed
 from tiledsl.compat.language import lookup, names
+from tiledsl.compat.modules import Refused
+from tiledsl.dtypes import SCALARS, DType
 from tiledsl.errors import TileError, TileValueError
 
-__all__ = ["Use", "arguments", "main", "report", "uses"]
+__all__ = ["Row", "Use", "arguments", "main", "rows", "support", "table", "uses"]
+
+_LANGUAGES = ("tilelang.language", "tiledsl.language")
 
 
 class Use(NamedTuple):
-    """One mention of `T.<name>`."""
+    """One mention of an operation, a dtype, or a name of TileLang's host side: "T.copy", "float16", "tilelang.jit"."""
 
     name: str
     line: int
-    call: bool
+
+
+class Row(NamedTuple):
+    """A name of a program: its lines, and per target None or why it does not work there."""
+
+    name: str
+    lines: tuple[int, ...]
+    refused: Mapping[str, str | None]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `tiledsl port`."""
     parser.add_argument("scripts", nargs="*", metavar="SCRIPT.py", help="programs to read")
     parser.add_argument("--support", action="store_true", help="print the support list of docs/tilelang.md instead")
-    parser.add_argument("-v", "--verbose", action="store_true", help="name the supported operations as well")
+    parser.add_argument("--refused", action="store_true", help="show only what some target refuses")
 
 
-def _aliases(tree: ast.AST) -> tuple[set[str], dict[str, str]]:
-    """Names of the module `tilelang.language`, and names imported from it."""
-    modules, names = set[str](), dict[str, str]()
+# -- what a program mentions -----------------------------------------------------------------------------------------
+
+
+def _aliases(tree: ast.AST) -> dict[str, str]:
+    """The program's names for modules and members of TileLang: {"T": "tilelang.language", "copy": ...}."""
+    found = dict[str, str]()
     for n in ast.walk(tree):
         if isinstance(n, ast.Import):
-            modules |= {a.asname or a.name for a in n.names if a.name in ("tilelang.language", "tiledsl.language")}
-        elif isinstance(n, ast.ImportFrom) and n.module in ("tilelang", "tiledsl"):
-            modules |= {a.asname or a.name for a in n.names if a.name == "language"}
-        elif isinstance(n, ast.ImportFrom) and n.module in ("tilelang.language", "tiledsl.language"):
-            names.update({a.asname or a.name: a.name for a in n.names if a.name != "*"})
-    return modules, names
+            for a in n.names:
+                if a.name.partition(".")[0] in ("tilelang", "tiledsl"):
+                    found[a.asname or a.name.partition(".")[0]] = a.name if a.asname else a.name.partition(".")[0]
+        elif isinstance(n, ast.ImportFrom) and n.module and n.module.partition(".")[0] in ("tilelang", "tiledsl"):
+            found.update({a.asname or a.name: f"{n.module}.{a.name}" for a in n.names if a.name != "*"})
+    return found
 
 
 def uses(text: str, file: str = "<text>") -> Iterator[Use]:
-    """The mentions of the language's names in a program."""
+    """The mentions of TileLang's names and of dtypes in a program."""
     tree = ast.parse(text, file)
-    modules, names = _aliases(tree)
-    called = {id(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
+    known, inner = _aliases(tree), set[int]()
     for n in ast.walk(tree):
-        if isinstance(n, ast.Attribute) and ast.unparse(n.value) in modules:
-            yield Use(n.attr, n.lineno, id(n) in called)
-        elif isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and n.id in names:
-            yield Use(names[n.id], n.lineno, id(n) in called)
+        if isinstance(n, ast.Attribute):
+            inner.add(id(n.value))
+        if id(n) in inner:
+            continue
+        if isinstance(n, ast.Attribute) or (isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)):
+            first, *rest = ast.unparse(n).split(".")
+            if first in known and all(r.isidentifier() for r in rest):
+                found = _use(".".join([known[first], *rest]))
+                if found:
+                    yield Use(found, n.lineno)
+        elif isinstance(n, ast.ImportFrom) and n.module and n.module.startswith("tilelang."):
+            for a in n.names:
+                found = _use(f"{n.module}.{a.name}")
+                if found and found.startswith("tilelang."):
+                    yield Use(found, n.lineno)
+        elif isinstance(n, ast.Constant) and isinstance(n.value, str) and n.value in SCALARS:
+            yield Use(n.value, n.lineno)
+
+
+def _use(dotted: str) -> str | None:
+    """The row that a dotted name belongs to; None for modules."""
+    for language in _LANGUAGES:
+        if dotted == language:
+            return None
+        if dotted.startswith(language + "."):
+            name = dotted.removeprefix(language + ".").partition(".")[0]
+            value = _found(name)
+            return value.name if isinstance(value, DType) else f"T.{name}"
+    package, _, rest = dotted.partition(".")
+    return dotted if package == "tilelang" and rest else None
+
+
+# -- what is supported -----------------------------------------------------------------------------------------------
+
+
+def _found(name: str) -> Any:
+    try:
+        return lookup(name)
+    except (TileError, AttributeError):
+        return None
 
 
 def state(name: str) -> str | None:
-    """Why `T.<name>` does not work here; None when it does."""
+    """Why the language does not have `T.<name>`, and what to write; None when it has it."""
     try:
         value = lookup(name)
         if type(value).__name__ == "Missing":
             value()  # says why
     except TileError as e:
-        return e.message.removeprefix(f"T.{name} ") + (f" ({e.help})" if e.help else "")
+        return e.message + (f"; {e.help}" if e.help else "")
     except AttributeError as e:
         return str(e)
     return None
 
 
-def report(text: str, file: str) -> tuple[list[str], list[str]]:
-    """(names that are supported, one line per mention that is not)."""
-    supported, complaints = set[str](), list[str]()
+def _on_host(dotted: str) -> Any:
+    """What a name of TileLang's host side is here; a `Refused` where it is not supported."""
+    value: Any = importlib.import_module("tilelang")
+    for part in dotted.split(".")[1:]:
+        value = getattr(value, part, None)
+    return Refused(dotted) if value is None else value
+
+
+def targets() -> dict[str, backend.Capabilities]:
+    """What each target that this version has says of itself, in the order of the registry."""
+    found = dict[str, backend.Capabilities]()
+    for name in backend.backends():
+        try:
+            found[name] = backend.load_backend(name).capabilities(backend.Target(name))
+        except TileError:  # cannot even be imported here
+            continue
+    return found
+
+
+def _lacks(able: backend.Capabilities, name: str) -> str | None:
+    why = able.lacks.get(name[2:])
+    return None if why is None else f"{name} is refused: {why}"
+
+
+def rows(text: str, file: str = "<text>") -> list[Row]:
+    """One row per name that the program mentions, in the order of first mention."""
+    lines: dict[str, list[int]] = {}
     for use in sorted(set(uses(text, file)), key=lambda u: (u.line, u.name)):
-        why = state(use.name)
-        if why is None:
-            supported.add(use.name)
-        else:
-            complaints.append(f"{file}:{use.line}: T.{use.name} {why}")
-    return sorted(supported), complaints
+        lines.setdefault(use.name, []).append(use.line)
+    able, found = targets(), []
+    with installed():
+        for name, at in lines.items():
+            refused: dict[str, str | None]
+            if name.startswith("T."):
+                why = state(name[2:])
+                refused = {t: why or _lacks(able[t], name) for t in able}
+            elif name.startswith("tilelang."):
+                value = _on_host(name)
+                if isinstance(value, ModuleType) and not callable(value):
+                    continue
+                refused = dict.fromkeys(able, value.why if isinstance(value, Refused) else None)
+            else:
+                refused = {t: None if name in able[t].dtypes else f"{t} has no {name}" for t in able}
+            found.append(Row(name, tuple(at), refused))
+    return found
+
+
+def table(found: Iterable[Row]) -> list[str]:
+    """The rows as text, a column per target."""
+    listed = list(found)
+    columns = list(targets())
+    cells = [["", "lines", *columns]]
+    for row in listed:
+        at = ", ".join(map(str, row.lines[:4])) + (", ..." if len(row.lines) > 4 else "")
+        cells.append([row.name, at, *("no" if row.refused[t] else "yes" for t in columns)])
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    return ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+def complaints(found: Iterable[Row], file: str) -> list[str]:
+    """One line per name and reason: where, on which targets, why, and what would have to change."""
+    said = []
+    for row in found:
+        for why in dict.fromkeys(w for w in row.refused.values() if w):
+            where = [t for t, w in row.refused.items() if w == why]
+            place = "" if len(where) == len(row.refused) else f"on {', '.join(where)}: "
+            said.append(f"{file}:{row.lines[0]}: {place}{why}")
+    return said
 
 
 def support() -> str:
     """The support list: names that run on every target, and names that are refused, by reason."""
     refused: dict[str, list[str]] = {}
     for name in T._REFUSED:
-        refused.setdefault(state(name) or "", []).append(name)
-    lines = ["**Supported on every target**", "", " ".join(f"`{n}`" for n in sorted(names())), ""]
-    for why, found in sorted(refused.items()):
+        refused.setdefault((state(name) or "").removeprefix(f"T.{name} "), []).append(name)
+    lacks: dict[str, list[str]] = {}
+    for target, able in targets().items():
+        for name, why in able.lacks.items():
+            lacks.setdefault(f"on {target}: {why}", []).append(name)
+    everywhere = sorted(set(names()) - {n for found in lacks.values() for n in found})
+    lines = ["**Supported on every target**", "", " ".join(f"`{n}`" for n in everywhere), ""]
+    for why, found in (*sorted(refused.items()), *sorted(lacks.items())):
         lines += [f"**Refused**: {why}", "", " ".join(f"`{n}`" for n in sorted(set(found))), ""]
     return "\n".join(lines)
 
 
 def main(options: argparse.Namespace) -> int:
-    """1 when a program uses something that is not supported."""
+    """1 when a program uses something that no target supports."""
     if options.support:
         print(support())
         return 0
     if not options.scripts:
         raise TileValueError("tiledsl port: which program?", help="tiledsl port SCRIPT.py")
-    failed = 0
+    failed = False
     for file in options.scripts:
         if not Path(file).is_file():
             raise TileValueError(f"tiledsl port: there is no file {file}")
         try:
-            supported, complaints = report(Path(file).read_text(encoding="utf-8"), file)
+            found = rows(Path(file).read_text(encoding="utf-8"), file)
         except SyntaxError as e:
             raise TileValueError(f"{file}:{e.lineno}: not Python: {e.msg}") from None
-        print("\n".join(complaints)) if complaints else None
-        print(f"{file}: {len(supported)} operations are supported on every target, {len(complaints)} uses are not")
-        if options.verbose:
-            print("    " + " ".join(supported))
-        failed |= bool(complaints)
-    return failed
+        print(f"{file}: {_sentence(found)}")
+        shown = [r for r in found if any(r.refused.values())] if options.refused else found
+        if shown:
+            print("\n".join(["", *table(shown), ""]))
+        for line in complaints(found, file):
+            print(line)
+        failed |= any(all(r.refused.values()) for r in found)
+    return int(failed)
+
+
+def _sentence(found: list[Row]) -> str:
+    """How far each target takes the program."""
+    counts = {t: sum(1 for r in found if not r.refused[t]) for t in targets()}
+    return f"of {len(found)} names, supported: " + ", ".join(f"{n} on {t}" for t, n in counts.items())

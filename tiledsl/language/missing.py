@@ -51,7 +51,17 @@ def _needs(name: str) -> str | None:
     return HARDWARE.get(name) or next((what for prefix, what in _FAMILIES.items() if name.startswith(prefix)), None)
 
 
-_HELP: dict[str, str] = {}
+_HELP = {  # by what a name needs
+    "tensor memory": "accumulate in a T.alloc_fragment with T.gemm, and T.copy it out",
+    "clusters of blocks and their distributed shared memory": "let each block T.copy what it needs; blocks meet at "
+    "T.sync_grid, and exchange through global memory",
+    "descriptors of matrix instructions": "use T.gemm: descriptors are made where a GPU needs them",
+    "PTX or C text": "use T.gemm, T.copy and the functions of T; T.call_extern has CUDA's documented intrinsics",
+    "matrix instructions by name": "use T.gemm",
+    "functions of another compiler's run time": "call them on the host",
+    "random numbers": "draw them on the host, and pass the tensor as an argument",
+    "gemm_sp": "unpack the sparse operand on the host, and use T.gemm",
+}
 
 
 class Missing:
@@ -66,7 +76,8 @@ class Missing:
             raise error(
                 "hardware-only",
                 TileNotImplementedError,
-                f"{what} is left out: random numbers come from outside; pass them as a tensor",
+                f"{what} is left out: random numbers come from outside",
+                help=_HELP["random numbers"],
             )
         needs = _needs(self._name)
         if needs is not None:
@@ -74,6 +85,7 @@ class Missing:
                 "hardware-only",
                 TileNotImplementedError,
                 f"{what} is hardware-only: it needs {needs}, which only some GPUs have",
+                help=_HELP[needs],
             )
         raise not_yet(f"T.{self._name}", _HELP.get(self._name))
 
