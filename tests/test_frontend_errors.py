@@ -221,6 +221,7 @@ IN_KERNEL = {
     "float-floordiv": "r[0] = r[1] // 2",
     "bitwise-float": "v = r[0] & 1",
     "bitwise-float-not": "v = ~r[0]",
+    "not-a-value:not": "v = T.bitwise_not(T.serial(3))",
     "unknown-name": "T.alloc_sharde((4,), T.float32)",
     "gemm-inner": "B_s = T.alloc_shared((64, 128), T.float16)\nC_l = T.alloc_fragment((64, 128), T.float32)\nT.gemm(s, B_s, C_l)",
     "gemm-inner:transposed": "B_s = T.alloc_shared((64, 32), T.float16)\nT.gemm(s, B_s, f)",

@@ -121,7 +121,7 @@ def bitwise_xor(a: Any, b: Any) -> Any:
 @surface
 def bitwise_not(x: Any) -> Any:
     """~x."""
-    return ~x
+    return ~(as_number(x) if isinstance(x, (int, np.integer)) else as_value(x, "T.bitwise_not: its operand"))
 
 
 @surface
