@@ -86,6 +86,7 @@ class ExpressionPrinter:
         self.names: dict[object, str] = {}
         self.taken: set[str] = set()
         self.bytewise: set[ir.Buffer] = set()  # roots of 4-bit elements with two of them in a byte
+        self.words: set[ir.Buffer] = set()  # arrays of a thread that are declared as 32-bit words
         self.address = False  # inside an index, whose arithmetic stays in its type
         self.waiting = False  # inside the condition of a wait: memory that others change
 
@@ -99,9 +100,11 @@ class ExpressionPrinter:
 
     def pointer(self, b: ir.Buffer) -> str:
         """The address of a buffer's first element."""
+        t = self.pointed(b)
+        if b in self.words:
+            return f"(({t}*){self.names[b]})"
         if b in self.names:
             return self.names[b]
-        t = self.pointed(b)
         if b.alias_of is not None:
             base = f"({t}*){self.pointer(b.alias_of)}"
             if b.offset is None or (isinstance(b.offset, ir.Const) and b.offset.value == 0):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from tiledsl import ir
 from tiledsl.ir import build
 from tiledsl.ir.build import INT32
+from tiledsl.ir.collectives import WARP
 
 __all__ = ["Axis", "Digit", "ThreadGrid", "replicas"]
 
@@ -106,12 +107,14 @@ def replicas(axes: Iterable[Axis], thread: ir.Expr, threads: int) -> ir.Expr | N
 class ThreadGrid:
     """How the threads of a block stand over the rows and columns of tiles; one for a whole kernel.
 
-    row, col, flat: the patterns of axes that are rows, columns, or alone
+    row, col: the patterns of axes that are rows and columns
+    warps: rows and columns of warps where matrix instructions do the products
     """
 
     threads: int
     row: Pattern
     col: Pattern
+    warps: tuple[int, int] | None = None
 
     @staticmethod
     def fma(threads: int) -> ThreadGrid:
@@ -119,6 +122,12 @@ class ThreadGrid:
         partial sums of the language's order (language.md 0.10); fewer where 16 does not divide the threads."""
         lanes = math.gcd(threads, 16)
         return ThreadGrid(threads, (Digit(threads // lanes, lanes),), (Digit(lanes, 1),))
+
+    @staticmethod
+    def mma(threads: int, rows: int, cols: int) -> ThreadGrid:
+        """rows x cols warps, each with accumulators of m16n8 tiles that repeat over registers."""
+        row = (Digit(8, 4), Digit(2), Digit(rows, WARP))
+        return ThreadGrid(threads, row, (Digit(2), Digit(4, 1), Digit(cols, WARP * rows)), (rows, cols))
 
     def pattern(self, kind: str) -> Pattern:
         """The pattern of an axis that is a "row", a "col", "flat" (alone over all threads) or "whole"."""

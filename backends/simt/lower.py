@@ -25,7 +25,7 @@ def lower(function: ir.Function, arch: str = "") -> SimtProgram:
     Raises TileNotImplementedError for what GPUs cannot do, a tile that does not fit into shared memory included.
     """
     if function.stage != "thread":
-        function = pipeline.run(function, simt_pipeline())
+        function = pipeline.run(function, simt_pipeline(arch))
     grid_state = None
     if any(isinstance(n, ir.Sync) and n.scope == "grid" for k in function.kernels for n in walk(k)):
         grid_state = ir.Buffer("grid_state", as_dtype("uint32"), (ir.Const(2, as_dtype("int32")),), "global")

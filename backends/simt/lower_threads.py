@@ -18,9 +18,9 @@ from tiledsl.ir.collectives import COLLECTIVE_REDUCTIONS
 from tiledsl.ir.walk import Rewriter, map_kernels, walk
 from tiledsl.passes.expand_threads import thread_number, turns
 
-from .fragment import Axis, ThreadGrid, replicas
+from .fragment import Axis, replicas
 from .layout import infer, plain
-from .place import thread_count
+from .place import thread_count, thread_grid
 
 __all__ = ["Lowering", "LowerThreads", "count"]
 
@@ -53,7 +53,7 @@ class Lowering:
         self.kernel = kernel
         self.threads = thread_count(kernel)
         self.varying = varying(kernel.body, kernel.thread_vars)
-        self.layouts = infer(kernel, ThreadGrid.fma(self.threads))
+        self.layouts = infer(kernel, thread_grid(kernel))
         if self.layouts.shared:
             names = ", ".join(b.name for b in self.layouts.shared)
             raise InternalError(f"fragments without a layout: {names}", kernel.loc)

@@ -17,8 +17,8 @@ from .place import PlaceFragments
 __all__ = ["simt_pipeline"]
 
 
-def simt_pipeline() -> tuple[Pass, ...]:
-    """The passes.
+def simt_pipeline(arch: str = "") -> tuple[Pass, ...]:
+    """The passes. arch: "sm_90a"; without one, products are done by multiply-adds.
 
     Prints and asserts learn where they are while loops are still the author's; storage of each thread that a nest
     writes becomes each iteration's own. Copies become nests, each access is proved or guarded, and tensors with a
@@ -28,4 +28,4 @@ def simt_pipeline() -> tuple[Pass, ...]:
     """
     first = (ExplainDebug(), PrivateLocals(variables=True), Fold())
     explicit = (ExpandMoves(), GuardBounds(), ApplyLayouts(), Fold())
-    return (*first, *explicit, PlaceFragments(), OrderThreads(), LowerThreads(), Fold())
+    return (*first, *explicit, PlaceFragments(arch), OrderThreads(), LowerThreads(), Fold())

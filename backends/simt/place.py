@@ -18,11 +18,13 @@ from tiledsl.ir.build import INT32
 from tiledsl.ir.walk import Rewriter, map_kernels, substitute, walk, writes
 
 from .fragment import ThreadGrid
+from .instructions import choose_grid
 from .layout import Layouts, infer
 from .nests import gemm_nest, reduce_nest, scan_nest, staged
 from .reducers import expand_reducers
+from .rows import partial_bits
 
-__all__ = ["PlaceFragments", "thread_count"]
+__all__ = ["PlaceFragments", "thread_count", "thread_grid"]
 
 
 def thread_count(kernel: ir.Kernel) -> int:
@@ -40,17 +42,28 @@ class PlaceFragments:
     """The pass; expects that moves are nests and that every access is in range."""
 
     name: ClassVar[str] = "place_fragments"
+    arch: str = ""  # "sm_80" and later have matrix instructions
 
     def __call__(self, function: ir.Function) -> ir.Function:
-        return map_kernels(_kernel, function)
+        return map_kernels(lambda k: _kernel(k, self.arch), function)
 
 
-def _kernel(kernel: ir.Kernel) -> ir.Kernel:
+def thread_grid(kernel: ir.Kernel) -> ThreadGrid:
+    """How the threads of a kernel behind this pass stand over tiles."""
+    warps = dict(kernel.attrs).get("warps")
+    threads = thread_count(kernel)
+    return ThreadGrid.mma(threads, *warps) if warps else ThreadGrid.fma(threads)
+
+
+def _kernel(kernel: ir.Kernel, arch: str) -> ir.Kernel:
     kernel = kernel.replace(body=_Merge().visit_block(kernel.body))
     kernel = expand_reducers(kernel)
     kernel = _share_written_locals(kernel)
+    grid = choose_grid(kernel, thread_count(kernel), arch)
+    if grid.warps is not None:
+        kernel = kernel.replace(attrs=(*kernel.attrs, ("warps", grid.warps)))
     while True:
-        layouts = infer(kernel, ThreadGrid.fma(thread_count(kernel)))
+        layouts = infer(kernel, grid)
         moved = {b: b.replace(scope="shared") for b in layouts.shared}
         writer = _Writer(layouts)
         body = writer.visit_block(kernel.body)
@@ -144,7 +157,7 @@ class _Writer(Rewriter):
         src, dst = s.src.buffer, s.dst.buffer
         if src not in held:
             return s if src in self.layouts.shared or dst in self.layouts.shared else self._wrote(reduce_nest(s))
-        if self.layouts.kind(src, s.axis) == "col":
+        if self.layouts.kind(src, s.axis) == "col" and partial_bits(held[src][s.axis]) is not None:
             return s
         tile, fill = staged(s.src, f"{src.name}_rows", s)
         return self._wrote(*fill, s.replace(src=tile))

@@ -17,6 +17,7 @@ from tiledsl.analysis.uniformity import Varying, varying
 from tiledsl.backend import Site
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import Loc, TileNotImplementedError
+from tiledsl.ir import build
 from tiledsl.ir.walk import walk
 
 from .abi import Param, SimtKernel
@@ -61,6 +62,9 @@ class _Printer(ExpressionPrinter):
         self.warps = WarpText(self)
         views = {n.root for n in walk(kernel.body) if isinstance(n, ir.Buffer) and n.alias_of is not None}
         self.bytewise = {b for b in views if b.scope != "global"}
+        # operands of matrix instructions are words of several elements
+        micro = [n for n in walk(kernel.body) if isinstance(n, ir.MicroCall)]
+        self.words = {r.buffer for m in micro for r in (m.reads if m.name == "mma" else m.writes)}
         self.offsets, self.shared_bytes = shared_offsets(kernel, self.bytewise)
 
     # -- the kernel ------------------------------------------------------------------------------------------------
@@ -176,6 +180,9 @@ class _Printer(ExpressionPrinter):
         if b.scope == "var" and n == 1 and b not in self.bytewise:
             first = "" if s.init is None else f" = {self.expr(s.init)}"
             self.line(f"{t} {self.name(b, b.name)}{first};")
+            return
+        if b in self.words:
+            self.line(f"tl_u32 {self.name(b, b.name)}[{n * b.dtype.bytes // 4}];")
             return
         n = -(-n // 2) if self.halved(b) else n
         aligned = "alignas(16) " if b in self.bytewise else ""
@@ -307,6 +314,40 @@ class _Printer(ExpressionPrinter):
             self.line(f"{call};")
         else:
             self.declare(s.result, call, cast=d.is_bool)
+
+    def do_MicroCall(self, s: ir.MicroCall) -> None:
+        if s.name == "ldmatrix":
+            self.ldmatrix(s)
+        else:
+            self.mma(s)
+
+    def ldmatrix(self, s: ir.MicroCall) -> None:
+        attrs = dict(s.attrs)
+        name = f"tl_ldmatrix_x{attrs['matrices']}{'_trans' if attrs['trans'] else ''}"
+        self.line(f"{name}({self.operand(s.writes[0])}, {self.place_of(s.reads[0].buffer, s.scalars)});")
+
+    def operand(self, r: ir.Region) -> str:
+        """The first word of a region of an operand's registers."""
+        per = 4 // r.buffer.dtype.bytes
+        return f"{self.names[r.buffer]} + ({self.place(r.buffer, r.starts)}) / {per}"
+
+    def mma(self, s: ir.MicroCall) -> None:
+        """The accumulators of a tile lie apart (rows of registers), so they are gathered around the instruction."""
+        a, b = (r.buffer.dtype for r in s.reads)
+        total, starts = s.writes[0].buffer, s.writes[0].starts
+        d = total.dtype
+        kinds = {"float16": "f16", "bfloat16": "bf16", "int8": "s8", "uint8": "u8"}
+        names = [kinds.get(x.name) or suffix(x) for x in (a, b)]
+        types = names[0] if a.bytes == 2 else "_".join(names)
+        name = f"tl_mma_m16n8k{32 // a.bytes}_{suffix(d)}_{types}"
+        places = []
+        for e in range(4):
+            row, col = build.add(starts[-2], e // 2), build.add(starts[-1], e % 2)
+            places.append(f"{self.names[total]}[{self.place(total, (*starts[:-2], row, col))}]")
+        tile = unique("tile", self.taken)
+        self.line(f"{c_type(d)} {tile}[4] = {{{', '.join(places)}}};")
+        self.line(f"{name}({tile}, {self.operand(s.reads[0])}, {self.operand(s.reads[1])});")
+        self.line(" ".join(f"{place} = {tile}[{e}];" for e, place in enumerate(places)))
 
     # -- messages ----------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
-"""Products into register tiles: each thread keeps its elements of the result and goes along k once, with one column of
-A and one row of B in registers (language.md 0.9: each element is one k-ascending chain)."""
+"""Products into register tiles by multiply-adds: each thread keeps its elements of the result and goes along k once,
+with one column of A and one row of B in registers (language.md 0.9: each element is one k-ascending chain)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tiledsl import ir
 from tiledsl.ir import build
 from tiledsl.ir.build import INT32
 
+from .instructions import lower_mma
 from .nests import accumulator, at, multiply_add
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ __all__ = ["lower_gemm"]
 
 
 def lower_gemm(low: Lowering, s: ir.Gemm) -> list[ir.Stmt]:
-    """The FMA path; operands in shared or global memory, or in every thread."""
+    """By matrix instructions where the kernel's threads stand for them, else by multiply-adds."""
     c = s.c.buffer
     acc = accumulator(c.dtype)
     axes = low.layouts.fragments[c]
@@ -37,6 +38,7 @@ def lower_gemm(low: Lowering, s: ir.Gemm) -> list[ir.Stmt]:
         total = ir.Buffer(f"{c.name}_wide", acc, held_c.shape[-2:], "local", loc=s.loc)
         lead_total = ()
         before.append(ir.Alloc(total, loc=s.loc))
+    grid = low.layouts.grid
     each = [(ri, rows.registers), (rj, cols.registers)]
     old = build.cast(ir.Load(held_c, (*lead_at, ri, rj), proved=True), acc)
     zero = build.zero(acc)
@@ -46,6 +48,8 @@ def lower_gemm(low: Lowering, s: ir.Gemm) -> list[ir.Stmt]:
     if own:
         done = build.cast(ir.Load(total, (ri, rj), proved=True), c.dtype)
         after += low.nested(each, (ir.Store(held_c, (*lead_at, ri, rj), done, proved=True, loc=s.loc),), s)
+    if grid.warps is not None:
+        return [*before, *lower_mma(low, s, total, lead_total), *after]
     a = ir.Buffer("a", acc, (build.const(rows.registers, INT32),), "local", loc=s.loc)
     b = ir.Buffer("b", acc, (build.const(cols.registers, INT32),), "local", loc=s.loc)
     body: list[ir.Stmt] = [ir.Alloc(a, loc=s.loc), ir.Alloc(b, loc=s.loc)]

@@ -1,12 +1,13 @@
 """Reductions of register tiles along their columns: in the thread, then among the lanes that share a row.
 
 With 16 lanes per row, lane p holds elements p, p + 16, ... of it, so its sum is partial p of the language's order, and
-the butterfly 8-4-2-1 over lanes combines the partials as the language does (language.md 0.10). With fewer lanes a
-thread holds several partials and combines those first.
+the butterfly 8-4-2-1 over lanes combines the partials as the language does (language.md 0.10). In the accumulators of
+matrix instructions a thread holds four of the sixteen partials, and two of the four steps are its own.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tiledsl import ir
@@ -17,26 +18,59 @@ from tiledsl.passes.expand_threads import combine
 
 from .fragment import Axis, replicas
 from .nests import at as element_at
-from .reducers import PARTIALS, identity, wide
+from .reducers import identity, wide
 
 if TYPE_CHECKING:
     from .lower_threads import Lowering
 
-__all__ = ["lower_reduce"]
+__all__ = ["lower_reduce", "partial_bits"]
+
+
+@dataclass(frozen=True)
+class _Bit:
+    """Where a bit of an index along an axis is: between lanes `lane` apart, or bit `register` of the register's number
+    (both 0 where all indices are too small for it)."""
+
+    lane: int = 0
+    register: int = 0
+
+
+def partial_bits(axis: Axis) -> tuple[_Bit, ...] | None:
+    """The four lowest bits of an index, which number its partial sum; None where they are not apart, or where elements
+    of one partial sum lie in different threads."""
+    found: list[_Bit] = []
+    below = 1
+    for d in axis.digits:
+        power = d.extent & (d.extent - 1) == 0
+        top = d is axis.digits[-1]
+        for b in range(4 - len(found)):
+            if 1 << b >= d.extent:
+                break
+            if not (power or top):
+                return None
+            found.append(_Bit(lane=d.stride << b) if d.stride else _Bit(register=below << b))
+        if d.stride and d.extent > 1 and (not power or d.stride * d.extent > WARP or 1 << len(found) < d.extent):
+            return None
+        if d.stride and d.extent > 1 and len(found) == 4 and not any(x.lane == d.stride for x in found):
+            return None
+        below *= 1 if d.stride else d.extent
+    return tuple(found + [_Bit()] * (4 - len(found)))
 
 
 def lower_reduce(low: Lowering, s: ir.Reduce) -> list[ir.Stmt]:
-    """One row after the other of those that the thread has a part in."""
+    """One row after the other of those that the thread has a part in: its elements join their partial sums in
+    ascending order, then the partials are combined 8-4-2-1, each step in the thread or between lanes."""
     src, dst = s.src.buffer, s.dst.buffer
     axes = low.layouts.fragments[src]
     along = axes[s.axis]
+    bits = partial_bits(along)
+    assert bits is not None
     acc = wide(dst.dtype)
-    lanes = [d for d in along.digits if d.stride and d.extent > 1]
-    own = PARTIALS // lanes[0].extent if len(lanes) == 1 and along.digits[0] == lanes[0] else 1
     names = [ir.Var(f"i{d}", INT32) for d in range(src.rank)]
     rows = {v: a for d, (v, a) in enumerate(zip(names, axes, strict=True)) if d != s.axis}
     loops, lets, tests, held = low.over(rows)
-    part = ir.Buffer("part", acc, (build.const(own, INT32),), "local", loc=s.loc)
+    own = [b.register for b in bits if b.register]  # bits of the register's number that tell partials apart
+    part = ir.Buffer("part", acc, (build.const(1 << len(own), INT32),), "local", loc=s.loc)
     none = identity(s.op, acc)
     r = ir.Var("r", INT32)
     register: ir.Expr = r if along.registers > 1 else build.zero(INT32)
@@ -50,27 +84,33 @@ def lower_reduce(low: Lowering, s: ir.Reduce) -> list[ir.Stmt]:
     if along.padded:
         inside.append(build.lt(along.index(low.thread, register), along.extent))
     value = build.if_then_else(build.all_of(inside), value, none, loc=s.loc)
-    slot = (build.binary("truncmod", register, own),)
-    joined = ir.Store(part, slot, combine(s.op, part.load(*slot, proved=True), value, s.nan_propagate), proved=True)
+    number: ir.Expr = build.zero(INT32)
+    for k, weight in enumerate(own):
+        bit = build.binary("truncmod", build.binary("truncdiv", register, weight), 2)
+        number = build.add(number, build.mul(bit, 1 << k))
+    joined = ir.Store(
+        part, (number,), combine(s.op, part.load(number, proved=True), value, s.nan_propagate), proved=True
+    )
     body: list[ir.Stmt] = [*lets, ir.Alloc(part, loc=s.loc)]
-    body += [ir.Store(part, (build.const(p, INT32),), none, proved=True) for p in range(own)]
+    body += [ir.Store(part, (build.const(p, INT32),), none, proved=True) for p in range(1 << len(own))]
     body += low.nested([(r, along.registers)] if along.registers > 1 else [], (joined,), s)
-    first = (build.zero(INT32),)
-    while own > 1:
-        own //= 2
-        for p in range(own):
-            a, b = (part.load(build.const(k, INT32), proved=True) for k in (p, p + own))
-            body.append(ir.Store(part, a.indices, combine(s.op, a, b, s.nan_propagate), proved=True))
-    total: ir.Expr = part.load(*first, proved=True)
-    for digit in lanes:
-        half = digit.extent // 2
-        while half:
-            mine, other = ir.Var("mine", acc), ir.Var("other", acc)
-            body.append(ir.Let(mine, total))
-            step = build.const(half * digit.stride, INT32)
-            body.append(ir.Collective("shfl_xor", (mine, step), other, width=WARP, loc=s.loc))
-            total = combine(s.op, mine, other, s.nan_propagate)
-            half //= 2
+    left = list(range(1 << len(own)))  # partials that have not been combined into others
+    for at in (3, 2, 1, 0):
+        if bits[at].register:
+            step = 1 << own.index(bits[at].register)
+            left = [p for p in left if not p & step]
+            for p in left:
+                a, b = (part.load(build.const(k, INT32), proved=True) for k in (p, p + step))
+                body.append(ir.Store(part, a.indices, combine(s.op, a, b, s.nan_propagate), proved=True))
+        elif bits[at].lane:
+            for p in left:
+                place = (build.const(p, INT32),)
+                mine, other = ir.Var("mine", acc), ir.Var("other", acc)
+                body.append(ir.Let(mine, part.load(*place, proved=True)))
+                step_ = build.const(bits[at].lane, INT32)
+                body.append(ir.Collective("shfl_xor", (mine, step_), other, width=WARP, loc=s.loc))
+                body.append(ir.Store(part, place, combine(s.op, mine, other, s.nan_propagate), proved=True))
+    total = part.load(build.zero(INT32), proved=True)
     body += _store(low, s, names, held, total, tests, rows)
     return low.nested(loops, body, s)
 

@@ -505,8 +505,9 @@ class Statements:
         meaning = MICRO.get(s.name)
         if meaning is None:
             raise self.scope.not_yet(f"the micro-kernel {s.name}")
-        written = [self.tiles.view(r, s.name) for r in s.writes]
-        read = [self.tiles.view(r, s.name) for r in s.reads]
+        view = self.tiles.lanes_view if self.scope.threaded else self.tiles.view
+        written = [view(r, s.name) for r in s.writes]
+        read = [view(r, s.name) for r in s.reads]
         scalars = [self.expressions.compile(e) for e in s.scalars]
         attrs, exact = dict(s.attrs), self.scope.options.exact
         if self.scope.options.shadow:

@@ -95,6 +95,20 @@ class Tiles:
 
         return box
 
+    def lanes_view(self, region: Region, what: str) -> View:
+        """As `view`, for what the threads do together: of storage of each thread, the threads are the first axes."""
+        slot = self.scope.slot(region.buffer)
+        starts = [self.expressions.compile(s) for s in region.starts]
+        extents = [self.expressions.compile(s) for s in region.extents]
+        if any(self.scope.varies(s) for s in (*region.starts, *region.extents)):
+            raise self.scope.not_yet(f"{what}: a region that differs between threads")
+
+        def box(env: Env) -> Any:
+            bounds = [(f(env, None), g(env, None)) for f, g in zip(starts, extents, strict=True)]
+            return env[slot][(..., *(slice(a, a + n) for a, n in bounds))]
+
+        return box
+
     def _usable(self, buffer: Buffer) -> None:
         if self.scope.nest is not None:
             raise self.scope.not_yet("tile operations inside T.Parallel")

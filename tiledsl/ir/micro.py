@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from tiledsl.ir.exact import gemm_chain
+from tiledsl.ir.micro_warp import WARP_MICRO
 
 __all__ = ["MICRO", "Meaning"]
 
 Array = np.ndarray[Any, Any]
 # (writes, reads, scalars, attrs, exact): exact=False may use BLAS, within the bound of a float32 gemm
-Meaning = Callable[[Sequence[Array], Sequence[Array], Sequence[int], Mapping[str, Any], bool], None]
+Meaning = Callable[[Sequence[Array], Sequence[Array], Sequence[Any], Mapping[str, Any], bool], None]
 
 
 def _gemm(
@@ -70,4 +71,4 @@ def _transpose(
     dst[:cols, :rows] = src[:rows, :cols].T
 
 
-MICRO: dict[str, Meaning] = {"gemm": _gemm, "transpose": _transpose}
+MICRO: dict[str, Meaning] = {"gemm": _gemm, "transpose": _transpose, **WARP_MICRO}

@@ -28,7 +28,7 @@ _TILE_OPS: frozenset[type] = frozenset([S.Parallel, S.Copy, S.Fill, S.Gemm, S.Re
 STAGES: dict[str, frozenset[type]] = {
     "tile": _COMMON | _TILE_OPS | {S.ReducerOp, S.Collective},
     "loop": _COMMON | {S.MicroCall, E.Broadcast, E.Ramp},
-    "thread": _COMMON | {S.Collective, E.Broadcast, E.Ramp},
+    "thread": _COMMON | {S.Collective, S.MicroCall, E.Broadcast, E.Ramp},
 }
 _ATOMICS = frozenset("add max min and or xor exchange load store arrive".split())
 _ORDERS = frozenset("relaxed acquire release acq_rel seq_cst".split())
