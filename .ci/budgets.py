@@ -57,6 +57,7 @@ BUDGETS = (
         for leaf in (
             "kernels",
             "kernels/quant",
+            "kernels/engram",
             "kernels/moe",
             "kernels/optim",
             "kernels/deepseek_v4",
