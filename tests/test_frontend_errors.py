@@ -214,6 +214,7 @@ IN_KERNEL = {
     "python-value-needed:hash": "seen = {n: 1}",
     "python-value-needed:numpy": "import numpy as np\nr[0] = np.exp(r[1])",
     "python-value-needed:float": "r[0] = float(n)",
+    "range-shadowed": "range = r\nfor i in range(4):\n    v += 1",
     "annotation-called": 'v = T.PrimExpr("int32", 0)',
     "not-iterable": "for x in n:\n    v += 1",
     "index-dtype": "r[r[0]] = 1.0",

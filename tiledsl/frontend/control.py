@@ -22,7 +22,7 @@ from tiledsl.frontend.promotion import as_number, is_number
 from tiledsl.frontend.regions import MISSING, Branch, ForLoop, Tracer, WhileLoop, freeze, rename, tracer
 from tiledsl.frontend.storage import BufferRef, Cell, RegionRef
 from tiledsl.frontend.strictness import refuse
-from tiledsl.frontend.values import Undefined, Value, as_bool, as_value, common, to_dtype
+from tiledsl.frontend.values import Undefined, Value, as_bool, as_value, common, describe, to_dtype
 from tiledsl.ir import (
     Binary,
     Break,
@@ -146,6 +146,10 @@ class Control:
     def range_(self, function: Any, *args: Any, **kw: Any) -> Any:
         """`range(...)` in a for statement is a staged serial loop, unless the author's `range` is something else."""
         if function is not builtins.range:
+            if not callable(function):
+                raise error(
+                    "range-shadowed", TileTypeError, f"range is {describe(function)} here", help="give it another name"
+                )
             return function(*args, **kw)
         if kw or not 1 <= len(args) <= 3:
             raise error("range-arguments", TileTypeError, f"range takes 1 to 3 arguments, got {len(args) + len(kw)}")
