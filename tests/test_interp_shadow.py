@@ -12,6 +12,7 @@ import tiledsl.language as T
 from tiledsl import ir
 from tiledsl.dtypes import as_dtype
 from tiledsl.interp import Options, ShadowReport, run
+from tiledsl.ir.math import EXPANSIONS
 
 RNG = np.random.default_rng(5)
 F32, F16, F64 = as_dtype("float32"), as_dtype("float16"), as_dtype("float64")
@@ -112,6 +113,20 @@ def test_operators_and_functions() -> None:
         np.testing.assert_allclose(report.value, want, rtol=1e-9, atol=1e-9)
     # the last case cancels: the bound knows that half of 1e6's last place is gone
     assert 0.03 < report.max_bound < 0.1 and report.max_error > 0.02
+
+
+def test_every_function_has_a_shadow() -> None:
+    rng = np.random.default_rng(6)
+    positive = ("log", "log2", "log10", "log1p", "rsqrt", "pow", "acosh")
+    for name, expansion in EXPANSIONS.items():
+        x, y = (rng.uniform(-0.9, 0.9, 50).astype(np.float32) for _ in range(2))
+        x = np.abs(x) + np.float32(1.0) if name in positive else x
+        y = np.full_like(y, 3.0) if name in ("ldexp", "scalb") else y
+        two = len(expansion.params) == 2
+        once = lambda *given: ir.Call(name, given, F32)  # noqa: B023
+        exact, out = elementwise(once, *((x, y) if two else (x,)))
+        assert exact.max_error < 1e-6 * max(1.0, float(np.abs(out).max())), name
+        elementwise(lambda p, *q: once(ir.Binary("mul", p, f32(0.99999)), *q), *((x, y) if two else (x,)))  # noqa: B023
 
 
 def test_doubtful_choices_cover_either_side() -> None:

@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import FLOAT64, DType, as_dtype
 
 __all__ = ["Converter", "convert", "converter"]
 
 Array = np.ndarray[Any, Any]
 Converter = Callable[[Array], Array]
-
-_F32, _F64, _I32, _I64 = (as_dtype(n) for n in ("float32", "float64", "int32", "int64"))
 
 
 def convert(x: Array, src: DType, dst: DType) -> Array:
@@ -202,7 +200,7 @@ def _int_to_float(src: DType, dst: DType) -> Converter:
     if dst.bits >= 32 or (dst.name == "float16"):
         # float16: an integer that float32 cannot hold is far beyond float16's range, so one rounding counts
         return lambda x: plain(x).astype(storage)
-    narrow = _float_to_float(_F64, dst)
+    narrow = _float_to_float(FLOAT64, dst)
     return lambda x: narrow(_int_to_float64_odd(plain(x)))
 
 

@@ -226,6 +226,10 @@ def as_dtype(x: Any) -> DType:
     return found
 
 
+BOOL, INT8, UINT8, INT32, UINT32, INT64, UINT64, FLOAT32, FLOAT64 = map(
+    as_dtype, ("bool", "int8", "uint8", "int32", "uint32", "int64", "uint64", "float32", "float64")
+)
+
 _FLOAT_RANK = {
     "float4_e2m1fn": 0,
     "float8_e8m0fnu": 1,

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tiledsl import ir
-from tiledsl.ir.walk import Rewriter, free_vars, loads_of, substitute, walk
+from tiledsl.ir.walk import Rewriter, bound_in, free_vars, loads_of, substitute, walk
 from tiledsl.passes.fold import fold_expr
 
 from .context import Context
-from .nest import affine, bound_vars
+from .nest import affine
 from .wide import TRUE, and_
 
 __all__ = ["inline_integer_lets", "split_boundary"]
@@ -44,7 +44,7 @@ class _InlineLets(Rewriter):
 
 def split_boundary(cx: Context, p: ir.Parallel) -> tuple[ir.Expr, ir.Parallel] | None:
     """(condition over the block, nest that may be run when it holds), or None where nothing is gained."""
-    inner = {v for s in walk(p.body) for v in bound_vars(s)}
+    inner = {v for s in walk(p.body) for v in bound_in(s)}
     worst: dict[ir.Expr, ir.Expr] = {}
     for atom in _atoms(p.body):
         if atom not in worst and not (free_vars(atom) & inner) and not loads_of(atom):

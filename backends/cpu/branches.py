@@ -10,9 +10,7 @@ from tiledsl import ir
 from tiledsl.analysis.meeting import apart
 from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir.build import INT32, const
-from tiledsl.ir.walk import free_vars, loads_of, walk
-
-from .regions import bound_in
+from tiledsl.ir.walk import bound_in, free_vars, loads_of, walk
 
 __all__ = ["join_branches", "reads"]
 

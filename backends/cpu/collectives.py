@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tiledsl import ir
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import UINT32, DType, as_dtype
 from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir import build
 from tiledsl.ir.build import INT32, TRUE, add, all_of, and_, const, eq, floordiv, floormod, lt, mul, ne, select, sub
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["lower_collective"]
 
-_U32 = as_dtype("uint32")
 Element = Callable[[ir.Expr], ir.Expr]
 
 
@@ -54,7 +53,7 @@ class _Exchange:
     def write(self) -> None:
         sp, s = self.sp, self.s
         if s.mask is not None:
-            name = ir.Var("mask", _U32)
+            name = ir.Var("mask", UINT32)
             sp.level.pending.append(ir.Let(name, s.mask, loc=s.loc))
             self.mask = name
         first, last = sp.level.group
@@ -99,7 +98,7 @@ class _Exchange:
             tests.append(ne(self.presence.load(j), 0))
         if self.mask is not None:
             tests.append(
-                ne(_bits(build.binary("shr", self.mask, build.cast(_bits(j, "bitand", 31), _U32)), "bitand", 1), 0)
+                ne(_bits(build.binary("shr", self.mask, build.cast(_bits(j, "bitand", 31), UINT32)), "bitand", 1), 0)
             )
         return all_of(tests)
 
@@ -158,9 +157,9 @@ class _Exchange:
 
     def ballot(self, holds: ir.Expr) -> ir.Expr:
         """What this thread reads of the vote of its warp, without its own mask."""
-        lane = build.cast(_bits(self.thread, "bitand", WARP - 1), _U32)
-        bit = build.binary("shl", const(1, _U32), lane)
-        votes = self.publish("votes", select(holds, bit, const(0, _U32)), const(0, _U32))
+        lane = build.cast(_bits(self.thread, "bitand", WARP - 1), UINT32)
+        bit = build.binary("shl", const(1, UINT32), lane)
+        votes = self.publish("votes", select(holds, bit, const(0, UINT32)), const(0, UINT32))
         return self.of_group(votes, "bitor", WARP)
 
     def masked(self, votes: ir.Expr) -> ir.Expr:
@@ -223,11 +222,11 @@ class _Exchange:
             unsigned = as_dtype(f"uint{value.dtype.bits}")
             value = ir.Call("reinterpret", (value,), unsigned)
         values = self.publish("values", value)
-        same = ir.Buffer("same", _U32, (const(1, INT32),), "var")
-        other = ir.Buffer("other", _U32, (const(1, INT32),), "var")
+        same = ir.Buffer("same", UINT32, (const(1, INT32),), "var")
+        other = ir.Buffer("other", UINT32, (const(1, INT32),), "var")
         j, zero = ir.Var("j", INT32), (const(0, INT32),)
         at = add(self.warp_start(), j)
-        bit = build.binary("shl", const(1, _U32), build.cast(j, _U32))
+        bit = build.binary("shl", const(1, UINT32), build.cast(j, UINT32))
         equal = eq(values.load(at), values.load(self.thread))
 
         def put(b: ir.Buffer) -> ir.Stmt:
@@ -238,10 +237,10 @@ class _Exchange:
         if here != TRUE:
             step = ir.If(here, (step,), loc=s.loc)
         loop = ir.For(j, const(0, INT32), const(WARP, INT32), const(1, INT32), (step,), loc=s.loc)
-        self.sp.level.pending += [ir.Alloc(same, const(0, _U32)), ir.Alloc(other, const(0, _U32)), loop]
+        self.sp.level.pending += [ir.Alloc(same, const(0, UINT32)), ir.Alloc(other, const(0, UINT32)), loop]
         found: ir.Expr = same.load(*zero)
         if s.op == "match_all":
-            found = select(eq(other.load(*zero), 0), found, const(0, _U32))
+            found = select(eq(other.load(*zero), 0), found, const(0, UINT32))
         self.result(found)
 
     # -- reductions ----------------------------------------------------------------------------------------------

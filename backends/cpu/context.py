@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -120,6 +120,17 @@ class Context:
         with self.block() as body:
             yield
         self.emit(ir.If(cond, tuple(body)))
+
+    def either(self, cond: ir.Expr | None, then: Callable[[], None], orelse: Callable[[], None]) -> None:
+        """if cond (None = true): then(), else: orelse(), as statements; only one where the condition is known."""
+        if cond is None or isinstance(cond, ir.Const):
+            (then if cond is None or cond.value else orelse)()
+            return
+        with self.block() as yes:
+            then()
+        with self.block() as no:
+            orelse()
+        self.emit(ir.If(cond, tuple(yes), tuple(no)))
 
     def var(self, name: str, dtype: DType, init: ir.Expr | None = None) -> ir.Buffer:
         """A mutable register, scalar or vector."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 from tiledsl import ir
 from tiledsl.analysis.remarks import remark
 from tiledsl.dtypes import DType
-from tiledsl.errors import TileNotImplementedError
 
 from .context import Context, vstore
 from .pack import pack_rows, pack_transposed, rows_of, transpose_panels, transposed_bytes
 from .rows import copy_rows, element, round_rows, rows, whole, zero_of
 from .storage import Panels, accumulator_type, flip_of, panel_width
-from .values import index, scalar
+from .values import constant, index, scalar
 from .wide import TRUE, ZERO, i64
 
 __all__ = ["lower_gemm"]
@@ -20,8 +19,8 @@ __all__ = ["lower_gemm"]
 def lower_gemm(cx: Context, s: ir.Gemm) -> None:
     """Clear if asked, multiply with the micro-kernel, round once if C is a half."""
     t = accumulator_type(s)
-    m, k = _extents(cx, s.a, s)[:: -1 if s.transpose_a else 1]
-    n = _extents(cx, s.c, s)[1]
+    m, k = [constant(cx, e, s) for e in s.a.extents[-2:]][:: -1 if s.transpose_a else 1]
+    n = constant(cx, s.c.extents[-1], s)
     a = _left(cx, s, t)
     b, width = _right(cx, s, t, n, k)
     c, back = _result(cx, s, t, m, n)
@@ -57,18 +56,6 @@ def _detours(cx: Context, s: ir.Gemm, t: DType) -> list[str]:
     return found
 
 
-def _extents(cx: Context, r: ir.Region, s: ir.Gemm) -> tuple[int, int]:
-    out = []
-    for e in r.extents[-2:]:
-        n = scalar(cx, e)
-        if not isinstance(n, ir.Const):
-            raise TileNotImplementedError(
-                "gemm: an extent that is not a compile-time constant is not yet supported", s.loc
-            )
-        out.append(int(n.value))
-    return out[0], out[1]
-
-
 def _region(cx: Context, r: ir.Region) -> ir.Region:
     """The region with loop-stage buffer and 64-bit starts."""
     starts = tuple(index(cx, x).expr for x in r.starts)
@@ -77,7 +64,7 @@ def _region(cx: Context, r: ir.Region) -> ir.Region:
 
 def _left(cx: Context, s: ir.Gemm, t: DType) -> ir.Region:
     region = _region(cx, s.a)
-    height, width = _extents(cx, s.a, s)
+    height, width = (constant(cx, e, s) for e in s.a.extents[-2:])
     if flip_of(s) is not None:
         if s.transpose_a:
             return transposed_bytes(cx, region, height, width)

@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tiledsl import ir
-from tiledsl.dtypes import as_dtype
+from tiledsl.dtypes import INT32
 from tiledsl.ir.build import const, ne
-from tiledsl.ir.walk import Rewriter, free_vars, loads_of, substitute, walk
-
-from .regions import bound_in
+from tiledsl.ir.walk import Rewriter, bound_in, free_vars, loads_of, substitute, walk
 
 __all__ = ["SplitGrid", "renewed", "rounds_of"]
 
-_I32 = as_dtype("int32")
 _ROUNDS = 32
 Body = tuple[ir.Stmt, ...]
 
@@ -200,17 +197,17 @@ class _Split:
         """A block that has returned does nothing in later kernels."""
         if not any(isinstance(n, ir.Return) for part in self.parts[:-1] for n in walk(tuple(part))):
             return lambda i, body: body
-        gone = self._workspace("returned", ir.Var("returned", _I32))
+        gone = self._workspace("returned", ir.Var("returned", INT32))
         blocks = self.kernel.block_vars
 
         class Mark(Rewriter):
             def stmt(self, s: ir.Stmt) -> ir.Stmt | Body:
-                return (ir.Store(gone, blocks, const(1, _I32)), s) if isinstance(s, ir.Return) else s
+                return (ir.Store(gone, blocks, const(1, INT32)), s) if isinstance(s, ir.Return) else s
 
         def done(i: int, body: Body) -> Body:
             body = Mark().visit_block(body)
             if i == 0:
-                return (ir.Store(gone, blocks, const(0, _I32)), *body)
+                return (ir.Store(gone, blocks, const(0, INT32)), *body)
             return (ir.If(ne(gone.load(*blocks), 0), (ir.Return(),)), *body)
 
         return done

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from tiledsl import ir
 from tiledsl.analysis.remarks import remark
-from tiledsl.dtypes import as_dtype
+from tiledsl.dtypes import INT32, INT64
 from tiledsl.ir import build
 from tiledsl.ir.walk import free_vars, walk, writes
 
@@ -22,8 +22,6 @@ from .storage import can_pack, gemm_operands
 
 __all__ = ["HoistPacks"]
 
-_I32 = as_dtype("int32")
-_I64 = as_dtype("int64")
 _WORTH = 2  # a tile must be used at least so often: packing twice costs more than a trip through memory
 
 
@@ -180,9 +178,9 @@ class _Hoist:
                 inside = build.and_(inside, test)
         use = ir.Var("packed", ir.BOOL)
         lets.append(ir.Let(use, inside, loc=s.loc))
-        zero = ir.Const(0, _I32)
-        h, w = (ir.Const(n, _I32) for n in _tile(s))
-        ones = tuple(ir.Const(1, _I32) for _ in named)
+        zero = ir.Const(0, INT32)
+        h, w = (ir.Const(n, INT32) for n in _tile(s))
+        ones = tuple(ir.Const(1, INT32) for _ in named)
         seen[s.dst.buffer] = (use, ir.Region(pack.workspace, (*named, zero, zero), (*ones, h, w)))
         return [*lets, ir.If(build.not_(use), (s,), loc=s.loc)]
 
@@ -199,7 +197,7 @@ class _Hoist:
         worth = ir.Var(f"pack_{s.src.buffer.name}", ir.BOOL)
         self.prologue.append(ir.Let(worth, self._worth(s, counts), loc=s.loc))
         first = build.if_then_else(self._worth(s, counts), counts[0], ir.Const(0, counts[0].dtype))
-        extents = (first, *counts[1:], *(ir.Const(n, _I32) for n in _tile(s)))
+        extents = (first, *counts[1:], *(ir.Const(n, INT32) for n in _tile(s)))
         name = f"{s.src.buffer.name}_packed"
         pack = _Pack(s, ir.Buffer(name, s.dst.buffer.dtype, extents, "global", loc=s.loc), counts, worth)
         self.packs.append(pack)
@@ -207,13 +205,13 @@ class _Hoist:
 
     def _worth(self, s: ir.Copy, counts: tuple[ir.Expr, ...]) -> ir.Expr:
         """Uses per tile, as far as the grid tells: blocks / tiles in the dimensions that loops do not run over."""
-        blocks: ir.Expr = ir.Const(1, _I64)
+        blocks: ir.Expr = ir.Const(1, INT64)
         for g in self.kernel.grid:
-            blocks = build.mul(blocks, build.cast(g, _I64))
-        tiles: ir.Expr = ir.Const(_WORTH, _I64)
+            blocks = build.mul(blocks, build.cast(g, INT64))
+        tiles: ir.Expr = ir.Const(_WORTH, INT64)
         for d, n in zip(_dims(s), counts, strict=True):
             if not self._looped(s.src.starts[d]):
-                tiles = build.mul(tiles, build.cast(n, _I64))
+                tiles = build.mul(tiles, build.cast(n, INT64))
         return build.ge(blocks, tiles)
 
     def _looped(self, e: ir.Expr) -> bool:
@@ -224,22 +222,22 @@ def _packing_kernel(p: _Pack, number: int, kernel: ir.Kernel) -> ir.Kernel:
     """One block per tile: the author's copy with the tile's own origin."""
     s, src = p.copy, p.copy.src.buffer
     dims = _dims(s)
-    block = ir.Var("tile", _I32)
-    grid: ir.Expr = ir.Const(1, _I32)
+    block = ir.Var("tile", INT32)
+    grid: ir.Expr = ir.Const(1, INT32)
     for n in (p.workspace.shape[0], *p.counts[1:]):
-        grid = build.mul(grid, build.cast(n, _I32))
+        grid = build.mul(grid, build.cast(n, INT32))
     rest: ir.Expr = block
     index: list[ir.Expr] = []
     for k in reversed(range(len(dims))):
-        n = build.cast(p.counts[k], _I32)
+        n = build.cast(p.counts[k], INT32)
         index.insert(0, rest if k == 0 else build.floormod(rest, n))
         rest = build.floordiv(rest, n)
     at = dict(zip(dims, index, strict=True))
     tile = dict(zip(s.src_axes, _tile(s), strict=True))
     starts = tuple(build.mul(at[d], tile[d]) if d in tile else at[d] for d in range(src.rank))
-    zero = ir.Const(0, _I32)
-    h, w = (ir.Const(n, _I32) for n in _tile(s))
-    ones = tuple(ir.Const(1, _I32) for _ in dims)
+    zero = ir.Const(0, INT32)
+    h, w = (ir.Const(n, INT32) for n in _tile(s))
+    ones = tuple(ir.Const(1, INT32) for _ in dims)
     region = ir.Region(p.workspace, (*index, zero, zero), (*ones, h, w))
     source = ir.Region(src, starts, s.src.extents)
     copy = ir.Copy(source, region, s.domain, s.src_axes, (len(dims), len(dims) + 1), loc=s.loc)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tiledsl import ir
+from tiledsl.analysis.scopes import jumps_out
 from tiledsl.dtypes import DType
 
 from .context import Context, Lane, get, put
@@ -12,17 +13,10 @@ from .storage import held
 from .values import as_held, bool_mask, index, lazily, value, vector
 from .wide import BOOL, FALSE, I64, LANES, TRUE, ZERO, add, i64, mul, narrow
 
-__all__ = ["lane_atomic", "lane_bounds", "lane_for", "lane_leave", "lane_while", "leaves", "only_here"]
+__all__ = ["lane_atomic", "lane_bounds", "lane_for", "lane_leave", "lane_while", "only_here"]
 
 Body = Callable[[Context, tuple[ir.Stmt, ...]], None]
 _MASK = BOOL.with_lanes(LANES)
-
-
-def leaves(s: ir.Stmt) -> bool:
-    """A lane may leave the loop around s, or its round, from within s."""
-    if isinstance(s, (ir.Break, ir.Continue)):
-        return True
-    return isinstance(s, ir.If) and any(map(leaves, (*s.then, *s.orelse)))
 
 
 def any_lane(mask: ir.Expr) -> ir.Expr:
@@ -68,7 +62,7 @@ def lane_for(cx: Context, s: ir.For, lower: Body) -> bool:
     """A loop whose bounds differ between lanes, or that they leave early; False where neither is so."""
     start, stop, step = (value(cx, e) for e in (s.start, s.stop, s.step))
     even = start.coef == stop.coef == step.coef == 0
-    if even and not any(map(leaves, s.body)):
+    if even and not any(map(jumps_out, s.body)):
         return False
     t = s.var.type
     going = cx.var("going", _MASK, _mask(cx))

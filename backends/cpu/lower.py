@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from tiledsl import ir
 from tiledsl.analysis.bounds import kernel_facts
 from tiledsl.analysis.remarks import remark
+from tiledsl.analysis.scopes import jumps_out
 from tiledsl.dtypes import DType
 from tiledsl.errors import InternalError, TileNotImplementedError
 from tiledsl.ir.walk import map_kernels, walk
@@ -16,7 +17,7 @@ from tiledsl.ir.walk import map_kernels, walk
 from .boundary import inline_integer_lets, split_boundary
 from .context import Context, Lane, get, put
 from .gemm import lower_gemm
-from .lane_loops import any_lane, lane_atomic, lane_bounds, lane_for, lane_leave, lane_while, leaves, only_here
+from .lane_loops import any_lane, lane_atomic, lane_bounds, lane_for, lane_leave, lane_while, only_here
 from .nest import lower_parallel
 from .nibbles import encoded, holder, replaced
 from .pack import fill_panels, pack_copy
@@ -88,7 +89,7 @@ def lower_block(cx: Context, body: tuple[ir.Stmt, ...]) -> None:
         if handler is None:
             raise TileNotImplementedError(f"{type(s).__name__.lower()} is not yet supported by the CPU targets", s.loc)
         handler(cx, s)
-        if cx.lane is not None and cx.lane.exits is not None and leaves(s):
+        if cx.lane is not None and cx.lane.exits is not None and jumps_out(s):
             only_here(cx)
         cx.loc = outer
 
@@ -110,16 +111,14 @@ def _alloc(cx: Context, s: ir.Alloc) -> None:
     place = cx.places[s.buffer]
     if place.kind != "var":
         return
-    buffer = place.buffer
-    init = None if s.init is None else value(cx, s.init)
-    if cx.lane is not None:
-        buffer = ir.Buffer(buffer.name, buffer.dtype.with_lanes(16), buffer.shape, "var")
-        cx.places[s.buffer] = type(place)("var", buffer, place.logical)
-        cx.emit(ir.Alloc(buffer, None if init is None else vector(cx, init, place.logical)))
-        return
-    buffer = ir.Buffer(buffer.name, buffer.dtype.scalar, buffer.shape, "var")
-    cx.places[s.buffer] = type(place)("var", buffer, place.logical)
-    cx.emit(ir.Alloc(buffer, None if init is None else store_value(cx, init, cx.places[s.buffer])))
+    lanes = 1 if cx.lane is None else LANES
+    buffer = ir.Buffer(place.buffer.name, place.buffer.dtype.scalar.with_lanes(lanes), place.buffer.shape, "var")
+    cx.places[s.buffer] = place = Place("var", buffer, place.logical)
+    init = None
+    if s.init is not None:
+        v = value(cx, s.init)
+        init = store_value(cx, v, place) if cx.lane is None else vector(cx, v, place.logical)
+    cx.emit(ir.Alloc(buffer, init))
 
 
 def _let(cx: Context, s: ir.Let) -> None:
@@ -245,16 +244,11 @@ def _parallel(cx: Context, s: ir.Parallel) -> None:
     if split is None or split[0] == FALSE:
         lower_parallel(cx, s, lower_block)
         return
-    where = "nowhere" if split[0] == TRUE else "only in tiles at a boundary"
-    remark(s.loc or cx.loc, f"index conditions {where}")
-    if split[0] == TRUE:
-        lower_parallel(cx, split[1], lower_block)
-        return
-    with cx.block() as then:
-        lower_parallel(cx, split[1], lower_block)
-    with cx.block() as orelse:
-        lower_parallel(cx, s, lower_block)
-    cx.emit(ir.If(scalar(cx, split[0]), tuple(then), tuple(orelse)))
+    cond, inside = split
+    remark(s.loc or cx.loc, f"index conditions {'nowhere' if cond == TRUE else 'only in tiles at a boundary'}")
+    cx.either(
+        scalar(cx, cond), lambda: lower_parallel(cx, inside, lower_block), lambda: lower_parallel(cx, s, lower_block)
+    )
 
 
 def _move(cx: Context, s: ir.Copy | ir.Fill) -> None:
@@ -323,10 +317,6 @@ def _sync(cx: Context, s: ir.Sync) -> None:
     """Barriers of the block have become the ends of loops over threads, those of the grid launches or loops."""
     if s.scope == "grid":
         raise InternalError("a barrier of the grid reached the lowering", s.loc)
-
-
-def _nothing(cx: Context, s: ir.Stmt) -> None:
-    """Statements that mean nothing when one worker runs a block from start to end."""
 
 
 _HANDLERS: dict[type, Callable[[Context, Any], None]] = {

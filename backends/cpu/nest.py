@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from tiledsl import ir
 from tiledsl.analysis.remarks import remark
-from tiledsl.ir.walk import free_vars, loads_of, walk, writes
+from tiledsl.ir.walk import bound_in, free_vars, loads_of, walk, writes
 
 from .context import Context, Lane, LaneLoop, get, put
 from .values import scalar
 from .wide import LANES, ZERO, i64, lt
 
-__all__ = ["affine", "bound_vars", "choose_axis", "lower_parallel", "moves"]
+__all__ = ["affine", "choose_axis", "lower_parallel", "moves"]
 
 Body = Callable[[Context, tuple[ir.Stmt, ...]], None]
 
@@ -44,7 +44,7 @@ def lower_parallel(cx: Context, p: ir.Parallel, body: Body) -> None:
 def _vector_loop(cx: Context, p: ir.Parallel, var: ir.Var, n: ir.Expr, body: Body) -> None:
     stored = frozenset(b.root for s in walk(p.body) if isinstance(s, ir.Stmt) for b in writes(s))
     written = stored | _allocated_inside(p)
-    inner = {var} | {v for s in walk(p.body) for v in bound_vars(s)}
+    inner = {var} | {v for s in walk(p.body) for v in bound_in(s)}
     lane = LaneLoop(None, written, [], inner=inner, branches=_of_threads(p))
     with cx.when(None if isinstance(n, ir.Const) else lt(ZERO, n)):
         full: ir.Expr = i64(n.value // LANES * LANES) if isinstance(n, ir.Const) else _round_down(cx, n)
@@ -73,13 +73,6 @@ def _one_vector(
         body(cx, p.body)
     finally:
         cx.lane = None
-
-
-def bound_vars(s: ir.Node) -> tuple[ir.Var, ...]:
-    """Variables that a statement inside a nest introduces."""
-    if isinstance(s, (ir.Let, ir.For)):
-        return (s.var,)
-    return (s.result,) if isinstance(s, ir.Atomic) and s.result is not None else ()
 
 
 # -- which axis ------------------------------------------------------------------------------------------------

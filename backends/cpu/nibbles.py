@@ -7,20 +7,19 @@ that nobody looks at otherwise is kept with one element per float32 or byte (`st
 from __future__ import annotations
 
 from tiledsl import ir
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import INT8, UINT8, UINT32, DType
 from tiledsl.ir import build
 
 from .wide import F32, I64
 
 __all__ = ["byte_at", "bytes_of", "decoded", "encoded", "holder", "replaced"]
 
-_U8, _I8, _U32 = as_dtype("uint8"), as_dtype("int8"), as_dtype("uint32")
 _SMALLEST = 2.0**126  # e2m1's exponents, in float32's place, are so much too small
 
 
 def holder(t: DType) -> DType:
     """The type that values of a packed type have when they are not in bytes."""
-    return F32 if t.is_float else _I8 if t.is_signed else _U8
+    return F32 if t.is_float else INT8 if t.is_signed else UINT8
 
 
 def bytes_of(b: ir.Buffer, scope: str, root: ir.Buffer | None) -> ir.Buffer:
@@ -30,7 +29,7 @@ def bytes_of(b: ir.Buffer, scope: str, root: ir.Buffer | None) -> ir.Buffer:
     if b.strides is not None:
         strides = (*(build.floordiv(s, 2) for s in b.strides[:-1]), b.strides[-1])
     offset = None if b.offset is None else build.floordiv(b.offset, 2)
-    return ir.Buffer(b.name, _U8, shape, scope, strides, alias_of=root, offset=offset)
+    return ir.Buffer(b.name, UINT8, shape, scope, strides, alias_of=root, offset=offset)
 
 
 def byte_at(index: ir.Expr) -> tuple[ir.Expr, ir.Expr]:
@@ -61,19 +60,19 @@ def decoded(byte: ir.Expr, odd: ir.Expr, t: DType) -> ir.Expr:
     if t.kind == "uint":
         return code
     if t.kind == "int":
-        return _op("shr", _op("shl", ir.Cast(code, _I8.with_lanes(lanes)), 4), 4)
-    word = ir.Cast(code, _U32.with_lanes(lanes))
+        return _op("shr", _op("shl", ir.Cast(code, INT8.with_lanes(lanes)), 4), 4)
+    word = ir.Cast(code, UINT32.with_lanes(lanes))
     size = _op("mul", _bits(_op("shl", _op("bitand", word, 7), 22), F32), _SMALLEST)
     sign = _op("shl", _op("bitand", word, 8), 28)
-    return _bits(ir.Binary("bitor", _bits(size, _U32), sign), F32)
+    return _bits(ir.Binary("bitor", _bits(size, UINT32), sign), F32)
 
 
 def encoded(x: ir.Expr, t: DType) -> ir.Expr:
     """The code, in a uint8, of a value of t that is held as `holder(t)`."""
-    u8 = _U8.with_lanes(x.dtype.lanes)
+    u8 = UINT8.with_lanes(x.dtype.lanes)
     if not t.is_float:
         return _op("bitand", ir.Cast(x, u8) if x.dtype is not u8 else x, 15)
-    word = _bits(_op("mul", x, 1 / _SMALLEST), _U32)
+    word = _bits(_op("mul", x, 1 / _SMALLEST), UINT32)
     size, sign = _op("bitand", _op("shr", word, 22), 7), _op("bitand", _op("shr", word, 28), 8)
     return ir.Cast(ir.Binary("bitor", size, sign), u8)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from tiledsl import ir
 from tiledsl.analysis.remarks import remark
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import INT32, UINT8, DType
 
 from .context import Context, vstore
 from .rows import below, convert, element, strips, whole, zero_of
@@ -30,7 +30,6 @@ _FAR = 1 << 62  # beyond the end of every tensor
 Loader = Callable[[ir.Expr, "ir.Expr | None"], ir.Expr]
 Index = tuple[ir.Expr, ...]
 Rows = Callable[[ir.Expr], Loader]  # the number of a row -> its elements
-_U8, _I32 = as_dtype("uint8"), as_dtype("int32")
 
 
 def pack_rows(cx: Context, packed: ir.Buffer, lead: Index, form: Panels, rows: Rows) -> None:
@@ -58,8 +57,8 @@ def _words(rows: list[Loader], flip: bool) -> Loader:
     def load(j: ir.Expr, mask: ir.Expr | None) -> ir.Expr:
         word: ir.Expr | None = None
         for t, row in enumerate(rows):
-            byte = ir.Cast(convert(row(j, mask), _U8), _I32.with_lanes(LANES))
-            moved = ir.Binary("shl", byte, ir.Broadcast(ir.Const(8 * t, _I32), LANES)) if t else byte
+            byte = ir.Cast(convert(row(j, mask), UINT8), INT32.with_lanes(LANES))
+            moved = ir.Binary("shl", byte, ir.Broadcast(ir.Const(8 * t, INT32), LANES)) if t else byte
             word = moved if word is None else ir.Binary("bitor", word, moved)
         assert word is not None
         return _flipped(word, len(rows)) if flip else word
@@ -78,11 +77,11 @@ def _flipped(x: ir.Expr, count: int) -> ir.Expr:
 def transposed_bytes(cx: Context, src: ir.Region, k: int, m: int) -> ir.Region:
     """A [k, m] tile of bytes as [m, k], by words; what follows k up to a multiple of four is zero."""
     depth = -(-k // 4)
-    words = cx.scratch(f"{src.buffer.name}_words", _I32, (depth, m))
+    words = cx.scratch(f"{src.buffer.name}_words", INT32, (depth, m))
     for i, row in _steps(cx, k, False, rows_of(src)):
         for j, mask in strips(cx, i64(m)):
             cx.emit(vstore(words, (i, j), row(j, mask), mask))
-    turned = cx.scratch(f"{src.buffer.name}_turned", _I32, (m, depth))
+    turned = cx.scratch(f"{src.buffer.name}_turned", INT32, (m, depth))
     cx.emit(ir.MicroCall("transpose", (whole(turned),), (whole(words),), (i64(depth), i64(m))))
     return whole(cx.view(turned, src.buffer.dtype, (m, 4 * depth)))
 
@@ -113,14 +112,11 @@ def pack_copy(cx: Context, s: ir.Copy, place: Place) -> None:
     source = _Source(cx, s)
     matrix = source.matrix(packed.dtype, form) if form.transposed else None
     if matrix is not None:
-        with cx.block() as then:
-            transpose_panels(cx, matrix, packed, lead, form)
-        if source.inside is None or source.inside == TRUE:
-            cx.out += then
-            return
-        with cx.block() as orelse:
-            pack_transposed(cx, packed, lead, form, source.guarded)
-        cx.emit(ir.If(source.inside, tuple(then), tuple(orelse)))
+        cx.either(
+            source.inside,
+            lambda: transpose_panels(cx, matrix, packed, lead, form),
+            lambda: pack_transposed(cx, packed, lead, form, source.guarded),
+        )
     elif form.transposed:
         pack_transposed(cx, packed, lead, form, source.either)
     else:
@@ -133,7 +129,7 @@ def pack_transposed(
     """An [n, k] tile into panels, by way of its rows in the panels' type."""
     turned = cx.scratch(f"{packed.name}_rows", packed.dtype, (form.n, form.depth))
     small = form.flip is not None
-    tile = cx.view(turned, _U8, (form.n, 4 * form.depth)) if small else turned
+    tile = cx.view(turned, UINT8, (form.n, 4 * form.depth)) if small else turned
     width = 4 * form.depth if small else form.k
 
     def held(x: ir.Expr) -> ir.Expr:
@@ -151,7 +147,7 @@ def pack_transposed(
                 mask = below(i64(full), i64(form.k))
                 x = held(load(i64(full), mask))
                 if small:
-                    x = ir.Select(mask, x, zero_of(_U8))
+                    x = ir.Select(mask, x, zero_of(UINT8))
                 cx.emit(vstore(tile, (i, i64(full)), x, below(i64(full), i64(width))))
 
     either(load_rows_with)
@@ -162,7 +158,7 @@ def fill_panels(cx: Context, s: ir.Fill, place: Place) -> None:
     """T.fill of a packed tile (the padding stays zero)."""
     assert place.panels is not None
     form, t = place.panels, place.buffer.dtype
-    t = t if form.flip is None else _U8
+    t = t if form.flip is None else UINT8
     x = scalar(cx, s.value)
     v = ir.Broadcast(cx.let("x", x if x.dtype == t else ir.Cast(x, t)), LANES)
 
@@ -214,15 +210,7 @@ class _Source:
 
     def either(self, load_with: Callable[[Rows], None]) -> None:
         """Emit the loading twice, for the inside and for the border; once where the tile is certainly inside."""
-        cx = self.cx
-        if self.inside is None or self.inside == TRUE:
-            load_with(self._plain)
-            return
-        with cx.block() as then:
-            load_with(self._plain)
-        with cx.block() as orelse:
-            load_with(self._guarded)
-        cx.emit(ir.If(self.inside, tuple(then), tuple(orelse)))
+        self.cx.either(self.inside, lambda: load_with(self._plain), lambda: load_with(self._guarded))
 
     def guarded(self, load_with: Callable[[Rows], None]) -> None:
         """Emit the loading for the border alone."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 
 from tiledsl import ir
-from tiledsl.dtypes import as_dtype
+from tiledsl.dtypes import INT64
 from tiledsl.errors import InternalError, TileNotImplementedError
 from tiledsl.ir.walk import walk
 
 __all__ = ["buffers_of", "constant_index", "count_of", "may_wait", "printable", "row_major_strides"]
-
-I64 = as_dtype("int64")
 
 
 def count_of(b: ir.Buffer) -> int:
@@ -33,7 +31,7 @@ def row_major_strides(b: ir.Buffer) -> tuple[ir.Expr, ...]:
     """Strides in elements: the buffer's own, or the products of its extents, as int64 expressions."""
     if b.strides is not None:
         return b.strides
-    running: ir.Expr = ir.Const(1, I64)
+    running: ir.Expr = ir.Const(1, INT64)
     backwards = []
     for extent in reversed(b.shape):
         backwards.append(running)
@@ -43,11 +41,11 @@ def row_major_strides(b: ir.Buffer) -> tuple[ir.Expr, ...]:
 
 def _times(a: ir.Expr, extent: ir.Expr) -> ir.Expr:
     if isinstance(extent, ir.Const):
-        extent = ir.Const(int(extent.value), I64)
-    elif extent.dtype is not I64:
-        extent = ir.Cast(extent, I64)
+        extent = ir.Const(int(extent.value), INT64)
+    elif extent.dtype is not INT64:
+        extent = ir.Cast(extent, INT64)
     if isinstance(a, ir.Const) and isinstance(extent, ir.Const):
-        return ir.Const(a.value * extent.value, I64)
+        return ir.Const(a.value * extent.value, INT64)
     return extent if isinstance(a, ir.Const) and a.value == 1 else ir.Binary("mul", a, extent)
 
 
@@ -56,10 +54,7 @@ def buffers_of(body: tuple[ir.Stmt, ...]) -> list[ir.Buffer]:
     found: dict[ir.Buffer, None] = {}
     for n in walk(body):
         if isinstance(n, ir.Buffer) and n.scope != "var":
-            chain = [n]
-            while chain[-1].alias_of is not None:
-                chain.append(chain[-1].alias_of)
-            for b in reversed(chain):
+            for b in n.chain:
                 found.setdefault(b)
     return list(found)
 

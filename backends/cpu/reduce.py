@@ -7,25 +7,25 @@ from contextlib import ExitStack
 from tiledsl import ir
 from tiledsl.analysis.remarks import remark
 from tiledsl.dtypes import DType
-from tiledsl.errors import TileNotImplementedError
-from tiledsl.ir.build import int_range
+from tiledsl.ir import arithmetic
+from tiledsl.ir.arithmetic import accumulator
+from tiledsl.ir.build import const
 
 from .context import Context, Lane, get, put, vload
+from .rows import below, strips
 from .storage import Place
-from .values import index, scalar, store_value
-from .wide import F32, I32, I64, LANES, ZERO, add, i64, widen
+from .values import constant, index, scalar, store_value
+from .wide import F32, I64, LANES, ZERO, add, i64, widen
 
-__all__ = ["Reduction", "accumulator", "element", "finish", "horizontal", "lower_reduce", "store_rounded"]
+__all__ = ["Reduction", "element", "finish", "horizontal", "lower_reduce", "store_rounded", "tree"]
 
 _CHAINS = 4  # registers of a maximum
-_COMBINE = {"sum": "add", "abssum": "add", "max": "max", "absmax": "max", "min": "min"}
-_COMBINE |= {"bitand": "bitand", "bitor": "bitor", "bitxor": "bitxor"}
 
 
 def lower_reduce(cx: Context, s: ir.Reduce) -> None:
     """One output element (or 16 neighbouring ones) at a time."""
     src, dst = s.src, s.dst
-    extents = [_const(cx, e, s) for e in src.extents]
+    extents = [constant(cx, e, s) for e in src.extents]
     t = accumulator(dst.buffer.dtype)
     red = Reduction(s.op, t, s.nan_propagate, dst.buffer.dtype)
     kept = [d for d in range(len(extents)) if d != s.axis and extents[d] > 1]
@@ -41,11 +41,13 @@ def lower_reduce(cx: Context, s: ir.Reduce) -> None:
         short = not across and (s.axis != lanes_axis or extents[s.axis] < LANES)
         remark(s.loc, how, "elements of a result are fewer than 16, or apart" if short else "")
         if across:
-            _down_lanes(cx, red, s, extents, at, lanes_axis, same_rank)
+            for j, mask in strips(cx, i64(extents[lanes_axis])):
+                here = {**at, lanes_axis: j}
+                result = _partials(cx, red, s, extents[s.axis], here, mask, True)
+                finish(cx, red, s.clear, *_target(cx, s, here, same_rank), result, mask, True)
             return
         result = _along(cx, red, s, extents, at)
-        place, idx = _target(cx, s, at, same_rank)
-        finish(cx, red, s.clear, place, idx, result, None)
+        finish(cx, red, s.clear, *_target(cx, s, at, same_rank), result, None)
 
 
 class Reduction:
@@ -54,7 +56,7 @@ class Reduction:
     def __init__(self, name: str, t: DType, propagate: bool = False, into: DType | None = None) -> None:
         self.wraps = into if into is not None and into.is_packed and into.is_int else None  # elements, first
         self.name, self.t, self.propagate = name, t, propagate and t.is_float
-        self.op = _COMBINE[name]
+        self.op = arithmetic.combining(name)
         self.absolute = name in ("abssum", "absmax")
 
     def combine(self, a: ir.Expr, b: ir.Expr) -> ir.Expr:
@@ -66,18 +68,7 @@ class Reduction:
 
     def identity(self) -> ir.Const:
         """What an absent element is: -0.0 leaves every float sum as it is, even -0.0."""
-        if self.op == "add":
-            return ir.Const(-0.0 if self.t.is_float else 0, self.t)
-        if self.op in ("bitor", "bitxor"):
-            return ir.Const(0, self.t)
-        if self.op == "bitand":
-            return ir.Const(-1 if self.t.kind == "int" else int_range(self.t)[1], self.t)
-        if self.name == "absmax":
-            return ir.Const(0.0 if self.t.is_float else 0, self.t)
-        if self.t.is_float:
-            return ir.Const(float("-inf") if self.op == "max" else float("inf"), self.t)
-        lo, hi = int_range(self.t)
-        return ir.Const(lo if self.op == "max" else hi, self.t)
+        return const(arithmetic.identity(self.name, self.t), self.t)
 
     def starts_at_identity(self) -> bool:
         """max and min begin at their identity (so NaN is ignored), sums at their first element."""
@@ -94,19 +85,6 @@ class Reduction:
         if x.dtype != want:
             x = ir.Cast(x, want)
         return ir.Unary("abs", x) if self.absolute else x
-
-
-def accumulator(t: DType) -> DType:
-    return F32 if t.is_float and t.bits < 32 else I32 if t.is_packed else t
-
-
-def _const(cx: Context, e: ir.Expr, s: ir.Reduce) -> int:
-    n = scalar(cx, e)
-    if not isinstance(n, ir.Const):
-        raise TileNotImplementedError(
-            "reduce: an extent that is not a compile-time constant is not yet supported", s.loc
-        )
-    return int(n.value)
 
 
 def element(
@@ -144,7 +122,7 @@ def _along(cx: Context, red: Reduction, s: ir.Reduce, extents: list[int], at: di
             x = element(cx, red, s.src, {**at, axis: k}, True, None)
             cx.emit(put(acc, red.combine(get(acc), x)))
     if full < n:
-        mask = cx.let("tail", ir.Binary("lt", ir.Ramp(i64(full), 1, LANES), ir.Broadcast(i64(n), LANES)))
+        mask = cx.let("tail", below(i64(full), i64(n)))
         x = cx.let("x", element(cx, red, s.src, {**at, axis: i64(full)}, True, mask))
         both = x if full == 0 and not red.starts_at_identity() else red.combine(get(acc), x)
         cx.emit(put(acc, ir.Select(mask, both, get(acc))))
@@ -174,34 +152,6 @@ def horizontal(cx: Context, red: Reduction, x: ir.Expr) -> ir.Expr:
         nan = ir.Call("any", (ir.Binary("ne", v, v),), ir.BOOL)
         r = ir.Select(nan, ir.Const(float("nan"), red.t), ir.Call(name, (v,), red.t))
     return r
-
-
-def _down_lanes(
-    cx: Context, red: Reduction, s: ir.Reduce, extents: list[int], at: dict[int, ir.Expr], lanes: int, same_rank: bool
-) -> None:
-    """Reduce along another dimension than the contiguous one: 16 outputs per vector, 16 partial vectors."""
-    n = extents[lanes]
-    full = n // LANES * LANES
-    if full:
-        with cx.loop(f"r{lanes}", i64(full), step=LANES) as j:
-            _one_strip(cx, red, s, extents, {**at, lanes: j}, None, same_rank)
-    if full < n:
-        mask = cx.let("tail", ir.Binary("lt", ir.Ramp(i64(full), 1, LANES), ir.Broadcast(i64(n), LANES)))
-        _one_strip(cx, red, s, extents, {**at, lanes: i64(full)}, mask, same_rank)
-
-
-def _one_strip(
-    cx: Context,
-    red: Reduction,
-    s: ir.Reduce,
-    extents: list[int],
-    at: dict[int, ir.Expr],
-    mask: ir.Expr | None,
-    same_rank: bool,
-) -> None:
-    result = _partials(cx, red, s, extents[s.axis], at, mask, True)
-    place, idx = _target(cx, s, at, same_rank)
-    finish(cx, red, s.clear, place, idx, result, mask, True)
 
 
 def _partials(
@@ -235,10 +185,14 @@ def _partials(
             cx.emit(put(regs[p], red.combine(get(regs[p]), at_k(i64(full + p)))))
     if not regs:
         return ident
+    return tree(cx, red, regs)
+
+
+def tree(cx: Context, red: Reduction, regs: list[ir.Buffer]) -> ir.Expr:
+    """16 registers or fewer, combined 8-4-2-1."""
     for half in (8, 4, 2, 1):
-        for p in range(half):
-            if p + half < len(regs):
-                cx.emit(put(regs[p], red.combine(get(regs[p]), get(regs[p + half]))))
+        for p in range(min(half, len(regs) - half)):
+            cx.emit(put(regs[p], red.combine(get(regs[p]), get(regs[p + half]))))
         regs = regs[:half]
     return get(regs[0])
 

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 from tiledsl import ir
+from tiledsl.ir.arithmetic import accumulator
 from tiledsl.ir.walk import walk
 
 from .boundary import inline_integer_lets
-from .context import Context, Lane, Partials, get, put
+from .context import Context, Lane, Partials
 from .nest import choose_axis, moves
-from .reduce import Reduction, accumulator, finish, horizontal
+from .reduce import Reduction, finish, horizontal, tree
 from .rows import strips
 from .values import index, lie, store_value, value, vector
 from .wide import I64, LANES, ZERO, i64, narrow
@@ -126,7 +127,4 @@ def _finalize(cx: Context, s: ir.ReducerOp, p: Partials, red: Reduction) -> None
         for k in range(LANES):
             x = ir.Load(p.buffer, (i64(k), *idx), mask, LANES, True)
             regs.append(cx.var(f"p{k}", red.t.with_lanes(LANES), x))
-        for half in (8, 4, 2, 1):
-            for k in range(half):
-                cx.emit(put(regs[k], red.combine(get(regs[k]), get(regs[k + half]))))
-        finish(cx, red, old, place, idx, get(regs[0]), mask, True)
+        finish(cx, red, old, place, idx, tree(cx, red, regs), mask, True)

@@ -13,15 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tiledsl import ir
-from tiledsl.analysis.uniformity import Varying
+from tiledsl.analysis.uniformity import PRIVATE, Varying
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir.build import INT32, add, const, floordiv, floormod, mul
-from tiledsl.ir.walk import Rewriter, free_vars, loads_of, substitute, walk
+from tiledsl.ir.walk import Rewriter, bound_in, free_vars, loads_of, substitute, walk
 
-__all__ = ["Regions", "bound_in", "thread_counts"]
-
-_PRIVATE = ("local", "var")
+__all__ = ["Regions", "thread_counts"]
 
 
 def thread_counts(kernel: ir.Kernel) -> tuple[int, ...]:
@@ -35,16 +33,6 @@ def thread_counts(kernel: ir.Kernel) -> tuple[int, ...]:
             help="make threads= Python ints (factory arguments), or run on target='numpy'",
         )
     return counts
-
-
-def bound_in(s: ir.Node) -> tuple[ir.Var, ...]:
-    """Variables that a statement introduces."""
-    if isinstance(s, (ir.Let, ir.For)):
-        return (s.var,)
-    if isinstance(s, ir.Parallel):
-        return s.vars
-    result = getattr(s, "result", None)
-    return (result,) if isinstance(result, ir.Var) else ()
 
 
 @dataclass(eq=False)
@@ -122,7 +110,7 @@ class Regions:
                 r.touches.add(n.root)
                 if n.offset is not None:
                     r.mentions |= free_vars(n.offset)
-            for v in bound_in(n) if isinstance(n, ir.Stmt) else ():
+            for v in bound_in(n):
                 r.lets[v] = n.value if isinstance(n, ir.Let) else None
         r.touches -= {b for b, s in r.allocs.items() if not _used(nest, b)}
         return r
@@ -186,7 +174,7 @@ class _Plan:
         home: dict[ir.Buffer, tuple[_Region, ir.Alloc]] = {}
         for r in regions:
             for b in sorted(r.touches | set(r.allocs), key=lambda b: b.name):
-                if b.scope in _PRIVATE and (b in varying or b in r.allocs):
+                if b.scope in PRIVATE and (b in varying or b in r.allocs):
                     roots.setdefault(b)
             for b, s in r.allocs.items():
                 home[b] = (r, s)

@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tiledsl import ir
+from tiledsl.analysis.scopes import jumps_out
 from tiledsl.dtypes import DType
 from tiledsl.ir import build
 from tiledsl.ir.build import INT32, and_, const, eq, ne
-from tiledsl.ir.walk import loads_of, substitute, walk
+from tiledsl.ir.walk import bound_in, loads_of, substitute, walk
 
-from .regions import bound_in
 from .waits import observed
 
 __all__ = ["STUCK", "run_roles", "waits_for_others"]
@@ -131,7 +131,7 @@ class _Machine:
                 self.allocs.append(s.replace(init=None))
                 if s.init is not None:
                     here.append(ir.Store(s.buffer, (_ZERO,), s.init, loc=s.loc))
-            elif not (waits_for_others((s,)) or self._forks(s) or (loop and _leaves(s))):
+            elif not (waits_for_others((s,)) or self._forks(s) or (loop and jumps_out(s))):
                 here.append(s)
             elif isinstance(s, (ir.Break, ir.Continue)):
                 assert loop is not None
@@ -210,10 +210,3 @@ class _Machine:
             mine = {v: ir.Var(v.name, v.type) for v in sorted(brought, key=lambda v: v.name)}
             lets = [ir.Let(new, _get(self.kept[v])) for v, new in mine.items()]
             state.body = [*lets, *substitute(tuple(out), mine)]
-
-
-def _leaves(s: ir.Stmt) -> bool:
-    """s may leave the loop around it, or its round."""
-    if isinstance(s, ir.If):
-        return any(map(_leaves, (*s.then, *s.orelse)))
-    return isinstance(s, (ir.Break, ir.Continue))

@@ -10,9 +10,10 @@ from contextlib import ExitStack
 
 from tiledsl import ir
 from tiledsl.analysis.remarks import remark
+from tiledsl.ir.arithmetic import accumulator
 
 from .context import Context, get, put, vload, vstore
-from .reduce import Reduction, accumulator, element, store_rounded
+from .reduce import Reduction, element, store_rounded
 from .rows import strips
 from .values import index, scalar
 from .wide import LANES, ZERO, add, i64, sub

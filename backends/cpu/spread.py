@@ -15,10 +15,12 @@ from typing import Any, ClassVar
 
 from tiledsl import ir
 from tiledsl.analysis.evaluate import evaluate
-from tiledsl.analysis.uniformity import thread_level
+from tiledsl.analysis.scopes import jumps_out
+from tiledsl.analysis.uniformity import PRIVATE, thread_level
 from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir import build
 from tiledsl.ir.build import INT32, TRUE, all_of, const, ne
+from tiledsl.ir.stmt import TILE_OPS
 from tiledsl.ir.walk import Rewriter, free_vars, loads_of, map_kernels, substitute, walk
 
 from .branches import join_branches, reads
@@ -29,8 +31,6 @@ from .thread_writer import Level, Loop, Masks, Writer, whole
 
 __all__ = ["Spreader", "SpreadThreads"]
 
-_PRIVATE = ("local", "var")
-_BY_BLOCK = (ir.Parallel, ir.Copy, ir.Fill, ir.Gemm, ir.Reduce, ir.Scan)  # see `passes.expand_threads`
 _ZERO = const(0, INT32)
 _FEW = 32  # rounds
 Body = tuple[ir.Stmt, ...]
@@ -82,7 +82,7 @@ class Spreader(Writer):
 
     def is_point(self, n: ir.Node) -> bool:
         """Threads meet here."""
-        return isinstance(n, (ir.Sync, ir.Collective, ir.Wait, ir.ReducerOp, *_BY_BLOCK))
+        return isinstance(n, (ir.Sync, ir.Collective, ir.Wait, ir.ReducerOp, *TILE_OPS))
 
     def stays_inside(self, s: ir.Stmt) -> bool:
         """Threads can run this whole statement each for itself."""
@@ -97,39 +97,22 @@ class Spreader(Writer):
         """Something in the block happens once for all threads."""
         for s in body:
             if isinstance(s, (ir.Store, ir.Atomic, ir.ReducerOp)):
-                private = s.buffer.root.scope in _PRIVATE
+                private = s.buffer.root.scope in PRIVATE
                 if not self.differs(s) and (private or not divergent):
                     return True
             elif isinstance(s, ir.Debug):
                 if s.kind != "assume" and not divergent and not self.differs(s):
                     return True
             elif isinstance(s, ir.Alloc):
-                if s.buffer.root.scope not in _PRIVATE:
+                if s.buffer.root.scope not in PRIVATE:
                     return True
             elif isinstance(s, ir.If):
                 inner = divergent or self.differs(s.cond)
                 if self._uniform_effect(s.then, inner) or self._uniform_effect(s.orelse, inner):
                     return True
-            elif isinstance(s, (ir.For, ir.While)) and self._uniform_effect(s.body, divergent or self._uneven(s)):
-                return True
-        return False
-
-    def _uneven(self, s: ir.For | ir.While) -> bool:
-        """Threads may run different numbers of rounds, by the loop's own bounds."""
-        return any(map(self.differs, (s.start, s.stop, s.step) if isinstance(s, ir.For) else (s.cond,)))
-
-    def _parts(self, body: tuple[ir.Stmt, ...], divergent: bool, returns: bool) -> bool:
-        """Some threads, but not all that are here, may leave the loop or the kernel from within the block.
-        returns: only Return counts (inside another loop)."""
-        for s in body:
-            if isinstance(s, ir.Return) or (isinstance(s, (ir.Break, ir.Continue)) and not returns):
-                if divergent:
-                    return True
-            elif isinstance(s, ir.If):
-                inner = divergent or self.differs(s.cond)
-                if self._parts(s.then, inner, returns) or self._parts(s.orelse, inner, returns):
-                    return True
-            elif isinstance(s, (ir.For, ir.While)) and self._parts(s.body, divergent or self._uneven(s), True):
+            elif isinstance(s, (ir.For, ir.While)) and self._uniform_effect(
+                s.body, divergent or self.varying.uneven(s)
+            ):
                 return True
         return False
 
@@ -162,7 +145,7 @@ class Spreader(Writer):
             self.uniform_let(s)
 
     def _alloc(self, s: ir.Alloc) -> None:
-        if s.buffer.root.scope in _PRIVATE and s.buffer.root in self.varying.buffers:
+        if s.buffer.root.scope in PRIVATE and s.buffer.root in self.varying.buffers:
             self.level.pending.append(s)
         elif s.init is not None and loads_of(s.init):
             self.emit(s)
@@ -188,6 +171,13 @@ class Spreader(Writer):
         else:
             self.emit(s)
 
+    def _each(self, s: ir.Stmt) -> None:
+        """What the threads that are here do each for itself; the block, where that is the same for all of them."""
+        if self.differs(s) or self.some_threads:
+            self.level.pending.append(s)
+        else:
+            self.emit(s)
+
     def _by_block(self, s: ir.Stmt) -> None:
         """The threads that are here do this together; where all may have left by now, perhaps nobody does."""
         if not self._kills():
@@ -208,17 +198,15 @@ class Spreader(Writer):
             return
         group = self._group(s) if splits else None
         if self.stays_inside(s):
-            if not self.differs(s) and not self.some_threads:
-                self.emit(s)
-            elif group is not None and group[1] - group[0] == 1:
+            if group is not None and group[1] - group[0] == 1:
                 self.flush()
                 self.level.out.append(self.regions.region(self.guarded(s), *group))
             else:
-                self.level.pending.append(s)
+                self._each(s)
             return
         if group is not None:
             self.flush()
-            self.level.out += self.block(_without(s, self._always(s.cond, group)), self.level.masks, group)
+            self.level.out += self.block(_without(s, self._always(s.cond)), self.level.masks, group)
             return
         if not splits:
             then, orelse = (self._branch(b) for b in (s.then, s.orelse))
@@ -234,11 +222,10 @@ class Spreader(Writer):
         """The side that all threads of the group under way take, where it is known now."""
         if self.level.group == self.everyone:
             return None
-        known = self._known(s.cond)
-        inside = [all(evaluate(e, self._indices(t)) for e in known) for t in range(*self.level.group)]
+        inside = self._inside(s.cond)
         if not any(inside):
             return s.orelse
-        return s.then if all(inside) and self._always(s.cond, self.level.group) == TRUE else None
+        return s.then if all(inside) and self._always(s.cond) == TRUE else None
 
     def _sides(self, s: ir.If) -> tuple[tuple[ir.Stmt, ...], tuple[ir.Stmt, ...]]:
         """What the threads of each side do."""
@@ -273,10 +260,9 @@ class Spreader(Writer):
     def _halves(self, s: ir.If) -> tuple[tuple[int, int], tuple[int, int]] | None:
         """The threads of both sides, where they are known now and each side's are neighbours."""
         low, high = self.level.group
-        known = self._known(s.cond)
-        if not s.orelse or self._always(s.cond, (low, high)) != TRUE:
+        if not s.orelse or self._always(s.cond) != TRUE:
             return None
-        inside = [all(evaluate(e, self._indices(t)) for e in known) for t in range(low, high)]
+        inside = self._inside(s.cond)
         count = sum(inside)
         if not 0 < count < high - low:
             return None
@@ -297,10 +283,9 @@ class Spreader(Writer):
         """Threads with neighbouring numbers, the only ones for which the condition can hold, as far as that is known
         now; None where there are none, or where the others have something to do."""
         low, high = self.level.group
-        known = self._known(s.cond)
-        if s.orelse or not known:
+        if s.orelse:
             return None
-        inside = [t for t in range(low, high) if all(evaluate(e, self._indices(t)) for e in known)]
+        inside = [t for t, holds in enumerate(self._inside(s.cond), low) if holds]
         if not inside or inside[-1] - inside[0] + 1 != len(inside) or len(inside) == high - low:
             return None
         return inside[0], inside[-1] + 1
@@ -312,40 +297,46 @@ class Spreader(Writer):
         plain: ir.Expr = substitute(cond, self.lets)
         return [plain] if not reads(plain) and free_vars(plain) <= set(self.kernel.thread_vars) else []
 
+    def _inside(self, cond: ir.Expr) -> list[bool]:
+        """For each thread of the group under way, whether a condition can hold, as far as that is known now."""
+        known = self._known(cond)
+        return [all(evaluate(e, self._indices(t)) for e in known) for t in range(*self.level.group)]
+
     def _indices(self, t: int) -> dict[ir.Var, int]:
         found = {}
         for v, n in zip(self.kernel.thread_vars, self.regions.counts, strict=True):
             t, found[v] = divmod(t, n)
         return found
 
-    def _always(self, cond: ir.Expr, group: tuple[int, int]) -> ir.Expr:
-        """What is left of a condition for the threads of a group that was made for it."""
+    def _always(self, cond: ir.Expr) -> ir.Expr:
+        """What is left of a condition for the threads of the group that was made for it."""
         if isinstance(cond, ir.Binary) and cond.op == "and":
-            return build.and_(self._always(cond.a, group), self._always(cond.b, group))
+            return build.and_(self._always(cond.a), self._always(cond.b))
         return TRUE if self._known(cond) else cond
 
     # -- loops -----------------------------------------------------------------------------------------------
 
     def _for(self, s: ir.For) -> None:
-        uneven = self._uneven(s)
+        uneven = self.varying.uneven(s)
         if s.kind == "unroll" and self._few(s) and any(map(self.is_point, walk(s.body))) and not _leaves(s.body):
             for k in rounds_of(s) or ():
                 for x in self._again(s, k):
                     self.statement(x)
-        elif self.stays_inside(s) and (uneven or self._short(s) or self._parts(s.body, False, False)):
-            if self.differs(s) or self.some_threads:
-                self.level.pending.append(s)
-            else:
-                self.emit(s)
+        elif self.stays_inside(s) and (uneven or self._short(s) or self.varying.leaves(s.body)):
+            self._each(s)
         elif uneven:
             self._for_masked(s)
-        elif self._parts(s.body, False, False) or self._returns(s):
+        elif self.varying.leaves(s.body) or self._returns(s):
             self._even_masked(s)
         else:
-            self.loops.append(Loop())
-            body = self._branch(s.body)
-            self.loops.pop()
-            self.emit(s.replace(body=body))
+            self._together(s)
+
+    def _together(self, s: ir.For | ir.While) -> None:
+        """A loop whose rounds all threads go through."""
+        self.loops.append(Loop())
+        body = self._branch(s.body)
+        self.loops.pop()
+        self.emit(s.replace(body=body))
 
     def _short(self, s: ir.For) -> bool:
         """Few rounds: better inside a region, in registers. Long loops stay outside, so that neighbouring threads
@@ -437,17 +428,11 @@ class Spreader(Writer):
 
     def _while(self, s: ir.While) -> None:
         if self.stays_inside(s):
-            if self.differs(s) or self.some_threads:
-                self.level.pending.append(s)
-            else:
-                self.emit(s)
-        elif self._uneven(s) or self._parts(s.body, False, False) or self._returns(s):
+            self._each(s)
+        elif self.varying.uneven(s) or self.varying.leaves(s.body) or self._returns(s):
             self._rounds(s.body, s.cond, (), lambda: None, s)
         else:
-            self.loops.append(Loop())
-            body = self._branch(s.body)
-            self.loops.pop()
-            self.emit(s.replace(body=body))
+            self._together(s)
 
     def _rounds(
         self, body: tuple[ir.Stmt, ...], cond: ir.Expr, before: tuple[ir.Stmt, ...], step: Callable[[], None],
@@ -546,7 +531,7 @@ class _OfThread(Rewriter):
     def visit_expr(self, e: ir.Expr) -> ir.Expr:
         if not self.sp.differs(e):
             return e
-        if any(x.buffer.root.scope not in _PRIVATE for x in loads_of(e)):
+        if any(x.buffer.root.scope not in PRIVATE for x in loads_of(e)):
             return super().visit_expr(e)
         kind = INT32 if e.dtype.is_bool else e.dtype
         array = self.sp.regions.per_thread("own", kind)
@@ -557,7 +542,7 @@ class _OfThread(Rewriter):
 
 def _of_role(s: ir.Stmt) -> bool:
     """A variable that is the same for all who look at it: one of the block."""
-    return isinstance(s, ir.Store) and s.buffer.root.scope in _PRIVATE
+    return isinstance(s, ir.Store) and s.buffer.root.scope in PRIVATE
 
 
 def _without(s: ir.If, cond: ir.Expr) -> tuple[ir.Stmt, ...]:
@@ -569,17 +554,9 @@ def _leaves(body: tuple[ir.Stmt, ...]) -> bool:
     return any(isinstance(n, (ir.Break, ir.Continue)) for n in walk(body))
 
 
-def _escapes(s: ir.Stmt, loops: int = 0) -> bool:
+def _escapes(s: ir.Stmt) -> bool:
     """Control may leave s for a place outside of it."""
-    if isinstance(s, ir.Return):
-        return True
-    if isinstance(s, (ir.Break, ir.Continue)):
-        return loops == 0
-    if isinstance(s, ir.If):
-        return any(_escapes(x, loops) for x in (*s.then, *s.orelse))
-    if isinstance(s, (ir.For, ir.While)):
-        return any(_escapes(x, loops + 1) for x in s.body)
-    return False
+    return jumps_out(s) or any(isinstance(n, ir.Return) for n in walk(s))
 
 
 _HANDLERS: dict[type, Callable[[Spreader, Any], None]] = {
@@ -598,5 +575,5 @@ _HANDLERS: dict[type, Callable[[Spreader, Any], None]] = {
     ir.Return: Spreader._return,
     ir.Sync: Spreader._sync,
     ir.Collective: Spreader._collective,
-    **dict.fromkeys(_BY_BLOCK, Spreader._by_block),
+    **dict.fromkeys(TILE_OPS, Spreader._by_block),
 }

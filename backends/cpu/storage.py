@@ -166,11 +166,8 @@ def _local_buffers(kernel: ir.Kernel) -> list[ir.Buffer]:
     for n in walk(kernel.body):
         if isinstance(n, ir.Alloc):
             seen[n.buffer] = None
-        elif isinstance(n, ir.Buffer) and (n.scope != "global" or n.alias_of is not None):
-            chain = [n]
-            while chain[-1].alias_of is not None:
-                chain.append(chain[-1].alias_of)
-            for b in reversed(chain):
+        elif isinstance(n, ir.Buffer):
+            for b in n.chain:
                 if b.scope != "global" or b.alias_of is not None:
                     seen.setdefault(b)
     return list(seen)

@@ -8,8 +8,8 @@ number, or a vector.
 from __future__ import annotations
 
 from tiledsl import ir
-from tiledsl.dtypes import DType, as_dtype
-from tiledsl.errors import InternalError
+from tiledsl.dtypes import UINT8, UINT64, DType, as_dtype
+from tiledsl.errors import InternalError, TileNotImplementedError
 from tiledsl.ir.build import int_range
 from tiledsl.ir.walk import free_vars, loads_of
 
@@ -22,6 +22,7 @@ __all__ = [
     "address",
     "as_held",
     "bool_mask",
+    "constant",
     "encode",
     "index",
     "lazily",
@@ -37,11 +38,10 @@ __all__ = [
 _WIDE_OPS = {"add": add, "sub": sub, "mul": mul}
 _MAY_WRAP = frozenset(["add", "sub", "mul", "truncdiv", "floordiv"])
 _ROUNDED = frozenset(["add", "sub", "mul", "div", "sqrt"])
-_U64 = as_dtype("uint64")
 
 
 def _scalar_held(t: DType) -> DType:
-    return I64 if t.is_int and t is not _U64 else held(t)
+    return I64 if t.is_int and t is not UINT64 else held(t)
 
 
 def round_to(x: ir.Expr, t: DType) -> ir.Expr:
@@ -53,7 +53,7 @@ def round_to(x: ir.Expr, t: DType) -> ir.Expr:
 def encode(x: ir.Expr, t: DType) -> ir.Expr:
     """x, held as float32 but already a value of narrow type t, as it is in memory."""
     lanes = x.dtype.lanes
-    u8, u16, to = as_dtype("uint8").with_lanes(lanes), as_dtype("uint16").with_lanes(lanes), t.with_lanes(lanes)
+    u8, u16, to = UINT8.with_lanes(lanes), as_dtype("uint16").with_lanes(lanes), t.with_lanes(lanes)
     if isinstance(x, ir.Cast) and isinstance(x.x, ir.Cast) and x.x.type is to:
         return x.x  # it has just been rounded
     if t.name != "float8_e5m2":
@@ -74,6 +74,17 @@ def scalar(cx: Context, e: ir.Expr) -> ir.Expr:
     if v.coef != 0:
         raise InternalError("a uniform value was expected", e.loc)
     return v.expr
+
+
+def constant(cx: Context, e: ir.Expr, s: ir.Stmt) -> int:
+    """An extent of a tile operation, which is known now."""
+    n = scalar(cx, e)
+    if not isinstance(n, ir.Const):
+        name = type(s).__name__.lower()
+        raise TileNotImplementedError(
+            f"{name}: an extent that is not a compile-time constant is not yet supported", s.loc
+        )
+    return int(n.value)
 
 
 def index(cx: Context, e: ir.Expr) -> Lane:
@@ -179,7 +190,7 @@ def _elementwise(cx: Context, e: ir.Expr, operands: tuple[ir.Expr, ...], make: o
     out = make(xs)
     if t.is_narrow and not (isinstance(e, ir.Unary) and e.op in ("neg", "abs") and t.name != "float8_e8m0fnu"):
         out = round_to(out, t)
-    return Lane(widen(out) if uniform and t.is_int and t is not _U64 else out, 0 if uniform else None)
+    return Lane(widen(out) if uniform and t.is_int and t is not UINT64 else out, 0 if uniform else None)
 
 
 def _typed(x: ir.Expr, t: DType) -> ir.Expr:
@@ -213,22 +224,22 @@ def _reinterpret(cx: Context, e: ir.Call) -> Lane:
         out = ir.Cast(out, F32.with_lanes(lanes))
     elif e.type.is_packed and not uniform:
         out = ir.Cast(out, held(e.type).with_lanes(lanes))
-    return Lane(widen(out) if uniform and e.type.is_int and e.type is not _U64 else out, 0 if uniform else None)
+    return Lane(widen(out) if uniform and e.type.is_int and e.type is not UINT64 else out, 0 if uniform else None)
 
 
 def _binary(cx: Context, e: ir.Binary) -> Lane:
     e = _shifted(e)
     a, b = value(cx, e.a), value(cx, e.b)
     t = e.a.dtype
-    if t.is_int and t is not _U64:
+    if t.is_int and t is not UINT64:
         found = _wide_int(cx, e, a, b)
         if found is not None:
             return found
     if a.coef == 0 and b.coef == 0:
-        if t.is_int and t is not _U64 and e.op in ("shl", "shr"):
+        if t.is_int and t is not UINT64 and e.op in ("shl", "shr"):
             return Lane(widen(ir.Binary(e.op, narrow(a.expr, t), narrow(b.expr, t))))
         out: ir.Expr = ir.Binary(e.op, a.expr, b.expr)
-        if t.is_int and t is not _U64 and e.op in _MAY_WRAP and not _fits(cx, e):
+        if t.is_int and t is not UINT64 and e.op in _MAY_WRAP and not _fits(cx, e):
             return Lane(widen(ir.Cast(out, t)))
     else:
         out = ir.Binary(e.op, vector(cx, a, t), vector(cx, b, t))
@@ -277,14 +288,12 @@ def _logical(cx: Context, e: ir.Binary) -> Lane:
     a = value(cx, e.a)
     if a.coef == 0:
         decided = a.expr if e.op == "and" else ir.Unary("not", a.expr)
-        with lazily(cx, None if cx.lane is None else ir.Broadcast(decided, LANES)):
-            b = value(cx, e.b)
+        b = _where(cx, None if cx.lane is None else ir.Broadcast(decided, LANES), e.b)
         if b.coef == 0:
             return Lane(ir.Binary(e.op, a.expr, b.expr))
         return Lane(ir.Binary(e.op, bool_mask(cx, a), b.expr), None)
     m = cx.let("m", a.expr)
-    with lazily(cx, m if e.op == "and" else ir.Unary("not", m)):
-        b = value(cx, e.b)
+    b = _where(cx, m if e.op == "and" else ir.Unary("not", m), e.b)
     return Lane(ir.Binary(e.op, m, bool_mask(cx, b)), None)
 
 
@@ -295,23 +304,23 @@ def _lazy(cx: Context, e: ir.IfThenElse) -> Lane:
         # are harmless, so the sides are emitted in place and chosen by a lazy scalar or, for vectors, by masks.
         mask = None if cx.lane is None else ir.Broadcast(c.expr, LANES)
         no = None if mask is None else ir.Broadcast(ir.Unary("not", c.expr), LANES)
-        with lazily(cx, mask):
-            t = value(cx, e.t)
-        with lazily(cx, no):
-            f = value(cx, e.f)
+        t, f = _where(cx, mask, e.t), _where(cx, no, e.f)
         if t.coef == 0 and f.coef == 0:
             return Lane(ir.IfThenElse(c.expr, t.expr, f.expr))
         m: ir.Expr = ir.Broadcast(c.expr, LANES)
     else:
         m = cx.let("m", c.expr)
-        with lazily(cx, m):
-            t = value(cx, e.t)
-        with lazily(cx, ir.Unary("not", m)):
-            f = value(cx, e.f)
+        t, f = _where(cx, m, e.t), _where(cx, ir.Unary("not", m), e.f)
         if isinstance(t.expr, ir.Load) and t.coef is None and _is_zero(f.expr):
             return t  # a masked load already gives 0 where it is off
     tv, fv = vector(cx, t, e.dtype), vector(cx, f, e.dtype)
     return Lane(ir.Select(m, tv, fv), None)
+
+
+def _where(cx: Context, mask: ir.Expr | None, e: ir.Expr) -> Lane:
+    """An operand that only the lanes of a mask may touch."""
+    with lazily(cx, mask):
+        return value(cx, e)
 
 
 def _is_zero(e: ir.Expr) -> bool:
@@ -349,7 +358,7 @@ def _cast(cx: Context, e: ir.Cast) -> Lane:
     src, dst = e.x.dtype, e.type
     if src is dst:
         return v
-    if src.is_int and dst.is_int and v.coef is not None and src is not _U64 and dst is not _U64:
+    if src.is_int and dst.is_int and v.coef is not None and src is not UINT64 and dst is not UINT64:
         lo, hi = cx.facts.interval(e.x)
         tmin, tmax = int_range(dst)
         if lo >= tmin and hi <= tmax:
@@ -364,7 +373,7 @@ def _cast(cx: Context, e: ir.Cast) -> Lane:
         out = ir.Binary("ne", x, zero if uniform else ir.Broadcast(zero, LANES))
     elif dst.is_packed:
         out = ir.Cast(ir.Cast(x, dst.with_lanes(lanes)), (I64 if uniform else held(dst)).with_lanes(lanes))
-    elif uniform and dst.is_int and dst is not _U64:
+    elif uniform and dst.is_int and dst is not UINT64:
         out = widen(narrow(x, dst)) if x.dtype == I64 else widen(ir.Cast(x, dst))
     elif x.dtype == dst.with_lanes(lanes):
         out = x
@@ -444,7 +453,7 @@ def as_held(x: ir.Expr, logical: DType) -> ir.Expr:
     lanes = x.dtype.lanes
     if x.dtype.scalar.is_narrow:
         return ir.Cast(x, F32.with_lanes(lanes))
-    return widen(x) if lanes == 1 and logical.is_int and logical is not _U64 else x
+    return widen(x) if lanes == 1 and logical.is_int and logical is not UINT64 else x
 
 
 def store_value(cx: Context, v: Lane, place: Place) -> ir.Expr:

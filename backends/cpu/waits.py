@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tiledsl import ir
-from tiledsl.dtypes import as_dtype
+from tiledsl.dtypes import INT32, INT64
 from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir import build
 from tiledsl.ir.walk import Rewriter, loads_of, walk
 
 __all__ = ["SpinWaits", "observed"]
 
-_I64 = as_dtype("int64")
-_ZERO, _ONE = build.const(0, _I64), build.const(1, _I64)
+_ZERO, _ONE = build.const(0, INT64), build.const(1, INT64)
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def _clear(k: ir.Kernel, counter: ir.Buffer) -> ir.Kernel:
     """The kernel before k that sets its counter to 0."""
     body = (ir.Store(counter, (_ZERO,), _ZERO),)
     axes = tuple(ir.Var(v.name, v.type) for v in k.thread_vars)  # a binding belongs to one kernel
-    block = ir.Var("b", as_dtype("int32"))
+    block = ir.Var("b", INT32)
     grid = (build.const(1, block.type),)
     return k.replace(name=f"{k.name}_clear", grid=grid, block_vars=(block,), thread_vars=axes, body=body, attrs=())
 
@@ -80,11 +79,11 @@ class _Spin(Rewriter):
                 help="put what blocks do into an `if` instead of returning from the others",
             )
         if self.arrivals is None:
-            self.arrivals = ir.Buffer(f"{self.kernel.name}_arrivals", _I64, (_ONE,), "global")
+            self.arrivals = ir.Buffer(f"{self.kernel.name}_arrivals", INT64, (_ONE,), "global")
         blocks: ir.Expr = _ONE
         for extent in self.kernel.grid:
-            blocks = build.mul(blocks, build.cast(extent, _I64))
-        mine = ir.Var("arrival", _I64)
+            blocks = build.mul(blocks, build.cast(extent, INT64))
+        mine = ir.Var("arrival", INT64)
         arrive = ir.Atomic("add", self.arrivals, (_ZERO,), _ONE, mine, "acq_rel", loc=s.loc)
         round_, reached = build.floordiv(mine, blocks), build.floordiv(self.arrivals.load(_ZERO), blocks)
         wait = self.stmt(ir.Wait(build.ne(reached, round_), loc=s.loc))

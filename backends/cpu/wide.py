@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from tiledsl import ir
-from tiledsl.dtypes import as_dtype
+from tiledsl.dtypes import FLOAT32, INT32, INT64, as_dtype
 from tiledsl.ir.build import add, lt, mul, sub
 
-I32 = as_dtype("int32")
-I64 = as_dtype("int64")
-F32 = as_dtype("float32")
+I32, I64, F32 = INT32, INT64, FLOAT32
 BOOL = ir.BOOL
 LANES = 16
 ZERO = ir.Const(0, I64)

@@ -11,7 +11,7 @@ from tiledsl import ir
 from tiledsl.backends.cpu.emit import arith, convert, values
 from tiledsl.backends.cpu.emit.expansion import emit_math
 from tiledsl.backends.cpu.printing import constant_index, row_major_strides
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import BOOL, INT64, DType
 from tiledsl.errors import InternalError
 from tiledsl.ir.arithmetic import BIT_FUNCTIONS
 from tiledsl.ir.intrinsics import INTRINSICS
@@ -19,7 +19,6 @@ from tiledsl.ir.walk import loads_of
 
 __all__ = ["ExpressionEmitter"]
 
-I64, BOOL = as_dtype("int64"), as_dtype("bool")
 
 Value = Any  # llvmlite values are untyped for mypy
 
@@ -67,7 +66,7 @@ class ExpressionEmitter:
 
     def index(self, e: ir.Expr) -> Value:
         """An integer expression as int64, lane by lane for a vector."""
-        return convert.cast(self.b, e.dtype, I64.with_lanes(e.dtype.lanes), self.value(e))
+        return convert.cast(self.b, e.dtype, INT64.with_lanes(e.dtype.lanes), self.value(e))
 
     def place(self, b: ir.Buffer, indices: tuple[ir.Expr, ...]) -> tuple[Value, Value]:
         """The pointer, and the linear index: a scalar, or a vector for gathers and scatters."""
@@ -86,7 +85,7 @@ class ExpressionEmitter:
                 at = self.b.mul(at, values.splat(self.b, by, e.dtype.lanes) if e.dtype.lanes > 1 else by)
             (scalars if e.dtype.lanes == 1 else vectors).append(at)
         if constant or not scalars:
-            scalars.append(values.constant(I64, constant))
+            scalars.append(values.constant(INT64, constant))
         scalar = self._sum(scalars)
         base = self.pointer(b)
         if not vectors:
@@ -181,6 +180,6 @@ class ExpressionEmitter:
     def from_word(self, d: DType, word: Value) -> Value:
         """A scalar out of its argument word (zero- or sign-extended bits)."""
         if not d.is_float:
-            return convert.cast(self.b, I64, d, word)
+            return convert.cast(self.b, INT64, d, word)
         bits = self.b.trunc(word, ll.IntType(max(8, d.bits))) if d.bits < 64 else word
         return arith.reinterpret(self.b, d, bits)

@@ -32,13 +32,12 @@ from tiledsl.backends.cpu.printing import (
     row_major_strides,
 )
 from tiledsl.backends.llvm_cpu.expressions import ExpressionEmitter
-from tiledsl.dtypes import as_dtype
+from tiledsl.dtypes import INT64
 from tiledsl.errors import InternalError, Loc
 from tiledsl.ir.walk import free_vars
 
 __all__ = ["emit_function"]
 
-I64 = as_dtype("int64")
 
 Value = Any
 DONE, CANCELLED, FAILED = 0, 1, 2  # what the function returns
@@ -88,12 +87,12 @@ class _KernelEmitter(ExpressionEmitter):
         b.position_at_end(body)
         self.prologue()
         extents = [self.index(e) for e in self.kernel.grid]
-        with self.counted(self.first, self.last, values.constant(I64, 1), up=True) as (block, exits):
+        with self.counted(self.first, self.last, values.constant(INT64, 1), up=True) as (block, exits):
             self.next_block = exits.following
             self.unless(ring.cancelled)
             self.block_variables(block, extents)
             self.block(self.kernel.body)
-        b.ret(values.constant(I64, DONE))
+        b.ret(values.constant(INT64, DONE))
         return self.f
 
     def unless(self, stopped: Callable[[Any, Value], Value]) -> None:
@@ -102,7 +101,7 @@ class _KernelEmitter(ExpressionEmitter):
         going, stop = b.append_basic_block(), b.append_basic_block("cancelled")
         b.cbranch(stopped(b, self.context), stop, going)
         b.position_at_end(stop)
-        b.ret(values.constant(I64, CANCELLED))
+        b.ret(values.constant(INT64, CANCELLED))
         b.position_at_end(going)
 
     # -- before the first block ------------------------------------------------------------------------------------
@@ -128,7 +127,7 @@ class _KernelEmitter(ExpressionEmitter):
             for buffer in scratch:
                 if not isinstance(buffer.base, ir.Const):
                     raise InternalError(f"scratch buffer {buffer.name} has no constant place")
-                at = values.constant(I64, int(buffer.base.value))
+                at = values.constant(INT64, int(buffer.base.value))
                 self.pointers[buffer] = self.b.gep(start, [at], inbounds=True, source_etype=values.I8, name=buffer.name)
         known = set(self.values)
         for buffer in buffers:  # views that do not move
@@ -210,7 +209,7 @@ class _KernelEmitter(ExpressionEmitter):
         i = values.merged(b, (start, before))
         below, above = b.icmp_signed("<", i, stop), b.icmp_signed(">", i, stop)
         if up is None:
-            upwards = b.icmp_signed(">", step, values.constant(I64, 0))
+            upwards = b.icmp_signed(">", step, values.constant(INT64, 0))
             going = b.select(upwards, below, above)
         else:
             going = below if up else above
@@ -311,7 +310,7 @@ class _KernelEmitter(ExpressionEmitter):
             failed = self.b.not_(self.value(s.values[0]))
             with self.b.if_then(failed):
                 self.record(s, 1, s.values[1:])
-                self.b.ret(values.constant(I64, FAILED))
+                self.b.ret(values.constant(INT64, FAILED))
                 self.b.position_at_end(self.b.append_basic_block())
         # assume and breakpoint do nothing in compiled code
 
@@ -323,15 +322,15 @@ class _KernelEmitter(ExpressionEmitter):
         site = len(self.sites)
         self.sites.append(Site(s.kind, s.message, tuple(dtypes), s.loc, shapes))
         words = [None if isinstance(v, ir.Buffer) else ring.bits(b, v.dtype, self.value(v)) for v in shown]
-        place = ring.reserve(b, self.context, values.constant(I64, kind), values.constant(I64, site), len(dtypes))
-        with b.if_then(b.icmp_unsigned("!=", place, values.constant(I64, 0))):
+        place = ring.reserve(b, self.context, values.constant(INT64, kind), values.constant(INT64, site), len(dtypes))
+        with b.if_then(b.icmp_unsigned("!=", place, values.constant(INT64, 0))):
             record = b.inttoptr(place, values.PTR)
             at = 0
             for v, word in zip(shown, words, strict=True):
                 if isinstance(v, ir.Buffer):
                     self.record_buffer(record, at, v)
                 else:
-                    b.store(word, self.moved(record, I64, values.constant(I64, at)))
+                    b.store(word, self.moved(record, INT64, values.constant(INT64, at)))
                 at += count_of(v) if isinstance(v, ir.Buffer) else 1
 
     def record_buffer(self, record: Value, at: int, v: ir.Buffer) -> None:
@@ -340,9 +339,9 @@ class _KernelEmitter(ExpressionEmitter):
             for i in range(n):
                 value = b.load(self.slot(v, i), typ=values.value_type(v.dtype))
                 word = ring.bits(b, v.dtype, value)
-                b.store(word, self.moved(record, I64, values.constant(I64, at + i)))
+                b.store(word, self.moved(record, INT64, values.constant(INT64, at + i)))
             return
-        zero, one = values.constant(I64, 0), values.constant(I64, 1)
-        with self.counted(zero, values.constant(I64, n), one, up=True) as (i, _):
+        zero, one = values.constant(INT64, 0), values.constant(INT64, 1)
+        with self.counted(zero, values.constant(INT64, n), one, up=True) as (i, _):
             word = ring.bits(b, v.dtype, values.load(b, v.dtype, self.pointer(v), i))
-            b.store(word, self.moved(record, I64, b.add(i, values.constant(I64, at))))
+            b.store(word, self.moved(record, INT64, b.add(i, values.constant(INT64, at))))

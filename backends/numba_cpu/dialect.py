@@ -19,11 +19,10 @@ from typing import Any
 from llvmlite import ir as ll
 
 from tiledsl.backends.cpu.emit import arith, convert, values
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import BOOL, FLOAT64, INT64, DType, as_dtype
 
 __all__ = ["Kind", "Literal", "LoopOver", "OPERATORS", "Op", "Pointer", "TYPE_NAMES", "VOID", "dialect_names"]
 
-I64, BOOL, F64 = as_dtype("int64"), as_dtype("bool"), as_dtype("float64")
 
 # Short names of the scalar types; the vectors of 16 lanes append x16.
 TYPE_NAMES = {
@@ -81,7 +80,7 @@ class Op:
 
 def _dtype(kind: Kind) -> DType:
     if isinstance(kind, Literal):
-        return I64
+        return INT64
     if not isinstance(kind, DType):
         raise TypeError(f"a value is needed, not {kind}")
     return kind
@@ -90,7 +89,7 @@ def _dtype(kind: Kind) -> DType:
 def _same(kinds: Sequence[Kind]) -> DType:
     """The one dtype of all operands; literals follow."""
     found = [k for k in kinds if not isinstance(k, Literal)]
-    d = _dtype(found[0]) if found else I64
+    d = _dtype(found[0]) if found else INT64
     if any(k is not d for k in found):
         raise TypeError(f"operands differ: {', '.join(str(k) for k in kinds)}")
     if len(found) < len(kinds) and not d.is_int:
@@ -107,7 +106,7 @@ def _index(b: Any, kind: Kind, v: Any) -> Any:
     d = _dtype(kind)
     if not d.is_int:
         raise TypeError(f"an index is an integer, not {d}")
-    return convert.cast(b, d, I64, v) if d.lanes == 1 and d is not I64 else v
+    return convert.cast(b, d, INT64, v) if d.lanes == 1 and d is not INT64 else v
 
 
 # -- operators ------------------------------------------------------------------------------------------------
@@ -211,11 +210,11 @@ def _range_rule(kinds: Sequence[Kind]) -> Kind:
 def _range(b: Any, kinds: Sequence[Kind], result: Kind, args: Sequence[Any]) -> Any:
     """start, stop, step in int64 and a slot for the counter, kept in memory that LLVM turns into registers."""
     d = result.dtype
-    full = [convert.cast(b, d, I64, _as(k, d, v)) for k, v in zip(kinds, args, strict=True)]
+    full = [convert.cast(b, d, INT64, _as(k, d, v)) for k, v in zip(kinds, args, strict=True)]
     if len(full) == 1:
-        full = [values.constant(I64, 0), *full]
+        full = [values.constant(INT64, 0), *full]
     if len(full) == 2:
-        full.append(values.constant(I64, 1))
+        full.append(values.constant(INT64, 1))
     with b.goto_entry_block():
         slot = b.bitcast(b.alloca(values.I64, size=3), values.PTR)
     for i, v in enumerate(full):
@@ -230,10 +229,10 @@ def _field(b: Any, slot: Any, i: int) -> Any:
 def next_of_range(b: Any, d: DType, slot: Any) -> tuple[Any, Any]:
     """The counter and whether it is inside; advances."""
     now, stop, step = (b.load(_field(b, slot, i), typ=values.I64) for i in range(3))
-    up = b.icmp_signed(">", step, values.constant(I64, 0))
+    up = b.icmp_signed(">", step, values.constant(INT64, 0))
     inside = b.select(up, b.icmp_signed("<", now, stop), b.icmp_signed(">", now, stop))
     b.store(b.add(now, step, flags=("nsw",)), _field(b, slot, 0))
-    return convert.cast(b, I64, d, now), inside
+    return convert.cast(b, INT64, d, now), inside
 
 
 OPERATORS[range] = Op("range", _range_rule, _range)
@@ -252,7 +251,7 @@ def _cast(d: DType) -> Op:
         src, v = _dtype(kinds[0]), args[0]
         if isinstance(kinds[0], Literal):
             return values.constant(d, kinds[0].value)
-        if isinstance(v, ll.Constant) and src is F64 and d.is_float and not d.is_narrow:
+        if isinstance(v, ll.Constant) and src is FLOAT64 and d.is_float and not d.is_narrow:
             return values.constant(d, v.constant)
         v = convert.cast(b, src, d.with_lanes(src.lanes), v)
         return values.splat(b, v, d.lanes) if src.lanes != d.lanes else v
@@ -313,7 +312,7 @@ def dialect_names() -> dict[str, Op]:
         Op("store", _store_rule, _setitem),
         Op("load16", lambda kinds: kinds[0].dtype.with_lanes(16), _load16),
         Op("store16", lambda kinds: VOID, _store16),
-        Op("address", lambda kinds: I64, lambda b, kinds, result, args: b.ptrtoint(args[0], values.I64)),
+        Op("address", lambda kinds: INT64, lambda b, kinds, result, args: b.ptrtoint(args[0], values.I64)),
         Op("fma", _same, lambda b, kinds, result, args: arith.fma(b, *args)),
         Op("select", lambda kinds: _same(kinds[1:]), _select),
         Op("ramp", lambda kinds: _dtype(kinds[0]).with_lanes(16), _ramp),

@@ -12,13 +12,12 @@ from tiledsl import ir
 from tiledsl.backends.cpu.printing import constant_index, count_of, row_major_strides
 from tiledsl.backends.numba_cpu.dialect import TYPE_NAMES
 from tiledsl.backends.numba_cpu.names import NAMES
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import INT64, DType
 from tiledsl.errors import InternalError
 from tiledsl.ir.intrinsics import INTRINSICS
 
 __all__ = ["RESERVED", "ExpressionPrinter", "plain", "type_name", "unique"]
 
-I64 = as_dtype("int64")
 
 # Python's binary operators: text and precedence (higher binds tighter).
 _OPERATORS = {
@@ -124,7 +123,7 @@ class ExpressionPrinter:
         """An integer expression as int64."""
         if isinstance(e, ir.Const):
             return str(int(e.value))
-        if e.dtype is I64:
+        if e.dtype is INT64:
             return self.expr(e, precedence=precedence)
         return f"{self.use('i64' if e.dtype.lanes == 1 else 'i64x16')}({self.expr(e)})"
 
@@ -183,7 +182,7 @@ class ExpressionPrinter:
         text = str(int(v))
         if d.name == "uint64" and int(v) >= 1 << 63:
             text = str(int(v) - (1 << 64))  # the same bits: literals are int64
-        return text if d is I64 or literal else f"{self.use(type_name(d))}({text})"
+        return text if d is INT64 or literal else f"{self.use(type_name(d))}({text})"
 
     def on_Var(self, e: ir.Var) -> tuple[str, int]:
         if e not in self.names:

@@ -23,13 +23,12 @@ from tiledsl.backends.numba_cpu.expressions import (
     unique,
 )
 from tiledsl.backends.numba_cpu.micro import micro_names
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import INT64, DType
 from tiledsl.errors import InternalError, Loc
 from tiledsl.ir.walk import free_vars, walk
 
 __all__ = ["Printed", "print_function"]
 
-I64 = as_dtype("int64")
 _WIDTH = 118
 
 
@@ -160,7 +159,7 @@ class _KernelPrinter(ExpressionPrinter):
 
     def from_word(self, d: DType, word: str) -> str:
         """A scalar out of its argument word (zero- or sign-extended bits)."""
-        if d is I64:
+        if d is INT64:
             return word
         if d.is_float:
             bits = f"{self.use(f'i{d.bits}')}({word})" if d.bits < 64 else word
@@ -179,7 +178,7 @@ class _KernelPrinter(ExpressionPrinter):
             if i in wanted:
                 index = rest if last else f"{rest} % {extent}"
                 v = variables[i]
-                text = index if v.type is I64 else f"{self.use(type_name(v.type))}({index})"
+                text = index if v.type is INT64 else f"{self.use(type_name(v.type))}({index})"
                 self.line(f"{self.name(v, v.name)} = {text}")
             rest = f"{rest} // {extent}"
 
@@ -235,7 +234,7 @@ class _KernelPrinter(ExpressionPrinter):
         args = [s.start, s.stop, s.step]
         if isinstance(s.step, ir.Const) and s.step.value == 1:
             args.pop()
-        plain = s.var.type is I64 or not all(isinstance(a, ir.Const) for a in args)
+        plain = s.var.type is INT64 or not all(isinstance(a, ir.Const) for a in args)
         texts = [self.expr(a, literal=plain) for a in args]
         self.line(f"for {self.name(s.var, s.var.name)} in range({', '.join(texts)}):")
         self.loop(s.body)

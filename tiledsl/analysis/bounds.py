@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tiledsl.analysis.linear import Atom, Linear, System
+from tiledsl.ir import COMPARISONS, Binary, Cast, Const, Expr, Function, IfThenElse, Kernel, Load, Select, Unary, Var
 from tiledsl.ir.build import int_range
-from tiledsl.ir.expr import COMPARISONS, Binary, Cast, Const, Expr, IfThenElse, Load, Select, Unary, Var
-from tiledsl.ir.stmt import Function, Kernel
 from tiledsl.ir.walk import free_vars, walk
 
 __all__ = ["Facts", "SYMBOL_MAX", "kernel_facts", "prove"]

@@ -5,8 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tiledsl.ir.buffer import Buffer
-from tiledsl.ir.stmt import Alloc, Atomic, Break, Collective, Continue, Debug, Function, Return, Stmt, Sync, Wait, While
+from tiledsl.ir import (
+    Alloc,
+    Atomic,
+    Break,
+    Buffer,
+    Collective,
+    Continue,
+    Debug,
+    Function,
+    Return,
+    Stmt,
+    Sync,
+    Wait,
+    While,
+)
 from tiledsl.ir.walk import reads, walk, writes
 
 __all__ = ["Effects", "conflict", "effects", "written"]

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from tiledsl.errors import TileTypeError
-from tiledsl.ir import arithmetic
-from tiledsl.ir.expr import Binary, Cast, Const, Expr, IfThenElse, Select, Unary, Var
+from tiledsl.ir import Binary, Cast, Const, Expr, IfThenElse, Select, Unary, Var, arithmetic
 
 __all__ = ["evaluate"]
 

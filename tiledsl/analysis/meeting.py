@@ -4,23 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tiledsl.ir.expr import Expr
-from tiledsl.ir.stmt import (
-    Alloc,
-    Collective,
-    Copy,
-    Fill,
-    Gemm,
-    If,
-    Kernel,
-    Parallel,
-    Reduce,
-    ReducerOp,
-    Scan,
-    Stmt,
-    Sync,
-    Wait,
-)
+from tiledsl.ir import TILE_OPS, Alloc, Collective, Expr, If, Kernel, ReducerOp, Stmt, Sync, Wait
 from tiledsl.ir.walk import walk
 
 __all__ = ["apart", "waits"]
@@ -39,7 +23,7 @@ def _meets(s: Sync) -> bool:
 def _by_block(s: Stmt) -> bool:
     """Something in it is done by all threads of the block together."""
     return any(
-        isinstance(n, (Parallel, Copy, Fill, Gemm, Reduce, Scan, ReducerOp))
+        isinstance(n, (*TILE_OPS, ReducerOp))
         or (isinstance(n, Sync) and n.scope in ("block", "grid") and n.count is None)
         or (isinstance(n, Collective) and n.scope == "block")
         or (isinstance(n, Alloc) and n.buffer.root.scope not in ("local", "var"))

@@ -7,16 +7,32 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from tiledsl.analysis.bounds import Facts, kernel_facts
+from tiledsl.ir import (
+    Binary,
+    Break,
+    Const,
+    Continue,
+    Debug,
+    Expr,
+    For,
+    Function,
+    If,
+    IfThenElse,
+    Kernel,
+    Let,
+    Node,
+    Parallel,
+    Return,
+    Stmt,
+    While,
+)
 from tiledsl.ir.build import const
-from tiledsl.ir.expr import Binary, Const, Expr, IfThenElse
-from tiledsl.ir.node import Node
-from tiledsl.ir.stmt import Break, Continue, Debug, For, Function, If, Kernel, Let, Parallel, Return, Stmt, While
 from tiledsl.ir.walk import Rewriter, map_kernels
 
 _N = TypeVar("_N", bound=Node)
 _T = TypeVar("_T")
 
-__all__ = ["ScopedRewriter", "leaves"]
+__all__ = ["ScopedRewriter", "jumps_out", "leaves"]
 
 
 def leaves(body: tuple[Stmt, ...]) -> bool:
@@ -27,6 +43,13 @@ def leaves(body: tuple[Stmt, ...]) -> bool:
     return isinstance(last, (Break, Continue, Return)) or (
         isinstance(last, If) and leaves(last.then) and leaves(last.orelse)
     )
+
+
+def jumps_out(s: Stmt) -> bool:
+    """Control may leave the loop around s, or its round, from within s."""
+    if isinstance(s, If):
+        return any(map(jumps_out, (*s.then, *s.orelse)))
+    return isinstance(s, (Break, Continue))
 
 
 class ScopedRewriter(Rewriter):

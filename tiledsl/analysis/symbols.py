@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 from tiledsl.analysis.evaluate import evaluate
 from tiledsl.errors import TileTypeError, TileValueError
-from tiledsl.ir.buffer import Buffer
-from tiledsl.ir.expr import Expr, Var
-from tiledsl.ir.stmt import Function
+from tiledsl.ir import Buffer, Expr, Function, Var
 from tiledsl.ir.walk import free_vars
 
 __all__ = ["row_major", "solve"]

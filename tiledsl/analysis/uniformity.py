@@ -9,38 +9,39 @@ import operator
 from collections.abc import Sequence
 
 from tiledsl.analysis.evaluate import evaluate
-from tiledsl.ir.buffer import Buffer
-from tiledsl.ir.expr import Binary, Call, Const, Expr, Load, Var
-from tiledsl.ir.stmt import (
+from tiledsl.ir import (
+    TILE_OPS,
     Alloc,
     Atomic,
+    Binary,
     Break,
+    Buffer,
+    Call,
     Collective,
+    Const,
     Continue,
-    Copy,
-    Fill,
+    Expr,
     For,
-    Gemm,
     If,
     Kernel,
     Let,
+    Load,
     Parallel,
-    Reduce,
     ReducerOp,
     Return,
-    Scan,
     Stmt,
     Store,
     Sync,
+    Var,
     Wait,
     While,
 )
 from tiledsl.ir.walk import reads, substitute, walk, writes
 
-__all__ = ["Varying", "thread_level", "varying"]
+__all__ = ["PRIVATE", "Varying", "thread_level", "varying"]
 
-_PRIVATE = ("local", "var")
-_MEETINGS = (Wait, Sync, Copy, Fill, Gemm, Reduce, Scan, Parallel)
+PRIVATE = ("local", "var")  # scopes of which each thread has its own
+_MEETINGS = (Wait, Sync, *TILE_OPS)
 Here = tuple[int, bool]  # the threads that may be at a place (bits by number); whether all of them are, together
 
 
@@ -108,6 +109,10 @@ class Varying:
             [self._mark(b) for b, here, uneven in self._stores if uneven or not self._all_readers(b, here)]
         )
 
+    def uneven(self, s: For | While) -> bool:
+        """Lanes may run different numbers of rounds, by the loop's own bounds."""
+        return any(map(self.expr, (s.start, s.stop, s.step) if isinstance(s, For) else (s.cond,)))
+
     def _mark(self, n: Var | Buffer) -> bool:
         if isinstance(n, Var):
             new = n not in self.vars
@@ -127,7 +132,7 @@ class Varying:
 
     def _read(self, s: Stmt, here: Here) -> None:
         threads = here[0]
-        for root in {b.root for b in reads(s) if b.root.scope in _PRIVATE}:
+        for root in {b.root for b in reads(s) if b.root.scope in PRIVATE}:
             if here == self.everyone and root not in self._parted:
                 continue  # still the same for all roles
             apart = [r for r in self.readers.get(root, []) if not r & threads]
@@ -210,7 +215,7 @@ class Varying:
         if isinstance(s, (Store, Atomic, ReducerOp)):
             parts = [*s.indices, *((s.value,) if s.value is not None else ())]
             uneven = any(map(self.expr, parts))
-            if s.buffer.root.scope in _PRIVATE:
+            if s.buffer.root.scope in PRIVATE:
                 self._stores.append((s.buffer.root, here, uneven))
             if not isinstance(s, Store) and not divergent and not uneven and not self._parallel and _counts(s):
                 self.repeated.append(s)
@@ -226,8 +231,7 @@ class Varying:
             then, orelse = self._sides(s, here)
             return self._block(s.then, then) | self._block(s.orelse, orelse)
         if isinstance(s, (For, While)):
-            bounds = (s.start, s.stop, s.step) if isinstance(s, For) else (s.cond,)
-            uneven = any(map(self.expr, bounds))
+            uneven = self.uneven(s)
             changed = isinstance(s, For) and uneven and self._mark(s.var)
             apart = uneven or self._leaves(s.body, divergent)
             return changed | self._block(s.body, (here[0], False) if apart else here)
@@ -237,7 +241,7 @@ class Varying:
             changed |= self._block(s.body, here)
             self._parallel = False
             return changed
-        own = [b.root for b in writes(s) if b.root.scope in _PRIVATE]  # a tile operation on each thread's storage
+        own = [b.root for b in writes(s) if b.root.scope in PRIVATE]  # a tile operation on each thread's storage
         self._stores += [(b, here, self.expr(s)) for b in own]
         return False
 
@@ -257,7 +261,7 @@ class Varying:
                 if self._leaves(s.then, inner, jumps) or self._leaves(s.orelse, inner, jumps):
                     return True
             elif isinstance(s, (For, While)):
-                uneven = divergent or any(map(self.expr, (s.start, s.stop) if isinstance(s, For) else (s.cond,)))
+                uneven = divergent or self.uneven(s)
                 uneven = uneven or self._leaves(s.body, uneven)
                 if self._leaves(s.body, uneven, False):
                     return True

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tiledsl.dtypes import SCALARS, DType, as_dtype
+from tiledsl.dtypes import BOOL, FLOAT32, INT32, SCALARS, DType, as_dtype
 from tiledsl.errors import TileNotImplementedError, TileTypeError
 from tiledsl.frontend.habits import dtype_advice
 from tiledsl.frontend.location import error, here
@@ -17,8 +17,6 @@ __all__ = [
     "BOOL", "FLOAT32", "INT32", "as_number", "convert", "fits", "is_number", "literal", "literal_dtype", "slice_dtype",
     "widened",
 ]  # fmt: skip
-
-BOOL, INT32, FLOAT32 = (as_dtype(n) for n in ("bool", "int32", "float32"))
 
 
 def slice_dtype(x: Any, what: str, vectors: bool = False) -> DType:

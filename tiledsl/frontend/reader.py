@@ -14,13 +14,12 @@ import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeGuard
 
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import FLOAT32, INT32, DType, as_dtype
 from tiledsl.errors import Loc, TileNameError, TileSyntaxError, TileTypeError, suggest
+from tiledsl.ir import SCOPES, Buffer, Region, fields_of
 from tiledsl.ir import expr as E
 from tiledsl.ir import stmt as S
-from tiledsl.ir.buffer import SCOPES, Buffer, Region
 from tiledsl.ir.intrinsics import INTRINSICS
-from tiledsl.ir.node import fields_of
 from tiledsl.ir.printer import (
     BINARY_FUNCTIONS,
     DEBUG_FUNCTIONS,
@@ -48,7 +47,6 @@ _JUMPS: dict[type[ast.stmt], type[S.Stmt]] = {
 }
 _UNDEFINED = "bind it in the lines before"
 _HELP = "pass one function as ir.printer.to_text prints it"
-_INT32, _FLOAT32 = as_dtype("int32"), as_dtype("float32")
 
 
 def from_text(text: str, filename: str | None = None) -> S.Function:
@@ -253,7 +251,7 @@ class _Reader:
         while body and isinstance(s := body[0], ast.Assign) and _calls(s.value, "get_thread_binding"):
             body.pop(0)
             given, _ = self.arguments(s.value, 1, 2)
-            thread_vars.append(self.var(s.targets[0], self.dtype(given[1]) if len(given) == 2 else _INT32))
+            thread_vars.append(self.var(s.targets[0], self.dtype(given[1]) if len(given) == 2 else INT32))
         return S.Kernel(
             str(self.data(options["name"])) if "name" in options else self.name,
             extents,
@@ -384,7 +382,7 @@ class _Reader:
             axes = tuple(range(len(fields["dst"].extents)))
             fields.update(domain=fields["dst"].extents, src_axes=axes, dst_axes=axes)
         if cls is S.Collective:
-            fields["result"] = E.Var("_", _INT32)  # `bound` puts the author's there
+            fields["result"] = E.Var("_", INT32)  # `bound` puts the author's there
         made: S.Stmt = cls(**fields, loc=loc)
         return made
 
@@ -476,7 +474,7 @@ class _Reader:
 
     def literal(self, value: Any, n: ast.expr) -> E.Const:
         if isinstance(value, (bool, int, float)):
-            dtype = E.BOOL if isinstance(value, bool) else _INT32 if isinstance(value, int) else _FLOAT32
+            dtype = E.BOOL if isinstance(value, bool) else INT32 if isinstance(value, int) else FLOAT32
             return E.Const(value, dtype, loc=self.loc(n))
         self.fail(n, "a number was expected")
 
@@ -546,5 +544,5 @@ def _as_regions(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_as_regions, value))
     if isinstance(value, Buffer):
-        return Region(value, tuple(E.Const(0, _INT32) for _ in value.shape), value.shape)
+        return Region(value, tuple(E.Const(0, INT32) for _ in value.shape), value.shape)
     return value

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tiledsl.interp.memory import in_order
 from tiledsl.interp.scope import TRACKER, Env, Fn, Scope
-from tiledsl.ir import arithmetic
-from tiledsl.ir.stmt import Atomic
+from tiledsl.ir import Atomic, arithmetic
 
 if TYPE_CHECKING:
     from tiledsl.interp.expr import Expressions
@@ -55,11 +55,9 @@ class Atomics:
 
         def atomic(env: Env, mask: Any) -> Any:
             data = env[access.slot]
-            at, on = memory.index_arrays(access, env, mask, None)
-            at, good = memory.resolve(access, env, at, on, data.shape)
+            at, good = memory.touched(access, env, mask)
             shape: tuple[int, ...] = () if nest is None else env[nest.shape_slot]
-            on_all = np.broadcast_to(True if good is None else good, shape)
-            flat = tuple(np.broadcast_to(i, shape)[on_all] for i in at)
+            on_all, flat = in_order(at, good, shape)
             operand = (
                 None if value is None else np.broadcast_to(np.asanyarray(value(env, mask), storage), shape)[on_all]
             )

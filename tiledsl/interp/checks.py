@@ -160,17 +160,15 @@ class Tracker:
         flat, lanes = self._flatten(at, good)
         touched = cells.of(data, flat)
         if self.poison:
-            ok = cells.written[touched].all(-1)
-            if not ok.all():
-                raise self._error(fail, env, buffer, cells, flat, ~ok, lanes, "is read before anything has written it")
+            blank = ~cells.written[touched].all(-1)
+            self._refuse(blank, fail, env, buffer, cells, flat, lanes, "is read before anything has written it")
         if not self.conflicts:
             return
         racing = None if lanes is None or self._private(buffer, data, at) else lanes
         for who, owner, writers, readers in self._racers(buffer, env, cells, racing):
             bad = _others(writers[touched], owner).any(-1)
-            if bad.any():
-                what = f"is read by one {who} and written by another"
-                raise self._error(fail, env, buffer, cells, flat, bad, lanes, what)
+            what = f"is read by one {who} and written by another"
+            self._refuse(bad, fail, env, buffer, cells, flat, lanes, what)
             _note_reader(readers, touched, np.broadcast_to(owner, touched.shape))
 
     def _racers(
@@ -214,13 +212,11 @@ class Tracker:
             bad = (_others(writers[touched], owner) & changed).any(-1)
             if who != "block":
                 bad |= _twice(touched, values)
-            if bad.any():
-                what = f"is written by two {who}s with different values"
-                raise self._error(fail, env, buffer, cells, flat, bad, lanes, what)
+            what = f"is written by two {who}s with different values"
+            self._refuse(bad, fail, env, buffer, cells, flat, lanes, what)
             bad = _others(readers[touched], owner).any(-1)
-            if bad.any():
-                what = f"is read by one {who} and written by another"
-                raise self._error(fail, env, buffer, cells, flat, bad, lanes, what)
+            what = f"is read by one {who} and written by another"
+            self._refuse(bad, fail, env, buffer, cells, flat, lanes, what)
             writers[touched] = np.broadcast_to(owner, touched.shape)
 
     def atomic(self, buffer: Buffer, env: Env, data: Array, flat: tuple[Any, ...], reads: bool, fail: Fail) -> None:
@@ -230,11 +226,8 @@ class Tracker:
             return
         touched = cells.of(data, flat)
         if self.poison and reads:
-            ok = cells.written[touched].all(-1)
-            if not ok.all():
-                raise self._error(
-                    fail, env, buffer, cells, flat, ~ok, None, "is updated before anything has written it"
-                )
+            blank = ~cells.written[touched].all(-1)
+            self._refuse(blank, fail, env, buffer, cells, flat, None, "is updated before anything has written it")
         cells.written[touched] = True
 
     def finished(self, buffer: Buffer, data: Array) -> None:
@@ -293,17 +286,13 @@ class Tracker:
         flat = tuple(np.broadcast_to(i, shape)[on] for i in at)
         return flat, None if ids is None else np.broadcast_to(ids, shape)[on]
 
-    def _error(
-        self,
-        fail: Fail,
-        env: Env,
-        buffer: Buffer,
-        cells: _Cells,
-        flat: tuple[Any, ...],
-        bad: Any,
-        lanes: Any,
+    def _refuse(
+        self, bad: Any, fail: Fail, env: Env, buffer: Buffer, cells: _Cells, flat: tuple[Any, ...], lanes: Any,
         what: str,
-    ) -> Exception:
+    ) -> None:  # fmt: skip
+        """The error of the first element that is `bad`, if one is."""
+        if not bad.any():
+            return
         first = int(np.argmax(bad)) if np.ndim(bad) else 0
         index = [int(np.ravel(i)[first if np.ndim(i) else 0]) for i in flat[len(flat) - buffer.rank :]]
         element = f"{buffer.name}[{', '.join(map(str, index))}]"
@@ -314,7 +303,7 @@ class Tracker:
         located = fail(env, f"{element} {what}", *notes, lane=lane)
         assert isinstance(located, TileError)
         help = "order them by a T.sync_threads() between the two accesses" if "read by one thread" in what else None
-        return TileRuntimeError(located.message, located.loc, located.notes, help)
+        raise TileRuntimeError(located.message, located.loc, located.notes, help)
 
 
 def _codes(data: Nibbles, flat: tuple[Any, ...], values: Any) -> Any:

@@ -10,9 +10,8 @@ import numpy as np
 
 from tiledsl.errors import TileRuntimeError
 from tiledsl.interp.scope import RETURNED, TRACKER, Env, Fn, Nest, Scope
-from tiledsl.ir import arithmetic
+from tiledsl.ir import Collective, Sync, arithmetic
 from tiledsl.ir.collectives import COLLECTIVE_REDUCTIONS, WARP
-from tiledsl.ir.stmt import Collective, Sync
 
 if TYPE_CHECKING:
     from tiledsl.interp.expr import Expressions

@@ -9,9 +9,7 @@ import numpy as np
 
 from tiledsl.errors import TileIndexError, TileRuntimeError
 from tiledsl.interp.scope import Env, Fn, Scope, of_lane
-from tiledsl.ir.buffer import Buffer
-from tiledsl.ir.expr import Expr
-from tiledsl.ir.stmt import Debug
+from tiledsl.ir import Buffer, Debug, Expr
 
 if TYPE_CHECKING:
     from tiledsl.interp.expr import Expressions

@@ -8,15 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import FLOAT32, DType
 from tiledsl.errors import InternalError, TileRuntimeError, TileTypeError
 from tiledsl.interp import shadow
 from tiledsl.interp.memory import Memory
 from tiledsl.interp.scope import STEPS, Env, Fn, Nest, Scope
-from tiledsl.ir import arithmetic
-from tiledsl.ir.build import droppable
-from tiledsl.ir.exact import fma32, fma64
-from tiledsl.ir.expr import (
+from tiledsl.ir import (
     Binary,
     Broadcast,
     Call,
@@ -30,13 +27,15 @@ from tiledsl.ir.expr import (
     Select,
     Unary,
     Var,
+    arithmetic,
 )
+from tiledsl.ir.build import droppable
+from tiledsl.ir.exact import fma32, fma64
 from tiledsl.ir.intrinsics import INTRINSICS
 from tiledsl.ir.math import MathFunction, expansion
 
 __all__ = ["Expressions"]
 
-_F32 = as_dtype("float32")
 _DIVISIONS = frozenset(["floordiv", "floormod", "truncdiv", "truncmod", "div"])
 
 
@@ -169,7 +168,7 @@ class Expressions:
 
     def _fma(self, e: Fma) -> Fn:
         a, b, c = self.compile(e.a), self.compile(e.b), self.compile(e.c)
-        function = fma32 if e.dtype.scalar is _F32 else fma64
+        function = fma32 if e.dtype.scalar is FLOAT32 else fma64
         if self.scope.options.shadow:
             function = shadow.fused(function)
         return lambda env, mask: function(a(env, mask), b(env, mask), c(env, mask))
@@ -284,11 +283,11 @@ class Expressions:
             return self._expand(expansion(e.name, dtype), given, arrays)
 
         def widened(x: Fn, array: bool) -> Fn:
-            widen = self.cast(dtype, _F32, array)
+            widen = self.cast(dtype, FLOAT32, array)
             return lambda env, mask: widen(x(env, mask))
 
-        narrow = self.cast(_F32, dtype, any(arrays))
-        wide = self._expand(expansion(e.name, _F32), list(map(widened, given, arrays)), arrays)
+        narrow = self.cast(FLOAT32, dtype, any(arrays))
+        wide = self._expand(expansion(e.name, FLOAT32), list(map(widened, given, arrays)), arrays)
         return lambda env, mask: narrow(wide(env, mask))
 
     def _expand(self, function: MathFunction, given: list[Fn], arrays: list[bool]) -> Fn:

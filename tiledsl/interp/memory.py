@@ -15,15 +15,13 @@ import numpy as np
 
 from tiledsl.errors import InternalError, TileIndexError
 from tiledsl.interp.scope import TRACKER, Env, Fn, Nest, Scope
-from tiledsl.ir import build
-from tiledsl.ir.buffer import Buffer, place_text
-from tiledsl.ir.expr import Binary, Cast, Const, Expr, Load, Var
-from tiledsl.ir.stmt import Store
+from tiledsl.ir import Binary, Buffer, Cast, Const, Expr, Load, Store, Var, build
+from tiledsl.ir.buffer import place_text
 
 if TYPE_CHECKING:
     from tiledsl.interp.expr import Expressions
 
-__all__ = ["Access", "Memory", "describe"]
+__all__ = ["Access", "Memory", "describe", "in_order"]
 
 
 def describe(buffer: Buffer) -> str:
@@ -236,7 +234,7 @@ class Memory:
             if part is None:
                 return data[key].transpose(perm)[expand]
             if not guarded:
-                _check_lanes(access, env, mask, box.indices(env), data.shape)
+                self._resolve(access, env, box.indices(env), mask, data.shape)
             value = np.full_like(data, safe, shape=box.lanes(env))
             if not empty:
                 value[part] = data[key].transpose(perm)[expand]
@@ -255,7 +253,7 @@ class Memory:
             where = mask
             if part is not None:
                 if not guarded:
-                    _check_lanes(access, env, mask, box.indices(env), data.shape)
+                    self._resolve(access, env, box.indices(env), mask, data.shape)
                 if empty:
                     return mask
                 v, where = _part(v, part), _part(mask, part)
@@ -270,12 +268,9 @@ class Memory:
 
     # -- gathers and scatters ----------------------------------------------------------------------------
 
-    @staticmethod
-    def index_arrays(access: Access, env: Env, mask: Any, vmask: Fn | None) -> tuple[tuple[Any, ...], Any]:
-        """(indices, mask) of all touched elements, broadcastable to one shape (lane axes, vector axis).
-
-        A private buffer's indices start with the lanes themselves.
-        """
+    def touched(self, access: Access, env: Env, mask: Any, vmask: Fn | None = None) -> tuple[tuple[Any, ...], Any]:
+        """Indices that are safe to use, and which of them count (None = all), broadcastable to one shape (lane axes,
+        vector axis). A private buffer's indices start with the lanes themselves."""
         nest = access.nest
         indices = [f(env, mask) for f in access.indices]
         rank = nest.rank if nest else 0
@@ -292,22 +287,23 @@ class Memory:
         if nest is not None and access.private:
             lanes = np.ogrid[tuple(slice(n) for n in env[nest.shape_slot])]
             indices = [*(a[..., None] if access.vector else a for a in lanes), *indices]
-        return tuple(indices), mask
+        return self._resolve(access, env, tuple(indices), mask, env[access.slot].shape)
 
     @staticmethod
-    def resolve(
+    def _resolve(
         access: Access, env: Env, at: tuple[Any, ...], mask: Any, extents: tuple[int, ...]
     ) -> tuple[tuple[Any, ...], Any]:
         """Indices that are safe to use, and which of them count (None = all)."""
-        skip = len(at) - access.buffer.rank  # the lanes of a private buffer are in range
+        own = at[len(at) - access.buffer.rank :]  # the lanes of a private buffer are in range
+        extents = extents[access.nest.rank if access.nest is not None and access.private else 0 :]
         inside: Any = True
-        for i, n in zip(at[skip:], extents[skip:], strict=False):
+        for i, n in zip(own, extents, strict=False):
             inside = inside & ((i >= 0) & (i < n))
         if np.all(inside):
             return at, mask
         bad = ~np.asarray(inside) if mask is None else np.asarray(mask) & ~np.asarray(inside)
         if not access.guarded and bad.any():
-            raise _lane_error(access, env, bad, at[skip:], extents[skip:])
+            raise _lane_error(access, env, bad, own, extents)
         good = inside if mask is None else inside & mask
         return tuple(np.where(good, i, 0) for i in at), good
 
@@ -319,8 +315,7 @@ class Memory:
 
         def gather(env: Env, mask: Any) -> Any:
             data = env[slot]
-            at, on = self.index_arrays(access, env, mask, vmask)
-            at, good = self.resolve(access, env, at, on, data.shape)
+            at, good = self.touched(access, env, mask, vmask)
             if tracks:
                 env[TRACKER].read(access.buffer, env, data, at, good, access.fail)
             if good is None:
@@ -340,8 +335,7 @@ class Memory:
         def scatter(env: Env, mask: Any) -> Any:
             v = value(env, mask)
             data = env[slot]
-            at, on = self.index_arrays(access, env, mask, vmask)
-            at, good = self.resolve(access, env, at, on, data.shape)
+            at, good = self.touched(access, env, mask, vmask)
             if data.size == 0:
                 return mask
             shape: tuple[int, ...] = () if nest is None else env[nest.shape_slot]
@@ -350,9 +344,7 @@ class Memory:
             if not shape and good is None:
                 flat, values = at, v
             else:
-                # One-dimensional, row-major: of lanes that write one element, the last one stays.
-                on_all = np.broadcast_to(True if good is None else good, shape)
-                flat = tuple(np.broadcast_to(i, shape)[on_all] for i in at)
+                on_all, flat = in_order(at, good, shape)  # of lanes that write one element, the last one stays
                 element = (data.shape[-1],) if access.element_vector else ()
                 values = np.broadcast_to(v, shape + element)[on_all]
             if tracks:
@@ -361,6 +353,12 @@ class Memory:
             return mask
 
         return scatter
+
+
+def in_order(at: tuple[Any, ...], good: Any, shape: tuple[int, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """(Which lanes count, the indices of those: one-dimensional, row-major)."""
+    on_all = np.broadcast_to(True if good is None else good, shape)
+    return on_all, tuple(np.broadcast_to(i, shape)[on_all] for i in at)
 
 
 @dataclass(frozen=True)
@@ -453,14 +451,3 @@ def _lane_error(access: Access, env: Env, bad: Any, at: tuple[Any, ...], extents
     lane = tuple(int(i) for i in np.argwhere(bad)[0])
     index = tuple(np.broadcast_to(i, bad.shape)[lane] for i in at)
     return _out_of_range(access, env, index, extents, lane[:-1] if access.vector else lane)
-
-
-def _check_lanes(access: Access, env: Env, mask: Any, at: tuple[Any, ...], extents: tuple[int, ...]) -> None:
-    """Raises when a lane that is on lies out of range."""
-    extents = extents[len(extents) - len(at) :]
-    inside: Any = True
-    for i, n in zip(at, extents, strict=True):
-        inside = inside & ((i >= 0) & (i < n))
-    bad = ~inside if mask is None else mask & ~inside
-    if bad.any():
-        raise _lane_error(access, env, bad, at, extents)

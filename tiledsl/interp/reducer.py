@@ -12,12 +12,10 @@ from tiledsl.conversions import Converter, converter
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileIndexError
 from tiledsl.interp.atomic import apply_lanes
+from tiledsl.interp.memory import in_order
 from tiledsl.interp.scope import TRACKER, Env, Fn, Scope
 from tiledsl.interp.shadow import Shadowed, casting, lift
-from tiledsl.interp.tile import accumulator
-from tiledsl.ir import arithmetic
-from tiledsl.ir.buffer import Buffer
-from tiledsl.ir.stmt import ReducerOp
+from tiledsl.ir import Buffer, ReducerOp, arithmetic
 
 if TYPE_CHECKING:
     from tiledsl.interp.expr import Expressions
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["Reducers"]
 
 _PARTIALS = 16
-_OPERATORS = {"sum": "add"}
 
 
 @dataclass
@@ -59,10 +56,10 @@ class Reducers:
         """One step: init, update or finalize."""
         state = self.states.get(s.buffer)
         if state is None:
-            acc = accumulator(s.buffer.dtype)
-            combine = arithmetic.binary(_OPERATORS.get(s.op, s.op), acc, True)
+            acc = arithmetic.accumulator(s.buffer.dtype)
+            combine = arithmetic.binary(arithmetic.combining(s.op), acc, True)
             assert combine is not None
-            identity = _identity(s.op, acc)
+            identity = arithmetic.identity(s.op, acc)
             state = self.states[s.buffer] = _State(
                 self.scope.new_slot(), self.scope.new_slot(), acc, identity, combine, s.op == "sum"
             )  # fmt: skip
@@ -104,11 +101,9 @@ class Reducers:
 
         def update(env: Env, mask: Any) -> Any:
             data = env[access.slot]
-            at, on = memory.index_arrays(access, env, mask, None)
-            at, good = memory.resolve(access, env, at, on, data.shape)
+            at, good = memory.touched(access, env, mask)
             shape = () if nest is None else env[nest.shape_slot]
-            on_all = np.broadcast_to(True if good is None else good, shape)
-            flat = tuple(np.broadcast_to(i, shape)[on_all] for i in at)
+            on_all, flat = in_order(at, good, shape)
             if tracks:
                 env[TRACKER].atomic(s.buffer, env, data, flat, access.fail)
             if env[state.queue] is None:  # the start value is undefined: nobody gave one
@@ -149,12 +144,3 @@ def _flush(env: Env, state: _State) -> None:
     given = np.concatenate([values for _, _, values in queue])[order]
     apply_lanes(env[state.partials], at, given, state.combine, state.additive, False)
     queue.clear()
-
-
-def _identity(op: str, acc: DType) -> Any:
-    """What an absent contribution is: -0.0 leaves every float sum as it is."""
-    if op in ("max", "min"):
-        return arithmetic.extremes(acc)[op == "min"]
-    if op == "bitand":
-        return -1 if acc.kind == "int" else arithmetic.int_range(acc)[1]
-    return -0.0 if acc.is_float else 0

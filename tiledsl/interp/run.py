@@ -22,11 +22,9 @@ from tiledsl.interp.options import Options, Result, ShadowReport
 from tiledsl.interp.scope import BLOCK, RETURNED, SCHEDULER, STEPS, TRACKER, Env, Fn, Scope
 from tiledsl.interp.shadow import DOUBTS, Shadowed, lift
 from tiledsl.interp.stmt import Statements
+from tiledsl.ir import Alloc, Buffer, Function, Kernel, Param, Var
 from tiledsl.ir.arithmetic import int_range
-from tiledsl.ir.buffer import Buffer
-from tiledsl.ir.expr import Var
 from tiledsl.ir.layout import positions
-from tiledsl.ir.stmt import Alloc, Function, Kernel, Param
 from tiledsl.ir.walk import walk
 
 __all__ = ["run"]

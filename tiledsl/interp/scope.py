@@ -17,8 +17,7 @@ import numpy as np
 
 from tiledsl.errors import InternalError, Loc, TileError, TileNotImplementedError
 from tiledsl.interp.options import Options
-from tiledsl.ir.buffer import Buffer
-from tiledsl.ir.expr import Expr, Load, Var
+from tiledsl.ir import Buffer, Expr, Load, Var
 from tiledsl.ir.walk import walk
 
 __all__ = ["BLOCK", "Env", "Fn", "Nest", "RETURNED", "SCHEDULER", "STEPS", "Scope", "TRACKER", "of_lane"]

@@ -26,14 +26,14 @@ from tiledsl.interp.shadow import lift, micro
 from tiledsl.interp.tile import Tiles
 from tiledsl.interp.views import make_view
 from tiledsl.interp.waits import Waits
-from tiledsl.ir.buffer import Buffer
-from tiledsl.ir.expr import Const, Var
-from tiledsl.ir.micro import MICRO
-from tiledsl.ir.stmt import (
+from tiledsl.ir import (
+    TILE_OPS,
     Alloc,
     Atomic,
     Break,
+    Buffer,
     Collective,
+    Const,
     Continue,
     Copy,
     Debug,
@@ -52,9 +52,11 @@ from tiledsl.ir.stmt import (
     Stmt,
     Store,
     Sync,
+    Var,
     Wait,
     While,
 )
+from tiledsl.ir.micro import MICRO
 from tiledsl.ir.walk import walk
 
 __all__ = ["Statements"]
@@ -164,7 +166,7 @@ class Statements:
             compiler = _COMPILERS.get(type(s))
             if compiler is None:
                 raise self.scope.not_yet(f"the statement {type(s).__name__}")
-            whole = s.action != "update" if isinstance(s, ReducerOp) else isinstance(s, _COLLECTIVE)
+            whole = s.action != "update" if isinstance(s, ReducerOp) else isinstance(s, TILE_OPS)
             if self.scope.threaded and whole:
                 with self.scope.whole_block():
                     f = compiler(self, s)
@@ -546,8 +548,6 @@ def _some(mask: Any) -> Any:
     """A mask of the lanes that go on; False when there are none."""
     return mask if mask is None or mask.any() else False
 
-
-_COLLECTIVE = (Parallel, Copy, Fill, Gemm, Reduce, Scan)  # done by the block as a whole
 
 _COMPILERS: dict[type[Stmt], Callable[[Statements, Any], Fn]] = {
     Alloc: Statements._alloc,

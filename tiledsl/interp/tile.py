@@ -10,32 +10,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tiledsl.conversions import Converter, converter
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import FLOAT32, FLOAT64, INT32, DType
 from tiledsl.errors import TileIndexError, TileRuntimeError, TileTypeError
 from tiledsl.interp.checks import overlap
 from tiledsl.interp.memory import describe
 from tiledsl.interp.options import Options
 from tiledsl.interp.scope import TRACKER, Env, Fn, Scope
 from tiledsl.interp.shadow import Shadowed, casting, chain
-from tiledsl.ir import arithmetic, build
-from tiledsl.ir.buffer import Buffer, Region
+from tiledsl.ir import Buffer, Const, Copy, Fill, Gemm, Reduce, Region, Scan, arithmetic, build
+from tiledsl.ir.arithmetic import accumulator
 from tiledsl.ir.exact import gemm_chain
-from tiledsl.ir.expr import Const
-from tiledsl.ir.stmt import Copy, Fill, Gemm, Reduce, Scan
 
 if TYPE_CHECKING:
     from tiledsl.interp.expr import Expressions
 
-__all__ = ["Tiles", "accumulator", "reduce_array", "scan_array"]
+__all__ = ["Tiles", "reduce_array", "scan_array"]
 
-_F32, _F64, _I32, _I64 = (as_dtype(n) for n in ("float32", "float64", "int32", "int64"))
 View = Callable[[Env], Any]
 _Part = tuple[list[int], list[int]]  # low, high
-
-
-def accumulator(dtype: DType) -> DType:
-    """What a reduction or scan into dtype accumulates in: at least float32, for packed integers int32."""
-    return _F32 if dtype.is_float and dtype.bits < 32 else _I32 if dtype.is_packed else dtype
 
 
 @dataclass(eq=False)
@@ -239,7 +231,7 @@ class Tiles:
         buffers = (s.a.buffer, s.b.buffer, s.c.buffer)
         a, b, c = (self.view(r, "gemm", 2) for r in (s.a, s.b, s.c))
         out = s.c.buffer.dtype
-        acc = _F64 if out.name == "float64" else _F32 if out.is_float else _I32
+        acc = FLOAT64 if out.name == "float64" else FLOAT32 if out.is_float else INT32
         if not out.is_float and (s.a.buffer.dtype.is_float or s.b.buffer.dtype.is_float):
             raise TileTypeError(f"gemm: float operands need a float result, {describe(s.c.buffer)}", self.scope.where)
         clear = self.expressions.compile(s.clear)
@@ -247,7 +239,7 @@ class Tiles:
         describe_all = [describe(x) for x in buffers]
         report = self.scope.reporter(TileTypeError)
         # integers are widened by the product itself
-        widen_a, widen_b = (self.converter(x.dtype, x.dtype if acc is _I32 else acc) for x in buffers[:2])
+        widen_a, widen_b = (self.converter(x.dtype, x.dtype if acc is INT32 else acc) for x in buffers[:2])
         multiply = _multiply(acc, self.scope.options)
         widen_c, narrow_c = self.converter(out, acc), self.converter(acc, out)
 
@@ -376,7 +368,7 @@ def _last(data: Any, place: Any) -> Any:
 
 def _multiply(acc: DType, options: Options) -> Callable[[Any, Any, Any, bool], None]:
     """z (+)= x @ y in place; z of the accumulator's type."""
-    if acc is _I32:
+    if acc is INT32:
         return _multiply_int
     if options.exact:
         product = chain(gemm_chain) if options.shadow else gemm_chain
@@ -412,7 +404,7 @@ _BITS = {"bitand": np.bitwise_and, "bitor": np.bitwise_or, "bitxor": np.bitwise_
 
 def _combiner(op: str, acc: DType, propagate: bool) -> Callable[[Any, Any], Any]:
     """How an old value joins a reduction."""
-    plain = arithmetic.binary({"sum": "add", "abssum": "add", "absmax": "max"}.get(op, op), acc, True)
+    plain = arithmetic.binary(arithmetic.combining(op), acc, True)
     assert plain is not None
     if not (propagate and acc.is_float and op in ("max", "min", "absmax")):
         return plain
@@ -431,7 +423,7 @@ def reduce_array(op: str, x: Any, axis: int, acc: DType, propagate: bool) -> Any
         return _ordered_sum(x, axis) if acc.is_float else x.sum(axis, dtype=acc.numpy)
     if op in _BITS:
         return _BITS[op].reduce(x, axis=axis)
-    identity = 0 if op == "absmax" else arithmetic.extremes(acc)[1] if op == "min" else arithmetic.extremes(acc)[0]
+    identity = arithmetic.identity(op, acc)
     if not acc.is_float:
         return (np.minimum if op == "min" else np.maximum).reduce(x, axis=axis, initial=identity)
     return _extreme(x, axis, identity, op == "min", propagate)

@@ -12,16 +12,7 @@ import numpy as np
 from tiledsl.errors import TileError, TileRuntimeError
 from tiledsl.interp.coroutines import Scheduler
 from tiledsl.interp.scope import BLOCK, RETURNED, SCHEDULER, STEPS, TRACKER, Env, Fn, Scope
-from tiledsl.ir.buffer import Buffer
-from tiledsl.ir.stmt import (
-    Alloc,
-    Atomic,
-    Collective,
-    Let,
-    Stmt,
-    Sync,
-    Wait,
-)
+from tiledsl.ir import Alloc, Atomic, Buffer, Collective, Let, Stmt, Sync, Wait
 
 if TYPE_CHECKING:
     from tiledsl.interp.expr import Expressions

@@ -22,6 +22,7 @@ from tiledsl.ir.expr import (
 )
 from tiledsl.ir.node import Field, Node, fields_of
 from tiledsl.ir.stmt import (
+    TILE_OPS,
     Alloc,
     Atomic,
     Break,
@@ -56,5 +57,5 @@ __all__ = [
     "Call", "Cast", "Collective", "Const", "Continue", "Copy", "Debug", "Expr", "Field", "Fill", "Fma", "For",
     "Function", "Gemm", "If", "IfThenElse", "Kernel", "Let", "Load", "MicroCall", "Node", "Parallel", "Param",
     "Participants", "Ramp", "Reduce", "ReducerOp", "Region", "Return", "SCOPES", "Scan", "Select", "Stmt", "Store",
-    "Sync", "UNARY_OPS", "Unary", "Var", "Wait", "While", "fields_of",
+    "Sync", "TILE_OPS", "UNARY_OPS", "Unary", "Var", "Wait", "While", "fields_of",
 ]  # fmt: skip

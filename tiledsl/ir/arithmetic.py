@@ -13,16 +13,15 @@ from typing import Any
 import numpy as np
 
 from tiledsl.conversions import converter
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import FLOAT32, INT32, DType
 
 __all__ = [
-    "BIT_FUNCTIONS", "binary", "bit_function", "cast", "combine_lanes", "extremes", "fmax", "fmin", "int_range",
-    "ordered_keys", "unary", "wrapper",
+    "BIT_FUNCTIONS", "accumulator", "binary", "bit_function", "cast", "combine_lanes", "combining", "extremes", "fmax",
+    "fmin", "identity", "int_range", "ordered_keys", "unary", "wrapper",
 ]  # fmt: skip
 
 Function1 = Callable[[Any], Any]
 Function2 = Callable[[Any, Any], Any]
-_F32 = as_dtype("float32")
 
 
 # -- ranges of integers -----------------------------------------------------------------------------------
@@ -177,7 +176,7 @@ def unary(op: str, dtype: DType, array: bool) -> Function1 | None:
 
 def _through_float32(op: str, function: Callable[..., Any], dtype: DType) -> Callable[..., Any]:
     """Floats of 8 bits and less: the float32 operation, then one rounding (which would saturate infinities)."""
-    widen, narrow = converter(dtype, _F32), converter(_F32, dtype)
+    widen, narrow = converter(dtype, FLOAT32), converter(FLOAT32, dtype)
     if op in _EXACT and dtype.name != "float8_e8m0fnu":  # which has no negative numbers
         narrow = lambda x: x.astype(dtype.numpy)  # noqa: E731
 
@@ -244,6 +243,25 @@ def extremes(dtype: DType) -> tuple[Any, Any]:
     if dtype.is_float:
         return dtype.numpy.type(-np.inf), dtype.numpy.type(np.inf)
     return (False, True) if dtype.is_bool else int_range(dtype)
+
+
+def combining(op: str) -> str:
+    """The operator that joins two values of a reduction."""
+    return {"sum": "add", "abssum": "add", "absmax": "max"}.get(op, op)
+
+
+def identity(op: str, dtype: DType) -> Any:
+    """What an absent value of a reduction is: -0.0 leaves every float sum as it is, even -0.0."""
+    if op in ("max", "min"):
+        return extremes(dtype)[op == "min"]
+    if op == "bitand":
+        return -1 if dtype.kind == "int" else int_range(dtype)[1]
+    return -0.0 if dtype.is_float and combining(op) == "add" else 0
+
+
+def accumulator(dtype: DType) -> DType:
+    """What a reduction or scan into dtype accumulates in: at least float32, for packed integers int32."""
+    return FLOAT32 if dtype.is_float and dtype.bits < 32 else INT32 if dtype.is_packed else dtype
 
 
 def combine_lanes(x: Any, function: Function2) -> Any:

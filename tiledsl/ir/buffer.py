@@ -55,6 +55,11 @@ class Buffer(Node):
         return self if self.alias_of is None else self.alias_of.root
 
     @property
+    def chain(self) -> tuple[Buffer, ...]:
+        """The buffer that owns the storage, and its views down to this one."""
+        return (self,) if self.alias_of is None else (*self.alias_of.chain, self)
+
+    @property
     def const_shape(self) -> tuple[int, ...] | None:
         """The extents as Python ints when all are constants, else None."""
         values = tuple(e.value for e in self.shape if isinstance(e, Const))

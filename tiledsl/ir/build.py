@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tiledsl.conversions import convert
-from tiledsl.dtypes import DType, as_dtype, promote
+from tiledsl.dtypes import INT32, DType, as_dtype, promote
 from tiledsl.ir import arithmetic
 from tiledsl.ir.arithmetic import int_range, wrapper
 from tiledsl.ir.expr import (
@@ -38,7 +38,6 @@ __all__ = [
     "zero",
 ]  # fmt: skip
 
-INT32 = as_dtype("int32")
 _NEGATED = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "gt": "le", "le": "gt"}
 _IEEE = frozenset(["float64", "float32", "float16", "bfloat16"])  # NumPy computes these as the language does
 Operand = Expr | int | float | bool

@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import BOOL, INT32, UINT32, DType
 
 __all__ = ["COLLECTIVES", "COLLECTIVE_REDUCTIONS", "WARP", "CollectiveOp"]
 
 WARP = 32  # lanes of a warp
-_I32, _U32, _BOOL = as_dtype("int32"), as_dtype("uint32"), as_dtype("bool")
 
 
 @dataclass(frozen=True)
@@ -45,15 +44,15 @@ _ALL = [
     CollectiveOp("shfl_up", ("any", "int32"), None, _WARP, "the value of the lane args[1] below, in the segment"),
     CollectiveOp("shfl_down", ("any", "int32"), None, _WARP, "the value of the lane args[1] above, in the segment"),
     CollectiveOp("shfl_xor", ("any", "int32"), None, _WARP, "the value of lane ^ args[1]; not in later segments"),
-    CollectiveOp("any", ("bool",), _BOOL, _BOTH, "true where the condition holds in some thread"),
-    CollectiveOp("all", ("bool",), _BOOL, _BOTH, "true where the condition holds in every thread"),
-    CollectiveOp("count", ("bool",), _I32, _BLOCK, "in how many threads the condition holds"),
-    CollectiveOp("rank", (), _I32, _BLOCK, "how many threads of lower number take part; no barrier"),
-    CollectiveOp("size", (), _I32, _BLOCK, "how many threads take part; no barrier"),
-    CollectiveOp("ballot", ("bool",), _U32, _WARP, "bit i: the condition holds in lane i"),
-    CollectiveOp("activemask", (), _U32, _WARP, "bit i: lane i takes part"),
-    CollectiveOp("match_any", ("any",), _U32, _WARP, "bit i: lane i has this thread's bits"),
-    CollectiveOp("match_all", ("any",), _U32, _WARP, "who takes part, where all have the same bits; else 0"),
+    CollectiveOp("any", ("bool",), BOOL, _BOTH, "true where the condition holds in some thread"),
+    CollectiveOp("all", ("bool",), BOOL, _BOTH, "true where the condition holds in every thread"),
+    CollectiveOp("count", ("bool",), INT32, _BLOCK, "in how many threads the condition holds"),
+    CollectiveOp("rank", (), INT32, _BLOCK, "how many threads of lower number take part; no barrier"),
+    CollectiveOp("size", (), INT32, _BLOCK, "how many threads take part; no barrier"),
+    CollectiveOp("ballot", ("bool",), UINT32, _WARP, "bit i: the condition holds in lane i"),
+    CollectiveOp("activemask", (), UINT32, _WARP, "bit i: lane i takes part"),
+    CollectiveOp("match_any", ("any",), UINT32, _WARP, "bit i: lane i has this thread's bits"),
+    CollectiveOp("match_all", ("any",), UINT32, _WARP, "who takes part, where all have the same bits; else 0"),
     *(
         CollectiveOp(name, ("any",), None, _BOTH, f"{name} over the warp, or over thread axes of the block")
         for name in COLLECTIVE_REDUCTIONS

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import BOOL, DType
 from tiledsl.ir.node import Node, attribute, node, operand
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ __all__ = [
     "Var",
 ]
 
-BOOL = as_dtype("bool")
 
 # Operators. Integer arithmetic wraps at its type; float operators round to their type (language.md 0.7).
 ARITHMETIC = frozenset(["add", "sub", "mul", "div", "floordiv", "floormod", "truncdiv", "truncmod", "min", "max"])

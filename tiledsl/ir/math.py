@@ -27,7 +27,7 @@ from typing import Any
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.ir import math_exp, math_inverse, math_misc, math_trig
 from tiledsl.ir.expr import Expr, Var
-from tiledsl.ir.math_builder import F32, F64, Builder, Format
+from tiledsl.ir.math_builder import F32, F64, Builder, Format, Term
 
 __all__ = ["EXPANSIONS", "EXPANSIONS64", "MathFunction", "expansion"]
 
@@ -44,7 +44,7 @@ class MathFunction:
     result: Expr
 
 
-_BODIES: dict[str, Callable[..., Expr]] = {
+_BODIES: dict[str, Callable[..., Term]] = {
     **math_exp.BODIES, **math_trig.BODIES, **math_inverse.BODIES, **math_misc.BODIES,
 }  # fmt: skip
 
@@ -60,8 +60,8 @@ class _Expansions(Mapping[str, MathFunction]):
         if name not in self.built:
             builder, body = Builder(self.fmt), _BODIES[name]
             params = tuple(Var(p, self.fmt.dtype) for p in "xy"[: body.__code__.co_argcount - 1])
-            result = body(builder, *params)
-            self.built[name] = MathFunction(name, self.fmt.dtype, params, tuple(builder.lets), result)
+            result = body(builder, *(Term(builder, p) for p in params))
+            self.built[name] = MathFunction(name, self.fmt.dtype, params, tuple(builder.lets), result.expr)
         return self.built[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -129,73 +129,11 @@ F64 = Format(
 
 
 class Builder:
-    """Collects the lets of one expansion."""
+    """Collects the lets of one expansion, and has the steps that several share."""
 
     def __init__(self, fmt: Format) -> None:
         self.fmt = fmt
         self.lets: list[tuple[Var, Expr]] = []
-
-    def let(self, name: str, value: Expr) -> Var:
-        var = Var(name, value.dtype)
-        self.lets.append((var, value))
-        return var
-
-    def const(self, value: float) -> Const:
-        return Const(float(value), self.fmt.dtype)
-
-    def int(self, value: int) -> Const:
-        return Const(value, self.fmt.bits)
-
-    def to_bits(self, x: Expr) -> Expr:
-        return Call("reinterpret", (x,), self.fmt.bits)
-
-    def to_float(self, x: Expr) -> Expr:
-        return Call("reinterpret", (x,), self.fmt.dtype)
-
-    def poly(self, x: Expr, coefficients: tuple[float, ...]) -> Expr:
-        """Horner's scheme, one fma per degree."""
-        value: Expr = self.const(coefficients[-1])
-        for i in reversed(range(len(coefficients) - 1)):
-            value = self.let(f"p{i}", Fma(value, x, self.const(coefficients[i])))
-        return value
-
-    def clamp(self, x: Expr, limit: float) -> Expr:
-        """Into [-limit, limit]; NaN passes, because its comparisons are false."""
-        high = self.let("clamped_high", Select(Binary("gt", x, self.const(limit)), self.const(limit), x))
-        return self.let("clamped", Select(Binary("lt", high, self.const(-limit)), self.const(-limit), high))
-
-    def nearest(self, x: Expr) -> Expr:
-        """The nearest whole number: adding 1.5 * 2**mantissa leaves it in the low bits."""
-        magic = self.const(1.5 * 2.0**self.fmt.mantissa)
-        shifted = self.let("shifted", Binary("add", x, magic))
-        return self.let("whole", Binary("sub", shifted, magic))
-
-    def power_of_two(self, k: Expr) -> Expr:
-        biased = Binary("add", k, self.int(self.fmt.bias))
-        return self.to_float(Binary("shl", biased, self.int(self.fmt.mantissa)))
-
-    def integer(self, whole: Expr) -> Expr:
-        """A whole number, of magnitude below 2**(mantissa - 1), as an integer."""
-        magic = 1.5 * 2.0**self.fmt.mantissa
-        magic_bits = ((self.fmt.bias + self.fmt.mantissa) << self.fmt.mantissa) | (1 << (self.fmt.mantissa - 1))
-        shifted = self.to_bits(Binary("add", whole, self.const(magic)))
-        return self.let("k", Binary("sub", shifted, self.int(magic_bits)))
-
-    def scale(self, p: Expr, whole: Expr) -> Expr:
-        """p * 2**whole; a function of its own, because some CPUs have an instruction for it."""
-        return Call("scalb", (p, whole), self.fmt.dtype)
-
-    def in_halves(self, p: Expr, k: Expr) -> Expr:
-        """p * 2**k in two halves: each factor is a normal number, and only the last product rounds."""
-        half = self.let("half", Binary("shr", k, self.int(1)))
-        rest = self.let("rest", Binary("sub", k, half))
-        first = self.let("scaled", Binary("mul", p, self.power_of_two(half)))
-        return Binary("mul", first, self.power_of_two(rest))
-
-    # -- terms: arithmetic as one writes it -----------------------------------------------------------------
-
-    def term(self, x: Expr) -> Term:
-        return Term(self, x)
 
     def series(self, x: Term, coefficients: tuple[float, ...]) -> Term:
         """Horner's scheme, one fma per degree, in x's type."""
@@ -203,6 +141,33 @@ class Builder:
         for c in reversed(coefficients[:-1]):
             value = fma(value, x, c)
         return value
+
+    def clamp(self, x: Term, limit: float) -> Term:
+        """Into [-limit, limit]; NaN passes, because its comparisons are false."""
+        high = select(x > limit, limit, x)
+        return select(high < -limit, -limit, high)
+
+    def nearest(self, x: Term) -> Term:
+        """The nearest whole number: adding 1.5 * 2**mantissa leaves it in the low bits."""
+        magic = 1.5 * 2.0**self.fmt.mantissa
+        return (x + magic) - magic
+
+    def integer(self, whole: Term) -> Term:
+        """A whole number, of magnitude below 2**(mantissa - 1), as an integer."""
+        magic_bits = ((self.fmt.bias + self.fmt.mantissa) << self.fmt.mantissa) | (1 << (self.fmt.mantissa - 1))
+        return (whole + 1.5 * 2.0**self.fmt.mantissa).bits(self.fmt.bits) - magic_bits
+
+    def power_of_two(self, k: Term) -> Term:
+        return ((k + self.fmt.bias) << self.fmt.mantissa).bits(self.fmt.dtype)
+
+    def scale(self, p: Term, whole: Term) -> Term:
+        """p * 2**whole; a function of its own, because some CPUs have an instruction for it."""
+        return p.named(Call("scalb", (p.expr, whole.expr), self.fmt.dtype))
+
+    def in_halves(self, p: Term, k: Term) -> Term:
+        """p * 2**k in two halves: each factor is a normal number, and only the last product rounds."""
+        half = k >> 1
+        return p * self.power_of_two(half) * self.power_of_two(k - half)
 
 
 _Method = Callable[[Any, Any], "Term"]
@@ -226,7 +191,9 @@ class Term:
         self.builder, self.expr = builder, expr
 
     def named(self, expr: Expr) -> Term:
-        return Term(self.builder, self.builder.let(f"t{len(self.builder.lets)}", expr))
+        var = Var(f"t{len(self.builder.lets)}", expr.dtype)
+        self.builder.lets.append((var, expr))
+        return Term(self.builder, var)
 
     def like(self, x: Any) -> Term:
         """x as a term; numbers get this term's type."""

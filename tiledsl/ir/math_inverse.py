@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tiledsl.ir.expr import Expr, Var
 from tiledsl.ir.math_builder import F32, F64, Builder, Term, fma, select
 
 __all__ = ["BODIES"]
@@ -55,12 +54,12 @@ def _angle(b: Builder, up: Term, along: Term) -> tuple[Term, Term]:
     return large, t + fma(t * z, b.series(z, _ATAN32 if b.fmt is F32 else _ATAN64), low)
 
 
-def _wide(b: Builder, *xs: Var) -> list[Term]:
-    return [b.term(x).cast("float64") for x in xs]
+def _wide(*xs: Term) -> list[Term]:
+    return [x.cast("float64") for x in xs]
 
 
-def _narrow(b: Builder, x: Term) -> Expr:
-    return x.cast(b.fmt.dtype).expr
+def _narrow(b: Builder, x: Term) -> Term:
+    return x.cast(b.fmt.dtype)
 
 
 def _middle(b: Builder, limit: int, down: int, *sizes: Term) -> tuple[list[Term], Term]:
@@ -76,16 +75,16 @@ def _middle(b: Builder, limit: int, down: int, *sizes: Term) -> tuple[list[Term]
     return [x * factor for x in sizes], back
 
 
-def _atan(b: Builder, x: Var) -> Expr:
-    (wide,) = _wide(b, x)
+def _atan(b: Builder, x: Term) -> Term:
+    wide = x.cast("float64")
     size = abs(wide)
     bounded = select(size < 2.0**64, size, 2.0**64)  # nothing more happens beyond
     large, small = _angle(b, bounded, size.like(1.0))
     return _narrow(b, select(wide == wide, (large + small).signed_like(wide), wide + wide))
 
 
-def _atan2(b: Builder, y: Var, x: Var) -> Expr:
-    up, along = _wide(b, y, x)
+def _atan2(b: Builder, y: Term, x: Term) -> Term:
+    up, along = _wide(y, x)
     (rise, run), _ = _middle(b, 1000, -50, *(select(abs(v) < _INF, abs(v), abs(v).like(1.0)) for v in (up, along)))
     # infinite against finite: an axis; both infinite: the diagonal
     endless = (abs(up) == _INF) | (abs(along) == _INF)
@@ -113,8 +112,8 @@ def _half_chord(size: Term) -> tuple[Term, Term]:
     return root, fma(-root, root, z) / select(root == 0.0, 1.0, root + root)
 
 
-def _asin(b: Builder, x: Var) -> Expr:
-    (wide,) = _wide(b, x)
+def _asin(b: Builder, x: Term) -> Term:
+    wide = x.cast("float64")
     size = abs(wide)
     inner = select(size <= 0.5, size, 0.5)
     near = fma(inner, _arc(b, inner), inner)
@@ -126,8 +125,8 @@ def _asin(b: Builder, x: Var) -> Expr:
     return _narrow(b, select(size <= 1.0, select(size <= 0.5, near, far).signed_like(wide), _NAN))
 
 
-def _acos(b: Builder, x: Var) -> Expr:
-    (wide,) = _wide(b, x)
+def _acos(b: Builder, x: Term) -> Term:
+    wide = x.cast("float64")
     size = abs(wide)
     inner = select(size <= 0.5, wide, 0.5)
     near = _HALF_PI - (inner - (_HALF_PI_LOW - inner * _arc(b, inner)))
@@ -138,8 +137,8 @@ def _acos(b: Builder, x: Var) -> Expr:
     return _narrow(b, select(size <= 1.0, select(size <= 0.5, near, far), _NAN))
 
 
-def _hypot(b: Builder, x: Var, y: Var) -> Expr:
-    sizes = [abs(v) for v in _wide(b, x, y)]
+def _hypot(b: Builder, x: Term, y: Term) -> Term:
+    sizes = [abs(v) for v in _wide(x, y)]
     (p, q), back = _middle(b, 500, -600, *sizes)
     swap = p < q
     p, q = select(swap, q, p), select(swap, p, q)
@@ -153,9 +152,9 @@ def _hypot(b: Builder, x: Var, y: Var) -> Expr:
     return _narrow(b, select(endless, _INF, h * back))
 
 
-def _ldexp(b: Builder, x: Var, n: Var) -> Expr:
+def _ldexp(b: Builder, x: Term, n: Term) -> Term:
     """n is a whole number of magnitude below 5000."""
-    wide, steps = _wide(b, x, n)
+    wide, steps = _wide(x, n)
     steps = select(abs(steps) < 2400.0, steps, select(steps > 0.0, steps.like(2400.0), -2400.0))
     if b.fmt is F64:  # a number between 1 and 2 and its exponent
         small = abs(wide) < 2.0**-1022
@@ -174,8 +173,8 @@ def _ldexp(b: Builder, x: Var, n: Var) -> Expr:
     return _narrow(b, select(whole, wide, (unit * one) * two))
 
 
-def _asinh(b: Builder, x: Var) -> Expr:
-    (wide,) = _wide(b, x)
+def _asinh(b: Builder, x: Term) -> Term:
+    wide = x.cast("float64")
     size = abs(wide)
     huge = size > 2.0**28
     t = select(huge, 1.0, size)
@@ -183,23 +182,23 @@ def _asinh(b: Builder, x: Var) -> Expr:
     return _narrow(b, select(huge, size.apply("log") + 0.6931471805599453, near).signed_like(wide))
 
 
-def _acosh(b: Builder, x: Var) -> Expr:
-    (wide,) = _wide(b, x)
+def _acosh(b: Builder, x: Term) -> Term:
+    wide = x.cast("float64")
     huge = wide > 2.0**28
     t = select(huge, 1.0, wide - 1.0)
     near = (t + (t * (t + 2.0)).root()).apply("log1p")
     return _narrow(b, select(wide >= 1.0, select(huge, wide.apply("log") + 0.6931471805599453, near), _NAN))
 
 
-def _atanh(b: Builder, x: Var) -> Expr:
-    (wide,) = _wide(b, x)
+def _atanh(b: Builder, x: Term) -> Term:
+    wide = x.cast("float64")
     size = abs(wide)
     # 2 x / (1 - x); tiny arguments are their own result
     far = ((size + size) / (1.0 - size)).apply("log1p") * 0.5
     return _narrow(b, select(size < 2.0**-28, size, far).signed_like(wide))
 
 
-BODIES: dict[str, Callable[..., Expr]] = {
+BODIES: dict[str, Callable[..., Term]] = {
     "atan": _atan, "atan2": _atan2, "asin": _asin, "acos": _acos, "hypot": _hypot, "ldexp": _ldexp, "asinh": _asinh,
     "acosh": _acosh, "atanh": _atanh,
 }  # fmt: skip

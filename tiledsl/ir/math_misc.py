@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tiledsl.ir.expr import Expr, Var
-from tiledsl.ir.math_builder import F32, Builder, fma, select
+from tiledsl.ir.math_builder import F32, Builder, Term, fma, select
 
 __all__ = ["BODIES"]
 
@@ -32,26 +31,25 @@ _FAR64 = (
 )  # fmt: skip
 
 
-def _erf(b: Builder, x: Var) -> Expr:
+def _erf(b: Builder, x: Term) -> Term:
     near, far, centre, limit = (_NEAR32, _FAR32, 2.0, 4.0) if b.fmt is F32 else (_NEAR64, _FAR64, 2.5, 6.0)
-    t = b.term(x)
-    size = abs(t)
+    size = abs(x)
     inner = select(size < 1.0, size, 1.0)
     small = fma(inner, b.series(inner * inner, near), inner)
     outer = select(size < limit, size, limit)  # where 1 - erf is less than the result shows
     place = (outer - centre) / (outer + centre)
     complement = (-(outer * outer)).apply("exp") * b.series(place, far)
     y = select(size < 1.0, small, 1.0 - complement)
-    return select(t == t, y.signed_like(t), t + t).expr
+    return select(x == x, y.signed_like(x), x + x)
 
 
-def _fmod(b: Builder, x: Var, y: Var) -> Expr:
-    """x - trunc(x / y) * y, exactly: long division, some bits of the quotient at a time.
+def _fmod(b: Builder, number: Term, divisor: Term) -> Term:
+    """number - trunc(number / divisor) * divisor, exactly: long division, some bits of the quotient at a time.
 
     Each quotient digit is exact or, where the division rounded up to it, one too large; the fma is exact.
     """
     inner, digit, digits = ("float64", 28, 10) if b.fmt is F32 else ("float64", 52, 41)
-    number, divisor, inf = b.term(x), b.term(y), float("inf")
+    inf = float("inf")
     rest, step = abs(number).cast(inner), abs(divisor).cast(inner)
     steps = [step]
     for _ in range(digits - 1):
@@ -62,18 +60,17 @@ def _fmod(b: Builder, x: Var, y: Var) -> Expr:
         rest = select(step < inf, left, rest)
     result = rest.cast(b.fmt.dtype)
     defined = (abs(number) < inf) & (divisor == divisor) & (divisor != 0.0)
-    return select(defined, result.signed_like(number), float("nan")).expr
+    return select(defined, result.signed_like(number), float("nan"))
 
 
-def _copysign(b: Builder, x: Var, y: Var) -> Expr:
-    return abs(b.term(x)).signed_like(b.term(y)).expr
+def _copysign(b: Builder, x: Term, y: Term) -> Term:
+    return abs(x).signed_like(y)
 
 
-def _round_away(b: Builder, x: Var) -> Expr:
-    t = b.term(x)
-    whole = abs(t).trunc()
-    up = (abs(t) - whole) >= 0.5  # the difference is exact
-    return select(up, whole + 1.0, whole).signed_like(t).expr
+def _round_away(b: Builder, x: Term) -> Term:
+    whole = abs(x).trunc()
+    up = (abs(x) - whole) >= 0.5  # the difference is exact
+    return select(up, whole + 1.0, whole).signed_like(x)
 
 
-BODIES: dict[str, Callable[..., Expr]] = {"erf": _erf, "fmod": _fmod, "copysign": _copysign, "round_away": _round_away}
+BODIES: dict[str, Callable[..., Term]] = {"erf": _erf, "fmod": _fmod, "copysign": _copysign, "round_away": _round_away}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tiledsl.ir.expr import Expr, Var
 from tiledsl.ir.math_builder import F32, Builder, Term, fma, select
 
 __all__ = ["BODIES"]
@@ -92,9 +91,9 @@ def _reduce(b: Builder, x: Term) -> tuple[Term, Term, Term]:
     return n, select(small, size, r), select(small, 0.0, r_low)
 
 
-def _quarter_turns(b: Builder, x: Var) -> tuple[Term, Term, Term, Term]:
+def _quarter_turns(b: Builder, x: Term) -> tuple[Term, Term, Term, Term]:
     """(x in float64, quadrant, sin r, cos r) of |x| reduced to r."""
-    wide = b.term(x).cast("float64")
+    wide = x.cast("float64")
     n, r, low = _reduce(b, wide)
     z = r * r
     narrow = b.fmt is F32
@@ -108,31 +107,31 @@ def _quarter_turns(b: Builder, x: Var) -> tuple[Term, Term, Term, Term]:
     return wide, n, sine, w + (((1.0 - w) - half) + (tail - r * low))
 
 
-def _finish(b: Builder, x: Term, y: Term) -> Expr:
-    return select(abs(x) < float("inf"), y, float("nan")).cast(b.fmt.dtype).expr
+def _finish(b: Builder, x: Term, y: Term) -> Term:
+    return select(abs(x) < float("inf"), y, float("nan")).cast(b.fmt.dtype)
 
 
 def _negate_where(cond: Term, y: Term) -> Term:
     return select(cond, -y, y)
 
 
-def _sin(b: Builder, x: Var) -> Expr:
+def _sin(b: Builder, x: Term) -> Term:
     wide, n, sine, cosine = _quarter_turns(b, x)
     y = select((n & 1) != 0, cosine, sine)
     return _finish(b, wide, _negate_where(((n & 2) != 0) != (wide.bits("int64") < 0), y))
 
 
-def _cos(b: Builder, x: Var) -> Expr:
+def _cos(b: Builder, x: Term) -> Term:
     wide, n, sine, cosine = _quarter_turns(b, x)
     y = select((n & 1) != 0, sine, cosine)
     return _finish(b, wide, _negate_where(((n + 1) & 2) != 0, y))
 
 
-def _tan(b: Builder, x: Var) -> Expr:
+def _tan(b: Builder, x: Term) -> Term:
     wide, n, sine, cosine = _quarter_turns(b, x)
     odd = (n & 1) != 0
     y = select(odd, -cosine, sine) / select(odd, sine, cosine)
     return _finish(b, wide, _negate_where(wide.bits("int64") < 0, y))
 
 
-BODIES: dict[str, Callable[..., Expr]] = {"sin": _sin, "cos": _cos, "tan": _tan}
+BODIES: dict[str, Callable[..., Term]] = {"sin": _sin, "cos": _cos, "tan": _tan}

@@ -39,6 +39,7 @@ __all__ = [
     "Stmt",
     "Store",
     "Sync",
+    "TILE_OPS",
     "Wait",
     "While",
 ]
@@ -300,6 +301,9 @@ class ReducerOp(Stmt):
     indices: tuple[Expr, ...] = operand(default=())
     value: Expr | None = operand(default=None)
     lane: Expr | None = operand(default=None)
+
+
+TILE_OPS: tuple[type[Stmt], ...] = (Parallel, Copy, Fill, Gemm, Reduce, Scan)  # done by the block as a whole
 
 
 # -- loop stage --------------------------------------------------------------------------------------------

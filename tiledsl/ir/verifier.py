@@ -23,10 +23,9 @@ _COMMON: frozenset[type] = frozenset(
     [S.Alloc, S.Let, S.Store, S.For, S.While, S.If, S.Break, S.Continue, S.Return, S.Debug, S.Atomic, S.Sync, S.Wait]
     + [E.Const, E.Var, E.Load, E.Unary, E.Binary, E.Fma, E.Select, E.IfThenElse, E.Cast, E.Call]
 )
-_TILE_OPS: frozenset[type] = frozenset([S.Parallel, S.Copy, S.Fill, S.Gemm, S.Reduce, S.Scan])
 # stage -> the node classes that it may hold
 STAGES: dict[str, frozenset[type]] = {
-    "tile": _COMMON | _TILE_OPS | {S.ReducerOp, S.Collective},
+    "tile": _COMMON | {*S.TILE_OPS, S.ReducerOp, S.Collective},
     "loop": _COMMON | {S.MicroCall, E.Broadcast, E.Ramp},
     "thread": _COMMON | {S.Collective, S.MicroCall, E.Broadcast, E.Ramp},
 }
@@ -100,7 +99,7 @@ class _Verifier(ExprChecker):
         with self.at(s.loc):
             if type(s) not in self.allowed:
                 raise InternalError(f"{type(s).__name__} is no statement of the {self.stage} stage", self.loc)
-            if self.parallel and type(s) in _TILE_OPS:
+            if self.parallel and isinstance(s, S.TILE_OPS):
                 name = type(s).__name__ if isinstance(s, S.Parallel) else type(s).__name__.lower()
                 raise TileSyntaxError(
                     f"T.{name} inside T.Parallel: its iterations are independent, a tile operation is done by the "

@@ -10,7 +10,18 @@ from tiledsl.ir.expr import Binary, Cast, Const, Expr, IfThenElse, Load, Select,
 from tiledsl.ir.node import Node, fields_of
 from tiledsl.ir.stmt import Atomic, Function, Kernel, Stmt
 
-__all__ = ["Rewriter", "children", "free_vars", "loads_of", "not_on_host", "reads", "substitute", "walk", "writes"]
+__all__ = [
+    "Rewriter",
+    "bound_in",
+    "children",
+    "free_vars",
+    "loads_of",
+    "not_on_host",
+    "reads",
+    "substitute",
+    "walk",
+    "writes",
+]
 
 
 def children(n: Node) -> Iterator[Node]:
@@ -40,6 +51,14 @@ def walk(root: Node | tuple[Stmt, ...]) -> Iterator[Node]:
 def free_vars(e: Expr) -> set[Var]:
     """The variables that an expression mentions."""
     return {n for n in walk(e) if isinstance(n, Var)}
+
+
+def bound_in(n: Node) -> tuple[Var, ...]:
+    """The variables that a statement introduces; none for other nodes."""
+    if not isinstance(n, Stmt):
+        return ()
+    bound = [getattr(n, f.name) for f in fields_of(type(n)) if f.role == "binding"]
+    return tuple(v for x in bound for v in (x if isinstance(x, tuple) else (x,)) if isinstance(v, Var))
 
 
 def not_on_host(e: Expr) -> Expr | None:

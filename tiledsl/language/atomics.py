@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tiledsl.errors import TileTypeError, TileValueError, suggest
@@ -11,11 +12,11 @@ from tiledsl.frontend.describe import operand_text
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.loops import LoopSpec, close_loop, open_loop
 from tiledsl.frontend.storage import BufferRef, Cell, Element, RegionRef
-from tiledsl.frontend.values import Value, describe, index_expr, to_dtype
+from tiledsl.frontend.values import Value, describe, to_dtype
 from tiledsl.ir import Atomic, Buffer, Expr, If, Load, Region, Var, build
 from tiledsl.language.memory import as_scalar, paired
-from tiledsl.language.operation import not_inside_parallel, operation
-from tiledsl.language.words import address_of
+from tiledsl.language.operation import named, not_inside_parallel, operation
+from tiledsl.language.words import address_of, neighbours
 
 __all__ = [
     "atomic_add", "atomic_addx2", "atomic_addx4", "atomic_and", "atomic_load", "atomic_max", "atomic_min",
@@ -44,34 +45,18 @@ def atomic_add(
     return _update("add", dst, value, memory_order, return_prev)
 
 
-@operation
-def atomic_max(dst: Any, value: Any, memory_order: str | int | None = None, return_prev: bool = False) -> Any:
-    """dst = max(dst, value) in one step; like `atomic_add`. A number beats NaN."""
-    return _update("max", dst, value, memory_order, return_prev)
+def _atomic(name: str, doc: str) -> Callable[..., Any]:
+    def function(dst: Any, value: Any, memory_order: str | int | None = None, return_prev: bool = False) -> Any:
+        return _update(name.removeprefix("atomic_"), dst, value, memory_order, return_prev)
+
+    return operation(named(function, name, doc))
 
 
-@operation
-def atomic_min(dst: Any, value: Any, memory_order: str | int | None = None, return_prev: bool = False) -> Any:
-    """dst = min(dst, value) in one step; like `atomic_add`. A number beats NaN."""
-    return _update("min", dst, value, memory_order, return_prev)
-
-
-@operation
-def atomic_and(dst: Any, value: Any, memory_order: str | int | None = None, return_prev: bool = False) -> Any:
-    """dst &= value in one step; integers. Like `atomic_add`."""
-    return _update("and", dst, value, memory_order, return_prev)
-
-
-@operation
-def atomic_or(dst: Any, value: Any, memory_order: str | int | None = None, return_prev: bool = False) -> Any:
-    """dst |= value in one step; integers. Like `atomic_add`."""
-    return _update("or", dst, value, memory_order, return_prev)
-
-
-@operation
-def atomic_xor(dst: Any, value: Any, memory_order: str | int | None = None, return_prev: bool = False) -> Any:
-    """dst ^= value in one step; integers. Like `atomic_add`."""
-    return _update("xor", dst, value, memory_order, return_prev)
+atomic_max = _atomic("atomic_max", "dst = max(dst, value) in one step; like `atomic_add`. A number beats NaN.")
+atomic_min = _atomic("atomic_min", "dst = min(dst, value) in one step; like `atomic_add`. A number beats NaN.")
+atomic_and = _atomic("atomic_and", "dst &= value in one step; integers. Like `atomic_add`.")
+atomic_or = _atomic("atomic_or", "dst |= value in one step; integers. Like `atomic_add`.")
+atomic_xor = _atomic("atomic_xor", "dst ^= value in one step; integers. Like `atomic_add`.")
 
 
 @operation
@@ -177,9 +162,7 @@ def _vector(what: str, dst: Any, value: Any, lanes: int, return_prev: bool) -> N
             "atomic-prev", TileTypeError, f"{what}: return_prev gives the old value of one element, not {lanes}"
         )
     to, source = _element(what, "dst", address_of(dst)), _element(what, "value", address_of(value))
-    for k in range(lanes):
-        place = Element(to.buffer, (*to.indices[:-1], index_expr(Value(to.indices[-1]) + k)))
-        item = Element(source.buffer, (*source.indices[:-1], index_expr(Value(source.indices[-1]) + k)))
+    for place, item in zip(neighbours(to, lanes), neighbours(source, lanes), strict=True):
         _emit(what, "add", place, item, "relaxed", False)
 
 

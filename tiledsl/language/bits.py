@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tiledsl import ir
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import UINT32, UINT64, DType, as_dtype
 from tiledsl.errors import TileSyntaxError, TileTypeError, TileValueError
 from tiledsl.frontend.control import CONTROL, tracer
 from tiledsl.frontend.location import error, here
@@ -22,8 +22,6 @@ __all__ = [
     "popcount",
 ]  # fmt: skip
 
-_U32 = as_dtype("uint32")
-
 
 def _bits(name: str, x: Any) -> tuple[Value, DType, int]:
     """(the bits as an unsigned integer of 32 or 64 bits, the operand's dtype, how many bits were added above)."""
@@ -37,7 +35,7 @@ def _bits(name: str, x: Any) -> tuple[Value, DType, int]:
         )
     width = v.dtype.bits
     own = Value(to_dtype(v, as_dtype(f"uint{width}")))
-    wide = as_dtype("uint64") if width == 64 else _U32
+    wide = UINT64 if width == 64 else UINT32
     return Value(to_dtype(own, wide)), v.dtype, wide.bits - width
 
 
@@ -83,13 +81,13 @@ def byte_perm(x: Any, y: Any, selector: Any) -> Any:
     (a, _, _), (b, _, _), (s, _, _) = (_bits("byte_perm", v) for v in (x, y, selector))
     if any(v.dtype.bits != 32 for v in (a, b, s)):
         raise error("byte-perm", TileTypeError, "T.byte_perm takes 32-bit integers", help="convert with T.uint32(x)")
-    both = Value(to_dtype(a, as_dtype("uint64"))) | (Value(to_dtype(b, as_dtype("uint64"))) << 32)
+    both = Value(to_dtype(a, UINT64)) | (Value(to_dtype(b, UINT64)) << 32)
     result: Any = None
     for i in range(4):
         nibble = s >> (4 * i)
-        byte = Value(to_dtype(both >> Value(to_dtype((nibble & 7) << 3, both.dtype)), _U32)) & 0xFF
+        byte = Value(to_dtype(both >> Value(to_dtype((nibble & 7) << 3, both.dtype)), UINT32)) & 0xFF
         sign = select_value((byte & 0x80) != 0, 0xFF, 0)
-        byte = Value(to_dtype(select_value((nibble & 8) != 0, sign, byte), _U32))
+        byte = Value(to_dtype(select_value((nibble & 8) != 0, sign, byte), UINT32))
         result = byte if result is None else result | (byte << (8 * i))
     return result
 

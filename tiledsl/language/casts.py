@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tiledsl import ir
-from tiledsl.dtypes import DType, as_dtype, set_cast_hook
+from tiledsl.dtypes import FLOAT64, DType, as_dtype, set_cast_hook
 from tiledsl.errors import TileNotImplementedError, TileTypeError
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import INT32, convert, is_number, slice_dtype
@@ -13,8 +13,6 @@ from tiledsl.frontend.values import Value, Vector, as_value, binary, lanes_of, t
 from tiledsl.language.operation import surface
 
 __all__ = ["Cast", "cast", "reinterpret"]
-
-_WIDE = as_dtype("float64")
 
 
 @surface
@@ -82,7 +80,7 @@ def _towards_zero(what: str, v: Value, target: DType) -> Value:
             help="leave round out, or convert in two steps through float32",
         )
     near = ir.Cast(v.expr, target, loc=here())
-    exact, size = (ir.Unary("abs", convert(x, _WIDE), loc=here()) for x in (v.expr, near))
+    exact, size = (ir.Unary("abs", convert(x, FLOAT64), loc=here()) for x in (v.expr, near))
     word = as_dtype(f"uint{target.bits}")
     code = convert(ir.Call("reinterpret", (near,), word, loc=here()), INT32)
     below = ir.Binary("sub", code, ir.Const(1, INT32), loc=here())

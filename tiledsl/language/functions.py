@@ -12,7 +12,7 @@ from tiledsl.frontend.promotion import FLOAT32, as_number, is_number
 from tiledsl.frontend.values import Value, as_value, to_dtype
 from tiledsl.language.casts import cast, reinterpret
 from tiledsl.language.math import clamp, fma, math_call, number_operands, rsqrt, select_value, sqrt
-from tiledsl.language.operation import surface
+from tiledsl.language.operation import named, surface
 
 __all__ = [
     "__cos", "__exp", "__exp10", "__exp2", "__log", "__log10", "__log2", "__pow", "__sin", "__tan", "acos", "acosh",
@@ -30,9 +30,7 @@ def _function(name: str, doc: str) -> Callable[[Any], Any]:
     def function(x: Any) -> Any:
         return math_call(name, intrinsic, x)
 
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = doc
-    return surface(function)
+    return surface(named(function, name, doc))
 
 
 exp2 = _function("exp2", "2**x, at most 1 ulp from the exact value in float32; keeps the dtype.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math as _math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from tiledsl.frontend.control import if_then_else as _if_then_else
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import BOOL, FLOAT32, as_number, convert, is_number
 from tiledsl.frontend.values import Value, as_bool, as_value, binary, to_dtype, unary
-from tiledsl.language.operation import surface
+from tiledsl.language.operation import named, surface
 
 __all__ = [
     "Select", "abs", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "ceil",
@@ -46,16 +47,48 @@ def _two(name: str, op: str, a: Any, b: Any, python: Callable[[Any, Any], Any] |
     return result
 
 
-@surface
-def max(a: Any, b: Any) -> Any:
-    """The larger of two scalars; of NaN and a number, the number; -0 is below +0."""
-    return _two("max", "max", a, b, lambda x, y: x if x >= y else y)
+def _operator(name: str, op: str, python: Callable[[Any, Any], Any], doc: str) -> Callable[[Any, Any], Any]:
+    """T.<name> of two scalars: an operator of the IR, and what it is of Python numbers."""
+
+    def function(a: Any, b: Any) -> Any:
+        return _two(name, op, a, b, python)
+
+    return surface(named(function, name, doc))
 
 
-@surface
-def min(a: Any, b: Any) -> Any:
-    """The smaller of two scalars; of NaN and a number, the number; -0 is below +0."""
-    return _two("min", "min", a, b, lambda x, y: x if x <= y else y)
+max = _operator(
+    "max",
+    "max",
+    lambda x, y: x if x >= y else y,
+    "The larger of two scalars; of NaN and a number, the number; -0 is below +0.",
+)
+min = _operator(
+    "min",
+    "min",
+    lambda x, y: x if x <= y else y,
+    "The smaller of two scalars; of NaN and a number, the number; -0 is below +0.",
+)
+floordiv = _operator("floordiv", "floordiv", operator.floordiv, "a / b rounded down; integers.")
+floormod = _operator("floormod", "floormod", operator.mod, "a - b * floordiv(a, b): has the sign of b; integers.")
+truncdiv = _operator(
+    "truncdiv",
+    "truncdiv",
+    lambda x, y: (-1 if (x < 0) != (y < 0) else 1) * (_abs(x) // _abs(y)),
+    "a / b rounded towards 0; integers.",
+)
+truncmod = _operator(
+    "truncmod",
+    "truncmod",
+    lambda x, y: (-1 if x < 0 else 1) * (_abs(x) % _abs(y)),
+    "a - b * truncdiv(a, b): has the sign of a; integers.",
+)
+bitwise_and = _operator("bitwise_and", "bitand", operator.and_, "a & b.")
+bitwise_or = _operator("bitwise_or", "bitor", operator.or_, "a | b.")
+bitwise_xor = _operator("bitwise_xor", "bitxor", operator.xor, "a ^ b.")
+shift_left = _operator("shift_left", "shl", operator.lshift, "a << b; a shift by the width or more gives 0.")
+shift_right = _operator(
+    "shift_right", "shr", operator.rshift, "a >> b: arithmetic for signed, logical for unsigned integers."
+)
 
 
 @surface
@@ -72,68 +105,14 @@ def ceildiv(a: Any, b: Any) -> Any:
     return _two("ceildiv", "floordiv", binary("sub", binary("add", a, b), 1), b, None)
 
 
-@surface
-def floordiv(a: Any, b: Any) -> Any:
-    """a / b rounded down; integers."""
-    return _two("floordiv", "floordiv", a, b, lambda x, y: x // y)
-
-
-@surface
-def floormod(a: Any, b: Any) -> Any:
-    """a - b * floordiv(a, b): has the sign of b; integers."""
-    return _two("floormod", "floormod", a, b, lambda x, y: x % y)
-
-
-@surface
-def truncdiv(a: Any, b: Any) -> Any:
-    """a / b rounded towards 0; integers."""
-    return _two("truncdiv", "truncdiv", a, b, lambda x, y: (-1 if (x < 0) != (y < 0) else 1) * (_abs(x) // _abs(y)))
-
-
-@surface
-def truncmod(a: Any, b: Any) -> Any:
-    """a - b * truncdiv(a, b): has the sign of a; integers."""
-    return _two("truncmod", "truncmod", a, b, lambda x, y: (-1 if x < 0 else 1) * (_abs(x) % _abs(y)))
-
-
 def _abs(x: Any) -> Any:
     return -x if x < 0 else x
-
-
-@surface
-def bitwise_and(a: Any, b: Any) -> Any:
-    """a & b."""
-    return _two("bitwise_and", "bitand", a, b, lambda x, y: x & y)
-
-
-@surface
-def bitwise_or(a: Any, b: Any) -> Any:
-    """a | b."""
-    return _two("bitwise_or", "bitor", a, b, lambda x, y: x | y)
-
-
-@surface
-def bitwise_xor(a: Any, b: Any) -> Any:
-    """a ^ b."""
-    return _two("bitwise_xor", "bitxor", a, b, lambda x, y: x ^ y)
 
 
 @surface
 def bitwise_not(x: Any) -> Any:
     """~x."""
     return ~(as_number(x) if isinstance(x, (int, np.integer)) else as_value(x, "T.bitwise_not: its operand"))
-
-
-@surface
-def shift_left(a: Any, b: Any) -> Any:
-    """a << b; a shift by the width or more gives 0."""
-    return _two("shift_left", "shl", a, b, lambda x, y: x << y)
-
-
-@surface
-def shift_right(a: Any, b: Any) -> Any:
-    """a >> b: arithmetic for signed, logical for unsigned integers."""
-    return _two("shift_right", "shr", a, b, lambda x, y: x >> y)
 
 
 # -- choice -----------------------------------------------------------------------------------------------
@@ -282,26 +261,16 @@ def fma(a: Any, b: Any, c: Any) -> Any:
     return Value(convert(ir.Fma(*(to_dtype(x, inner) for x in (a, b, c)), loc=here()), dtype, loc=True))
 
 
-def _classify(name: str, x: Any) -> Value:
-    return Value(ir.Call(name, (_float(name, x).expr,), BOOL, loc=here()))
+def _classify(name: str, doc: str) -> Callable[[Any], Any]:
+    def function(x: Any) -> Any:
+        return Value(ir.Call(name, (_float(name, x).expr,), BOOL, loc=here()))
+
+    return surface(named(function, name, doc))
 
 
-@surface
-def isnan(x: Any) -> Any:
-    """True for NaN."""
-    return _classify("isnan", x)
-
-
-@surface
-def isinf(x: Any) -> Any:
-    """True for the two infinities."""
-    return _classify("isinf", x)
-
-
-@surface
-def isfinite(x: Any) -> Any:
-    """Neither NaN nor infinite."""
-    return _classify("isfinite", x)
+isnan = _classify("isnan", "True for NaN.")
+isinf = _classify("isinf", "True for the two infinities.")
+isfinite = _classify("isfinite", "Neither NaN nor infinite.")
 
 
 # -- limits -----------------------------------------------------------------------------------------------

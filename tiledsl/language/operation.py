@@ -14,7 +14,7 @@ from tiledsl.frontend.habits import KEYWORDS
 from tiledsl.frontend.location import error
 from tiledsl.frontend.values import Undefined
 
-__all__ = ["hints", "not_inside_parallel", "not_yet", "operation", "signature_text", "surface"]
+__all__ = ["hints", "named", "not_inside_parallel", "not_yet", "operation", "signature_text", "surface"]
 
 _OUTPUTS = "it gives nothing back: {} is the tile that it writes to, made by T.alloc_fragment or T.alloc_shared"
 _P = ParamSpec("_P")
@@ -83,6 +83,13 @@ def operation(fn: Callable[_P, _R]) -> Callable[_P, _R]:
         return checked(*args, **kw)
 
     return staged
+
+
+def named(fn: Callable[_P, _R], name: str, doc: str) -> Callable[_P, _R]:
+    """A function made in a function, under its own name and docstring."""
+    fn.__name__ = fn.__qualname__ = name
+    fn.__doc__ = doc
+    return fn
 
 
 def not_inside_parallel(what: str) -> Tracer:

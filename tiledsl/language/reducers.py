@@ -12,8 +12,8 @@ from tiledsl.frontend.location import error, here
 from tiledsl.frontend.reducer import COMBINATIONS, contribute
 from tiledsl.frontend.storage import BufferRef, Cell, Element
 from tiledsl.frontend.values import describe, to_dtype
-from tiledsl.ir import Buffer, Const, ReducerOp
-from tiledsl.ir.arithmetic import extremes, int_range
+from tiledsl.ir import Buffer, ReducerOp, build
+from tiledsl.ir.arithmetic import identity
 from tiledsl.language.memory import alloc_fragment, as_scalar, copy
 from tiledsl.language.operation import not_inside_parallel, operation
 
@@ -57,7 +57,10 @@ def reducer_init(reducer: Any, init: Any = None) -> None:
     """Every element starts at `init` (None: what changes nothing, 0 for a sum) and has no contributions."""
     what = "T.reducer_init"
     buffer, op = _reducer(what, reducer)
-    value = _identity(op, buffer.dtype) if init is None else to_dtype(as_scalar(init, f"{what}: init"), buffer.dtype)
+    if init is not None:
+        value = to_dtype(as_scalar(init, f"{what}: init"), buffer.dtype)
+    else:
+        value = build.const(0 if op == "sum" else identity(op, buffer.dtype), buffer.dtype)
     not_inside_parallel(what).emit(ReducerOp("init", op, buffer, (), value, loc=here()), what)
 
 
@@ -89,13 +92,3 @@ def _reducer(what: str, x: Any) -> tuple[Buffer, str]:
     raise error(
         "not-a-reducer", TileTypeError, f"{what} takes a reducer, got {text}", help="allocate it with T.alloc_reducer"
     )
-
-
-def _identity(op: str, dtype: DType) -> Const:
-    if op in ("max", "min"):
-        low, high = extremes(dtype)
-        value = low if op == "max" else high
-        return Const(float(value) if dtype.is_float else int(value), dtype)
-    if op == "bitand":
-        return Const(-1 if dtype.kind == "int" else int_range(dtype)[1], dtype)
-    return Const(0.0 if dtype.is_float else 0, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -12,7 +13,7 @@ from tiledsl.frontend.promotion import BOOL, INT32, is_number
 from tiledsl.frontend.values import Value, as_bool, as_value, describe, to_dtype
 from tiledsl.ir import Cast, Collective, Const, Expr, Return, Sync, Var
 from tiledsl.ir.collectives import COLLECTIVES, WARP
-from tiledsl.language.operation import operation
+from tiledsl.language.operation import named, operation
 
 __all__ = [
     "activemask", "all_sync", "any_sync", "ballot", "ballot_sync", "get_block_binding", "get_block_bindings",
@@ -405,40 +406,22 @@ def match_all_sync(value: Any, mask: Any = None) -> Any:
     return _vote("T.match_all_sync", "match_all", value, mask)
 
 
-@operation
-def warp_reduce_sum(value: Any) -> Any:
-    """Sum over the threads of the warp, the same in all of them: an xor butterfly 16-8-4-2-1 in the value's dtype."""
-    return collective("T.warp_reduce_sum", "sum", (value,))
+def _reduction(name: str, doc: str) -> Callable[[Any], Any]:
+    def function(value: Any) -> Any:
+        return collective(f"T.{name}", name.removeprefix("warp_reduce_"), (value,))
+
+    return operation(named(function, name, doc))
 
 
-@operation
-def warp_reduce_max(value: Any) -> Any:
-    """Largest value in the warp; a number beats NaN."""
-    return collective("T.warp_reduce_max", "max", (value,))
-
-
-@operation
-def warp_reduce_min(value: Any) -> Any:
-    """Smallest value in the warp; a number beats NaN."""
-    return collective("T.warp_reduce_min", "min", (value,))
-
-
-@operation
-def warp_reduce_bitand(value: Any) -> Any:
-    """Bitwise and over the warp; integers."""
-    return collective("T.warp_reduce_bitand", "bitand", (value,))
-
-
-@operation
-def warp_reduce_bitor(value: Any) -> Any:
-    """Bitwise or over the warp; integers."""
-    return collective("T.warp_reduce_bitor", "bitor", (value,))
-
-
-@operation
-def warp_reduce_bitxor(value: Any) -> Any:
-    """Bitwise exclusive or over the warp; integers."""
-    return collective("T.warp_reduce_bitxor", "bitxor", (value,))
+warp_reduce_sum = _reduction(
+    "warp_reduce_sum",
+    "Sum over the threads of the warp, the same in all of them: an xor butterfly 16-8-4-2-1 in the value's dtype.",
+)
+warp_reduce_max = _reduction("warp_reduce_max", "Largest value in the warp; a number beats NaN.")
+warp_reduce_min = _reduction("warp_reduce_min", "Smallest value in the warp; a number beats NaN.")
+warp_reduce_bitand = _reduction("warp_reduce_bitand", "Bitwise and over the warp; integers.")
+warp_reduce_bitor = _reduction("warp_reduce_bitor", "Bitwise or over the warp; integers.")
+warp_reduce_bitxor = _reduction("warp_reduce_bitxor", "Bitwise exclusive or over the warp; integers.")
 
 
 @operation

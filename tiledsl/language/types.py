@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tiledsl.dtypes import DType, as_dtype
@@ -14,7 +15,7 @@ from tiledsl.frontend.eager import EagerTracer
 from tiledsl.frontend.location import error
 from tiledsl.frontend.storage import BufferRef, Element
 from tiledsl.ir import Const
-from tiledsl.language.operation import surface
+from tiledsl.language.operation import named, surface
 
 __all__ = [
     "Buffer", "FragmentBuffer", "LocalBuffer", "SharedBuffer", "StridedTensor", "Tensor", "const", "dtype",
@@ -22,15 +23,12 @@ __all__ = [
 ]  # fmt: skip
 
 
-class _TensorAnnotation:
-    """`T.Tensor(shape, dtype)` and `T.Tensor[shape, dtype]`."""
+class _Annotation:
+    """A function of the surface that brackets call too: `arguments` gives what a key means."""
 
-    def __init__(self, name: str) -> None:
-        def make(shape: Any, dtype: Any = "float32", data: Any = None) -> Any:
-            return TensorSpec.make(f"T.{name}", shape, dtype) if data is None else _seen_as(name, shape, dtype, data)
-
-        make.__name__ = self.__name__ = name
-        self._make = surface(make)
+    def __init__(self, make: Callable[..., Any], arguments: Callable[[Any], tuple[Any, ...]]) -> None:
+        self.__name__, self.__doc__ = make.__name__, make.__doc__
+        self._make, self._arguments = surface(make), arguments
         self.__signature__ = inspect.signature(make)
 
     def __repr__(self) -> str:
@@ -40,9 +38,15 @@ class _TensorAnnotation:
         return self._make(*args, **kw)
 
     def __getitem__(self, key: Any) -> Any:
-        if not isinstance(key, tuple) or len(key) != 2:
-            return self._make(key)
-        return self._make(*key)
+        return self._make(*self._arguments(key))
+
+
+def _tensor(name: str) -> _Annotation:
+    def make(shape: Any, dtype: Any = "float32", data: Any = None) -> Any:
+        return TensorSpec.make(f"T.{name}", shape, dtype) if data is None else _seen_as(name, shape, dtype, data)
+
+    named(make, name, "`T.Tensor(shape, dtype)` and `T.Tensor[shape, dtype]`.")
+    return _Annotation(make, lambda key: key if isinstance(key, tuple) and len(key) == 2 else (key,))
 
 
 def _seen_as(name: str, shape: Any, dtype: Any, data: Any) -> Any:
@@ -79,28 +83,17 @@ class TileAnnotation:
 SharedBuffer, FragmentBuffer, LocalBuffer = map(TileAnnotation, ("SharedBuffer", "FragmentBuffer", "LocalBuffer"))
 
 
-class _StridedAnnotation:
-    """`T.StridedTensor(shape, strides, dtype)` and the same with brackets."""
+def _strided(shape: Any, strides: Any, dtype: Any = "float32") -> Any:
+    return TensorSpec.make("T.StridedTensor", shape, dtype, strides)
 
-    __name__ = "StridedTensor"
 
-    def __init__(self) -> None:
-        def make(shape: Any, strides: Any, dtype: Any = "float32") -> Any:
-            return TensorSpec.make("T.StridedTensor", shape, dtype, strides)
+named(_strided, "StridedTensor", "`T.StridedTensor(shape, strides, dtype)` and the same with brackets.")
 
-        make.__name__ = self.__name__
-        self._make = surface(make)
-        self.__signature__ = inspect.signature(make)
 
-    def __call__(self, *args: Any, **kw: Any) -> Any:
-        return self._make(*args, **kw)
-
-    def __getitem__(self, key: Any) -> Any:
-        if not isinstance(key, tuple) or not 2 <= len(key) <= 3:
-            raise error(
-                "strided-arguments", TileTypeError, "T.StridedTensor[shape, strides, dtype] takes 2 or 3 arguments"
-            )
-        return self._make(*key)
+def _strided_arguments(key: Any) -> tuple[Any, ...]:
+    if not isinstance(key, tuple) or not 2 <= len(key) <= 3:
+        raise error("strided-arguments", TileTypeError, "T.StridedTensor[shape, strides, dtype] takes 2 or 3 arguments")
+    return key
 
 
 if TYPE_CHECKING:
@@ -117,9 +110,8 @@ if TYPE_CHECKING:
     def StridedTensor(shape: Any, strides: Any, dtype: Any = "float32") -> Any:
         """A tensor with explicit strides in elements; they may be symbols."""
 else:
-    Tensor = _TensorAnnotation("Tensor")
-    Buffer = _TensorAnnotation("Buffer")
-    StridedTensor = _StridedAnnotation()
+    Tensor, Buffer = _tensor("Tensor"), _tensor("Buffer")
+    StridedTensor = _Annotation(_strided, _strided_arguments)
 
 
 @surface

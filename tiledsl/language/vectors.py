@@ -10,7 +10,7 @@ from tiledsl.frontend.location import error
 from tiledsl.frontend.values import Value, Vector, as_value, binary, lanes_of, unary
 from tiledsl.language.casts import cast
 from tiledsl.language.math import fma
-from tiledsl.language.operation import surface
+from tiledsl.language.operation import named, surface
 
 __all__ = ["abs2", "add2", "extract_lane", "fma2", "max2", "min2", "mul2", "sub2", "vectorized_cast"]
 
@@ -27,40 +27,24 @@ def _pairs(name: str, function: Callable[..., Any], *operands: Any) -> Vector:
     return Vector([as_value(function(*lane), name) for lane in zip(*(lanes_of(x, 2) for x in operands), strict=True)])
 
 
-@surface
-def add2(a: Any, b: Any) -> Any:
-    """a + b of vectors of two lanes."""
-    return _pairs("add2", lambda x, y: binary("add", x, y), a, b)
+def _of_two(name: str, doc: str) -> Callable[[Any, Any], Any]:
+    def function(a: Any, b: Any) -> Any:
+        return _pairs(name, lambda x, y: binary(name[:-1], x, y), a, b)
+
+    return surface(named(function, name, doc))
 
 
-@surface
-def sub2(a: Any, b: Any) -> Any:
-    """a - b of vectors of two lanes."""
-    return _pairs("sub2", lambda x, y: binary("sub", x, y), a, b)
-
-
-@surface
-def mul2(a: Any, b: Any) -> Any:
-    """a * b of vectors of two lanes."""
-    return _pairs("mul2", lambda x, y: binary("mul", x, y), a, b)
+add2 = _of_two("add2", "a + b of vectors of two lanes.")
+sub2 = _of_two("sub2", "a - b of vectors of two lanes.")
+mul2 = _of_two("mul2", "a * b of vectors of two lanes.")
+max2 = _of_two("max2", "T.max of vectors of two lanes.")
+min2 = _of_two("min2", "T.min of vectors of two lanes.")
 
 
 @surface
 def fma2(a: Any, b: Any, c: Any) -> Any:
     """a * b + c with one rounding, of vectors of two lanes."""
     return _pairs("fma2", fma, a, b, c)
-
-
-@surface
-def max2(a: Any, b: Any) -> Any:
-    """T.max of vectors of two lanes."""
-    return _pairs("max2", lambda x, y: binary("max", x, y), a, b)
-
-
-@surface
-def min2(a: Any, b: Any) -> Any:
-    """T.min of vectors of two lanes."""
-    return _pairs("min2", lambda x, y: binary("min", x, y), a, b)
 
 
 @surface

@@ -13,9 +13,11 @@ from tiledsl.frontend.values import Value, Vector, describe, index_expr, lanes_o
 from tiledsl.ir import Const
 from tiledsl.language.casts import reinterpret
 from tiledsl.language.math import if_then_else
-from tiledsl.language.operation import operation
+from tiledsl.language.operation import named, operation
 
-__all__ = ["address_of", "dp4a", "ldg128", "ldg256", "ldg32", "ldg64", "stg128", "stg256", "stg32", "stg64"]
+__all__ = [
+    "address_of", "dp4a", "ldg128", "ldg256", "ldg32", "ldg64", "neighbours", "stg128", "stg256", "stg32", "stg64",
+]  # fmt: skip
 
 
 def _elements(name: str, place: Any, bits: int) -> list[Element]:
@@ -28,8 +30,13 @@ def _elements(name: str, place: Any, bits: int) -> list[Element]:
             f"T.{name} takes an element of a tensor whose dtype divides {bits} bits, got {describe(place)}",
             help=f"name the first element: T.{name}(A[i, j])",
         )
+    return neighbours(place, bits // place.dtype.bits)
+
+
+def neighbours(place: Element | Cell, count: int) -> list[Element]:
+    """Elements that lie side by side, from a place on."""
     *front, last = place.indices
-    return [Element(place.buffer, (*front, index_expr(Value(last) + k))) for k in range(bits // place.dtype.bits)]
+    return [Element(place.buffer, (*front, index_expr(Value(last) + k))) for k in range(count)]
 
 
 def _dtype(bits: int) -> str:
@@ -47,9 +54,8 @@ def _load(bits: int) -> Callable[..., Any]:
         lanes = [if_then_else(pred, x, Value(Const(0, x.dtype))) for x in lanes_of(found, found.dtype.lanes)]
         return Vector(lanes) if len(lanes) > 1 else lanes[0]
 
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"{bits} bits from an element on, as {_dtype(bits)}; 0 where the condition pred does not hold."
-    return operation(function)
+    doc = f"{bits} bits from an element on, as {_dtype(bits)}; 0 where the condition pred does not hold."
+    return operation(named(function, name, doc))
 
 
 def _store(bits: int) -> Callable[..., Any]:
@@ -62,9 +68,7 @@ def _store(bits: int) -> Callable[..., Any]:
         for place, part in zip(elements, lanes_of(parts, len(elements)), strict=True):
             emit_store(place.buffer, place.indices, part)
 
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"Stores {bits} bits, a {_dtype(bits)}, from an element on."
-    return operation(function)
+    return operation(named(function, name, f"Stores {bits} bits, a {_dtype(bits)}, from an element on."))
 
 
 ldg32, ldg64, ldg128, ldg256 = (_load(bits) for bits in (32, 64, 128, 256))

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tiledsl.ir import build
-from tiledsl.ir.buffer import Buffer
-from tiledsl.ir.expr import Expr, Load
+from tiledsl.ir import Atomic, Buffer, Expr, Function, Load, Stmt, Store, build
 from tiledsl.ir.layout import LayoutData, physical_indices
-from tiledsl.ir.stmt import Atomic, Function, Stmt, Store
 from tiledsl.ir.walk import Rewriter
 
 __all__ = ["ApplyLayouts"]

@@ -10,10 +10,23 @@ from tiledsl.analysis.bounds import Facts
 from tiledsl.analysis.scopes import ScopedRewriter
 from tiledsl.dtypes import as_dtype
 from tiledsl.errors import TileNotImplementedError
-from tiledsl.ir import build
-from tiledsl.ir.buffer import Buffer
-from tiledsl.ir.expr import Binary, Const, Expr, Load, Var
-from tiledsl.ir.stmt import Copy, Fill, Function, If, Let, Parallel, Stmt, Store
+from tiledsl.ir import (
+    Binary,
+    Buffer,
+    Const,
+    Copy,
+    Expr,
+    Fill,
+    Function,
+    If,
+    Let,
+    Load,
+    Parallel,
+    Stmt,
+    Store,
+    Var,
+    build,
+)
 from tiledsl.ir.walk import loads_of
 
 __all__ = ["ExpandMoves", "MoveWriter", "bind_loads", "range_tests"]

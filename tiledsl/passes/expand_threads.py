@@ -11,41 +11,46 @@ from typing import ClassVar
 
 from tiledsl.analysis.bounds import kernel_facts
 from tiledsl.analysis.uniformity import Varying, thread_level, varying
-from tiledsl.dtypes import DType, as_dtype, promote
+from tiledsl.dtypes import FLOAT32, INT32, DType, promote
 from tiledsl.errors import TileNotImplementedError, TileTypeError
-from tiledsl.ir import build
-from tiledsl.ir.arithmetic import extremes
-from tiledsl.ir.buffer import Buffer, Region
-from tiledsl.ir.expr import Binary, Const, Expr, Fma, Load, Unary, Var
-from tiledsl.ir.node import Node
-from tiledsl.ir.stmt import (
+from tiledsl.ir import (
     Alloc,
-    Atomic,
+    Binary,
     Break,
+    Buffer,
     Collective,
+    Const,
     Continue,
     Copy,
+    Expr,
     Fill,
+    Fma,
     For,
     Function,
     Gemm,
     If,
     Kernel,
     Let,
+    Load,
+    Node,
     Parallel,
     Reduce,
+    Region,
     Scan,
     Stmt,
     Store,
     Sync,
+    Unary,
+    Var,
+    build,
 )
-from tiledsl.ir.walk import map_kernels, walk
+from tiledsl.ir.arithmetic import combining, identity
+from tiledsl.ir.walk import bound_in, map_kernels, walk
 from tiledsl.passes.expand_moves import MoveWriter
 from tiledsl.passes.split_roles import split_roles
 
 __all__ = ["ExpandThreads", "combine", "serial_reduce", "serial_scan", "thread_number", "turns"]
 
-_INT32 = as_dtype("int32")
 _PARTIALS = 16  # language.md 0.10
 
 
@@ -63,11 +68,11 @@ class ExpandThreads:
 
 def thread_number(kernel: Kernel) -> tuple[Expr, Expr]:
     """(x + nx * (y + ny * z), how many threads a block has)."""
-    number: Expr = build.zero(_INT32)
-    count: Expr = build.const(1, _INT32)
+    number: Expr = build.zero(INT32)
+    count: Expr = build.const(1, INT32)
     for v, extent in zip(reversed(kernel.thread_vars), reversed(kernel.threads), strict=True):
-        number = build.add(build.mul(number, build.cast(extent, _INT32)), build.cast(v, _INT32))
-        count = build.mul(count, build.cast(extent, _INT32))
+        number = build.add(build.mul(number, build.cast(extent, INT32)), build.cast(v, INT32))
+        count = build.mul(count, build.cast(extent, INT32))
     return number, count
 
 
@@ -108,31 +113,23 @@ class _Writer(MoveWriter):
 
     def _looks(self, s: Parallel) -> bool:
         """Its iterations depend on the thread that they belong to."""
-        inside: set[Node] = set(s.vars)
-        used: set[Node] = set()
-        for n in walk((s,)):
-            if isinstance(n, (Collective, Sync)):
-                return True
-            if isinstance(n, (Let, For)):
-                inside.add(n.var)
-            elif isinstance(n, Alloc):
-                inside.add(n.buffer)
-            elif isinstance(n, Atomic) and n.result is not None:
-                inside.add(n.result)
-            elif isinstance(n, (Var, Buffer)):
-                used.add(n.root if isinstance(n, Buffer) else n)
+        nodes = list(walk(s))
+        if any(isinstance(n, (Collective, Sync)) for n in nodes):
+            return True
+        inside: set[Node] = {v for n in nodes for v in bound_in(n)} | {n.buffer for n in nodes if isinstance(n, Alloc)}
+        used = {n.root if isinstance(n, Buffer) else n for n in nodes if isinstance(n, (Var, Buffer))}
         return not used.isdisjoint((self.found.vars | self.found.buffers) - inside)
 
     def _rounds(self, s: Parallel) -> tuple[Stmt, ...]:
         """Iteration f of the flattened nest belongs to thread f % threads; under a condition on threads, to those for
         which it holds, in their order."""
-        dtype: DType = _INT32
+        dtype: DType = INT32
         for e in s.extents:
             dtype = promote(dtype, e.dtype)
         before: list[Stmt] = []
         number, count = thread_number(self.kernel)
         if self.found.partial(s):
-            number, count = Var("rank", _INT32), Var("size", _INT32)
+            number, count = Var("rank", INT32), Var("size", INT32)
             before = [Collective(v.name, (), v, "block", loc=s.loc) for v in (number, count)]
         size: Expr = build.const(1, dtype)
         for e in s.extents:
@@ -184,7 +181,7 @@ def _count(v: Var, extent: Expr, body: tuple[Stmt, ...], s: Stmt) -> For:
 
 def _wide(dtype: DType) -> DType:
     """What a reduction into dtype accumulates in."""
-    return as_dtype("float32") if dtype.is_float and dtype.bits < 32 else dtype
+    return FLOAT32 if dtype.is_float and dtype.bits < 32 else dtype
 
 
 def _indices(r: Region, vs: list[Var | None]) -> tuple[Expr, ...]:
@@ -193,13 +190,8 @@ def _indices(r: Region, vs: list[Var | None]) -> tuple[Expr, ...]:
     )
 
 
-def _identity(op: str, acc: DType) -> Const:
-    low, high = extremes(acc)
-    return build.const(0 if op == "absmax" else high if op == "min" else low, acc)
-
-
 def combine(op: str, a: Expr, b: Expr, propagate: bool) -> Expr:
-    operator = {"sum": "add", "abssum": "add", "absmax": "max"}.get(op, op)
+    operator = combining(op)
     value: Expr = Binary(operator, a, b)
     if propagate and a.dtype.is_float and operator in ("max", "min"):
         for x in (b, a):
@@ -212,8 +204,8 @@ def _serial_gemm(s: Gemm) -> Stmt:
     acc = _wide(s.c.buffer.dtype)
     (rows, columns), inner = s.c.extents[-2:], s.a.extents[-2 if s.transpose_a else -1]
     i, j, k = (Var(n, e.dtype) for n, e in zip("ijk", (rows, columns, inner), strict=True))
-    total = Buffer("total", acc, (build.const(1, _INT32),), "var", loc=s.loc)
-    at = (build.zero(_INT32),)
+    total = Buffer("total", acc, (build.const(1, INT32),), "var", loc=s.loc)
+    at = (build.zero(INT32),)
 
     def element(r: Region, *vs: Var) -> Load:
         front: list[Var | None] = [None] * (len(r.starts) - 2)
@@ -238,8 +230,8 @@ def serial_reduce(s: Reduce) -> tuple[Stmt, ...]:
         raise TileNotImplementedError(f"a reduction of one thread over {length} elements is not supported yet", s.loc)
     n, acc = length.value, _wide(s.dst.buffer.dtype)
     kept = [None if k == s.axis else Var(f"i{k}", e.dtype) for k, e in enumerate(s.src.extents)]
-    j = Var("j", _INT32)
-    part = Buffer("part", acc, (build.const(min(n, _PARTIALS), _INT32),), "local", loc=s.loc)
+    j = Var("j", INT32)
+    part = Buffer("part", acc, (build.const(min(n, _PARTIALS), INT32),), "local", loc=s.loc)
     index = [j if k == s.axis else v for k, v in enumerate(kept)]
     value: Expr = build.cast(Load(s.src.buffer, _indices(s.src, index), loc=s.loc), acc)
     if s.op in ("abssum", "absmax"):
@@ -254,12 +246,12 @@ def serial_reduce(s: Reduce) -> tuple[Stmt, ...]:
     have = min(n, _PARTIALS)
     for half in (8, 4, 2, 1):
         for k in range(max(0, have - half)):
-            a, b = (Load(part, (build.const(x, _INT32),)) for x in (k, k + half))
+            a, b = (Load(part, (build.const(x, INT32),)) for x in (k, k + half))
             body.append(Store(part, a.indices, combine(s.op, a, b, s.nan_propagate), loc=s.loc))
         have = min(have, half)
-    total: Expr = Load(part, (build.zero(_INT32),))
+    total: Expr = Load(part, (build.zero(INT32),))
     if acc.is_float and s.op in ("max", "min", "absmax"):
-        total = combine(s.op, _identity(s.op, acc), total, s.nan_propagate)  # of NaN alone
+        total = combine(s.op, build.const(identity(s.op, acc), acc), total, s.nan_propagate)  # of NaN alone
     slots: list[Var | None] = list(kept)
     if len(s.dst.extents) < len(kept):
         slots.pop(s.axis)
@@ -276,8 +268,8 @@ def serial_scan(s: Scan) -> tuple[Stmt, ...]:
     kept = [None if k == s.axis else Var(f"i{k}", e.dtype) for k, e in enumerate(s.src.extents)]
     extent = s.src.extents[s.axis]
     j = Var("j", extent.dtype)
-    run = Buffer("running", acc, (build.const(1, _INT32),), "var", loc=s.loc)
-    at = (build.zero(_INT32),)
+    run = Buffer("running", acc, (build.const(1, INT32),), "var", loc=s.loc)
+    at = (build.zero(INT32),)
     step: Expr = build.sub(build.sub(extent, 1), j) if s.reverse else j
     where = Var("at", extent.dtype)
     index = [where if k == s.axis else v for k, v in enumerate(kept)]
@@ -287,7 +279,7 @@ def serial_scan(s: Scan) -> tuple[Stmt, ...]:
         joined = build.if_then_else(Binary("eq", j, build.zero(j.type)), value, joined)
     out = Store(s.dst.buffer, _indices(s.dst, index), build.cast(Load(run, at), s.dst.buffer.dtype), loc=s.loc)
     body = (Let(where, step, loc=s.loc), Store(run, at, joined, loc=s.loc), out)
-    start = None if s.op == "sum" else _identity(s.op, acc)
+    start = None if s.op == "sum" else build.const(identity(s.op, acc), acc)
     return _around(kept, s.src, (Alloc(run, start, loc=s.loc), _count(j, extent, body, s)), s)
 
 

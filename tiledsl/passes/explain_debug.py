@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tiledsl.ir.expr import Var
-from tiledsl.ir.stmt import Debug, For, Function, Kernel, Parallel, Stmt
+from tiledsl.ir import Debug, For, Function, Kernel, Parallel, Stmt, Var
 from tiledsl.ir.walk import map_kernels, walk
 
 __all__ = ["ExplainDebug", "escaped", "where"]

@@ -5,9 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tiledsl.ir import build
-from tiledsl.ir.expr import Binary, Cast, Const, Expr, IfThenElse, Select, Unary
-from tiledsl.ir.stmt import Debug, For, Function, If, Parallel, Stmt, While
+from tiledsl.ir import (
+    Binary,
+    Cast,
+    Const,
+    Debug,
+    Expr,
+    For,
+    Function,
+    If,
+    IfThenElse,
+    Parallel,
+    Select,
+    Stmt,
+    Unary,
+    While,
+    build,
+)
 from tiledsl.ir.walk import Rewriter
 
 __all__ = ["Fold", "fold_expr"]

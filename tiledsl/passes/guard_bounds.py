@@ -12,36 +12,41 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tiledsl.analysis.scopes import ScopedRewriter
-from tiledsl.dtypes import as_dtype
+from tiledsl.dtypes import INT64
 from tiledsl.errors import Loc, TileIndexError
-from tiledsl.ir import build
-from tiledsl.ir.buffer import Buffer, Region
-from tiledsl.ir.expr import Binary, Expr, IfThenElse, Load, Var
-from tiledsl.ir.stmt import (
+from tiledsl.ir import (
     Alloc,
     Atomic,
+    Binary,
     Break,
+    Buffer,
     Debug,
+    Expr,
     For,
     Function,
     Gemm,
     If,
+    IfThenElse,
     Kernel,
     Let,
+    Load,
     Parallel,
     Reduce,
     ReducerOp,
+    Region,
     Scan,
     Stmt,
     Store,
+    Var,
     While,
+    build,
 )
+from tiledsl.ir.buffer import place_text
 from tiledsl.passes.expand_moves import bind_loads, range_tests
 from tiledsl.passes.explain_debug import escaped, where
 
 __all__ = ["GuardBounds"]
 
-_INT64 = as_dtype("int64")
 _HELP = "guard the access with an if, or enlarge the buffer"
 _STEP_HELP = "count up by at least 1, or down by at least 1"
 _REGION_HELP = "only T.copy clips: enlarge the buffer or shrink the region"
@@ -194,18 +199,18 @@ class _Guard(ScopedRewriter):
             name = escaped(buffer.name)
             text = f"{name}[{', '.join(['{}'] * buffer.rank)}] is out of range: {name} is {buffer.dtype} of shape "
             tests = range_tests(buffer, indices, self.facts)
-            self._test(tests, f"{text}{buffer.const_shape}", indices, loc, *_allocated(buffer), _HELP)
+            self._test(tests, f"{text}{buffer.const_shape}", indices, loc, *place_text(buffer), _HELP)
         return indices
 
     def _regions(self, what: str, loc: Loc | None, *regions: Region) -> None:
         """What a tile operation touches lies in its tiles (those in global memory are the compiler's own)."""
         for r in [r for r in regions if self.checked and r.buffer.scope != "global"]:
             for axis, (start, extent, size) in enumerate(zip(r.starts, r.extents, r.buffer.shape, strict=True)):
-                first, count, n = (build.cast(e, _INT64) for e in (start, extent, size))
+                first, count, n = (build.cast(e, INT64) for e in (start, extent, size))
                 end = build.add(first, count)
                 tests = [t for t in (build.ge(first, 0), build.le(end, n)) if not self.facts.prove(t)]
                 text = f"{what}: {escaped(r.buffer.name)}[{{}}:{{}}] is out of range on axis {axis} of {{}}"
-                self._test(tests, text, (first, end, n), loc, *_allocated(r.buffer), _REGION_HELP)
+                self._test(tests, text, (first, end, n), loc, *place_text(r.buffer), _REGION_HELP)
 
     def _test(self, tests: list[Expr], text: str, shown: tuple[Expr, ...], loc: Loc | None, *lines: str) -> None:
         """Tests before the statement, where it happens. text: a template (`explain_debug`) for what is shown; lines:
@@ -228,10 +233,6 @@ def _is_vector(n: Load | Store) -> bool:
     """Loop-stage accesses carry masks of their own."""
     lanes = n.lanes if isinstance(n, Load) else n.value.dtype.lanes // n.buffer.dtype.lanes
     return lanes > 1 or n.mask is not None or any(i.dtype.is_vector for i in n.indices)
-
-
-def _allocated(buffer: Buffer) -> tuple[str, ...]:
-    return (f"{buffer.name} was allocated at {buffer.loc}",) if buffer.loc else ()
 
 
 def _outside(buffer: Buffer) -> Expr:

@@ -12,30 +12,31 @@ from typing import ClassVar
 
 from tiledsl.analysis.meeting import apart
 from tiledsl.analysis.uniformity import thread_level, varying
-from tiledsl.ir.buffer import Buffer, Region
-from tiledsl.ir.expr import Binary, Cast, Const, Expr, Load, Var
-from tiledsl.ir.stmt import (
+from tiledsl.ir import (
+    TILE_OPS,
     Alloc,
     Atomic,
+    Binary,
+    Buffer,
+    Cast,
     Collective,
-    Copy,
+    Const,
     Debug,
-    Fill,
+    Expr,
     For,
     Function,
-    Gemm,
     If,
     Kernel,
     Let,
-    Parallel,
-    Reduce,
-    Scan,
+    Load,
+    Region,
     Stmt,
     Store,
     Sync,
+    Var,
     While,
 )
-from tiledsl.ir.walk import map_kernels, walk, writes
+from tiledsl.ir.walk import bound_in, map_kernels, walk, writes
 
 __all__ = ["OrderShared", "Orderer"]
 
@@ -67,7 +68,7 @@ class Orderer:
     """
 
     scopes: tuple[str, ...] = ("shared", "fragment")
-    by_block: tuple[type[Stmt], ...] = (Parallel, Copy, Fill, Gemm, Reduce, Scan)
+    by_block: tuple[type[Stmt], ...] = TILE_OPS
 
     def __init__(self, kernel: Kernel) -> None:
         self.found = varying(kernel.body, kernel.thread_vars, kernel.threads)
@@ -135,8 +136,7 @@ class Orderer:
 
     def _together(self, s: For | While) -> bool:
         """All threads go through the same rounds."""
-        bounds = (s.start, s.stop, s.step) if isinstance(s, For) else (s.cond,)
-        return not any(map(self.found.expr, bounds)) and not self.found.leaves(s.body)
+        return not self.found.uneven(s) and not self.found.leaves(s.body)
 
     # -- what is touched ---------------------------------------------------------------------------------
 
@@ -221,12 +221,7 @@ def _clash(a: frozenset[_Access], b: frozenset[_Access]) -> bool:
 
 def _carried(pending: _Pending, s: For | While) -> _Pending:
     """What was pending at the end of a round, as the next round sees it: names bound in the loop have changed."""
-    bound: set[Var] = {s.var} if isinstance(s, For) else set()
-    for n in walk(s.body):
-        if isinstance(n, (Let, For)):
-            bound.add(n.var)
-        elif isinstance(n, (Atomic, Collective)) and n.result is not None:
-            bound.add(n.result)
+    bound = {v for n in walk(s) for v in bound_in(n)}
     own = {n.buffer for n in walk(s.body) if isinstance(n, Alloc)}
 
     def seen(access: _Access) -> _Access:

@@ -16,7 +16,7 @@ import numpy as np
 from tiledsl.errors import InternalError, TileError
 from tiledsl.ir.stmt import Function
 
-__all__ = ["Instrument", "Pass", "pass_text", "pipeline_text", "run", "save_repro"]
+__all__ = ["Instrument", "Pass", "failed", "pass_text", "pipeline_text", "run", "save_repro"]
 
 
 class Pass(Protocol):
@@ -86,14 +86,20 @@ def run(function: Function, passes: Sequence[Pass], instruments: Sequence[Instru
         except TileError:
             raise
         except Exception as e:
-            raise InternalError(
-                f"pass {pass_text(p)} failed on {function.name}: {type(e).__name__}: {e}".splitlines()[0],
-                function.loc,
-                (save_repro(function, passes, index, e),),
-                "this is a bug of tiledsl; please report it with that file",
-            ) from e
+            place = save_repro(function, passes, index, e)
+            raise failed(f"pass {pass_text(p)} failed on", function, place, e) from e
         function = result
     return function
+
+
+def failed(what: str, function: Function, place: str, e: Exception) -> InternalError:
+    """The error that reports another one, of a step on the function that should not have failed."""
+    return InternalError(
+        f"{what} {function.name}: {type(e).__name__}: {e}".splitlines()[0],
+        function.loc,
+        (place,),
+        "this is a bug of tiledsl; please report it with that file",
+    )
 
 
 def save_repro(

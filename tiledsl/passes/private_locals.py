@@ -10,16 +10,28 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tiledsl.analysis.uniformity import thread_level
-from tiledsl.dtypes import as_dtype
-from tiledsl.ir import build
-from tiledsl.ir.buffer import Buffer
-from tiledsl.ir.expr import Const, Expr, Load, Var
-from tiledsl.ir.stmt import Alloc, Break, Continue, For, Function, If, Kernel, Parallel, Stmt, Store
+from tiledsl.dtypes import INT32
+from tiledsl.ir import (
+    Alloc,
+    Break,
+    Buffer,
+    Const,
+    Continue,
+    Expr,
+    For,
+    Function,
+    If,
+    Kernel,
+    Load,
+    Parallel,
+    Stmt,
+    Store,
+    Var,
+    build,
+)
 from tiledsl.ir.walk import Rewriter, map_kernels, substitute, walk, writes
 
 __all__ = ["PrivateLocals"]
-
-INT32 = as_dtype("int32")
 
 
 @dataclass(frozen=True)

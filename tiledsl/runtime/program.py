@@ -14,7 +14,7 @@ from tiledsl.backend import Artifact, Launchable, Target, load_backend
 from tiledsl.config import VERSION
 from tiledsl.errors import InternalError, TileError, TileNotImplementedError
 from tiledsl.ir.walk import walk
-from tiledsl.passes.pipeline import Pass, run, save_repro
+from tiledsl.passes.pipeline import Pass, failed, run, save_repro
 from tiledsl.runtime import artifacts, cache
 
 __all__ = ["Program", "compile_function", "lower"]
@@ -95,12 +95,7 @@ def _guarded(name: str, step: Callable[[], T], function: ir.Function, passes: Se
         if isinstance(e, InternalError):
             e.notes = (*e.notes, place)
             raise
-        raise InternalError(
-            f"{name} failed for {function.name}: {type(e).__name__}: {e}".splitlines()[0],
-            function.loc,
-            (place,),
-            "this is a bug of tiledsl; please report it with that file",
-        ) from e
+        raise failed(f"{name} failed for", function, place, e) from e
 
 
 def _check_dtypes(function: ir.Function, target: Target) -> None:

@@ -14,12 +14,11 @@ from typing import Any
 from llvmlite import ir
 
 from tiledsl.backends.cpu.emit.values import constant, value_type
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import FLOAT32, FLOAT64, INT32, UINT32, DType, as_dtype
 
 __all__ = ["cast"]
 
 Value = Any
-F32, F64 = as_dtype("float32"), as_dtype("float64")
 
 
 def cast(b: Any, src: DType, dst: DType, x: Value) -> Value:
@@ -32,7 +31,7 @@ def cast(b: Any, src: DType, dst: DType, x: Value) -> Value:
     if dst.bits == 4 and dst.is_int:
         return _to_nibble(b, src, dst, x)
     if src.is_narrow:
-        wide = F32.with_lanes(lanes)
+        wide = FLOAT32.with_lanes(lanes)
         return cast(b, wide, dst, _widen(b, src, x))
     if dst.is_bool:
         zero = constant(src, 0)
@@ -112,7 +111,7 @@ _SMALL = {
 
 
 def _widen(b: Any, src: DType, bits: Value) -> Value:
-    f32, u32 = F32.with_lanes(src.lanes), as_dtype("uint32").with_lanes(src.lanes)
+    f32, u32 = FLOAT32.with_lanes(src.lanes), UINT32.with_lanes(src.lanes)
     t = value_type(f32)
     name = src.scalar.name
     if name == "float16":
@@ -140,7 +139,7 @@ def _widen(b: Any, src: DType, bits: Value) -> Value:
 def _to_small(b: Any, dst: DType, x: Value) -> Value:
     """float32 -> e4m3, e5m2, e2m1: below the smallest normal number a float32 addition rounds, above it integers do."""
     lanes, form = dst.lanes, _SMALL[dst.scalar.name]
-    f32, u32 = F32.with_lanes(lanes), as_dtype("uint32").with_lanes(lanes)
+    f32, u32 = FLOAT32.with_lanes(lanes), UINT32.with_lanes(lanes)
     top, t = dst.bits - 1, value_type(u32)
     word = b.bitcast(x, t)
     size = b.and_(word, constant(u32, 0x7FFFFFFF))
@@ -164,7 +163,7 @@ def _to_small(b: Any, dst: DType, x: Value) -> Value:
 
 def _to_e8m0(b: Any, dst: DType, x: Value) -> Value:
     """float32 -> the exponent of the next power of two; 2**-127 and less, negative ones too, give 0."""
-    i32 = as_dtype("int32").with_lanes(dst.lanes)
+    i32 = INT32.with_lanes(dst.lanes)
     word = b.bitcast(x, value_type(i32))
     up = b.lshr(b.add(word, constant(i32, 0x7FFFFF)), constant(i32, 23))
     up = b.select(b.icmp_signed(">", up, constant(i32, 0xFE)), constant(i32, 0xFE), up)
@@ -185,7 +184,7 @@ def _to_narrow(b: Any, src: DType, dst: DType, x: Value) -> Value:
         return _to_small(b, dst, x)
     if dst.scalar.name == "float16":
         return b.bitcast(b.fptrunc(x, _half_type(lanes)), value_type(dst))
-    u32 = as_dtype("uint32").with_lanes(lanes)
+    u32 = UINT32.with_lanes(lanes)
     bits = b.bitcast(x, value_type(u32))
     last = b.and_(b.lshr(bits, constant(u32, 16)), constant(u32, 1))
     rounded = b.add(bits, b.add(last, constant(u32, 0x7FFF)))
@@ -195,7 +194,7 @@ def _to_narrow(b: Any, src: DType, dst: DType, x: Value) -> Value:
 
 def _to_float64(b: Any, src: DType, x: Value) -> Value:
     """An integer as float64, exactly or (from 2**40 on) with the same rounding to 11 bits and fewer."""
-    wide = F64.with_lanes(src.lanes)
+    wide = FLOAT64.with_lanes(src.lanes)
     if src.bits == 64:
         low = b.and_(x, constant(src, 0xFFF))
         sticky = b.or_(b.and_(x, constant(src, ~0xFFF)), constant(src, 0x800))
@@ -211,7 +210,7 @@ def _to_float64(b: Any, src: DType, x: Value) -> Value:
 
 def _round_to_odd(b: Any, lanes: int, x: Value) -> Value:
     """float64 -> float32: exact values stay, others go to the neighbour whose last bit is 1."""
-    f32, f64, u32 = F32.with_lanes(lanes), F64.with_lanes(lanes), as_dtype("uint32").with_lanes(lanes)
+    f32, f64, u32 = FLOAT32.with_lanes(lanes), FLOAT64.with_lanes(lanes), UINT32.with_lanes(lanes)
     y = b.fptrunc(x, value_type(f32))
     back = b.fpext(y, value_type(f64))
     bits = b.bitcast(y, value_type(u32))

@@ -13,12 +13,11 @@ from llvmlite import ir
 
 from tiledsl.backends.cpu.emit import arith, convert
 from tiledsl.backends.cpu.emit.values import I32, I64, PTR, constant, memory_type, merged
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import FLOAT32, INT64, UINT8, DType, as_dtype
 
 __all__ = ["atomic", "bits", "cancelled", "reserve", "waited"]
 
 Value = Any
-WORD = as_dtype("int64")
 
 
 def _word(b: Any, context: Value, i: int) -> Value:
@@ -50,8 +49,8 @@ def bits(b: Any, d: DType, v: Value) -> Value:
         return b.zext(v, I64)
     if d.is_float:
         width = as_dtype(f"uint{max(8, d.bits)}")
-        return convert.cast(b, width, WORD, arith.reinterpret(b, width, v))
-    return convert.cast(b, d, WORD, v)
+        return convert.cast(b, width, INT64, arith.reinterpret(b, width, v))
+    return convert.cast(b, d, INT64, v)
 
 
 def reserve(b: Any, context: Value, kind: Value, site: Value, count: int) -> Value:
@@ -110,7 +109,7 @@ def atomic(
     b.branch(again)
     b.position_at_end(again)
     old = merged(b, (first, before))
-    wide = as_dtype("float32") if d.is_narrow else d
+    wide = FLOAT32 if d.is_narrow else d
     x, y = (convert.cast(b, d, wide, v) for v in (_out(b, d, old), value))
     new = convert.cast(b, wide, d, arith.binary(b, op, wide, x, y))
     swapped = b.cmpxchg(address, old, as_word(new), order, _FAILED.get(order, order))
@@ -122,5 +121,5 @@ def atomic(
 
 def _out(b: Any, d: DType, word: Value) -> Value:
     if d.is_bool:
-        return b.icmp_unsigned("!=", word, constant(as_dtype("uint8"), 0))
+        return b.icmp_unsigned("!=", word, constant(UINT8, 0))
     return arith.reinterpret(b, d, word)
