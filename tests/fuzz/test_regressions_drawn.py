@@ -82,3 +82,28 @@ def test_every_math_function_has_a_bound(name: str) -> None:
     report = run(kernel.function, [A, B], Options(exact=True, shadow=True)).shadow["B"]
     assert (np.abs(B - report.value) <= report.bound).all()
     assert (report.bound <= 1e-5 * np.maximum(np.abs(report.value), 1)).all()
+
+
+@pytest.mark.parametrize("above", [0, 9])
+def test_a_branch_with_a_barrier_of_the_grid_behind_roles(above: int) -> None:
+    """It was taken for one more branch in which threads part, and refused."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((2, 32), "int32"), C: T.Tensor((1,), "int32"), B: T.Tensor((2, 32), "int32")):
+        with T.Kernel(2, threads=32) as bx:
+            tid = T.get_thread_binding()
+            full = T.alloc_barrier(16)
+            ring = T.alloc_shared((16,), "int32")
+            if tid < 16:
+                ring[tid] = A[bx, tid]
+                T.barrier_arrive(full)
+            else:
+                T.barrier_wait(full, 0)
+                A[bx, tid] = ring[tid - 16]
+            if C[0] > 5:
+                T.sync_grid()
+                B[bx, tid] = A[1 - bx, tid]
+
+    agree(
+        kernel, np.arange(64, dtype=np.int32).reshape(2, 32), np.array([above], np.int32), np.zeros((2, 32), np.int32)
+    )

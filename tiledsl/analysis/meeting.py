@@ -38,8 +38,9 @@ def apart(body: Sequence[Stmt], at: int, differs: Callable[[Expr], bool]) -> int
     end = at + 1
     if isinstance(s, If) and waits((s,)) and differs(s.cond):
         for k in range(end, len(body)):
-            if isinstance(body[k], If) and waits((body[k],)):
+            then = body[k]
+            if isinstance(then, If) and waits((then,)) and (differs(then.cond) or not _by_block(then)):
                 end = k + 1
-            elif _by_block(body[k]):
+            elif _by_block(then):
                 break
     return end

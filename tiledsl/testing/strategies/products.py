@@ -112,6 +112,9 @@ class Products(Moves):
                 clear = ", clear_accum=True"
             self.scope.buffers.append(c)
         self.saw("gemm")
+        for x in (b, c):
+            if x not in found and x.scope == "fragment" and self.chance(20):
+                self.view_of(x)
         options = "".join(f", transpose_{x}=True" for x, on in (("A", ta), ("B", tb)) if on)
         args = [a.name, b.name, c.name]
         if self.chance(15):  # leading extents of 1 are dropped; a slice of everything is the whole
@@ -136,8 +139,18 @@ class Products(Moves):
             tensor = self.input_like([steps * k - 1, 3 * size] if flip else [3 * size, steps * k], dtype)
             odd = self.pick(("", "", "", " + 1"))
             starts = [f"{loop} * {k}", f"{at} * {size}{odd}"] if flip else [f"{at} * {size}{odd}", f"{loop} * {k}"]
+            own = [o for o in self.outputs() if o.dtype == dtype and o.rank == 2]
+            own = [o for o in own if all(x >= y for x, y in zip(o.extents, shape, strict=True))]
+            if own and self.chance(50):  # what the block itself has written
+                tensor = self.pick(own)
+                starts = [s or "0" for s in tensor.starts]
             lead = [self.pick((*blocks, "0")) for _ in range(tensor.rank - 2)]
             sides.append((tile, f"T.copy({tensor.name}[{', '.join([*lead, *starts])}], {tile.name})"))
+        if self.chance(12):  # the same operand from elsewhere
+            self.saw("two tiles of one tensor")
+            again = self.new_tile(sides[1][0].extents, dtype, "shared")
+            copy = sides[1][1].replace(f"{sides[1][0].name})", f"{again.name})").replace(f"{loop} * {k}", f"0 * {k}")
+            sides.append((again, copy))
         c = self.new_tile((m, n), self.pick(self.results(dtype)), "fragment")
         options = "".join(f", transpose_{x}=True" for x, on in (("A", ta), ("B", tb)) if on)
         clear = self.chance(30)
@@ -147,7 +160,9 @@ class Products(Moves):
             self.put(f"T.clear({c.name})")
         self.saw("matmul")
         stages = self.pick(("2", "0", "None", "3", "1"))
-        header = self.pick((f"T.Pipelined({steps}, num_stages={stages})", f"T.serial({steps})"))
+        header = self.pick(
+            (f"T.Pipelined({steps}, num_stages={stages})", f"T.serial({steps})", f"T.serial(T.cast({steps}, 'int8'))")
+        )
         if steps == 1 and not clear:
             self.put(f"{loop} = 0")
             header = ""
@@ -163,18 +178,23 @@ class Products(Moves):
                 copy = f"    {copy}"
             self.put(copy)
         self.put(f"T.gemm({sides[0][0].name}, {sides[1][0].name}, {c.name}{options})")
-        if self.chance(20):
-            self.put(f"T.gemm({sides[0][0].name}, {sides[1][0].name}, {c.name}{options})")
+        if self.chance(20) or len(sides) > 2:
+            self.put(f"T.gemm({sides[0][0].name}, {sides[-1][0].name}, {c.name}{options})")
         self.depth -= bool(header)
         self.scope.buffers.append(c)
         if self.chance(25):  # what the last iteration left
             self.saw("read after the loop")
             self.scope.buffers += [tile for tile, _ in sides]
+        if self.chance(15):  # its memory is looked at otherwise, too
+            self.view_of(c)
         if self.chance(50):
             i, j = self.fresh("i"), self.fresh("i")
             self.put(f"for {i}, {j} in T.Parallel({m}, {n}):")
             with self.region(self.lanes_scope([i, j], (m, n), {c.root: (c, (i, j))})):
                 self.put(f"{c.name}[{i}, {j}] = {self.value(c.kind)}")
+
+    def view_of(self, b: Buf) -> None:
+        raise NotImplementedError
 
     def operand(self, shape: tuple[int, int], dtype: str) -> Buf:
         b = self.new_tile(shape, dtype, "shared" if self.chance(80) else "fragment")

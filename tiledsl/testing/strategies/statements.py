@@ -289,10 +289,10 @@ class Statements(Memory):
         found = self.tiles()
         if not found:
             return
-        b = self.pick(found)
-        total = 1
-        for n in b.extents:
-            total *= n
+        self.view_of(self.pick(found))
+
+    def view_of(self, b: Buf) -> None:
+        total = math.prod(b.extents)
         if b.dtype in PACKED and b.extents[-1] % 2:
             return
         if b.kind == "int" and self.chance(50):

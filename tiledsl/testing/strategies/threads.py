@@ -89,7 +89,7 @@ _WORDS = ("T.ballot({c})", "T.ballot_sync({c}{m})", "T.match_any_sync(({e}) % 3{
           "T.match_any_sync(f)", "T.match_all_sync(q)", "T.activemask()")  # fmt: skip
 _MASKS = ("T.ballot(v > 3)", "0x0F0F0F0F", "0xFFFFFFFF", "T.cast(w, 'uint32')")
 _LOOKS = ("T.assume(tid >= 0)", "T.device_assert(tid >= 0, 'never')", "assert f == f or v < 0 or v >= 0", "T.print(v)",
-          "T.print(own)", "T.print(bx, 'block')")  # fmt: skip
+          "T.print(own[1])", "T.print(bx, 'block')")  # fmt: skip
 _REDUCED = ("sum", "max", "min", "bitand", "bitor", "bitxor")
 _COMBINED = ("x + y", "T.max(x, y)", "T.min(x, y)")
 _NUMBERS = ("T.get_warp_idx() * 32 + T.get_lane_idx()", "T.get_warp_idx_sync() * 32 + T.get_lane_idx()")
