@@ -151,15 +151,14 @@ class _Machine:
                 at = behind
             elif isinstance(s, ir.For):
                 at = self._for(p, at, s)
-            elif isinstance(s, ir.While):
+            else:
+                assert isinstance(s, ir.While)
                 head, inside, behind = p.add(), p.add(), p.add()
                 here.append(_put(p.counter, head))
                 self._test(p, head, s.cond, inside, behind)
                 end = self._sequence(p, inside, s.body, (head, behind))
                 p.states[end].body.append(_put(p.counter, head))
                 at = behind
-            else:
-                here.append(s)
         return at
 
     def _wait(self, p: _Process, at: int, seen: tuple[Body, ir.Expr], s: ir.Stmt) -> int:

@@ -166,8 +166,17 @@ class Groups(Source):
             else:
                 self.put("else:")
             self.depth += 1
+            after = k == 0 and "chain" not in self.counts and self.chance(20)
+            if after:  # one of them waits for the block before this one, too
+                self.fresh("chain")
+                self.put("if bx > 0:")
+                self.put("    while T.atomic_load(W[bx - 1]) == 0:")
+                self.put("        pass")
             source, target = rings[k - 1] if k else None, rings[k] if k < len(rings) else None
             self.role(source, target, sizes, k, stages, rounds, last)
+            if after:
+                self.put("if tid == 0:")
+                self.put("    T.atomic_store(W[bx], 1)")
             self.depth = outer
             start += size
             if apart and self.chance(30):

@@ -152,8 +152,11 @@ class Threads(Groups):
         self.put(self.pick(options))
 
     def let(self) -> None:
-        name = self.fresh("x")
-        self.put(f"{name} = {self.value()}")
+        name, value = self.fresh("x"), self.value()
+        if self.chance(20):  # the old value of an element that no other thread touches
+            place = self.pick(("R[tid]", "O[bx, 4, tid]"))
+            value = f"T.atomic_{self.pick(('add', 'max', 'xor'))}({place}, {value}, return_prev=True)"
+        self.put(f"{name} = {value}")
         self.values.append(name)
 
     def plain(self) -> None:
