@@ -46,7 +46,7 @@ class Atomics(Products):
         own = [
             (b, at)
             for b, at in self.scope.targets.values()
-            if b.scope in ("global", "shared") and b.dtype not in NO_ATOMICS and b in self.scope.readable(b.kind)
+            if b.scope in ("global", "shared") and b.dtype not in NO_ATOMICS[1:] and b in self.scope.readable(b.kind)
         ]
         everyones = [*self.accumulators, *self.scope.shared]
         if own and (not everyones or self.chance(40)):
@@ -68,9 +68,10 @@ class Atomics(Products):
     def own_atomic(self, b: Buf, fixed: tuple[str | None, ...]) -> None:
         """On an element that no other iteration touches: the old value is known, too."""
         place = b.at([self.within(n) if i is None else i for i, n in zip(fixed, b.extents, strict=True)])
-        how = self.pick(("update", "previous", "load", "store"))
+        how = self.pick(("load", "store") if b.dtype == "bool" else ("update", "previous", "load", "store"))
         self.saw(f"atomic {how}")
-        update = f"T.atomic_{self.operation(b.dtype, False)}({place}, {self.value(b.kind, 1)}{self.order_text()}"
+        op = "" if b.dtype == "bool" else self.operation(b.dtype, False)
+        update = f"T.atomic_{op}({place}, {self.value(b.kind, 1)}{self.order_text()}"
         if how == "update":
             self.put(f"{update})")
         elif how == "store":

@@ -170,7 +170,14 @@ class Expressions(Source):
                 self.whole(depth - 1)
             )
         bits, floats = self.pick(
-            (("int32", "float32"), ("uint16", "float16"), ("uint16", "bfloat16"), ("uint64", "float64"))
+            (
+                ("int32", "float32"),
+                ("uint16", "float16"),
+                ("uint16", "bfloat16"),
+                ("uint64", "float64"),
+                ("uint4", NARROW[2]),
+                ("uint8", NARROW[1]),
+            )
         )
         return f"T.reinterpret(T.cast({self.whole(depth - 1)}, '{bits}'), '{floats}')"
 
@@ -179,13 +186,18 @@ class Expressions(Source):
     def whole(self, depth: int = 2) -> str:
         if depth <= 0:
             return self.leaf("int")
-        how = self.pick(("leaf", "row", "row", "row", "row", "cast", "from float", "from bool", "written"))
+        how = self.pick(("leaf", "row", "row", "row", "row", "cast", "from float", "from bool", "written", "bits"))
         if how == "leaf":
             return self.leaf("int")
         if how == "row":
             return self.row("int", depth)
         if how == "written":
             return self.written("int", depth)
+        if how == "bits":
+            a, b = self.pick(
+                (("int4", "uint4"), ("uint4", "int4"), ("int32", "uint32"), ("uint8", "int8"), ("int64", "uint64"))
+            )
+            return f"T.reinterpret(T.cast({self.whole(depth - 1)}, '{a}'), '{b}')"
         source = {"cast": self.whole, "from bool": self.truth, "from float": self.real}[how]
         return self.cast(source(depth - 1), (*INTS, *PACKED[:2]))
 

@@ -82,12 +82,17 @@ class Groups(Source):
         have put down."""
         self.saw("grid barrier")
         n, outer, sync = self.fresh("x"), self.depth, f"T.{self.pick(('sync_grid', 'sync_global'))}()"
-        self.put(f"{n} = {self.pick((self.value(), self.uniform()))}")
+        self.put(f"{n} = {self.pick((self.value(), self.uniform(), 'C[0]', 'bx * 7'))}")
         self.values.append(n)
         how = self.below(6)
+        if self.chance(12):
+            self.saw("block return")
+            self.put(f"if {self.pick(('C[0] > 50', 'C[1] + bx > 40'))}:")
+            self.put("    T.thread_return()")
+            self.returned = True
         if how in (0, 1):
             i = self.fresh("x")
-            often = self.pick((str(1 + self.below(3)), "C[0] % 4", "40"))
+            often = str(1 + self.below(3)) if self.returned else self.pick(("2", "C[0] % 4", "40"))
             self.put(f"for {i} in T.serial({often}):")
             self.depth += 1
             self.put(f"w += {n} + {i}")
@@ -96,7 +101,7 @@ class Groups(Source):
             self.depth += 1
         self.put("X[bx, tid] = v")
         self.put(sync)
-        self.put(f"w += X[{self.blocks - 1} - bx, {self.below(self.n)}]")
+        self.put(f"w += X[{self.blocks - 1} - bx, {self.below(self.n)}] + {n}")
         self.put(sync)
         if self.depth > outer:
             self.values.remove(n)
@@ -125,8 +130,17 @@ class Groups(Source):
             return
         self.saw("counted barrier")
         half = 1 + self.below(self.n - 1)
-        if self.chance(30):
+        if self.chance(20):
             self.put(f"T.sync_threads({1 + self.below(3)}, {self.n})")
+            return
+        if self.chance(30):  # some arrive, in a loop at times; all wait
+            bar, rounds = self.fresh("x"), self.pick((1, 2, 20))
+            who, often = self.pick((("tid % 2 == 0", -(-self.n // 2)), (f"tid < {half}", half), ("bx >= 0", self.n)))
+            self.put(f"{bar} = T.alloc_barrier({often * rounds})")
+            self.put(f"for {self.fresh('x')} in T.serial({rounds}):")
+            self.put(f"    if {who}:")
+            self.put(f"        T.barrier_arrive({bar})")
+            self.put(f"T.barrier_wait({bar}, 0)")
             return
         self.put(f"if tid < {half}:")
         self.put(f"    S[tid] = {self.value()}")

@@ -88,7 +88,8 @@ _SHUFFLES = ("T.shfl_sync({}, {}{m})", "T.shfl_up({}, {}, width=8{m})", "T.shfl_
 _WORDS = ("T.ballot({c})", "T.ballot_sync({c}{m})", "T.match_any_sync(({e}) % 3{m})", "T.match_all_sync(({e}) % 2{m})",
           "T.match_any_sync(f)", "T.match_all_sync(q)", "T.activemask()")  # fmt: skip
 _MASKS = ("T.ballot(v > 3)", "0x0F0F0F0F", "0xFFFFFFFF", "T.cast(w, 'uint32')")
-_LOOKS = ("T.assume(tid >= 0)", "T.device_assert(tid >= 0, 'never')", "assert f == f or v < 0 or v >= 0", "T.print(v)",
+_LOOKS = ("T.assume(tid >= 0)", "T.assume(bx >= 0)", "T.device_assert(tid >= 0, 'never')",
+          "assert f == f or v < 0 or v >= 0", "T.print(v)",
           "T.print(own[1])", "T.print(bx, 'block')")  # fmt: skip
 _REDUCED = ("sum", "max", "min", "bitand", "bitor", "bitxor")
 _COMBINED = ("x + y", "T.max(x, y)", "T.min(x, y)")
@@ -135,7 +136,7 @@ class Threads(Groups):
 
     def statement(self) -> None:
         kinds = [self.assign, self.assign, self.let, self.exchange, self.reduction, self.shared, self.count]
-        kinds += [self.array, self.look]
+        kinds += [self.array, self.look, self.temporary]
         if self.depth < 5:
             kinds += [self.branch, self.branch, self.loop, self.loop, self.rounds]
         if self.depth == 2:
@@ -160,7 +161,20 @@ class Threads(Groups):
         self.values.append(name)
 
     def plain(self) -> None:
-        self.pick((self.assign, self.exchange, self.reduction, self.array))()
+        self.pick((self.assign, self.exchange, self.reduction, self.array, self.unset))()
+
+    def unset(self) -> None:
+        name = self.fresh("x")
+        self.put(f"{name} = T.alloc_var('int32')")
+        self.put(f"{name} = {self.value()}")
+        self.put(f"w += {name}")
+
+    def temporary(self) -> None:
+        """Shared memory of which each thread touches its own element."""
+        name = self.fresh("x")
+        self.put(f'{name} = T.alloc_shared(({self.n},), "int32")')
+        self.put(f"{name}[tid] = {self.value()}")
+        self.put(f"w = w - {name}[tid]")
 
     def look(self) -> None:
         """Promises, assertions and prints; a print of what threads share comes once."""
@@ -315,8 +329,10 @@ class Threads(Groups):
                 self.inner(1)
             self.put(f"    {self.pick(('break', 'continue'))}")
         if self.chance(40):  # nothing that threads have to meet for: the loop stays one thread's own
+            known = len(self.values)
             for _ in range(1 + self.below(3)):
-                self.pick((self.assign, self.array))()
+                self.pick((self.assign, self.array, self.let, self.look, self.temporary))()
+            del self.values[known:]
         else:
             self.block(1 + self.below(3))
         self.depth -= 1
