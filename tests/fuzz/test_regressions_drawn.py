@@ -107,3 +107,21 @@ def test_a_branch_with_a_barrier_of_the_grid_behind_roles(above: int) -> None:
     agree(
         kernel, np.arange(64, dtype=np.int32).reshape(2, 32), np.array([above], np.int32), np.zeros((2, 32), np.int32)
     )
+
+
+def test_contributions_of_a_nest_in_checked_mode() -> None:
+    """The checked mode stopped with an internal error at a reducer's update."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((4, 20), "int32"), B: T.Tensor((4,), "int32")):
+        with T.Kernel(1):
+            r = T.alloc_reducer((4,), "int32", op="sum")
+            T.reducer_init(r)
+            for i, j in T.Parallel(4, 20):
+                T.reducer_update(r[i], A[i, j])
+            T.finalize_reducer(r)
+            T.copy(r, B)
+
+    A, B = np.arange(80, dtype=np.int32).reshape(4, 20), np.zeros(4, np.int32)
+    run(kernel.function, [A, B], Options.checked())
+    assert (B == A.sum(1)).all()

@@ -105,7 +105,7 @@ class Reducers:
             shape = () if nest is None else env[nest.shape_slot]
             on_all, flat = in_order(at, good, shape)
             if tracks:
-                env[TRACKER].atomic(s.buffer, env, data, flat, access.fail)
+                env[TRACKER].atomic(s.buffer, env, data, flat, True, access.fail)
             if env[state.queue] is None:  # the start value is undefined: nobody gave one
                 state.start(env, data)
             part = np.broadcast_to(0 if lane is None or not spread else lane(env, mask), shape)[on_all] % _PARTIALS
