@@ -256,3 +256,12 @@ def test_wild_indices_everywhere_in_a_kernel(place: str) -> None:
         told.append((good.tolist(), e.value.message, e.value.notes, e.value.loc and e.value.loc.line))
     assert told == told[:1] * len(told)
     assert "[9] is out of range" in told[0][1]
+
+
+def test_tiles_larger_than_memory() -> None:
+    body = 'S = T.alloc_shared((1 << 44,), "float32")\nfor i in T.Parallel(n):\n    S[i] = 1.0\n    Y[i] = S[i]'
+    kernel = made('Y: T.Tensor((n,), "float32")', body)
+    for target in TARGETS:
+        with pytest.raises(TileRuntimeError, match="main: there is not enough memory: ") as e:
+            kernel(target)(np.zeros(4, F32))
+        assert "make tiles smaller" in str(e.value.help)

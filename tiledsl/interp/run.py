@@ -328,7 +328,7 @@ def _launch(
         else:
             for number in order:
                 block(env, number)
-    except (TileError, KeyboardInterrupt):
+    except (TileError, KeyboardInterrupt, MemoryError):
         raise
     except Exception as e:
         raise InternalError(f"interpreter: {type(e).__name__}: {e} in block {env[BLOCK]}", kernel.loc) from e

@@ -59,7 +59,10 @@ class Lane:
         capacity = -(-size // ARENA_STEP) * ARENA_STEP
         # A private mapping: shared ones (the default of mmap) get no huge pages. Pages come zeroed and are
         # touched first by the thread that uses them.
-        arena = mmap.mmap(-1, capacity, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            arena = mmap.mmap(-1, capacity, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, OverflowError) as e:
+            raise MemoryError(f"no {size} bytes for the tiles of a block") from e
         if hasattr(mmap, "MADV_HUGEPAGE"):
             try:
                 arena.madvise(mmap.MADV_HUGEPAGE)

@@ -198,4 +198,8 @@ class Launch:
         raise InternalError(f"{name} ended with code {code}", self.function.loc)
 
     def run(self, stream: Any = None) -> None:
-        self.ready.program.launchable(self, stream=stream)
+        try:
+            self.ready.program.launchable(self, stream=stream)
+        except MemoryError as e:
+            name, help = self.function.name, "make tiles smaller, or use fewer threads (TILEDSL_NUM_THREADS)"
+            raise TileRuntimeError(f"{name}: there is not enough memory: {e}", self.function.loc, help=help) from e

@@ -150,7 +150,9 @@ class _Worker(threading.Thread):
                 return
             try:
                 job.drain(lane, self.number)
-            except BaseException:  # only memory can be missing here; the caller runs what is left
+            except MemoryError:
+                pass  # the caller runs what is left, or fails as well
+            except BaseException:
                 job.stop(CANCELLED)
             self.job = job = None
             self.done.release()
