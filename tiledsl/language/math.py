@@ -112,7 +112,8 @@ def _abs(x: Any) -> Any:
 @surface
 def bitwise_not(x: Any) -> Any:
     """~x."""
-    return ~(as_number(x) if isinstance(x, (int, np.integer)) else as_value(x, "T.bitwise_not: its operand"))
+    operand: Any = as_number(x) if isinstance(x, (int, np.integer)) else as_value(x, "T.bitwise_not: its operand")
+    return ~operand
 
 
 # -- choice -----------------------------------------------------------------------------------------------

@@ -100,6 +100,6 @@ def ngram_hash(ids: Any, multipliers: Any, sizes: Any, *, target: Any = None) ->
         flat = sizes.reshape(layers, grams * heads)
         offsets = arrays.as_int32(flat.cumsum(1) - flat).reshape(layers, grams, heads)
         kernel = _ngram_hash_kernel(length, heads, tiles_for(target).threads)
-        given = (arrays.dense(x) for x in (ids, multipliers, sizes, offsets))
-        kernel(*given, out, target=target)
+        dense = (arrays.dense(x) for x in (ids, multipliers, sizes, offsets))
+        kernel(*dense, out, target=target)
     return out

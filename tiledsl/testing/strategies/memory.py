@@ -123,9 +123,9 @@ class Memory(Atomics):
         if bytes_ and sums:
             self.saw("dp4a")
             o, sides = self.pick(sums), [self.pick(bytes_) for _ in range(2)]
-            places = [b.at([self.anywhere(n, 0) for n in b.extents]) for b in sides]
+            read = [b.at([self.anywhere(n, 0) for n in b.extents]) for b in sides]
             at = [self.within(n, 0) for n in o.extents]
-            self.put(f"T.dp4a({', '.join(places)}, {o.at(at)})")
+            self.put(f"T.dp4a({', '.join(read)}, {o.at(at)})")
 
     def lane_vectors(self, nest: int) -> None:
         """An array of vectors of two, also seen as one of scalars."""
