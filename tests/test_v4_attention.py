@@ -1,0 +1,325 @@
+"""Compressors, cache entries and sparse attention of DeepSeek-V4 against NumPy written from its description."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernels_support import same_bits
+from v4_reference import BF16, E4M3, E8M0, TARGETS, Array, F, fp8_cast, loud
+
+from tiledsl.errors import TileTypeError, TileValueError
+from tiledsl.kernels import deepseek_v4 as v4
+from tiledsl.testing import assert_targets_agree
+
+# -- compressors ------------------------------------------------------------------------------------------------------
+
+
+def compressed(kv: Array, z: Array, ape: Array, ratio: int) -> Array:
+    """Float64, one sequence from its beginning."""
+    kv, z = kv.astype(np.float64), z.astype(np.float64) + np.resize(ape.astype(np.float64), z.shape)
+    overlap = ratio == 4
+    c = kv.shape[1] // (2 if overlap else 1)
+    out = []
+    for i in range(len(kv) // ratio):
+        own = slice(i * ratio, (i + 1) * ratio)
+        rows, logits = (kv[own, c:], z[own, c:]) if overlap else (kv[own], z[own])
+        if overlap and i:
+            before = slice((i - 1) * ratio, i * ratio)
+            rows, logits = np.concatenate([kv[before, :c], rows]), np.concatenate([z[before, :c], logits])
+        p = np.exp(logits - logits.max(0))
+        out.append((p * rows).sum(0) / p.sum(0))
+    return np.array(out).reshape(-1, c)
+
+
+@settings(max_examples=8)
+@given(
+    ratio=st.sampled_from([4, 8, 128]),
+    seq=st.sampled_from([1, 3, 17, 40, 300]),
+    c=st.sampled_from([1, 33, 128]),
+    cuts=st.lists(st.sampled_from([1, 1, 2, 5, 64]), max_size=6),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_compress(ratio: int, seq: int, c: int, cuts: list[int], seed: int) -> None:
+    """One call, chunks and single tokens give the same bits, and the formula's values."""
+    rng = np.random.default_rng(seed)
+    width = 2 * c if ratio == 4 else c
+    kv, z = (rng.standard_normal((2, seq, width)).astype(F) for _ in range(2))
+    z *= 3
+    ape = rng.standard_normal((ratio, width)).astype(F)
+    wanted = [compressed(kv[b], z[b], ape, ratio) for b in range(2)]
+    for target in TARGETS:
+        state = v4.compressor_state(2, ratio, width)
+        whole, counts = v4.compress(kv, z, ape, ratio, state, target=target)
+        assert counts.tolist() == [seq // ratio] * 2 and state.seen.tolist() == [seq] * 2
+        for b in range(2):
+            np.testing.assert_allclose(whole[b, : counts[b]], wanted[b], rtol=2e-4, atol=2e-5)
+        other, at, parts = v4.compressor_state(2, ratio, width), 0, []
+        for cut in [*cuts, seq]:
+            step = slice(at, min(at + cut, seq))
+            if step.stop > step.start:
+                made, n = v4.compress(kv[:, step], z[:, step], ape, ratio, other, target=target)
+                parts.append(made[:, : n[0]])
+            at = step.stop
+        assert same_bits(np.concatenate(parts, 1), whole[:, : counts[0]].copy())
+        alone = v4.compressor_state(1, ratio, width)
+        one, _ = v4.compress(kv[1:], z[1:], ape, ratio, alone, target=target)
+        assert same_bits(one[0, : counts[1]], whole[1, : counts[1]])
+        for x, y in ((state.kv, other.kv), (state.score, other.score)):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_ragged_decode_and_the_position_bias() -> None:
+    """Sequences of different lengths in one call. Trap 3: the bias is in the scores that the state keeps."""
+    rng = np.random.default_rng(0)
+    kv, z, ape = (rng.standard_normal(s).astype(F) for s in ((2, 9, 6), (2, 9, 6), (4, 6)))
+    state = v4.compressor_state(2, 4, 6)
+    first, n = v4.compress(kv, z, ape, 4, state, lengths=np.array([9, 3], np.int32))
+    assert n.tolist() == [2, 0] and state.seen.tolist() == [9, 3]
+    np.testing.assert_allclose(state.score[1, 2], z[1, 2] + ape[2])
+    second, n = v4.compress(kv[:, 3:6], z[:, 3:6], ape, 4, state, lengths=np.array([0, 3], np.int32))
+    assert n.tolist() == [0, 1]
+    np.testing.assert_allclose(first[0, :2], compressed(kv[0], z[0], ape, 4), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(second[1, :1], compressed(kv[1, :6], z[1, :6], ape, 4), rtol=1e-5, atol=1e-6)
+
+
+# -- entries ----------------------------------------------------------------------------------------------------------
+
+
+def entry_values(x: Array, weight: Array | None, cos: Array, sin: Array, at: Array) -> tuple[Array, Array]:
+    """bfloat16 [n, 512] after norm and rotation, before FP8; and the bound of its error in bfloat16 steps."""
+    x = x.astype(BF16).astype(np.float64)
+    if weight is not None:
+        x = x / np.sqrt((x * x).mean(1, keepdims=True) + 1e-6) * weight.astype(np.float64)
+        x = x.astype(F).astype(BF16).astype(np.float64)
+    a, b, c, s = x[:, 448::2], x[:, 449::2], cos[at].astype(np.float64), sin[at].astype(np.float64)
+    y = x.copy()
+    y[:, 448::2], y[:, 449::2] = a * c - b * s, b * c + a * s
+    return y.astype(F).astype(BF16), y
+
+
+@settings(max_examples=8)
+@given(
+    n=st.sampled_from([1, 5, 17]),
+    page=st.sampled_from([1, 2, 64]),
+    normed=st.booleans(),
+    dtype=st.sampled_from([BF16, np.dtype(F)]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_entries(n: int, page: int, normed: bool, dtype: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = loud(rng, (n, 512), dtype, 3)
+    weight = rng.uniform(0.5, 2, 512).astype(F) if normed else None
+    cos, sin = v4.rope_tables(50, 10000.0)
+    at = rng.integers(0, 50, n).astype(np.int32)
+    pages = -(-2 * n // page)
+    slots = rng.permutation(pages * page)[:n].astype(np.int32)
+    if n > 1:
+        slots[1] = -1
+    value, _ = entry_values(x, weight, cos, sin, at)
+    for target in TARGETS:
+        cache = np.full((pages, v4.page_bytes(page)), 7, np.uint8)
+        v4.write_entries(x, weight, cos, sin, at, slots, cache, page, target=target)
+        back = v4.read_entries(cache, slots, page, target=target)
+        wide = value.astype(np.float64)
+        rope = back[:, 448:].astype(np.float64)
+        kept = slots >= 0
+        assert (np.abs(rope - wide[:, 448:])[kept] <= 2.0**-7 * np.abs(wide[:, 448:]).max(1, keepdims=True)[kept]).all()
+        if not normed:  # nothing but casts and exact products before FP8: the bytes are known
+            q, s = fp8_cast(value[:, :448].astype(F), 1, 64, e8m0=True)
+            for i in np.flatnonzero(kept):
+                data = cache[slots[i] // page]
+                begin = slots[i] % page * 576
+                assert same_bits(data[begin : begin + 448].view(E4M3), q[i])
+                tail = page * 576 + slots[i] % page * 8
+                assert same_bits(data[tail : tail + 7].view(E8M0), s[i]) and data[tail + 7] == 0
+                assert same_bits(data[begin + 448 : begin + 576].view(BF16), back[i, 448:])
+                wanted = q[i].astype(F) * np.repeat(s[i].astype(F), 64)
+                np.testing.assert_array_equal(back[i, :448].astype(F), wanted)
+        else:
+            step = np.repeat(np.abs(wide[:, :448]).reshape(n, 7, 64).max(2), 64, 1) * 2.0**-3
+            assert (np.abs(back[:, :448].astype(np.float64) - wide[:, :448])[kept] <= step[kept]).all()
+        assert not back[~kept].astype(F).any()
+        used = np.zeros_like(cache, bool)
+        for slot in slots[kept]:
+            used[slot // page, slot % page * 576 : (slot % page + 1) * 576] = True
+            used[slot // page, page * 576 + slot % page * 8 : page * 576 + (slot % page + 1) * 8] = True
+        assert (cache[~used] == 7).all()
+
+
+def test_published_page_sizes_and_tables() -> None:
+    assert [v4.page_bytes(n) for n in (64, 2)] == [37440, 1728]
+    cos, sin = v4.rope_tables(100, 160000.0, factor=16.0)
+    np.testing.assert_allclose(cos**2 + sin**2, 1, atol=1e-6)  # trap 6: no mscale
+    angle = np.arctan2(sin[1], cos[1])
+    plain = 160000.0 ** (-np.arange(32) / 32)
+    np.testing.assert_allclose(angle[0], plain[0], rtol=1e-6)
+    np.testing.assert_allclose(angle[-1], plain[-1] / 16, rtol=1e-4)
+    assert (angle <= plain * 1.001).all() and (angle >= plain / 16.01).all()
+
+
+# -- sparse attention -------------------------------------------------------------------------------------------------
+
+
+def attention(q: Array, rows: list[Array], slots: list[Array], scale: float, sink: Array | None, values: int) -> Any:
+    """Float64 output and lse; rows [n, dim] of each source."""
+    m, heads, _ = q.shape
+    o, lse = np.zeros((m, heads, values)), np.full((m, heads), -np.inf)
+    for t in range(m):
+        kv = np.concatenate([r[s[t][s[t] >= 0]] for r, s in zip(rows, slots, strict=True)]).astype(np.float64)
+        if len(kv):
+            s = q[t].astype(np.float64) @ kv.T * scale
+            peak = s.max(1, keepdims=True)
+            p = np.exp(s - peak)
+            lse[t] = (peak + np.log(p.sum(1, keepdims=True)))[:, 0]
+            total = p.sum(1) + (0 if sink is None else np.exp(sink.astype(np.float64) - peak[:, 0]))
+            o[t] = p @ kv[:, :values] / total[:, None]
+    return o, lse
+
+
+@settings(max_examples=6)
+@given(
+    m=st.sampled_from([1, 3]),
+    heads=st.sampled_from([1, 17, 64]),
+    n=st.sampled_from([1, 63, 130]),
+    extra=st.sampled_from([0, 40]),
+    sink=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_sparse_attention_of_caches(m: int, heads: int, n: int, extra: int, sink: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cos, sin = v4.rope_tables(200, 10000.0)
+    q = (rng.standard_normal((m, heads, 512)) * 2).astype(F).astype(BF16)
+    caches, rows = [], []
+    for page in (64, 2):
+        cache = np.zeros((-(-150 // page), v4.page_bytes(page)), np.uint8)
+        at = np.arange(150, dtype=np.int32)
+        v4.write_entries(rng.standard_normal((150, 512)).astype(F), None, cos, sin, at, at, cache, page)
+        caches.append(cache)
+        rows.append(v4.read_entries(cache, at, page))
+    slots = [np.stack([rng.permutation(150)[:k] for _ in range(m)]).astype(np.int32) for k in (n, max(extra, 1))]
+    for s in slots:
+        s[rng.random(s.shape) < 0.3] = -1
+    slots[0][-1] = -1
+    sinks = rng.standard_normal(heads).astype(F) * 3 if sink else None
+    more: dict[str, Any] = {"extra": caches[1], "extra_slots": slots[1], "extra_page_size": 2} if extra else {}
+    count = 2 if extra else 1
+    wanted, wanted_lse = attention(q, rows[:count], slots[:count], 512**-0.5, sinks, 512)
+    for target in TARGETS:
+        o, lse = v4.sparse_attention(
+            q, caches[0], slots[0], page_size=64, sink=sinks, return_lse=True, target=target, **more
+        )
+        np.testing.assert_allclose(o.astype(np.float64), wanted, atol=2.0**-7 * np.abs(wanted).max() + 1e-30)
+        np.testing.assert_allclose(lse, wanted_lse, rtol=1e-5, atol=1e-5)
+        if not extra:
+            assert not o[-1].astype(F).any() and np.isneginf(lse[-1]).all()
+        few = {**more, "extra_slots": slots[1][:1]} if extra else {}
+        one = v4.sparse_attention(q[:1], caches[0], slots[0][:1], page_size=64, sink=sinks, target=target, **few)
+        assert same_bits(one, o[:1])
+        dense = v4.sparse_attention(q, rows[0], slots[0], sink=sinks, target=target)
+        if not extra:
+            assert same_bits(dense, o)
+
+
+def test_sparse_attention_is_dense_attention_over_everything() -> None:
+    """Heavily compressed attention: a list of all blocks, in pages; and a latent of 576 elements with 512 values."""
+    rng = np.random.default_rng(1)
+    q, rows = (rng.standard_normal(s).astype(F).astype(BF16) for s in ((3, 16, 576), (70, 576)))
+    positions = np.array([127, 300, 8000])
+    assert v4.visible_blocks(positions, 128).tolist() == [1, 2, 62]
+    assert v4.visible_blocks(np.array([2, 3, 4, 6, 7]), 4).tolist() == [0, 1, 1, 1, 2]
+    slots = v4.block_slots(positions, 128)
+    assert slots.shape == (3, 62) and (slots >= 0).sum(1).tolist() == [1, 2, 62]
+    wanted, _ = attention(q, [rows], [slots], 576**-0.5, None, 512)
+    o = v4.sparse_attention(q, rows, slots, value_dim=512)
+    np.testing.assert_allclose(o.astype(np.float64), wanted, atol=2.0**-7 * np.abs(wanted).max())
+    window = v4.window_slots(np.array([2, 130]), 128)
+    assert window[0].tolist() == [-1] * 125 + [0, 1, 2] and window[1].tolist() == list(range(3, 131))
+    assert v4.window_slots(np.array([130]), 128, ring=True)[0].tolist() == [t % 128 for t in range(3, 131)]
+
+
+@pytest.mark.parametrize("sink", [False, True])
+def test_gradients_are_those_of_automatic_differentiation(sink: bool) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    rng, (m, heads, n, dim, values) = np.random.default_rng(2), (19, 17, 70, 40, 32)
+    q, rows, do = (
+        rng.standard_normal(s).astype(F).astype(BF16) for s in ((m, heads, dim), (90, dim), (m, heads, values))
+    )
+    slots = np.stack([rng.permutation(90)[:n] for _ in range(m)]).astype(np.int32)
+    slots[rng.random(slots.shape) < 0.3] = -1
+    slots[4] = -1
+    sinks = rng.standard_normal(heads).astype(F) if sink else None
+    leaves = [torch.from_numpy(x.astype(np.float64)).requires_grad_() for x in (q, rows)]
+    tail = torch.from_numpy((sinks if sink else np.full(heads, -np.inf)).astype(np.float64))
+    tail.requires_grad_(sink)
+    seen = torch.from_numpy(slots >= 0)
+    kv = leaves[1][torch.from_numpy(np.maximum(slots, 0)).long()]
+    s = torch.einsum("thd,tnd->thn", leaves[0], kv) * dim**-0.5
+    s = s.masked_fill(~seen[:, None], -np.inf)
+    s = torch.cat([s, tail[None, :, None].expand(m, heads, 1)], -1)
+    p = torch.softmax(torch.where(seen.any(1)[:, None, None], s, 0.0), -1)[..., :-1]
+    out = torch.einsum("thn,tnd->thd", p, kv[..., :values]) * seen.any(1)[:, None, None]
+    (out * torch.from_numpy(do.astype(np.float64))).sum().backward()
+    for target in TARGETS:
+        o, lse = v4.sparse_attention(q, rows, slots, value_dim=values, sink=sinks, return_lse=True, target=target)
+        np.testing.assert_allclose(o.astype(np.float64), out.detach().numpy(), atol=0.02)
+        got = v4.sparse_attention_backward(q, rows, slots, o, lse, do, sink=sinks, target=target)
+        for g, leaf in zip(got, [*leaves, tail], strict=False):
+            wanted = leaf.grad.numpy()
+            assert np.abs(g.astype(np.float64) - wanted).max() <= 0.02 * np.abs(wanted).max()
+        assert not got[0][4].astype(F).any() and len(got) == 2 + sink
+
+
+def test_targets_agree() -> None:
+    rng = np.random.default_rng(3)
+    cos, sin = v4.rope_tables(20, 10000.0)
+    x, w = rng.standard_normal((5, 512)).astype(F), rng.uniform(0.5, 2, 512).astype(F)
+    at = np.arange(5, dtype=np.int32)
+
+    def cached(x: Array, w: Array, q: Array, slots: Array, target: str) -> Any:
+        cache = np.zeros((3, v4.page_bytes(2)), np.uint8)
+        v4.write_entries(x, w, cos, sin, at, at, cache, 2, target=target)
+        return [cache, v4.sparse_attention(q, cache, slots, page_size=2, target=target)]
+
+    slots = np.array([[0, 4, -1], [3, 2, 1]], np.int32)
+    assert_targets_agree(cached, x, w, rng.standard_normal((2, 4, 512)).astype(F).astype(BF16), slots)
+    q, rows, do = (rng.standard_normal(s).astype(F).astype(BF16) for s in ((2, 4, 16), (5, 16), (2, 4, 16)))
+
+    def gradients(q: Array, rows: Array, do: Array, target: str) -> Any:
+        o, lse = v4.sparse_attention(q, rows, slots, return_lse=True, target=target)
+        return v4.sparse_attention_backward(q, rows, slots, o, lse, do, target=target)
+
+    assert_targets_agree(gradients, q, rows, do)
+
+    def blocks(kv: Array, z: Array, ape: Array, target: str) -> Any:
+        state = v4.compressor_state(1, 4, 6)
+        made, _ = v4.compress(kv, z, ape, 4, state, target=target)
+        return [made, state.kv, state.score]
+
+    assert_targets_agree(blocks, *(rng.standard_normal(s).astype(F) for s in ((1, 8, 6), (1, 8, 6), (4, 6))))
+
+
+def test_arguments_are_checked() -> None:
+    x, q = np.zeros((2, 512), F), np.zeros((2, 3, 512), BF16)
+    cos, sin = v4.rope_tables(4, 10000.0)
+    at, cache = np.zeros(2, np.int32), np.zeros((2, v4.page_bytes(2)), np.uint8)
+    state, slots = v4.compressor_state(1, 4, 6), np.zeros((2, 5), np.int32)
+    kv, rows = np.zeros((1, 8, 6), F), np.zeros((9, 512), BF16)
+    o, lse = q, np.zeros((2, 3), F)
+    for call, kind, words in (
+        (lambda: v4.write_entries(x, None, cos, sin, at + 4, at, cache, 2), TileValueError, "positions holds 4"),
+        (lambda: v4.write_entries(x, None, cos, sin, at, at, cache, 3), TileTypeError, "has 2304 bytes"),
+        (lambda: v4.write_entries(x[:, :500], None, cos, sin, at, at, cache, 2), TileTypeError, "of 512 elements"),
+        (lambda: v4.compress(kv, kv, kv[0], 4, state), TileTypeError, "ape is \\(8, 6\\)"),
+        (lambda: v4.compress(kv, kv, kv[0, :4], 4, state, lengths=at[:1] + 9), TileValueError, "lengths holds 9"),
+        (lambda: v4.sparse_attention(q, cache, slots + 4, page_size=2), TileValueError, "holds 4, expected -1 to 3"),
+        (lambda: v4.sparse_attention(q[:, :, :64], cache, slots, page_size=2), TileTypeError, "entries have 512"),
+        (lambda: v4.sparse_attention(q, rows, slots[:1]), TileTypeError, "expected \\[2, n\\]"),
+        (lambda: v4.sparse_attention(q, rows, slots, extra=rows), TileTypeError, "come together"),
+        (lambda: v4.sparse_attention_backward(q, rows, slots, o, lse, q), TileValueError, "names a row twice"),
+    ):
+        with pytest.raises(kind, match=words):
+            call()
