@@ -30,8 +30,10 @@ def dtype(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def pages_of(rng: np.random.Generator, cache: Array, lengths: list[int], size: int) -> tuple[Array, Array]:
-    """The cache cut into pages in random order, the rest NaN; and the block table, -1 where nothing is."""
+def pages_of(
+    rng: np.random.Generator, cache: Array, lengths: list[int], size: int, left: int | None = None
+) -> tuple[Array, Array]:
+    """The cache cut into pages in random order, the rest NaN; and the block table, -1 where nothing is that counts."""
     batch, seq = cache.shape[:2]
     count = -(-seq // size)
     table = rng.permutation(batch * count + 2)[: batch * count].reshape(batch, count).astype(np.int32)
@@ -40,13 +42,17 @@ def pages_of(rng: np.random.Generator, cache: Array, lengths: list[int], size: i
         for t in range(length):
             pages[table[b, t // size], t % size] = cache[b, t]
         table[b, -(-length // size) :] = -1
+        if left is not None:
+            table[b, : max(length - 1 - left, 0) // size] = -1
     return pages, table
 
 
 def decode_reference(
-    q: Array, k: Array, v: Array, lengths: list[int], scale: float, dtype: str, sink: Array | None = None
-) -> tuple[Array, Array, Array, Array]:
-    mask = np.arange(k.shape[1]) < np.array(lengths)[:, None, None, None]
+    q: Array, k: Array, v: Array, lengths: list[int], scale: float, dtype: str, sink: Array | None = None,
+    left: int | None = None,
+) -> tuple[Array, Array, Array, Array]:  # fmt: skip
+    ends, at = np.array(lengths)[:, None, None, None], np.arange(k.shape[1])
+    mask = (at < ends) & (True if left is None else at >= ends - 1 - left)
     first = (x.swapaxes(1, 2) for x in (k, v))
     found = attention_reference(q[:, :, None], *first, mask, scale, dtype, sink)
     return tuple(x[:, :, 0] for x in found)  # type: ignore[return-value]
@@ -56,28 +62,33 @@ def decode_reference(
 @given(
     heads=st.sampled_from([(1, 1), (4, 4), (6, 2), (5, 1)]), dims=st.sampled_from([(32, 32), (33, 17)]),
     lengths=st.lists(st.sampled_from([0, 1, 63, 64, 65, SPLIT, SPLIT + 1, SPLIT + 100]), min_size=1, max_size=3),
-    page=st.sampled_from([None, 16, 64, 100]), sink=st.booleans(), seed=st.integers(0, 2**32 - 1),
+    page=st.sampled_from([None, 16, 64, 100]), sink=st.booleans(),
+    left=st.sampled_from([None, 0, 1, 62, 63, 64, 100, SPLIT]), seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
-@example(heads=(6, 2), dims=(32, 32), lengths=[SPLIT + 100, 0, 70], page=64, sink=True, seed=0)
-@example(heads=(2, 2), dims=(32, 32), lengths=[SPLIT + 100, 0, 70], page=100, sink=False, seed=0)
+@example(heads=(6, 2), dims=(32, 32), lengths=[SPLIT + 100, 0, 70], page=64, sink=True, left=None, seed=0)
+@example(heads=(2, 2), dims=(32, 32), lengths=[SPLIT + 100, 0, 70], page=100, sink=False, left=110, seed=0)
+@example(heads=(6, 2), dims=(32, 32), lengths=[SPLIT + 100, 1, 70], page=None, sink=True, left=130, seed=0)
 def test_decode_error(
     target: str, dtype: str, heads: tuple[int, int], dims: tuple[int, int], lengths: list[int], page: int | None,
-    sink: bool, seed: int,
+    sink: bool, left: int | None, seed: int,
 ) -> None:  # fmt: skip
     rng = np.random.default_rng(seed)
     batch, seq = len(lengths), max(*lengths, 1) + 3
     q = normal(rng, (batch, heads[0], dims[0]), dtype)
     k, v = (normal(rng, (batch, seq, heads[1], d), dtype) for d in dims)
     sinks = normal(rng, (heads[0],), "float32") if sink else None
-    exact, exact_lse, bound, lse_bound = decode_reference(q, k, v, lengths, dims[0] ** -0.5, dtype, sinks)
+    exact, exact_lse, bound, lse_bound = decode_reference(q, k, v, lengths, dims[0] ** -0.5, dtype, sinks, left)
     for b, length in enumerate(lengths):
         k[b, length:], v[b, length:] = np.nan, np.nan  # a cache may hold anything behind its end
-    options: dict[str, Any] = {"sink": sinks, "return_lse": True, "target": target}
+        if left is not None:
+            k[b, : max(length - 1 - left, 0)], v[b, : max(length - 1 - left, 0)] = np.nan, np.nan
+    window = None if left is None else (left, 0)
+    options: dict[str, Any] = {"window": window, "sink": sinks, "return_lse": True, "target": target}
     if page is not None:
         order = rng.bit_generator.state
-        k, options["block_table"] = pages_of(rng, k, lengths, page)
+        k, options["block_table"] = pages_of(rng, k, lengths, page, left)
         rng.bit_generator.state = order
-        v, _ = pages_of(rng, v, lengths, page)
+        v, _ = pages_of(rng, v, lengths, page, left)
     o, lse = kernels.attention_decode(q, k, v, np.array(lengths), **options)
     assert worst(o, exact, bound) <= 1
     assert worst(lse, exact_lse, lse_bound) <= 1

@@ -456,3 +456,25 @@ def test_deadlocks_are_reported(target: str, kind: str) -> None:
     with pytest.raises(TileError, match="deadlock|wait for a condition that nobody makes true") as caught:
         stuck(kind)(np.zeros(64, np.int32), target=target)
     assert caught.value.loc is not None and caught.value.loc.line
+
+
+def test_storage_of_threads_is_printed(capfd: Any) -> None:
+    """Whole, element by element, by each thread that is there: alike on all targets."""
+
+    @tiledsl.jit
+    def made():
+        @T.prim_func
+        def main(A: T.Tensor((4,), "int32")):
+            with T.Kernel(1, threads=4):
+                tx = T.get_thread_binding()
+                own = T.alloc_local((2, 2), "int32")
+                for i, j in T.grid(2, 2):
+                    own[i, j] = A[tx] * 10 + 2 * i + j
+                if tx > 1:
+                    T.print(own, msg="own")
+
+        return main
+
+    for target in TARGETS:
+        made()(np.arange(4, dtype=np.int32), target=target)
+        assert capfd.readouterr().out.splitlines() == ["own 20 21 22 23", "own 30 31 32 33"], target

@@ -16,7 +16,7 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.attention_args import check_scale, check_sink
+from tiledsl.kernels.attention_args import check_scale, check_sink, window_limits
 from tiledsl.kernels.attention_block import LN_2, LOG2_E, clear_softmax, online_softmax
 from tiledsl.kernels.tiles import KV_TILE, SPLIT, tiles_for
 from tiledsl.runtime import allocate
@@ -37,12 +37,14 @@ def attention_decode_kernel(
     scattered: bool = False,
     few: bool = False,
     sink: bool = False,
+    window: bool = False,
     threads: int = 128,
 ) -> Any:
     """part "split": unnormalised output, maximum and sum of every split; part "combine": O and LSE.
 
     paged: token t of sequence b lies in row t % page_size of page table[b, t // page_size]; scattered: a tile of
     keys may lie in several pages. Else page b is the cache of sequence b. few: at most FEW query heads share keys.
+    window: keys older than `left` tokens do not count, and are not read.
     """
     batch, heads, kv_heads = T.dynamic("batch"), T.dynamic("heads"), T.dynamic("kv_heads")
     pages, page_size, per_sequence = T.dynamic("pages"), T.dynamic("page_size"), T.dynamic("per_sequence")
@@ -61,6 +63,7 @@ def attention_decode_kernel(
         lengths: T.Tensor((batch,), T.int32),
         table: T.Tensor(table_shape, T.int32),
         scale_log2: wide,
+        left: T.int32,
         Part: T.Tensor((batch, heads, splits, value_dim), wide),
         Peak: T.Tensor((batch, heads, splits), wide),
         Sum: T.Tensor((batch, heads, splits), wide),
@@ -92,15 +95,20 @@ def attention_decode_kernel(
             head = kv_head * group + inside
             first = s * SPLIT
             last = T.min(first + SPLIT, lengths[b])
+            begin = T.max(lengths[b] - 1 - left, 0) if window else 0
+            start = T.max(first, begin // KV_TILE * KV_TILE) if window else first
+
+            def counts(key: Any) -> Any:
+                return T.bitwise_and(begin <= key, key < last) if window else key < last
 
             @T.macro
             def fetch(cache, rest, key, dim):
-                """Rows of keys before `last`, which may lie in several pages; behind them the cache holds anything."""
+                """Rows of keys that count, which may lie in several pages; elsewhere the cache holds anything."""
                 for j, d in T.Parallel(KV_TILE, dim):
                     at = key + j
                     page = table[b, at // page_size] if paged else b
                     row = at % page_size if paged else at
-                    rest[j, d] = T.if_then_else(at < last, cache[page, row, kv_head, d], T.cast(0, dtype))
+                    rest[j, d] = T.if_then_else(counts(at), cache[page, row, kv_head, d], T.cast(0, dtype))
 
             @T.macro
             def multiply():
@@ -114,7 +122,7 @@ def attention_decode_kernel(
 
             @T.macro
             def tile(key, whole):
-                """Keys key ... key + KV_TILE - 1, all of them (whole), or those before `last`."""
+                """Keys key ... key + KV_TILE - 1, all of them (whole), or those that count."""
                 page = table[b, key // page_size] if paged and whole else b
                 row = key % page_size if paged and whole else key
                 if not whole:
@@ -134,7 +142,7 @@ def attention_decode_kernel(
                     if whole:
                         S[i, j] = S[i, j] * scale_log2
                     else:
-                        S[i, j] = T.if_then_else(key + j < last, S[i, j] * scale_log2, -T.infinity(wide))
+                        S[i, j] = T.if_then_else(counts(key + j), S[i, j] * scale_log2, -T.infinity(wide))
                 online_softmax(
                     S, P, acc, peak, before, origin, shrink, part_sum, total,
                     rows=block_H, keys=KV_TILE, value_dim=value_dim,
@@ -149,15 +157,19 @@ def attention_decode_kernel(
                 else:
                     T.gemm(P, V_rest, acc)
 
-            if first < last:
+            if start < last:
                 T.copy(Q[b, head, 0], Q_s)
                 clear_softmax(acc, peak, origin, total)
-                full = 0 if scattered else (last - first) // KV_TILE
+                cut = T.if_then_else(start < begin, 1, 0) if window and not scattered else 0  # the first tile in part
+                full = 0 if scattered else T.max((last - start) // KV_TILE, cut)
+                if window and not scattered:
+                    for _ in T.serial(cut):
+                        tile(start, whole=False)
                 if not scattered:
-                    for k in T.Pipelined(full, num_stages=2):
-                        tile(first + k * KV_TILE, whole=True)
-                for k in T.Pipelined(full, T.ceildiv(last - first, KV_TILE), num_stages=2):
-                    tile(first + k * KV_TILE, whole=False)
+                    for k in T.Pipelined(cut, full, num_stages=2):
+                        tile(start + k * KV_TILE, whole=True)
+                for k in T.Pipelined(full, T.ceildiv(last - start, KV_TILE), num_stages=2):
+                    tile(start + k * KV_TILE, whole=False)
                 for i, d in T.Parallel(block_H, value_dim):
                     if inside + i < group:
                         Part[b, head + i, s, d] = acc[i, d]
@@ -169,6 +181,7 @@ def attention_decode_kernel(
     @T.prim_func
     def combine(
         lengths: T.Tensor((batch,), T.int32),
+        left: T.int32,
         Part: T.Tensor((batch, heads, splits, value_dim), wide),
         Peak: T.Tensor((batch, heads, splits), wide),
         Sum: T.Tensor((batch, heads, splits), wide),
@@ -180,12 +193,13 @@ def attention_decode_kernel(
             acc = T.alloc_fragment((value_dim,), wide)
             peak = T.alloc_var(wide, -T.infinity(wide))
             total = T.alloc_var(wide, 0.0)
+            oldest = T.max(lengths[b] - 1 - left, 0) // SPLIT if window else 0
             count = T.ceildiv(T.max(T.min(lengths[b], splits * SPLIT), 0), SPLIT)
             T.clear(acc)
-            for s in T.serial(count):
+            for s in T.serial(oldest, count):
                 peak = T.max(peak, Peak[b, h, s])
             origin = T.if_then_else(peak == -T.infinity(wide), 0.0, peak)
-            for s in T.serial(count):
+            for s in T.serial(oldest, count):
                 weight = T.exp2(Peak[b, h, s] - origin)
                 total = total + Sum[b, h, s] * weight
                 for d in T.Parallel(value_dim):
@@ -215,6 +229,7 @@ def attention_decode(
     lengths: Any = None,
     *,
     block_table: Any = None,
+    window: Any = None,
     sink: Any = None,
     scale: float | None = None,
     return_lse: bool = False,
@@ -231,6 +246,8 @@ def attention_decode(
     lengths      [batch] int32 or int64, the tokens that each sequence has; None: all
     block_table  [batch, pages per sequence] int32 or int64: the page of tokens i page_size ... (i + 1) page_size - 1;
                  entries beyond a sequence's length are not read
+    window       (left, right): the query is that of the last token, so the left + 1 last tokens count; None: all. Older
+                 tokens, and pages that hold nothing else, are not read
     sink, scale, return_lse, target   as in flash_attention
     out          array [batch, heads, head_dim of v] that receives the result
 
@@ -243,7 +260,7 @@ def attention_decode(
     not exist (both where the numbers lie on the host), a scale that is not finite, and when out shares memory with
     an input.
     """
-    return _decode("attention_decode", q, k, v, lengths, block_table, sink, scale, return_lse, out, target)
+    return _decode("attention_decode", q, k, v, lengths, block_table, window, sink, scale, return_lse, out, target)
 
 
 def mla_decode(
@@ -275,11 +292,11 @@ def mla_decode(
     if not 0 < value_dim <= cache.shape[2]:
         raise TileValueError(f"{name}: value_dim is {value_dim}, but {arrays.describe(cache=cache)}")
     k = cache[:, :, None]
-    return _decode(name, q, k, k[..., :value_dim], lengths, block_table, None, scale, return_lse, out, target)
+    return _decode(name, q, k, k[..., :value_dim], lengths, block_table, None, None, scale, return_lse, out, target)
 
 
 def _decode(
-    name: str, q: Any, k: Any, v: Any, lengths: Any, block_table: Any, sink: Any, scale: float | None,
+    name: str, q: Any, k: Any, v: Any, lengths: Any, block_table: Any, window: Any, sink: Any, scale: float | None,
     return_lse: bool, out: Any, target: Any,
 ) -> Any:  # fmt: skip
     dtype = arrays.floats(name, q=q, k=k, v=v)
@@ -306,8 +323,10 @@ def _decode(
             raise TileTypeError(f"{name}: {arrays.describe(q=q, block_table=block_table)}: one row for each sequence")
         room = per_sequence * page_size
     lengths, longest = _lengths(name, lengths, batch, room, q)
+    limits = window_limits(name, window, True, room)
+    left = room if limits is None else limits[0]
     if paged:
-        _check_pages(name, block_table, lengths, page_size, pages)
+        _check_pages(name, block_table, lengths, left, page_size, pages)
         block_table = arrays.dense(arrays.as_int32(block_table))
     out = arrays.output(name, out, q, (batch, heads, value_dim), dtype, q=q, k=k, v=v)
     wide = arrays.accumulator(dtype)
@@ -323,13 +342,15 @@ def _decode(
         form = min(max(group, least), most) if group > FEW else group, head_dim, value_dim, dtype
         K, V = (arrays.unit_last(x) for x in (k, v))
         if longest:
-            kernel = _attention_decode_kernel("split", *form, paged, scattered, group <= FEW, False, tiles.threads)
+            cut = limits is not None
+            kernel = _attention_decode_kernel("split", *form, paged, scattered, group <= FEW, False, cut, tiles.threads)
             kernel(
-                arrays.unit_last(q), K, V, lengths, block_table if paged else lengths[:, None], scale * LOG2_E,
+                arrays.unit_last(q), K, V, lengths, block_table if paged else lengths[:, None], scale * LOG2_E, left,
                 part, peak, total, target=target,
             )  # fmt: skip
-        kernel = _attention_decode_kernel("combine", *form, False, False, False, sink is not None, tiles.threads)
-        kernel(lengths, part, peak, total, sink, out, lse, target=target)
+        flags = sink is not None, limits is not None
+        kernel = _attention_decode_kernel("combine", *form, False, False, False, *flags, tiles.threads)
+        kernel(lengths, left, part, peak, total, sink, out, lse, target=target)
     return (out, lse) if return_lse else out
 
 
@@ -347,12 +368,14 @@ def _lengths(name: str, lengths: Any, batch: int, room: int, like: Any) -> tuple
     return arrays.dense(arrays.as_int32(lengths)), longest
 
 
-def _check_pages(name: str, table: Any, lengths: Any, page_size: int, pages: int) -> None:
+def _check_pages(name: str, table: Any, lengths: Any, left: int, page_size: int, pages: int) -> None:
     """Raises TileValueError when a page that is read does not exist, where the table lies on the host."""
     known, sizes = arrays.on_host(table), arrays.on_host(lengths)
     if known is None or sizes is None or not page_size:
         return
-    used = np.arange(known.shape[1]) < -(-sizes // page_size)[:, None]
+    oldest = np.maximum(sizes - 1 - left, 0) // page_size
+    index = np.arange(known.shape[1])
+    used = (index >= oldest[:, None]) & (index < -(-sizes // page_size)[:, None])
     bad = used & ((known < 0) | (known >= pages))
     if bad.any():
         b, i = (int(x) for x in np.argwhere(bad)[0])

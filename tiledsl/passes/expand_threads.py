@@ -6,6 +6,7 @@ Behind this pass a tile operation or T.Parallel of a thread-level kernel is done
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ from tiledsl.ir import (
     Const,
     Continue,
     Copy,
+    Debug,
     Expr,
     Fill,
     Fma,
@@ -94,6 +96,8 @@ class _Writer(MoveWriter):
     def stmt(self, s: Stmt) -> Stmt | tuple[Stmt, ...]:
         if isinstance(s, Parallel):
             return self._rounds(s) if self._looks(s) else s
+        if isinstance(s, Debug):
+            return s.replace(values=tuple(x for v in s.values for x in self._shown(v)))
         if not isinstance(s, (Copy, Fill, Reduce, Scan, Gemm)) or not self.found.expr(s.replace(participants=None)):
             return s
         if isinstance(s, (Copy, Fill)):
@@ -108,6 +112,13 @@ class _Writer(MoveWriter):
                 )
             return _serial_gemm(s)
         return serial_reduce(s) if isinstance(s, Reduce) else serial_scan(s)
+
+    def _shown(self, v: Expr | Buffer) -> tuple[Expr | Buffer, ...]:
+        """Storage of each thread that is printed whole, as its elements."""
+        if not isinstance(v, Buffer) or v.root not in self.found.buffers or v.const_shape is None:
+            return (v,)
+        places = itertools.product(*(range(n) for n in v.const_shape))
+        return tuple(v.load(*(build.const(i, INT32) for i in at)) for at in places)
 
     # -- T.Parallel --------------------------------------------------------------------------------------
 
