@@ -19,6 +19,7 @@ from tiledsl.runtime.arguments import Signature
 from tiledsl.runtime.explain import Explanation, explain
 from tiledsl.runtime.launch import Launch, Plan
 from tiledsl.runtime.members import no_member
+from tiledsl.runtime.quick import Quick, quick_of
 from tiledsl.runtime.shown import Shown
 from tiledsl.runtime.views import allocate, device_of, is_hollow, is_torch
 
@@ -46,6 +47,8 @@ class JITKernel:
         self._keyed = _deciding_scalars(self._signature)
         self._plans: dict[Any, Plan] = {}
         self._programs: dict[Any, program.Program] = {}
+        self._quick: Quick | None = None  # made when one plan is used twice running
+        self._last: Plan | None = None
 
     @property
     def params(self) -> tuple[ir.Param, ...]:
@@ -82,6 +85,11 @@ class JITKernel:
         if unknown:
             raise self._unknown(next(iter(unknown)))
         asked = target or self.target or config.TARGET.get()
+        quick = self._quick
+        if quick is not None and quick.asked == asked and out is None:
+            given = args if not self.function.outputs else tuple(quick.plan.values(args, None))
+            if quick(given):
+                return self._returned([given[i] for i in self.function.outputs])
         outs = None if out is None else list(out) if isinstance(out, (list, tuple)) else [out]
         key = call_key(args if outs is None else (*args, *outs), self._keyed)
         plan = self._plans.get((asked, key)) if key is not None else None
@@ -98,6 +106,8 @@ class JITKernel:
         values = plan.values(args, outs)
         ready, words = plan.prepare(values)
         Launch(plan.slots, ready, values, words, outs is None).run(stream)
+        again, self._last = plan is self._last and outs is None, plan
+        self._quick = quick_of(asked, plan, ready, values) if again else None
         return self._returned([values[i] for i in self.function.outputs])
 
     def _returned(self, outputs: list[Any]) -> Any:

@@ -29,20 +29,20 @@ def _pause() -> int:
 class Lane:
     """The context block and the scratch of one thread. A lane runs one job at a time."""
 
-    __slots__ = ("_arena", "_capacity", "_words", "address", "busy")
+    __slots__ = ("_arena", "capacity", "_words", "address", "busy")
 
     def __init__(self) -> None:
         self._words = (ctypes.c_int64 * CONTEXT_WORDS)()
         self._words[PAUSE] = _pause()
         self.address = ctypes.addressof(self._words)
         self._arena: mmap.mmap | None = None
-        self._capacity = 0
+        self.capacity = 0
         self.busy = False
 
     def prepare(self, scratch_bytes: int, cancel: int, ring: int, worker: int, workers: int) -> None:
         """Fill the context: at least `scratch_bytes` of scratch (contents undefined), the address of the cancel
         word, the address of the debug ring (0: none), and who this is among how many."""
-        if scratch_bytes > self._capacity:
+        if scratch_bytes > self.capacity:
             self._grow(scratch_bytes)
         words = self._words
         words[CANCEL] = cancel
@@ -69,7 +69,7 @@ class Lane:
             except OSError:
                 pass  # a kernel without huge pages; only speed is lost
         self._words[SCRATCH] = ctypes.addressof(ctypes.c_char.from_buffer(arena))
-        self._arena, self._capacity = arena, capacity
+        self._arena, self.capacity = arena, capacity
 
 
 _own = threading.local()

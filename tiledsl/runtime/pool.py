@@ -286,7 +286,7 @@ def run_grid(
 
 
 _never = ctypes.c_int64(0)
-_NEVER = ctypes.addressof(_never)  # the cancel word of inline runs: an interrupt ends them between two chunks
+NEVER = ctypes.addressof(_never)  # the cancel word of inline runs: an interrupt ends them between two chunks
 
 
 def _run_inline(
@@ -295,7 +295,7 @@ def _run_inline(
     lane = caller_lane()
     lane.busy = True
     try:
-        lane.prepare(scratch_bytes, _NEVER, ring, 0, 1)
+        lane.prepare(scratch_bytes, NEVER, ring, 0, 1)
         while first < blocks:
             code = function(first, min(first + chunk, blocks), args, lane.address)
             if code:
