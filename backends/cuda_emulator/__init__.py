@@ -17,8 +17,9 @@ from tiledsl.backend import Artifact, Availability, Capabilities, Target
 from tiledsl.backends.cuda_emulator import toolchain
 from tiledsl.backends.cuda_emulator.function import EmulatedFunction
 from tiledsl.backends.cuda_emulator.machine import parse_options
-from tiledsl.backends.simt.launching import artifact_of, sources
+from tiledsl.backends.simt.launching import artifact_of, joined, sources
 from tiledsl.dtypes import SCALARS
+from tiledsl.ir.walk import walk
 from tiledsl.passes.pipeline import Pass
 
 __all__ = ["CudaEmulator", "backend"]
@@ -61,11 +62,12 @@ class CudaEmulator:
         arch, words = split_arch(target)
         options = parse_options(words)
         program = lower(function, arch)
-        text = "\n\n".join(k.text for k in program.kernels)
-        code = toolchain.build_kernel(text, [k.name for k in program.kernels], watched=options.check)
+        code = toolchain.build_kernel(joined(program), [k.name for k in program.kernels], watched=options.check)
         stores = written(function)
         stored = [i for i, p in enumerate(function.params) if p.buffer is not None and p.buffer.root in stores]
-        return artifact_of(program, code, options=words, stored=stored)
+        nodes = (n for k in program.function.kernels for n in walk(k) if isinstance(n, ir.Buffer))
+        pointers = any(b.scope == "global" and b.base is not None for b in nodes)
+        return artifact_of(program, code, options=words, stored=stored, pointers=pointers)
 
     def load(self, artifact: Artifact) -> EmulatedFunction:
         return EmulatedFunction(artifact)

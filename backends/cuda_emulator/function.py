@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,10 +27,13 @@ class EmulatedFunction:
         self._kernel = load_kernel(artifact.code, [e.symbol for e in artifact.entries])
 
     def __call__(self, call: Call, *, stream: Any = None, device: Any = None) -> None:
-        launches, ring = self._launches, call.ring
+        launches, ring, options = self._launches, call.ring, self._options
         words = launches.words(call)
         values = launches.values(call, words)
         arguments = self._arguments(call, words, values)
+        sizes, first = launches.workspace_bytes(values), len(words) - len(launches.artifact.workspaces)
+        for i in launches.artifact.meta["zeroed"]:
+            ctypes.memset(words[first + i], 0, sizes[i])
         for number, k in enumerate(launches.kernels):
             chosen = [
                 _value(ring.address if ring else 0) if kind == "ring" else arguments[launches.place(call, kind, index)]
@@ -38,9 +42,17 @@ class EmulatedFunction:
             if number:  # what the kernels before left behind
                 chosen = [replace(a, defined=True) for a in chosen]
             grid = launches.grid(k, values)
-            source, options = launches.artifact.source, self._options
             outcome = launch(
-                self._kernel, k.name, source, chosen, grid, k.block, k.shared_bytes, options, resident=k.waits
+                self._kernel,
+                k.name,
+                launches.artifact.source,
+                chosen,
+                grid,
+                k.block,
+                k.shared_bytes,
+                options,
+                resident=k.waits,
+                pointers=launches.artifact.meta["pointers"],
             )
             if ring is not None:
                 ring.flush()
@@ -60,12 +72,12 @@ class EmulatedFunction:
             if p.buffer is not None and a is not None and a.size:
                 span = sum((n - 1) * s for n, s in zip(a.shape, a.strides, strict=True)) + a.itemsize
                 found[i] = _memory(words[i], p.name, span, a.itemsize, i in stored, i not in call.function.outputs)
-        first = len(words) - len(self._launches.artifact.workspaces)
-        for i, (w, size) in enumerate(
-            zip(self._launches.artifact.workspaces, self._launches.workspace_bytes(values), strict=True), first
-        ):
+        artifact, sizes = self._launches.artifact, self._launches.workspace_bytes(values)
+        first = len(words) - len(artifact.workspaces)
+        for i, (w, size) in enumerate(zip(artifact.workspaces, sizes, strict=True)):
             if size:
-                found[i] = _memory(words[i], f"workspace {i - first}", size, w.dtype.numpy.itemsize, True, False)
+                name, zeroed = f"workspace {i}", i in artifact.meta["zeroed"]
+                found[first + i] = _memory(words[first + i], name, size, w.dtype.numpy.itemsize, True, zeroed)
         return found
 
 

@@ -130,8 +130,10 @@ def launch(
     options: Options,
     *,
     resident: bool = False,
+    pointers: bool = False,
 ) -> Outcome:
-    """Runs a grid. text: the generated text, for the lines of reports; resident: all blocks are there at once.
+    """Runs a grid. text: the generated text, for the lines of reports; resident: all blocks are there at once;
+    pointers: the kernel has addresses from elsewhere, so that memory which is no argument is not reported.
 
     Raises TileRuntimeError where a block or its shared memory is larger than any GPU's.
     """
@@ -144,7 +146,7 @@ def launch(
     if 0 in grid:
         return Outcome(True, (), (), 0)
     library = runtime()
-    arena = _Arena(arguments) if options.check else None
+    arena = _Arena(arguments, moved=not pointers) if options.check else None
     words = arena.words if arena else [a.word for a in arguments]
     arguments_array = (ctypes.c_uint64 * max(1, len(words)))(*words)
     buffers = arena.buffers if arena else []
@@ -157,7 +159,7 @@ def launch(
         shared_bytes=shared_bytes,
         order=_ORDERS[options.order],
         late=_COPIES[options.copies],
-        check=options.check + 2 * options.banks,
+        check=options.check and 1 + 2 * options.banks + 4 * pointers,
         resident=resident,
         workers=options.workers,
         buffers=len(buffers),
@@ -186,10 +188,10 @@ def _u64(function: Any) -> Any:
 class _Arena:
     """Copies of all arrays, with red zones between them, so that accesses out of bounds meet nothing of value.
 
-    Arrays that overlap stay together, and every address keeps its place modulo 256.
+    Arrays that overlap stay together, and every address keeps its place modulo 256. moved False: nothing is copied.
     """
 
-    def __init__(self, arguments: Sequence[Argument]) -> None:
+    def __init__(self, arguments: Sequence[Argument], *, moved: bool = True) -> None:
         spans: list[list[int]] = []  # first, end
         arrays = sorted((a for a in arguments if a.bytes), key=lambda a: a.word)
         for a in arrays:
@@ -200,7 +202,9 @@ class _Arena:
         offsets = list(itertools.accumulate((e - f + RED_ZONE + 512 & ~255 for f, e in spans), initial=RED_ZONE))
         self._memory = np.full(offsets[-1] + 256, 0xFF, np.uint8)
         base = self._memory.ctypes.data + 255 & ~255
-        self._moves = [(base + o + f % 256, f, e - f) for o, (f, e) in zip(offsets, spans, strict=False)]
+        self._moves = [
+            (base + o + f % 256 if moved else f, f, e - f) for o, (f, e) in zip(offsets, spans, strict=False)
+        ]
         for there, here, count in self._moves:
             ctypes.memmove(there, here, count)
         self._written = [any(a.written and f <= a.word < e for a in arrays) for f, e in spans]

@@ -101,28 +101,30 @@ class Symbols:
         """Place of each address (of the instruction before it: addresses are where calls return to)."""
         wanted = [pc for pc in dict.fromkeys(pcs) if pc]
         lines = self._lines([pc - self._base - 1 for pc in wanted])
-        return {pc: self._place(line) for pc, line in zip(wanted, lines, strict=True) if line}
+        return {pc: self._place(found) for pc, found in zip(wanted, lines, strict=True) if found}
 
-    def _place(self, line: int) -> Place:
+    def _place(self, lines: list[int]) -> Place:
+        """Of the functions that were inlined into each other there, the innermost that an author's line stands for."""
         rows = self._text.splitlines()
+        line = next((n for n in lines if author_line(self._text, n)), lines[0])
         shown = rows[line - 1].strip() if 0 < line <= len(rows) else ""
         author = author_line(self._text, line)
         return Place(line, shown) if author is None else Place(line, shown, *author)
 
-    def _lines(self, offsets: Sequence[int]) -> list[int]:
-        """Line of the generated text for each offset; 0 where it is unknown."""
+    def _lines(self, offsets: Sequence[int]) -> list[list[int]]:
+        """Lines of the generated text for each offset, innermost first; none where they are unknown."""
         tool = next(filter(None, map(shutil.which, ("addr2line", "llvm-addr2line"))), None)
         if not offsets or tool is None:
-            return [0] * len(offsets)
+            return [[] for _ in offsets]
         command = [tool, "-i", "-a", "-e", str(self._library), *map(hex, offsets)]
         out = subprocess.run(command, capture_output=True, text=True).stdout
-        found: list[int] = []
+        found: list[list[int]] = []
         for row in out.splitlines():
             if row.startswith("0x"):
-                found.append(0)
-            elif found and not found[-1] and (frame := _FRAME.match(row)):
-                found[-1] = int(frame[1])
-        return found if len(found) == len(offsets) else [0] * len(offsets)
+                found.append([])
+            elif found and (frame := _FRAME.match(row)):
+                found[-1].append(int(frame[1]))
+        return found if len(found) == len(offsets) else [[] for _ in offsets]
 
 
 def raise_reports(name: str, reports: Sequence[Report]) -> None:

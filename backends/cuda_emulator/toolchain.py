@@ -131,7 +131,8 @@ def build_kernel(text: str, names: Sequence[str], *, watched: bool) -> bytes:
     names: of the kernels, each of which gets an entry; watched: loads and stores call the checker
     """
     cxx, library = compiler(), _runtime_path()
-    entries = "".join(f"TL_ENTRY_({name})\n" for name in names)
+    spaces = [n for n in names if f"namespace {n}_ {{" in text]  # where several kernels share a text
+    entries = "".join(f"using {n}_::{n};\n" for n in spaces) + "".join(f"TL_ENTRY_({name})\n" for name in names)
     source = f'#line 1 "prelude"\n{prelude("host")}\n#line 1 "{KERNEL_FILE}"\n{text}\n#line 1 "entries"\n{entries}'
     flags: list[str] = []
     if watched:

@@ -16,7 +16,7 @@ from tiledsl.backend import Artifact, Availability, Capabilities, Target
 from tiledsl.backends.cuda_nvrtc import compile as nvrtc
 from tiledsl.backends.cuda_nvrtc.driver import default_driver, driver_problem
 from tiledsl.backends.cuda_nvrtc.function import CudaFunction
-from tiledsl.backends.simt.launching import artifact_of, sources
+from tiledsl.backends.simt.launching import artifact_of, joined, sources
 from tiledsl.dtypes import SCALARS
 from tiledsl.passes.pipeline import Pass
 
@@ -67,7 +67,7 @@ class CudaNvrtc:
         program = lower(function, arch)
         code = b""
         if not nvrtc.missing():
-            code = nvrtc.compile_text("\n\n".join(k.text for k in program.kernels), arch).cubin
+            code = nvrtc.compile_text(joined(program), arch).cubin
         return artifact_of(program, code, arch=arch)
 
     def load(self, artifact: Artifact) -> CudaFunction:

@@ -68,7 +68,8 @@ class CudaFunction:
         handle = stream_handle(stream, call.values)
         words = launches.words(call)
         values = launches.values(call, words)
-        with _workspaces(driver, launches.workspace_bytes(values), handle) as spaces, _ring(driver, call.ring) as ring:
+        sizes, zeroed = launches.workspace_bytes(values), artifact.meta["zeroed"]
+        with _workspaces(driver, sizes, zeroed, handle) as spaces, _ring(driver, call.ring) as ring:
             words[len(words) - len(spaces) :] = spaces
             for k in launches.kernels:
                 grid = [*launches.grid(k, values), 1, 1][:3]
@@ -102,10 +103,12 @@ class CudaFunction:
 
 
 @contextmanager
-def _workspaces(driver: Driver, sizes: Sequence[int], stream: int) -> Iterator[list[int]]:
+def _workspaces(driver: Driver, sizes: Sequence[int], zeroed: Sequence[int], stream: int) -> Iterator[list[int]]:
     """Device memory in the order of the stream: freed for later work when the kernels before have used it."""
     made = [int(driver.call("cuMemAllocAsync", max(256, n), stream)) for n in sizes]
     try:
+        for i in zeroed:
+            driver.call("cuMemsetD8Async", made[i], 0, sizes[i], stream)
         yield made
     finally:
         for address in made:

@@ -45,8 +45,9 @@ class SimtKernel:
 @dataclass(frozen=True, eq=False)
 class SimtProgram:
     """What `simt.lower.lower(function, arch)` gives. function: lowered; its params, symbols and workspaces are what the
-    kernels' parameters mean. sites: of the records in the ring."""
+    kernels' parameters mean. sites: of the records in the ring. zeroed: indices of workspaces that start as zeros."""
 
     function: ir.Function
     kernels: tuple[SimtKernel, ...]
     sites: tuple[Site, ...] = ()
+    zeroed: tuple[int, ...] = ()

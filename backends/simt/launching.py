@@ -17,7 +17,14 @@ from tiledsl.backend import Artifact, Call, Entry, Workspace, host_vars
 from tiledsl.backends.simt.abi import SimtProgram
 from tiledsl.dtypes import DType, as_dtype
 
-__all__ = ["KernelInfo", "Launches", "artifact_of", "sources"]
+__all__ = ["KernelInfo", "Launches", "artifact_of", "joined", "sources"]
+
+
+def joined(program: SimtProgram) -> str:
+    """The text of all kernels, for one compilation: each in a namespace, since helpers may have the same names."""
+    if len(program.kernels) == 1:
+        return program.kernels[0].text
+    return "\n".join(f"namespace {k.name}_ {{\n{k.text}\n}}  // namespace {k.name}_\n" for k in program.kernels)
 
 
 def artifact_of(program: SimtProgram, code: bytes, **meta: Any) -> Artifact:
@@ -32,13 +39,13 @@ def artifact_of(program: SimtProgram, code: bytes, **meta: Any) -> Artifact:
         for k in program.kernels
     ]
     return Artifact(
-        source="\n\n".join(k.text for k in program.kernels),
+        source=joined(program),
         code=code,
         host_vars=host_vars(function),
         entries=tuple(Entry(k.name, k.grid, waits=k.waits) for k in program.kernels),
         workspaces=tuple(Workspace(b.dtype, b.shape) for b in function.workspaces),
         sites=program.sites,
-        meta={"kernels": kernels, **meta},
+        meta={"kernels": kernels, "zeroed": list(program.zeroed), **meta},
     )
 
 

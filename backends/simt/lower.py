@@ -37,7 +37,8 @@ def lower(function: ir.Function, arch: str = "") -> SimtProgram:
         made = print_kernel(function, k, unique(k.name, taken), sites, grid_state)
         _fits(k, made, arch)
         kernels.append(made)
-    return SimtProgram(function, tuple(kernels), tuple(sites))
+    zeroed = () if grid_state is None else (len(function.workspaces) - 1,)
+    return SimtProgram(function, tuple(kernels), tuple(sites), zeroed)
 
 
 def _fits(kernel: ir.Kernel, made: SimtKernel, arch: str) -> None:

@@ -181,8 +181,8 @@ static Access access_now(u64 pc, u16 flags) {
 
 static void remember_reader(Cell& c, Readers& readers, u64 key, Access now) {
   Access& rd = c.reader;
-  bool same = rd.block == now.block && rd.thread == now.thread;
-  if (same) now.flags |= rd.flags & (WROTE | MANY);
+  // A thread's reads follow its atomic writes in the table: later writers must be ordered after both.
+  bool same = rd.block == now.block && rd.thread == now.thread && (rd.flags & WROTE) == (now.flags & WROTE);
   bool later = rd.block == now.block && rd.epoch < now.epoch;  // earlier readers are ordered before all that follows
   if (!rd.block || (!(rd.flags & MANY) && (same || later))) {
     rd = now;
@@ -291,6 +291,7 @@ static void global_access(const u8* p, int bytes, Touch touch, u64 pc) {
     return;
   }
   if ((at >= module_begin && at < module_end) || (at >= (u64)&tl_view && at < (u64)(&tl_view + 1))) return;
+  if (M->o->check & FOREIGN) return;
   const Shadow* near = nullptr;
   long best = 0;
   for (const Shadow& x : shadows) {

@@ -29,7 +29,7 @@ struct LaunchOptions {
 };
 enum { ORDER_FIRST, ORDER_LAST, ORDER_RANDOM };
 enum { EARLY, LATE, ANY_TIME };        // when asynchronous copies happen
-enum { CHECK = 1, CHECK_BANKS = 2 };
+enum { CHECK = 1, CHECK_BANKS = 2, FOREIGN = 4 };  // FOREIGN: addresses may come from elsewhere
 enum { RELAXED = 0, ACQUIRE = 1, RELEASE = 2 };
 
 // -- threads --------------------------------------------------------------------------------------------------
