@@ -46,6 +46,11 @@ def test_traps_on_the_reference_and_in_workers() -> None:
     assert passed(done) >= 11
 
 
+def test_helpers_of_the_host() -> None:
+    done = tiledsl("pytest", "--", *NEVER, "helpers.py")
+    assert passed(done) == 8 and "4 skipped" in done.stdout
+
+
 def test_a_program_that_is_its_own_test() -> None:
     done = tiledsl("run", "products.py", *NEVER, "-k", "marks or eager_product")
     assert passed(done) == 2

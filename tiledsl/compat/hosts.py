@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
 from tiledsl import config
-from tiledsl.compat.pretended_cuda import MULTIPROCESSORS
+from tiledsl.compat.pretended_cuda import MULTIPROCESSORS as MULTIPROCESSORS
 
 __all__ = ["align", "cdiv", "next_power_of_2", "prev_power_of_2"]
 
@@ -61,19 +62,6 @@ def target(as_object: bool = False) -> Any:
     return SimpleNamespace(kind=SimpleNamespace(name="cuda"), arch=arch) if as_object else f"cuda -arch={arch}"
 
 
-def get_arch(target: Any = "cuda") -> Any:
-    """What a program asks about the architecture."""
-    return SimpleNamespace(
-        platform="CUDA",
-        sm_version=int(compute_version().replace(".", "")),
-        compute_max_core=MULTIPROCESSORS,
-        warp_size=32,
-        smem_cap=get_shared_memory_per_block(),
-        reg_cap=65536,
-        l2_cache_size_bytes=50 * 2**20,
-    )
-
-
 def get_num_sms(device_id: int = 0) -> int:
     return MULTIPROCESSORS
 
@@ -110,3 +98,43 @@ def get_device_attribute(attr_id: int, device_id: int = 0) -> int:
     if attr_id not in known:
         raise NotImplementedError(f"device attribute {attr_id} is not known here")
     return known[attr_id]
+
+
+def scope_tests() -> dict[str, Any]:
+    """`is_shared(buffer)` and its relatives of `tilelang.utils.language`."""
+
+    def scoped(*scopes: str) -> Any:
+        return lambda buffer: getattr(getattr(buffer, "buffer", buffer), "scope", "") in scopes
+
+    return {
+        "is_global": scoped("global"), "is_shared": scoped("shared"), "is_shared_dynamic": scoped("shared"),
+        "is_fragment": scoped("fragment"), "is_local": scoped("local"), "is_local_var": scoped("var"),
+        "is_full_region": lambda region: getattr(region, "region", region) is region or region.region.whole,
+    }  # fmt: skip
+
+
+def target_tests() -> dict[str, Any]:
+    """`target_is_cuda(target)` and its relatives of `tilelang.utils.target`, about the pretended device."""
+    version = int(compute_version().replace(".", ""))
+    generations = {"volta": (70, 75), "turing": (75, 80), "ampere": (80, 90), "hopper": (90, 100), "sm100": (100, 110)}
+    return {
+        "target_is_cuda": lambda target=None: True,
+        **{f"target_is_{n}": lambda target=None: False for n in ("hip", "rocm", "metal", "cpu", "c", "llvm", "cdna")},
+        **{f"target_is_{n}": lambda target=None, r=low <= version < high: r for n, (low, high) in generations.items()},
+        "target_get_warp_size": lambda target=None: 32,
+        "check_cuda_availability": lambda: True,
+        "check_hip_availability": lambda: False,
+        "check_metal_availability": lambda: False,
+    }
+
+
+class Environment:
+    """`tilelang.env`: switches of caches do nothing, and variables are those of the process, or empty."""
+
+    def __init__(self, **members: Any) -> None:
+        vars(self).update(members)
+
+    def __getattr__(self, name: str) -> str:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return os.environ.get(name, "")

@@ -114,7 +114,26 @@ _OPERATORS = [
     ("add Add", "add"), ("subtract sub Sub", "sub"), ("multiply mul Mul", "mul"), ("And", "and_"), ("Or", "or_"),
     ("EQ", "eq"), ("NE", "ne"), ("LT", "lt"), ("LE", "le"), ("GT", "gt"), ("GE", "ge"),
 ]  # fmt: skip
+
+
+class GemmWarpPolicy:
+    """`T.GemmWarpPolicy`, with the constructor of TileLang's: it is a hint."""
+
+    Square, FullRow, FullCol = T.GemmWarpPolicy
+
+    def __new__(cls, value: int) -> Any:
+        return T.GemmWarpPolicy(value)
+
+    @staticmethod
+    def from_warp_partition(m_warp: int, n_warp: int) -> T.GemmWarpPolicy:
+        """The policy that divides a tile so."""
+        if m_warp > 1 and n_warp == 1:
+            return T.GemmWarpPolicy.FullRow
+        return T.GemmWarpPolicy.FullCol if n_warp > 1 and m_warp == 1 else T.GemmWarpPolicy.Square
+
+
 _OWN: dict[str, Any] = {
+    "GemmWarpPolicy": GemmWarpPolicy,
     "prim_func": prim_func,
     "macro": macro,
     "inline": macro,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from tiledsl.compat import autotuner, hosts, profiler, testing
+from tiledsl.compat import autotuner, carver, hosts, profiler, quantize, testing
 from tiledsl.compat import jit as jit_
 from tiledsl.compat.notices import notice
 
@@ -119,8 +119,10 @@ def build(top: dict[str, Any], language: ModuleType) -> None:
     module("autotuner.param", AutotuneResult=autotuner.AutotuneResult)
     top.update(autotune=autotuner.autotune, set_autotune_inputs=autotuner.set_autotune_inputs)
     module("utils", TensorSupplyType=kinds, **numbers, map_torch_type=hosts.map_torch_type, **layouts)
-    module("utils.language", **numbers)
-    module("utils.target", determine_target=lambda target="auto", return_object=False: hosts.target(return_object))
+    module("utils.language", **numbers, **hosts.scope_tests())
+    module("utils.target", determine_target=lambda target="auto", return_object=False: hosts.target(return_object),
+           AVALIABLE_TARGETS=["auto", "cuda", "cpu"], **hosts.target_tests())  # fmt: skip
+    module("utils.deprecated", deprecated=_deprecated, deprecated_warning=_nothing)
     module("utils.tensor", TensorSupplyType=kinds, torch_assert_close=testing.torch_assert_close,
            map_torch_type=hosts.map_torch_type)  # fmt: skip
     module("utils.device", get_current_device=lambda: "cuda", IS_CUDA=True)
@@ -130,20 +132,48 @@ def build(top: dict[str, Any], language: ModuleType) -> None:
     module("cache", cached=jit_.compile, **cache)
     module("transform", PassConfigKey=PassConfigKey, simplify_prim_func=lambda f: f)
     module("transform.pass_config", PassConfigKey=PassConfigKey)
+    module("transform.simplify", simplify_prim_func=lambda f: f, apply_simplify=lambda f, *more: f)
     module("layout", **layouts)
     module(
-        "intrinsics", **{n: f for n, f in layouts.items() if n.startswith("make_")}, make_mma_swizzle_layout=_swizzled
+        "intrinsics",
+        **{n: f for n, f in layouts.items() if n.startswith("make_")},
+        make_mma_swizzle_layout=_swizzled,
+        get_swizzle_layout=lambda row, col, size, dtype="float16", swizzle_bytes=None: (row, col),
     )
+    module("primitives", gemm=language.gemm)
+    module("primitives.gemm", gemm=language.gemm)
+    module("quantize", **quantize.converters(), general_compress=quantize.general_compress)
+    module("quantize.quantization", **quantize.converters())
+    module("quantize.utils", general_compress=quantize.general_compress)
     module("intrinsics.mma_layout", make_mma_swizzle_layout=_swizzled)
     module("math", **numbers)
-    module("env", env=SimpleNamespace(**cache), **cache)
+    module("env", env=hosts.Environment(**cache), **cache)
     module("tools", __getattr__=_tool)
-    module("carver")
-    module("carver.arch", get_arch=hosts.get_arch, CUDA=hosts.get_arch, auto_infer_current_arch=hosts.get_arch)
-    module("carver.arch.driver", **{n: getattr(hosts, n) for n in hosts.DRIVER})
+    _carver(module)
     module("contrib")
     module("engine.callback", __getattr__=_callback)
     module("contrib.nvcc", get_target_compute_version=lambda target=None: hosts.compute_version())
+
+
+def _carver(module: Callable[..., None]) -> None:
+    """The templates, where programs look for them."""
+    templates = {n: getattr(carver, n) for n in carver.__all__ if n.endswith("Template") and n != "Template"}
+    platforms = {n: getattr(carver, n) for n in ("CUDA", "CDNA", "RDNA", "METAL", "CPU", "auto_infer_current_arch")}
+    machines = {**platforms, "TileDevice": carver.Arch, "get_arch": lambda target="cuda": carver.CUDA(target)}
+    plans = {n: getattr(carver, n) for n in ("NoRasterization", "Rasterization2DColumn", "Rasterization2DRow")}
+    module("carver", Hint=carver.Hint, **templates, **machines, **plans)
+    module("carver.template", BaseTemplate=carver.Template, **templates)
+    module("carver.arch", **machines, **carver.arch_tests())
+    module("carver.arch.driver", **{n: getattr(hosts, n) for n in hosts.DRIVER})
+    module("carver.arch.cuda", CUDA=carver.CUDA)
+    module("carver.roller", Hint=carver.Hint, **plans)
+    module("carver.roller.hint", Hint=carver.Hint)
+    module("carver.roller.rasterization", Rasterization=carver.NoRasterization, **plans)
+
+
+def _deprecated(*reasons: Any, **more: Any) -> Callable[[Any], Any]:
+    """A decorator that changes nothing."""
+    return lambda f: f
 
 
 class Refused:

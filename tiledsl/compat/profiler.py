@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import tiledsl.language as T
+
 __all__ = ["Profiler", "TensorSupplyType", "do_bench"]
 
 
@@ -26,6 +28,8 @@ def supply(kind: TensorSupplyType, shape: Sequence[int], name: str) -> Any:
     """A torch tensor of a dtype by name."""
     import torch
 
+    if T.dtype(name).is_packed:  # two values a byte
+        return torch.randint(0, 256, [*shape[:-1], -(-shape[-1] // 2)]).to(torch.uint8)
     dtype, shape = getattr(torch, name), list(shape)
     if kind is TensorSupplyType.Zero:
         return torch.zeros(shape, dtype=dtype)

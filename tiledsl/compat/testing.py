@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
+import operator
 import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["main", "marks", "process_func", "set_random_seed", "torch_assert_close"]
+from tiledsl.compat.hosts import compute_version
+
+__all__ = ["main", "marks", "process_func", "regression", "set_random_seed", "torch_assert_close"]
 
 
 def set_random_seed(seed: int = 42) -> None:
@@ -22,8 +27,6 @@ def set_random_seed(seed: int = 42) -> None:
 
 def main() -> None:
     """Run the tests of the calling file."""
-    import inspect
-
     import pytest
 
     frame = inspect.currentframe()
@@ -65,18 +68,51 @@ def torch_assert_close(
 
 
 def marks(name: str) -> Callable[..., Any]:
-    """`requires_cuda` and its relatives: the pretended device has what they ask for, so the test runs."""
+    """`requires_cuda` and its relatives: a test runs where the pretended device, of its capability, has what is asked
+    for, and where the packages are that `requires_package` names."""
     import pytest
 
-    skipped = {"requires_rocm": "ROCm", "requires_metal": "Metal", "requires_llvm": ""}
-    reason = skipped.get(name)
-
     def mark(*args: Any, **kw: Any) -> Any:
-        if args and callable(args[0]):
-            return pytest.mark.skip(reason=f"needs {reason}")(args[0]) if reason else args[0]
-        return lambda f: pytest.mark.skip(reason=f"needs {reason}")(f) if reason else f
+        bare = args[:1] if args and callable(args[0]) else ()
+        reason = _lacking(name, *args[len(bare) :], **kw)
+        skip: Any = pytest.mark.skip(reason=f"needs {reason}") if reason else _same
+        return skip(bare[0]) if bare else skip
 
     return mark
+
+
+_ORDERS: dict[str, Callable[[Any, Any], bool]] = {
+    "ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt, "eq": operator.eq,
+}  # fmt: skip
+
+
+def _same(f: Any) -> Any:
+    return f
+
+
+def _lacking(mark: str, *args: Any, mode: str = "ge", **kw: Any) -> str | None:
+    """What a mark asks for that is not here."""
+    other = {"requires_rocm": "ROCm", "requires_metal": "Metal", "requires_multi_gpus": "several GPUs"}.get(mark)
+    if other or mark.startswith("requires_rocm"):
+        return other or "ROCm"
+    if mark == "requires_package":
+        missing = [p for p in args if importlib.util.find_spec(p) is None]
+        return f"the package {missing[0]}" if missing else None
+    if mark.startswith("requires_cuda_compute_version"):
+        order = mark.removeprefix("requires_cuda_compute_version").lstrip("_") or mode
+        asked = [*map(int, (*args, *kw.values())), 0][:2]
+        has = [*map(int, compute_version().split(".")), 0][:2]
+        return None if _ORDERS[order](has, asked) else f"compute capability {order} {asked[0]}.{asked[1]}"
+    return None
+
+
+def regression(prefixes: Any = None, verbose: bool = True) -> None:
+    """Calls the functions of the calling file that are named regression_..."""
+    frame = inspect.currentframe()
+    assert frame is not None and frame.f_back is not None
+    for name, found in list(frame.f_back.f_globals.items()):
+        if name.startswith("regression_") and callable(found):
+            found()
 
 
 def process_func(func: Callable[..., Any], name: str | None = None, **kwargs: Any) -> Any:
