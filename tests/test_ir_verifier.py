@@ -161,7 +161,6 @@ x16 = ir.Broadcast(zero, 16)
 m = ir.Cast(zero, as_dtype("float16"))
 INTERNAL: dict[str, tuple[str, Callable[[], ir.Function]]] = {
     "stage": ("unknown stage", lambda: body(stage="gas")),
-    "statement of another stage": ("MicroCall is no statement", lambda: body(ir.MicroCall("gemm", ()))),
     "tile statement in the loop stage": ("Parallel is no statement", lambda: body(parallel((), ()), stage="loop")),
     "expression of another stage": ("Broadcast is no expression", lambda: let(x16)),
     "undefined": ("outer is not defined", lambda: let(op("add", var("outer"), 1))),

@@ -86,6 +86,7 @@ class ExpressionPrinter:
         self.names: dict[object, str] = {}
         self.taken: set[str] = set()
         self.bytewise: set[ir.Buffer] = set()  # roots of 4-bit elements with two of them in a byte
+        self.swizzled: dict[ir.Buffer, tuple[int, int, int]] = {}  # see `shared.swizzles`
         self.words: set[ir.Buffer] = set()  # arrays of a thread that are declared as 32-bit words
         self.address = False  # inside an index, whose arithmetic stays in its type
         self.waiting = False  # inside the condition of a wait: memory that others change
@@ -142,8 +143,12 @@ class ExpressionPrinter:
         """The linear index of an element: in 64 bits for memory of the caller's, in 32 for the block's own."""
         wide = b.root.scope == "global"
         constant_part, parts = 0, []
-        for index, stride in zip(indices, self.strides(b), strict=True):
-            if isinstance(index, ir.Const) and isinstance(stride, ir.Const):
+        for axis, (index, stride) in enumerate(zip(indices, self.strides(b), strict=True)):
+            if b in self.swizzled and axis == len(indices) - 1:
+                shift, mask, unit = self.swizzled[b]
+                row = f"{self.index(indices[-2], 10)} / {1 << shift}" if shift else self.index(indices[-2], 9)
+                parts.append(f"({self.index(index, 5)} ^ ({row} & {mask}) * {unit})")
+            elif isinstance(index, ir.Const) and isinstance(stride, ir.Const):
                 constant_part += int(index.value) * int(stride.value)
             elif isinstance(stride, ir.Const) and stride.value == 1:
                 parts.append(self.index(index, 9, wide))
@@ -278,6 +283,8 @@ class ExpressionPrinter:
             own = _OPERATORS[same][1]
             return self.infix(same, self.expr(e.a, own), self.expr(e.b, own + 1))
         value = e.b.value if isinstance(e.b, ir.Const) else None
+        if value == 0 and op in ("add", "sub"):
+            return self.expr(e.a, _UNARY), _UNARY
         if op in _DIVISIONS and value is not None and value > 0:
             return self.division(e, int(value))
         if op in ("bitand", "bitor", "bitxor") or (self.address and op in ("add", "sub", "mul") and d.bits >= 32):

@@ -21,6 +21,8 @@ from tiledsl.passes.expand_threads import thread_number, turns
 from .fragment import Axis, replicas
 from .layout import infer, plain
 from .place import thread_count, thread_grid
+from .stages import ASYNC
+from .vectors import copied_rows
 
 __all__ = ["Lowering", "LowerThreads", "count"]
 
@@ -178,7 +180,18 @@ class Lowering:
     # -- nests -----------------------------------------------------------------------------------------------------
 
     def flat_nest(self, s: ir.Parallel) -> list[ir.Stmt]:
-        """Iteration f of the flattened nest is done by thread f % threads, in turn f // threads."""
+        """Iteration f of the flattened nest is done by thread f % threads, in turn f // threads. Rows that are copied
+        count in pieces of several elements."""
+        rows = copied_rows(s)
+        if rows is not None:
+            chunk = ir.Var(f"{s.vars[-1].name}_piece", s.vars[-1].type)
+            extent = s.extents[-1]
+            assert isinstance(extent, ir.Const)
+            pieces = ir.Const(extent.value // rows.width, extent.type)
+            body = rows.body(
+                build.mul(chunk, rows.width), s, rows.asynchronous and dict(s.annotations).get(ASYNC, False)
+            )
+            s = s.replace(vars=(*s.vars[:-1], chunk), extents=(*s.extents[:-1], pieces), body=body)
         dtype = INT32
         for e in s.extents:
             dtype = promote(dtype, e.dtype)
@@ -187,7 +200,7 @@ class Lowering:
         total: ir.Expr = build.const(1, dtype)
         for e in s.extents:
             total = build.mul(total, build.cast(e, dtype))
-        body: tuple[ir.Stmt, ...] = tuple(turns(s.body))
+        body = tuple(turns(s.body))
         rest: ir.Expr
         thread = build.cast(rank(self.group, self.thread), dtype)
         if isinstance(total, ir.Const) and total.value <= threads:

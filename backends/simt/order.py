@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tiledsl import ir
 from tiledsl.analysis.groups import Ranges, ThreadGroups, size
@@ -13,6 +13,7 @@ from tiledsl.ir.walk import map_kernels, walk
 from tiledsl.passes.order_shared import Orderer
 
 from .place import thread_count
+from .stages import ASYNC
 
 __all__ = ["OrderThreads", "one_warp"]
 
@@ -41,6 +42,10 @@ def one_warp(group: Ranges) -> bool:
     return bool(group) and group[0][0] // WARP == (group[-1][1] - 1) // WARP
 
 
+def _waited(s: ir.Parallel) -> bool:
+    return bool(dict(s.annotations).get(ASYNC, False))
+
+
 class _GroupOrderer(Orderer):
     """group: the threads that come to the block at hand; None: not known."""
 
@@ -65,6 +70,10 @@ class _GroupOrderer(Orderer):
         self.group, self.apart = self.groups.after(s, outer[0]), outer[1]
         then, orelse = bodies
         return s if then == s.then and orelse == s.orelse else s.replace(then=then, orelse=orelse)
+
+    def _accesses(self, roots: tuple[ir.Expr | ir.Stmt, ...]) -> dict[ir.Buffer, frozenset[Any]]:
+        """Without asynchronous fills, whose waits and barriers are there already."""
+        return super()._accesses(tuple(r for r in roots if not (isinstance(r, ir.Parallel) and _waited(r))))
 
     def signals(self, s: ir.Stmt) -> bool:
         """One thread, or some, touch what others look at to see that everybody is done."""

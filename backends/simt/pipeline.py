@@ -13,6 +13,7 @@ from tiledsl.passes.private_locals import PrivateLocals
 from .lower_threads import LowerThreads
 from .order import OrderThreads
 from .place import PlaceFragments
+from .stages import PipelineLoops
 
 __all__ = ["simt_pipeline"]
 
@@ -22,10 +23,10 @@ def simt_pipeline(arch: str = "") -> tuple[Pass, ...]:
 
     Prints and asserts learn where they are while loops are still the author's; storage of each thread that a nest
     writes becomes each iteration's own. Copies become nests, each access is proved or guarded, and tensors with a
-    layout of their own are addressed as they lie in memory. Then it is decided which fragments live in registers;
-    what does not fit moves to shared memory. Barriers go between operations that touch the same memory from different
-    threads, and at last operations become what each thread does.
+    layout of their own are addressed as they lie in memory. Pipelined loops get versions of their tiles. Then it is
+    decided which fragments live in registers; what does not fit moves to shared memory. Barriers go between operations
+    that touch the same memory from different threads, and at last operations become what each thread does.
     """
     first = (ExplainDebug(), PrivateLocals(variables=True), Fold())
     explicit = (ExpandMoves(), GuardBounds(), ApplyLayouts(), Fold())
-    return (*first, *explicit, PlaceFragments(arch), OrderThreads(), LowerThreads(), Fold())
+    return (*first, *explicit, PipelineLoops(arch=arch), PlaceFragments(arch), OrderThreads(), LowerThreads(), Fold())

@@ -22,9 +22,10 @@ from tiledsl.ir.walk import walk
 
 from .abi import Param, SimtKernel
 from .expressions import ExpressionPrinter, Functions
-from .names import c_type, suffix, unique
+from .names import c_type, constant, suffix, unique
 from .place import thread_count
-from .shared import shared_offsets
+from .shared import shared_offsets, swizzles
+from .vectors import VECTOR, substitute_all
 from .warps import WarpText
 
 __all__ = ["print_kernel"]
@@ -64,6 +65,7 @@ class _Printer(ExpressionPrinter):
         self.bytewise = {b for b in views if b.scope != "global"}
         # operands of matrix instructions are words of several elements
         micro = [n for n in walk(kernel.body) if isinstance(n, ir.MicroCall)]
+        self.swizzled = swizzles(kernel)
         self.words = {r.buffer for m in micro for r in (m.reads if m.name == "mma" else m.writes)}
         self.offsets, self.shared_bytes = shared_offsets(kernel, self.bytewise)
 
@@ -224,6 +226,9 @@ class _Printer(ExpressionPrinter):
         self.warps.group = self.warps.groups.after(s, outer) if parts else outer
 
     def do_For(self, s: ir.For) -> None:
+        how = dict(s.annotations).get(VECTOR)
+        if how is not None and self.vector_copy(s, how):
+            return
         t = c_type(s.var.dtype)
         start = self.expr(s.start)
         stop = self._once(s.stop, f"{s.var.name}_stop")
@@ -238,6 +243,51 @@ class _Printer(ExpressionPrinter):
             self.line("#pragma unroll")
         with self.loop(s.body, (s.start, s.stop, s.step)):
             self.block(s.body, f"for ({t} {v} = {start}; {test}; {move}) {{")
+
+    def vector_copy(self, s: ir.For, how: str) -> bool:
+        """A short loop that copies elements which lie in a row: one access where addresses allow it."""
+        inner: ir.Stmt = s.body[0]
+        inside: ir.Expr | None = None
+        if isinstance(inner, ir.If):
+            inside, inner = inner.cond, inner.then[0]
+        assert isinstance(inner, ir.Store) and isinstance(s.stop, ir.Const)
+        value = inner.value
+        if isinstance(value, ir.IfThenElse):
+            inside, value = value.cond, value.t
+        assert isinstance(value, ir.Load)
+        size = inner.buffer.dtype.bytes
+        n = int(s.stop.value) * size
+        first: dict[ir.Var, ir.Expr] = {s.var: build.zero(s.var.type)}
+        dst, src = unique("dst", self.taken), unique("src", self.taken)
+        t = c_type(inner.buffer.dtype)
+        self.line("{")
+        self.depth += 1
+        self.line(f"{t}* const {dst} = {self.place_of(inner.buffer, substitute_all(inner.indices, first))};")
+        self.line(f"const {t}* const {src} = {self.place_of(value.buffer, substitute_all(value.indices, first))};")
+        valid = self.expr(inside.b, 10) if isinstance(inside, ir.Binary) else None
+        far = [p for p, b in ((src, value.buffer), (dst, inner.buffer)) if b.root.scope == "global"]
+        aligned = " && ".join(f"(tl_u64){p} % {n} == 0" for p in far)
+        if how == "async":
+            fill = f"_zfill({dst}, {src}, {valid} * {size})" if valid is not None else f"({dst}, {src})"
+            copy = f"tl_cp_async_{n}{fill};"
+        else:
+            copy = f"tl_copy_{n}({dst}, {src});"
+            aligned = " && ".join(
+                ([f"{valid} == {s.stop.value}"] if valid is not None else []) + ([aligned] if aligned else [])
+            )
+        if aligned:
+            self.line(f"if ({aligned}) {copy}")
+            e = unique("e", self.taken)
+            guard = f"if ({e} < {valid}) " if valid is not None else ""
+            one = f"{guard}{dst}[{e}] = {src}[{e}];"
+            if guard and isinstance(s.body[0], ir.Store):
+                one = f"{dst}[{e}] = {e} < {valid} ? {src}[{e}] : {constant(0, inner.buffer.dtype)};"
+            self.line(f"else for (int {e} = 0; {e} < {s.stop.value}; ++{e}) {one}")
+        else:
+            self.line(copy)
+        self.depth -= 1
+        self.line("}")
+        return True
 
     def _once(self, e: ir.Expr, wanted: str) -> str:
         """The text of a bound that is evaluated before the loop."""
@@ -318,6 +368,10 @@ class _Printer(ExpressionPrinter):
     def do_MicroCall(self, s: ir.MicroCall) -> None:
         if s.name == "ldmatrix":
             self.ldmatrix(s)
+        elif s.name == "async_commit":
+            self.line("tl_cp_async_commit();")
+        elif s.name == "async_wait":
+            self.line(f"tl_cp_async_wait({dict(s.attrs)['groups']});")
         else:
             self.mma(s)
 

@@ -9,7 +9,7 @@ from tiledsl.ir.walk import walk
 
 from .names import ELEMENT_BYTES
 
-__all__ = ["shared_offsets"]
+__all__ = ["shared_offsets", "swizzles"]
 
 _ALIGNMENT = 128  # bytes: a vector access, a row of banks and a swizzle's period start evenly
 
@@ -27,3 +27,28 @@ def shared_offsets(kernel: ir.Kernel, bytewise: set[ir.Buffer]) -> tuple[dict[ir
             offsets[b] = total
             total += -(-size // _ALIGNMENT) * _ALIGNMENT
     return offsets, total
+
+
+def swizzles(kernel: ir.Kernel) -> dict[ir.Buffer, tuple[int, int, int]]:
+    """Tiles that matrices are loaded from: their rows of 16-byte chunks are permuted, so that a chunk of 8 rows lies
+    in different banks. (shift, mask, unit) for column ^ (row >> shift & mask) * unit.
+
+    Rows of 128 bytes and multiples of it: chunk ^ row % 8; of 64: chunk ^ row / 2 % 4; of 32: chunk ^ row / 4 % 2.
+    """
+    found: dict[ir.Buffer, tuple[int, int, int]] = {}
+    touched = [n for n in walk(kernel.body) if isinstance(n, ir.Buffer)]
+    whole = {v for n in walk(kernel.body) if isinstance(n, ir.Debug) for v in n.values if isinstance(v, ir.Buffer)}
+    viewed = {b.root for b in touched if b.alias_of is not None} | whole
+    for s in walk(kernel.body):
+        if isinstance(s, ir.MicroCall) and s.name == "ldmatrix":
+            b = s.reads[0].buffer
+            shape = b.const_shape
+            if shape is None or len(shape) < 2 or b in viewed:
+                continue
+            unit = 16 // b.dtype.bytes
+            row = shape[-1] * b.dtype.bytes
+            if row % 128 == 0:
+                found[b] = (0, 7, unit)
+            elif row in (64, 32):
+                found[b] = (1, 3, unit) if row == 64 else (2, 1, unit)
+    return found

@@ -93,4 +93,13 @@ def _ldmatrix(
     out[...] = own.swapaxes(1, 2).reshape(out.shape)
 
 
-WARP_MICRO: dict[str, Callable[..., None]] = {"mma": _mma, "ldmatrix": _ldmatrix}
+def _nothing(*_: Any) -> None:
+    """Asynchronous copies happen when they are issued: groups of them need not be waited for."""
+
+
+WARP_MICRO: dict[str, Callable[..., None]] = {
+    "mma": _mma,
+    "ldmatrix": _ldmatrix,
+    "async_commit": _nothing,
+    "async_wait": _nothing,
+}

@@ -25,7 +25,7 @@ _COMMON: frozenset[type] = frozenset(
 )
 # stage -> the node classes that it may hold
 STAGES: dict[str, frozenset[type]] = {
-    "tile": _COMMON | {*S.TILE_OPS, S.ReducerOp, S.Collective},
+    "tile": _COMMON | {*S.TILE_OPS, S.ReducerOp, S.Collective, S.MicroCall},
     "loop": _COMMON | {S.MicroCall, E.Broadcast, E.Ramp},
     "thread": _COMMON | {S.Collective, S.MicroCall, E.Broadcast, E.Ramp},
 }
