@@ -27,6 +27,6 @@ def simt_pipeline(arch: str = "") -> tuple[Pass, ...]:
     decided which fragments live in registers; what does not fit moves to shared memory. Barriers go between operations
     that touch the same memory from different threads, and at last operations become what each thread does.
     """
-    first = (ExplainDebug(), PrivateLocals(variables=True), Fold())
+    first = (ExplainDebug(), PrivateLocals(apart=True), Fold())
     explicit = (ExpandMoves(), GuardBounds(), ApplyLayouts(), Fold())
     return (*first, *explicit, PipelineLoops(arch=arch), PlaceFragments(arch), OrderThreads(), LowerThreads(), Fold())

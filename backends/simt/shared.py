@@ -9,7 +9,7 @@ from tiledsl.ir.walk import walk
 
 from .names import ELEMENT_BYTES
 
-__all__ = ["shared_offsets", "swizzles"]
+__all__ = ["row_swizzle", "shared_offsets", "swizzles"]
 
 _ALIGNMENT = 128  # bytes: a vector access, a row of banks and a swizzle's period start evenly
 
@@ -46,9 +46,14 @@ def swizzles(kernel: ir.Kernel) -> dict[ir.Buffer, tuple[int, int, int]]:
             if shape is None or len(shape) < 2 or b in viewed:
                 continue
             unit = 16 // b.dtype.bytes
-            row = shape[-1] * b.dtype.bytes
-            if row % 128 == 0:
-                found[b] = (0, 7, unit)
-            elif row in (64, 32):
-                found[b] = (1, 3, unit) if row == 64 else (2, 1, unit)
+            how = row_swizzle(shape[-1] * b.dtype.bytes)
+            if how is not None:
+                found[b] = (*how, unit)
     return found
+
+
+def row_swizzle(size: int) -> tuple[int, int] | None:
+    """(shift, mask) for rows of that many bytes: chunk c of row r lies at c ^ (r >> shift & mask)."""
+    if size % 128 == 0:
+        return 0, 7
+    return {64: (1, 3), 32: (2, 1)}.get(size)

@@ -39,21 +39,23 @@ class PrivateLocals:
     """The pass; where thread indices are looked at, arrays belong to threads, and it changes nothing."""
 
     name: ClassVar[str] = "private_locals"
-    variables: bool = False  # variables as well, for lowerings in which iterations belong to different threads
+    apart: bool = (
+        False  # iterations belong to different threads: for variables too, and no last value meets a first read
+    )
 
     def __call__(self, function: Function) -> Function:
         return map_kernels(lambda k: k if thread_level(k) else self._kernel(k), function)
 
     def _kernel(self, kernel: Kernel) -> Kernel:
-        body = _Nests(("local", "var") if self.variables else ("local",)).visit_block(kernel.body)
+        body = _Nests(self.apart).visit_block(kernel.body)
         return kernel if body is kernel.body else kernel.replace(body=body)
 
 
 class _Nests(Rewriter):
-    def __init__(self, scopes: tuple[str, ...]) -> None:
-        self.scopes = scopes
+    def __init__(self, apart: bool) -> None:
+        self.apart, self.scopes = apart, ("local", "var") if apart else ("local",)
 
-    def stmt(self, s: Stmt) -> Stmt:
+    def stmt(self, s: Stmt) -> Stmt | tuple[Stmt, ...]:
         if not isinstance(s, Parallel):
             return s
         inside = {n.buffer for n in walk(s.body) if isinstance(n, Alloc)}
@@ -61,10 +63,18 @@ class _Nests(Rewriter):
         arrays = [b for b in touched if b.scope in self.scopes and b not in inside and b.const_shape is not None]
         views = {n.root for n in walk(s.body) if isinstance(n, Buffer) and n.alias_of is not None}
         arrays = [b for b in arrays if b not in views]
-        return s.replace(body=_private(s, arrays)) if arrays else s
+        if not arrays:
+            return s
+        if not self.apart:
+            return s.replace(body=_private(s, {b: b for b in arrays}))
+        last = {b: Buffer(f"{b.name}_last", b.dtype, b.shape, "local") for b in arrays}
+        some: Expr = build.all_of(build.gt(n, 0) for n in s.extents)
+        after = If(some, tuple(_copied(last[b], b) for b in arrays))
+        return (*map(Alloc, last.values()), s.replace(body=_private(s, last)), after)
 
 
-def _private(nest: Parallel, arrays: list[Buffer]) -> tuple[Stmt, ...]:
+def _private(nest: Parallel, arrays: dict[Buffer, Buffer]) -> tuple[Stmt, ...]:
+    """arrays: where the last iteration leaves the value of each."""
     own = {b: Buffer(f"{b.name}_own", b.dtype, b.shape, "local") for b in arrays}
     last: Expr = build.TRUE
     for v, n in zip(nest.vars, nest.extents, strict=True):
@@ -75,7 +85,7 @@ def _private(nest: Parallel, arrays: list[Buffer]) -> tuple[Stmt, ...]:
         zero, one = Const(0, INT32), Const(1, INT32)
         body = (For(Var("once", INT32), zero, one, one, body),)
     before = [s for outer, b in own.items() for s in (Alloc(b), _copied(outer, b))]
-    return (*before, *body, If(last, tuple(_copied(b, outer) for outer, b in own.items())))
+    return (*before, *body, If(last, tuple(_copied(b, arrays[outer]) for outer, b in own.items())))
 
 
 def _copied(src: Buffer, dst: Buffer) -> Stmt:
