@@ -23,6 +23,18 @@ from tiledsl.kernels.deepseek_v4.hyper_connections_backward import (
     hyper_pre_backward,
     hyper_pre_backward_kernel,
 )
+from tiledsl.kernels.deepseek_v4.indexer import (
+    index_logits,
+    index_logits_fp8,
+    index_logits_fp8_kernel,
+    index_logits_kernel,
+    index_page_bytes,
+    index_queries,
+    select_blocks,
+    write_index_keys,
+    write_index_keys_kernel,
+)
+from tiledsl.kernels.deepseek_v4.output import inverse_rope, output_projection
 from tiledsl.kernels.deepseek_v4.sparse_attention import (
     block_slots,
     sparse_attention,
@@ -48,10 +60,19 @@ __all__ = [
     "hyper_pre_backward",
     "hyper_pre_backward_kernel",
     "hyper_pre_kernel",
+    "index_logits",
+    "index_logits_fp8",
+    "index_logits_fp8_kernel",
+    "index_logits_kernel",
+    "index_page_bytes",
+    "index_queries",
+    "inverse_rope",
+    "output_projection",
     "page_bytes",
     "read_entries",
     "read_entries_kernel",
     "rope_tables",
+    "select_blocks",
     "sparse_attention",
     "sparse_attention_backward",
     "sparse_attention_backward_kernel",
@@ -60,4 +81,6 @@ __all__ = [
     "window_slots",
     "write_entries",
     "write_entries_kernel",
+    "write_index_keys",
+    "write_index_keys_kernel",
 ]

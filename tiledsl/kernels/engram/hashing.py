@@ -89,8 +89,8 @@ def ngram_hash(ids: Any, multipliers: Any, sizes: Any, *, target: Any = None) ->
     layers, length_m = arrays.rank(name, "multipliers", multipliers, "layers, n")
     layers_s, grams, heads = arrays.rank(name, "sizes", sizes, "layers, n - 1, heads")
     if (layers, length) != (layers_s, length_m) or grams != length - 1 or length < 2:
-        given = arrays.describe(ids=ids, multipliers=multipliers, sizes=sizes)
-        raise TileTypeError(f"{name}: {given} do not fit", help="[positions, N], [layers, N], [layers, N - 1, heads]")
+        shapes = arrays.describe(ids=ids, multipliers=multipliers, sizes=sizes)
+        raise TileTypeError(f"{name}: {shapes} do not fit", help="[positions, N], [layers, N], [layers, N - 1, heads]")
     arrays.check_size(name, "sizes", sizes, 1, 2**31 - 1)
     known = arrays.on_host(sizes)
     if known is not None and known.reshape(layers, -1).sum(1, dtype=np.int64).max(initial=0) >= 2**31:

@@ -1,0 +1,257 @@
+"""The indexer's keys, scores and selection, and what follows attention, against NumPy written from the description."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernels_support import same_bits
+from v4_reference import BF16, TARGETS, Array, F, fp4_cast, fp4_values, fp8_cast, loud
+
+from tiledsl import kernels
+from tiledsl.errors import TileTypeError, TileValueError
+from tiledsl.kernels import deepseek_v4 as v4
+from tiledsl.testing import assert_targets_agree
+
+HADAMARD = np.array([[(-1) ** bin(i & j).count("1") for j in range(128)] for i in range(128)], np.float64)
+
+
+def rounded(x: Array) -> Array:
+    return x.astype(F).astype(BF16).astype(np.float64)
+
+
+def rotated(x: Array, weight: Array | None, cos: Array, sin: Array, at: Array) -> Array:
+    """What is cast: float64 of bfloat16 values."""
+    x = rounded(x)
+    if weight is not None:
+        x = rounded(x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * weight.astype(np.float64))
+    a, b, c, s = x[..., 64::2], x[..., 65::2], cos[at].astype(np.float64), sin[at].astype(np.float64)
+    y = x.copy()
+    y[..., 64::2], y[..., 65::2] = rounded(a * c - b * s), rounded(b * c + a * s)
+    return rounded(y @ HADAMARD * 128**-0.5)
+
+
+def key_of(cache: Array, slot: int, page: int) -> tuple[Array, Array]:
+    """Bytes and scales of a key."""
+    data, at = cache[slot // page], slot % page
+    return data[at * 64 : at * 64 + 64], data[page * 64 + at * 4 : page * 64 + at * 4 + 4]
+
+
+@settings(max_examples=8)
+@given(
+    n=st.sampled_from([1, 5, 17]),
+    page=st.sampled_from([1, 2, 64]),
+    normed=st.booleans(),
+    dtype=st.sampled_from([BF16, np.dtype(F)]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_keys(n: int, page: int, normed: bool, dtype: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = loud(rng, (n, 128), dtype, 2)
+    weight = rng.uniform(0.5, 2, 128).astype(F) if normed else None
+    cos, sin = v4.rope_tables(50, 160000.0, factor=16.0)
+    at = rng.integers(0, 50, n).astype(np.int32)
+    pages = -(-2 * n // page)
+    slots = rng.permutation(pages * page)[:n].astype(np.int32)
+    if n > 1:
+        slots[1] = -1
+    y = rotated(x, weight, cos, sin, at)
+    for target in TARGETS:
+        cache = np.full((pages, v4.index_page_bytes(page)), 9, np.uint8)
+        v4.write_index_keys(x, weight, cos, sin, at, slots, cache, page, target=target)
+        kept = np.flatnonzero(slots >= 0)
+        for i in kept:
+            codes, scales = key_of(cache, int(slots[i]), page)
+            value = fp4_values(codes[None], scales[None])[0]
+            # Half a step of e2m1 between 4 and 6 is 1; a sum that rounds the other way moves a code by one.
+            step = np.repeat(np.exp2(scales.astype(np.float64) - 127), 32)
+            assert (np.abs(value - y[i]) <= 1.02 * step).all()
+            peak = np.abs(y[i].reshape(4, 32)).max(1)
+            assert (peak <= 6.05 * step[::32]).all() and (peak >= 2.95 * step[::32]).all()
+        assert (cache == 9).sum() >= (pages * page - len(kept)) * 60
+        queries = v4.index_queries(x[:, None], cos, sin, at, target=target)
+        if not normed:
+            for i in kept:
+                assert same_bits(queries[i, 0], np.concatenate(key_of(cache, int(slots[i]), page)))
+
+
+def test_the_cast_of_rotated_keys_is_that_of_mxfp4() -> None:
+    """One element of a power of two spreads over all 128 exactly: the bytes are known to the last bit."""
+    cos, sin = np.ones((1, 32), F), np.zeros((1, 32), F)
+    rng = np.random.default_rng(0)
+    x = np.zeros((9, 128), F)
+    x[np.arange(9), rng.integers(0, 128, 9)] = np.exp2(rng.integers(-20, 20, 9)) * rng.choice([-1, 1], 9) * 1.5
+    x[8, 5], x[8, 7] = 1, -3  # four sizes: sums of two
+    at, cache = np.zeros(9, np.int32), np.zeros((9, 68), np.uint8)
+    wanted = fp4_cast(rotated(x, None, cos, sin, at).astype(BF16))
+    for target in TARGETS:
+        v4.write_index_keys(x, None, cos, sin, at, np.arange(9, dtype=np.int32), cache, 1, target=target)
+        np.testing.assert_array_equal(cache[:, :64], wanted[0])
+        np.testing.assert_array_equal(cache[:, 64:], wanted[1].view(np.uint8))
+
+
+def keys(rng: np.random.Generator, count: int, page: int) -> tuple[Array, Array]:
+    """A cache of random keys, in pages that do not follow one another, and its table."""
+    pages = -(-count // page) + 1
+    codes = rng.integers(0, 256, (pages * page, 64)).astype(np.uint8)
+    scales = rng.integers(120, 130, (pages * page, 4)).astype(np.uint8)
+    cache = np.concatenate([codes.reshape(pages, -1), scales.reshape(pages, -1)], 1)
+    return cache, rng.permutation(pages).astype(np.int32)[None]
+
+
+@settings(max_examples=8)
+@given(
+    m=st.sampled_from([1, 5]),
+    heads=st.sampled_from([1, 8, 64]),
+    n=st.sampled_from([1, 63, 64, 530]),
+    page=st.sampled_from([2, 64]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_logits_and_selection(m: int, heads: int, n: int, page: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cache, table = keys(rng, n, page)
+    q = rng.integers(0, 256, (m, heads, 68)).astype(np.uint8)
+    q[:, :, 64:] = rng.integers(120, 130, (m, heads, 4))
+    w = rng.standard_normal((m, heads)).astype(F)
+    visible = rng.integers(0, n + 1, m).astype(np.int32)
+    visible[0] = n
+    slots = table[0][np.arange(n) // page] * page + np.arange(n) % page
+    pairs = [key_of(cache, int(s), page) for s in slots]
+    k = fp4_values(np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs]))
+    dots = np.maximum(np.einsum("thd,sd->ths", fp4_values(q[..., :64], q[..., 64:].copy()), k), 0)
+    wanted = np.einsum("th,ths->ts", w.astype(np.float64), dots)
+    size = np.einsum("th,ths->ts", np.abs(w).astype(np.float64), dots)
+    seen = np.arange(n) < visible[:, None]
+    for target in TARGETS:
+        logits = v4.index_logits(q, w, cache, page, visible, n, block_table=table, target=target)
+        assert np.isneginf(logits[~seen]).all()
+        bound = (heads + 8) * 2.0**-23 * (size + 128 * np.abs(w).sum(1, keepdims=True) * 36 * 64) + 1e-30
+        assert (np.abs(np.where(seen, logits, 0) - np.where(seen, wanted, 0)) <= bound).all()
+        one = v4.index_logits(q[:1], w[:1], cache, page, visible[:1], n, block_table=table, target=target)
+        assert same_bits(one, logits[:1])
+        short = v4.index_logits(q, w, cache, page, visible, n, block_table=table, out_dtype="bfloat16", target=target)
+        assert same_bits(short, logits.astype(BF16))
+        k_most = min(16, n)
+        chosen = v4.select_blocks(logits, 16, visible, target=target)
+        assert chosen.shape == (m, k_most)
+        for t in range(m):
+            order = np.argsort(-logits[t], kind="stable")[:k_most]
+            np.testing.assert_array_equal(chosen[t], np.where(order < visible[t], order, -1))
+
+
+def test_needles_are_found() -> None:
+    """Queries find the keys that are near them among 4096 others, through rotation and four bits."""
+    rng = np.random.default_rng(1)
+    cos, sin = v4.rope_tables(1, 160000.0)
+    x = rng.standard_normal((4096, 128)).astype(F)
+    places = np.array([3, 700, 4095])
+    q = np.repeat(x[places][:, None], 8, 1) + rng.standard_normal((3, 8, 128)).astype(F) * 0.5
+    cache, zeros = np.zeros((64, v4.index_page_bytes(64)), np.uint8), np.zeros(4096, np.int32)
+    v4.write_index_keys(x, None, cos, sin, zeros, np.arange(4096, dtype=np.int32), cache, 64)
+    codes = v4.index_queries(q, cos, sin, zeros[:3])
+    visible = np.full(3, 4096, np.int32)
+    logits = v4.index_logits(codes, np.ones((3, 8), F), cache, 64, visible, 4096)
+    assert v4.select_blocks(logits, 4, visible)[:, 0].tolist() == places.tolist()
+    top = v4.select_blocks(logits, 512, visible)
+    half = v4.select_blocks(logits.astype(BF16), 512, visible)
+    overlap = [len(set(a) & set(b)) / 512 for a, b in zip(top.tolist(), half.tolist(), strict=True)]
+    assert min(overlap) >= 0.98
+
+
+def test_v32_indexer_and_sparse_latents() -> None:
+    """The baseline: FP8 keys with a scale each, then attention over 576-element latents of which 512 are values."""
+    rng = np.random.default_rng(2)
+    q, k = rng.standard_normal((3, 8, 128)).astype(F), rng.standard_normal((150, 128)).astype(F)
+    (q8, sq), (k8, sk) = fp8_cast(q.reshape(-1, 128), 1, 128), fp8_cast(k, 1, 128)
+    w = rng.standard_normal((3, 8)).astype(F)
+    folded = (w * sq.reshape(3, 8)).astype(F)
+    visible = np.array([150, 70, 0], np.int32)
+    dots = np.maximum(np.einsum("thd,sd->ths", q8.astype(np.float64).reshape(3, 8, 128), k8.astype(np.float64)), 0)
+    wanted = np.einsum("th,ths->ts", folded.astype(np.float64), dots) * sk[:, 0]
+    for target in TARGETS:
+        logits = v4.index_logits_fp8(q8.reshape(3, 8, 128), folded, k8, sk[:, 0], visible, target=target)
+        seen = np.arange(150) < visible[:, None]
+        assert np.isneginf(logits[~seen]).all()
+        np.testing.assert_allclose(logits[seen], wanted[seen], rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+        chosen = v4.select_blocks(logits, 20, visible, target=target)
+        assert (chosen[2] == -1).all() and (chosen[:2] >= 0).all()
+        latents = rng.standard_normal((150, 576)).astype(F).astype(BF16)
+        heads = rng.standard_normal((3, 4, 576)).astype(F).astype(BF16)
+        o = v4.sparse_attention(heads, latents, chosen, value_dim=512, target=target)
+        s = heads[0].astype(np.float64) @ latents[chosen[0]].astype(np.float64).T / 24
+        p = np.exp(s - s.max(1, keepdims=True))
+        exact = p / p.sum(1, keepdims=True) @ latents[chosen[0], :512].astype(np.float64)
+        np.testing.assert_allclose(o[0].astype(np.float64), exact, atol=0.02)
+        assert not o[2].astype(F).any()
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_output(groups: int) -> None:
+    rng = np.random.default_rng(3)
+    m, heads, dim, r, d = 5, 8, 96, 24, 40
+    o = rng.standard_normal((m, heads, dim)).astype(F).astype(BF16)
+    a = rng.standard_normal((groups, r, heads * dim // groups)).astype(F).astype(BF16)
+    b = rng.standard_normal((d, groups * r)).astype(F).astype(BF16)
+    cos, sin = v4.rope_tables(30, 10000.0)
+    at = np.array([3, 0, 29, 7, 7])
+    for target in TARGETS:
+        turned = o.copy()
+        kernels.rope(turned[None, :, :, 32:], cos, sin, positions=at, interleaved=True, out=turned[None, :, :, 32:])
+        assert v4.inverse_rope(turned, cos, sin, at, target=target) is turned
+        np.testing.assert_allclose(turned.astype(F), o.astype(F), rtol=0.02, atol=0.04)
+        assert same_bits(turned[:, :, :32].copy(), o[:, :, :32].copy())
+        y = v4.output_projection(o, a, b, target=target)
+        middle = np.einsum("tgk,grk->tgr", o.reshape(m, groups, -1).astype(np.float64), a.astype(np.float64))
+        wanted = middle.astype(F).astype(BF16).astype(np.float64).reshape(m, -1) @ b.astype(np.float64).T
+        np.testing.assert_allclose(y.astype(np.float64), wanted, atol=2.0**-6 * np.abs(wanted).max())
+        assert same_bits(v4.output_projection(o[2:3], a, b, target=target), y[2:3]) or target.startswith("numpy")
+        assert v4.output_projection(o[:0], a, b, target=target).shape == (0, d)
+
+
+def test_targets_agree() -> None:
+    rng = np.random.default_rng(4)
+    cos, sin = v4.rope_tables(20, 10000.0)
+    x, w = rng.standard_normal((9, 128)).astype(F), rng.uniform(0.5, 2, 128).astype(F)
+    q, weights = rng.standard_normal((2, 4, 128)).astype(F), rng.standard_normal((2, 4)).astype(F)
+    at, visible = np.arange(9, dtype=np.int32), np.array([9, 5], np.int32)
+
+    def scores(x: Array, w: Array, q: Array, weights: Array, target: str) -> Any:
+        cache = np.zeros((5, v4.index_page_bytes(2)), np.uint8)
+        v4.write_index_keys(x, w, cos, sin, at, at, cache, 2, target=target)
+        codes = v4.index_queries(q, cos, sin, at[:2], target=target)
+        logits = v4.index_logits(codes, weights, cache, 2, visible, 9, target=target)
+        return [cache, codes, logits, v4.select_blocks(logits, 6, visible, target=target)]
+
+    assert_targets_agree(scores, x, w, q, weights)
+    (q8, _), (k8, sk) = fp8_cast(q.reshape(-1, 128), 1, 128), fp8_cast(x, 1, 128)
+    fp8 = q8.reshape(2, 4, 128), weights, k8, sk[:, 0].copy(), visible
+    assert_targets_agree(v4.index_logits_fp8, *fp8)
+
+
+def test_corners_and_arguments() -> None:
+    cache, table = np.zeros((2, v4.index_page_bytes(2)), np.uint8), np.array([[0, 5]], np.int32)
+    q, w, visible = np.zeros((3, 4, 68), np.uint8), np.zeros((3, 4), F), np.zeros(3, np.int32)
+    x, (cos, sin) = np.zeros((2, 128), F), v4.rope_tables(4, 10000.0)
+    at = np.zeros(2, np.int32)
+    assert np.isneginf(v4.index_logits(q, w, cache, 2, visible, 4)).all()
+    assert v4.index_logits(q, w, cache, 2, visible, 0).shape == (3, 0)
+    assert v4.select_blocks(np.zeros((3, 0), F), 5, visible).shape == (3, 0)
+    nan = np.array([[0.0, np.nan, 1.0]], F)
+    assert v4.select_blocks(nan, 2, np.array([3], np.int32)).tolist() == [[1, 2]]
+    q8 = x.astype("float8_e4m3fn")
+    for call, kind, words in (
+        (lambda: v4.index_logits(q, w, cache, 2, visible + 5, 4), TileValueError, "visible holds 5"),
+        (lambda: v4.index_logits(q, w, cache, 2, visible, 4, block_table=table), TileValueError, "block_table holds 5"),
+        (lambda: v4.index_logits(q[..., :67], w, cache, 2, visible, 4), TileTypeError, "do not fit"),
+        (lambda: v4.index_logits(q, w, cache, 3, visible, 4), TileTypeError, "has 204 bytes"),
+        (lambda: v4.select_blocks(nan, 0, at[:1]), TileValueError, "k is 0"),
+        (lambda: v4.write_index_keys(x[:, :64], None, cos, sin, at, at, cache, 2), TileTypeError, "128 elements"),
+        (lambda: v4.index_queries(x[None], cos, sin, at), TileTypeError, "expected \\[1\\]"),
+        (lambda: v4.index_logits_fp8(q8[None], w, q8, w[0, :2], at), TileTypeError, "expected weights"),
+        (lambda: v4.output_projection(x[None], x[None], x), TileTypeError, "do not fit"),
+    ):
+        with pytest.raises(kind, match=words):
+            call()

@@ -1,0 +1,434 @@
+"""The lightning indexer: rotated MXFP4 keys and queries, their scores in exact integers, the blocks selected by them.
+
+A key has 68 bytes: 64 of e2m1 pairs, then 4 e8m0 scales. A page of n keys holds n x 64 bytes, then n x 4. Queries have
+the same form, one to a page. Keys of DeepSeek-V3.2 are FP8 with one scale each.
+"""
+
+# mypy: disable-error-code="no-untyped-def,valid-type"
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+import tiledsl
+import tiledsl.language as T
+from tiledsl.dtypes import DType, as_dtype
+from tiledsl.errors import TileTypeError
+from tiledsl.kernels import arrays
+from tiledsl.kernels.deepseek_v4.entries import check_cache, check_places
+from tiledsl.kernels.quant.casts import FP4_FLOOR
+from tiledsl.kernels.quant.scales import E4M3, E8M0, choice, scale_of
+from tiledsl.kernels.reorder import top_k
+from tiledsl.kernels.tiles import tiles_for
+from tiledsl.runtime import allocate
+
+__all__ = ["index_logits", "index_logits_fp8", "index_logits_fp8_kernel", "index_logits_kernel", "index_page_bytes"]
+__all__ += ["index_queries", "select_blocks", "write_index_keys", "write_index_keys_kernel"]
+
+DIM, ROPE, CODES, SCALES = 128, 64, 64, 4  # elements of a key, its rotated part; bytes
+ROWS = 4
+KEYS, STEPS = 64, 8  # keys of a tile, tiles of a block
+
+
+def index_page_bytes(page_size: int) -> int:
+    """Bytes of a page of so many keys."""
+    return page_size * (CODES + SCALES)
+
+
+@tiledsl.jit
+def write_index_keys_kernel(page_size: int, dtype: DType, normalise: bool, threads: int = 128) -> Any:
+    """x rounded to bfloat16, normalised, its last 64 rotated, multiplied by Hadamard's matrix / sqrt(128), each step
+    rounded to bfloat16; then MXFP4 and to its slot."""
+    N, P, pages = T.dynamic("N"), T.dynamic("P"), T.dynamic("pages")
+    ldx = T.dynamic("ldx", "int64")
+
+    @T.prim_func
+    def write_index_keys(
+        X: T.StridedTensor((N, DIM), (ldx, 1), dtype),
+        W: T.Tensor((DIM,), T.float32),
+        eps: T.float32,
+        Cos: T.Tensor((P, ROPE // 2), T.float32),
+        Sin: T.Tensor((P, ROPE // 2), T.float32),
+        At: T.Tensor((N,), T.int32),
+        Slots: T.Tensor((N,), T.int32),
+        Cache: T.Tensor((pages, page_size * (CODES + SCALES)), T.uint8),
+    ):
+        with T.Kernel(T.ceildiv(N, ROWS), threads=threads) as by:
+            x = T.alloc_shared((ROWS, DIM), "bfloat16")
+            y = T.alloc_shared((ROWS, DIM), T.float32)
+            turned = T.alloc_shared((ROWS, DIM), T.float32)
+            code = T.alloc_shared((ROWS, DIM), T.uint8)
+            total = T.alloc_fragment((ROWS,), T.float32)
+            tile = T.alloc_fragment((ROWS, 32), T.float32)
+            largest = T.alloc_fragment((ROWS,), T.float32)
+            scale = T.alloc_fragment((ROWS,), T.float32)
+            page = T.alloc_fragment((ROWS,), T.int32)
+            entry = T.alloc_fragment((ROWS,), T.int32)
+            for i in T.Parallel(ROWS):
+                slot = T.if_then_else(by * ROWS + i < N, Slots[by * ROWS + i], -1)
+                page[i] = slot // page_size
+                entry[i] = slot % page_size
+            T.copy(X[by * ROWS, 0], x)
+            if normalise:
+                for i, j in T.Parallel(ROWS, DIM):
+                    y[i, j] = T.cast(x[i, j], T.float32) * T.cast(x[i, j], T.float32)
+                T.reduce_sum(y, total, dim=1)
+                for i, j in T.Parallel(ROWS, DIM):
+                    x[i, j] = T.cast(x[i, j], T.float32) * T.rsqrt(total[i] / DIM + eps) * W[j]
+            T.copy(x, y)
+            for i, p in T.Parallel(ROWS, ROPE // 2):
+                at = At[by * ROWS + i]
+                a, b = T.cast(x[i, DIM - ROPE + 2 * p], T.float32), T.cast(x[i, DIM - ROPE + 2 * p + 1], T.float32)
+                y[i, DIM - ROPE + 2 * p] = T.cast(a * Cos[at, p] - b * Sin[at, p], "bfloat16")
+                y[i, DIM - ROPE + 2 * p + 1] = T.cast(b * Cos[at, p] + a * Sin[at, p], "bfloat16")
+            for s in T.serial(7):  # sums and differences of elements 1, 2, 4, ... apart
+                apart = T.shift_left(1, s)
+                for i, j in T.Parallel(ROWS, DIM):
+                    other = y[i, j ^ apart]
+                    turned[i, j] = T.if_then_else((j & apart) == 0, y[i, j] + other, other - y[i, j])
+                T.copy(turned, y)
+            for i, j in T.Parallel(ROWS, DIM):
+                y[i, j] = T.cast(y[i, j] * (DIM**-0.5), "bfloat16")
+            for k in T.serial(DIM // 32):
+                for i, j in T.Parallel(ROWS, 32):
+                    tile[i, j] = y[i, k * 32 + j]
+                T.reduce_absmax(tile, largest, dim=1)
+                for i in T.Parallel(ROWS):
+                    found = scale_of(largest[i], FP4_FLOOR, as_dtype("float4_e2m1fn"), as_dtype(E8M0))
+                    Cache[page[i], page_size * CODES + entry[i] * SCALES + k] = T.reinterpret(found, T.uint8)
+                    scale[i] = T.cast(found, T.float32)
+                for i, j in T.Parallel(ROWS, 32):
+                    code[i, k * 32 + j] = nibble(tile[i, j] / scale[i])
+            for i, j in T.Parallel(ROWS, CODES):
+                Cache[page[i], entry[i] * CODES + j] = code[i, 2 * j] | (code[i, 2 * j + 1] << 4)
+
+    return write_index_keys
+
+
+def nibble(x: Any) -> Any:
+    """The e2m1 code of x as uint8: to nearest even, saturated, NaN +6: how many of the bounds between values lie below
+    |x|, with ties to the even code."""
+    size = T.abs(x)
+    code: Any = T.int32(0)
+    for i, bound in list(enumerate((0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0))):
+        reached = size > bound if i % 2 == 0 else size >= bound
+        code = code + T.if_then_else(reached, 1, 0)
+    negative = T.reinterpret(x, T.uint32) >> 31 != 0
+    return T.cast(T.if_then_else(x == x, code + T.if_then_else(negative, 8, 0), 7), T.uint8)
+
+
+_write_index_keys_kernel = cache(write_index_keys_kernel)  # the same values, the same kernel
+
+
+def write_index_keys(
+    x: Any,
+    weight: Any,
+    cos: Any,
+    sin: Any,
+    positions: Any,
+    slots: Any,
+    cache: Any,
+    page_size: int,
+    *,
+    eps: float = 1e-6,
+    target: Any = None,
+) -> None:
+    """Write keys of the indexer: y = x / rms(x) * weight, the last 64 of 128 elements rotated in neighbouring pairs,
+    then H y / sqrt(128) with Hadamard's matrix H[i, j] = (-1)^popcount(i & j), each rounded to bfloat16; cast as
+    mxfp4_cast does.
+
+    x          [n, 128] float32 or bfloat16, compressed blocks; NumPy (ml_dtypes) or torch
+    weight     [128] float32 of the RMS norm; None: no norm
+    cos, sin   [positions, 32] float32 (rope_tables)
+    positions  [n] int32, of the first token of each block
+    slots      [n] int32: key slot % page_size of page slot // page_size; what lies outside of the cache is not written
+    cache      [pages, index_page_bytes(page_size)] uint8, written in place
+    target     where to run (default: TILEDSL_TARGET, else auto)
+
+    Bit-exact on every CPU target; a key does not depend on others.
+
+    Raises TileTypeError for wrong dtypes or shapes, TileValueError for positions outside of the tables (where they lie
+    on the host) and a negative eps.
+    """
+    name = "write_index_keys"
+    dtype = arrays.dtype_of(name, "x", x, ("float32", "bfloat16"))
+    n, d = arrays.rank(name, "x", x, "n, 128")
+    check_cache(name, "cache", cache, page_size, index_page_bytes(page_size))
+    if d != DIM or (weight is not None and tuple(weight.shape) != (DIM,)):
+        raise TileTypeError(f"{name}: {arrays.describe(x=x)}, expected keys and a weight of {DIM} elements")
+    check_places(name, n, cos, sin, positions, slots)
+    if n:
+        w = None if weight is None else arrays.dense(weight)
+        tables = arrays.dense(cos), arrays.dense(sin), arrays.dense(positions), arrays.dense(slots)
+        kernel = _write_index_keys_kernel(page_size, dtype, weight is not None, tiles_for(target).threads)
+        kernel(arrays.unit_last(x), w, arrays.check_eps(name, eps), *tables, cache, target=target)
+
+
+def index_queries(q: Any, cos: Any, sin: Any, positions: Any, *, target: Any = None) -> Any:
+    """Queries of the indexer in the form of keys, without a norm: uint8 [tokens, heads, 68], e2m1 pairs and scales.
+
+    q          [tokens, heads, 128] bfloat16 or float32; NumPy (ml_dtypes) or torch
+    cos, sin   [positions, 32] float32 (rope_tables)
+    positions  [tokens] int32
+    target     where to run (default: TILEDSL_TARGET, else auto)
+
+    Raises TileTypeError and TileValueError as write_index_keys.
+    """
+    m, heads, d = arrays.rank("index_queries", "q", q, "tokens, heads, 128")
+    made = allocate((m * heads, CODES + SCALES), as_dtype("uint8"), q)
+    arrays.dtype_of("index_queries", "positions", positions, ("int32",))
+    if tuple(positions.shape) != (m,):
+        raise TileTypeError(f"index_queries: {arrays.describe(q=q, positions=positions)}, expected [{m}]")
+    each = positions[:, None] + arrays.like_kind(np.zeros((1, heads), np.int32), q)
+    slots = arrays.like_kind(np.arange(m * heads, dtype=np.int32), q)
+    flat = arrays.dense(q).reshape(m * heads, d)
+    write_index_keys(flat, None, cos, sin, each.reshape(m * heads), slots, made, 1, target=target)
+    return made.reshape(m, heads, CODES + SCALES)
+
+
+@tiledsl.jit
+def index_logits_kernel(heads: int, page_size: int, out_dtype: DType, threads: int = 128) -> Any:
+    """L[t, s] = sum over h of w[t, h] max(q[t, h] . k[s], 0) for s < Visible[t], -inf beyond.
+
+    Twice an e2m1 is a small integer: products of 32 that share scales are exact int32 sums.
+    """
+    M, S, pages, per, sequences = (T.dynamic(s) for s in ("M", "S", "pages", "per", "sequences"))
+
+    def doubled(code: Any) -> Any:
+        return T.cast(T.if_then_else(code & 8 != 0, -1, 1) * ((0xC8643210 >> ((code & 7) * 4)) & 15), T.int8)
+
+    @T.prim_func
+    def index_logits(
+        Q: T.Tensor((M, heads, CODES + SCALES), T.uint8),
+        W: T.Tensor((M, heads), T.float32),
+        Cache: T.Tensor((pages, page_size * (CODES + SCALES)), T.uint8),
+        Table: T.Tensor((sequences, per), T.int32),
+        Sequence: T.Tensor((M,), T.int32),
+        Visible: T.Tensor((M,), T.int32),
+        L: T.Tensor((M, S), out_dtype),
+    ):
+        with T.Kernel(T.ceildiv(S, KEYS * STEPS), M, threads=threads) as (bx, t):
+            q = T.alloc_shared((heads, DIM), T.int8)
+            q_scale = T.alloc_fragment((heads, SCALES), T.float32)
+            k = T.alloc_shared((KEYS, DIM), T.int8)
+            k_scale = T.alloc_fragment((KEYS, SCALES), T.float32)
+            slot = T.alloc_fragment((KEYS,), T.int32)
+            dot = T.alloc_fragment((heads, KEYS), T.int32)
+            score = T.alloc_fragment((heads, KEYS), T.float32)
+            logit = T.alloc_fragment((KEYS,), T.float32)
+            for h, j in T.Parallel(heads, CODES):
+                pair = T.cast(Q[t, h, j], T.uint32)
+                q[h, 2 * j] = doubled(pair)
+                q[h, 2 * j + 1] = doubled(pair >> 4)
+            for h, b in T.Parallel(heads, SCALES):
+                q_scale[h, b] = T.cast(T.reinterpret(Q[t, h, CODES + b], E8M0), T.float32) * 0.25
+            for step in T.serial(STEPS):
+                first = (bx * STEPS + step) * KEYS
+                if first < S:
+                    if first < Visible[t]:
+                        for c in T.Parallel(KEYS):
+                            at = first + c
+                            page = Table[Sequence[t], at // page_size]
+                            slot[c] = T.if_then_else(at < Visible[t], page * page_size + at % page_size, -1)
+                        for c, j in T.Parallel(KEYS, CODES):
+                            byte = Cache[slot[c] // page_size, slot[c] % page_size * CODES + j]
+                            k[c, 2 * j] = doubled(T.cast(byte, T.uint32))
+                            k[c, 2 * j + 1] = doubled(T.cast(byte, T.uint32) >> 4)
+                        for c, b in T.Parallel(KEYS, SCALES):
+                            code = Cache[slot[c] // page_size, page_size * CODES + slot[c] % page_size * SCALES + b]
+                            k_scale[c, b] = T.cast(T.reinterpret(code, E8M0), T.float32)
+                        T.clear(score)
+                        for b in T.serial(SCALES):
+                            T.gemm(
+                                q[:, b * 32 : (b + 1) * 32], k[:, b * 32 : (b + 1) * 32], dot,
+                                transpose_B=True, clear_accum=True,
+                            )  # fmt: skip
+                            for h, c in T.Parallel(heads, KEYS):
+                                factor = q_scale[h, b] * k_scale[c, b]
+                                score[h, c] = score[h, c] + T.cast(dot[h, c], T.float32) * factor
+                        for h, c in T.Parallel(heads, KEYS):
+                            score[h, c] = W[t, h] * T.max(score[h, c], 0.0)
+                        T.reduce_sum(score, logit, dim=0)
+                        for c in T.Parallel(KEYS):
+                            L[t, first + c] = T.if_then_else(slot[c] >= 0, logit[c], -T.infinity(T.float32))
+                    else:
+                        for c in T.Parallel(KEYS):
+                            L[t, first + c] = -T.infinity(T.float32)
+
+    return index_logits
+
+
+_index_logits_kernel = cache(index_logits_kernel)
+
+
+def index_logits(
+    q: Any,
+    weights: Any,
+    cache: Any,
+    page_size: int,
+    visible: Any,
+    length: int,
+    *,
+    block_table: Any = None,
+    sequence: Any = None,
+    out_dtype: Any = "float32",
+    target: Any = None,
+) -> Any:
+    """Scores of compressed blocks: logits[t, s] = sum over h of weights[t, h] max(q[t, h] . k[s], 0).
+
+    q            uint8 [tokens, heads, 68] (index_queries)
+    weights      [tokens, heads] float32; DeepSeek-V4's carry a factor of 128^-0.5 heads^-0.5
+    cache        uint8 [pages, index_page_bytes(page_size)] (write_index_keys)
+    visible      [tokens] int32: blocks that a token sees (visible_blocks)
+    length       columns of the result; at least the largest of visible
+    block_table  [sequences, n] int32: block s lies in page table[s // page_size]; None: in page s // page_size
+    sequence     [tokens] int32, a token's row of the table; None: 0
+    out_dtype    "float32", or "bfloat16" (which halves the time of the selection)
+    target       where to run (default: TILEDSL_TARGET, else auto)
+
+    Returns [tokens, length], -inf where s >= visible[t]. q . k is exact for the products that share scales; their four
+    sums and those over heads are float32 in a fixed order. The same bits in any batch and on every CPU target.
+
+    Raises TileTypeError for wrong dtypes or shapes; TileValueError for visible outside of 0 ... length, and pages and
+    sequences that do not exist (where they lie on the host).
+    """
+    name = "index_logits"
+    arrays.dtype_of(name, "q", q, ("uint8",))
+    m, heads, width = arrays.rank(name, "q", q, "tokens, heads, 68")
+    out = choice(name, "out_dtype", out_dtype, ("float32", "bfloat16"))
+    count = check_cache(name, "cache", cache, page_size, index_page_bytes(page_size))
+    arrays.dtype_of(name, "weights", weights, ("float32",))
+    arrays.dtype_of(name, "visible", visible, ("int32",))
+    if width != CODES + SCALES or tuple(weights.shape) != (m, heads) or tuple(visible.shape) != (m,):
+        raise TileTypeError(f"{name}: {arrays.describe(q=q, weights=weights, visible=visible)} do not fit")
+    if block_table is None:
+        pages = count // page_size
+        block_table = arrays.like_kind(np.arange(pages, dtype=np.int32)[None], q)
+    arrays.dtype_of(name, "block_table", block_table, ("int32",))
+    rows, per = arrays.rank(name, "block_table", block_table, "sequences, pages")
+    sequence = arrays.like_kind(np.zeros(m, np.int32), q) if sequence is None else sequence
+    arrays.dtype_of(name, "sequence", sequence, ("int32",))
+    arrays.check_size(name, "visible", visible, 0, min(int(length), per * page_size))
+    arrays.check_size(name, "block_table", block_table, 0, max(count // page_size - 1, 0))
+    arrays.check_size(name, "sequence", sequence, 0, rows - 1)
+    logits = allocate((m, int(length)), out, q)
+    if m and length:
+        kernel = _index_logits_kernel(heads, page_size, out, tiles_for(target).threads)
+        given = (arrays.dense(x) for x in (q, weights, cache, block_table, sequence, visible))
+        kernel(*given, logits, target=target)
+    return logits
+
+
+@tiledsl.jit
+def keep_visible_kernel(threads: int = 128) -> Any:
+    """I[t, j] = -1 where it is no column below Visible[t]."""
+    M, K = T.dynamic("M"), T.dynamic("K")
+
+    @T.prim_func
+    def keep_visible(I: T.Tensor((M, K), T.int32), Visible: T.Tensor((M,), T.int32)):
+        with T.Kernel(T.ceildiv(K, 256), M, threads=threads) as (bx, t):
+            for j in T.Parallel(256):
+                if bx * 256 + j < K:
+                    found = I[t, bx * 256 + j]
+                    I[t, bx * 256 + j] = T.if_then_else(found < Visible[t], found, -1)
+
+    return keep_visible
+
+
+_keep_visible_kernel = cache(keep_visible_kernel)
+
+
+def select_blocks(logits: Any, k: int, visible: Any, *, target: Any = None) -> Any:
+    """The blocks with the k largest logits of each token, largest first, of equals the lowest block.
+
+    logits   [tokens, n] float32 or bfloat16, -inf for invisible blocks (index_logits)
+    k        how many; where n is less, all n
+    visible  [tokens] int32
+    target   where to run (default: TILEDSL_TARGET, else auto)
+
+    Returns [tokens, min(k, n)] int32, with -1 in place of blocks that are not visible: a token that sees fewer than k
+    has its last ones -1. A NaN counts as larger than everything.
+
+    Raises TileTypeError for wrong dtypes or shapes, TileValueError unless k is positive.
+    """
+    m, n = arrays.rank("select_blocks", "logits", logits, "tokens, n")
+    arrays.dtype_of("select_blocks", "visible", visible, ("int32",))
+    if tuple(visible.shape) != (m,):
+        raise TileTypeError(f"select_blocks: {arrays.describe(logits=logits, visible=visible)}, expected [{m}]")
+    if n == 0 and k > 0:
+        return allocate((m, 0), as_dtype("int32"), logits)
+    _, found = top_k(logits, min(int(k), n), target=target)
+    if m:
+        _keep_visible_kernel(tiles_for(target).threads)(found, arrays.dense(visible), target=target)
+    return found
+
+
+@tiledsl.jit
+def index_logits_fp8_kernel(heads: int, threads: int = 128) -> Any:
+    """L[t, s] = SK[s] * sum over h of w[t, h] max(q[t, h] . k[s], 0) for s < Visible[t], -inf beyond."""
+    M, S = T.dynamic("M"), T.dynamic("S")
+
+    @T.prim_func
+    def index_logits_fp8(
+        Q: T.Tensor((M, heads, DIM), E4M3),
+        W: T.Tensor((M, heads), T.float32),
+        K: T.Tensor((S, DIM), E4M3),
+        SK: T.Tensor((S,), T.float32),
+        Visible: T.Tensor((M,), T.int32),
+        L: T.Tensor((M, S), T.float32),
+    ):
+        with T.Kernel(T.ceildiv(S, KEYS), M, threads=threads) as (bx, t):
+            q = T.alloc_shared((heads, DIM), E4M3)
+            k = T.alloc_shared((KEYS, DIM), E4M3)
+            score = T.alloc_fragment((heads, KEYS), T.float32)
+            logit = T.alloc_fragment((KEYS,), T.float32)
+            T.fill(logit, 0.0)
+            if bx * KEYS < Visible[t]:
+                T.copy(Q[t, :, :], q)
+                T.copy(K[bx * KEYS, 0], k)
+                T.gemm(q, k, score, transpose_B=True, clear_accum=True)
+                for h, c in T.Parallel(heads, KEYS):
+                    score[h, c] = W[t, h] * T.max(score[h, c], 0.0)
+                T.reduce_sum(score, logit, dim=0)
+            for c in T.Parallel(KEYS):
+                at = bx * KEYS + c
+                L[t, at] = T.if_then_else(at < Visible[t], logit[c] * SK[at], -T.infinity(T.float32))
+
+    return index_logits_fp8
+
+
+_index_logits_fp8_kernel = cache(index_logits_fp8_kernel)
+
+
+def index_logits_fp8(q: Any, weights: Any, k: Any, k_scale: Any, visible: Any, *, target: Any = None) -> Any:
+    """DeepSeek-V3.2's indexer: logits[t, s] = k_scale[s] * sum over h of weights[t, h] max(q[t, h] . k[s], 0).
+
+    q        [tokens, heads, 128] float8_e4m3fn, its scales folded into the weights; NumPy (ml_dtypes) or torch
+    weights  [tokens, heads] float32
+    k        [keys, 128] float8_e4m3fn and k_scale [keys] float32 (per_token_cast)
+    visible  [tokens] int32: keys that a token sees
+    target   where to run (default: TILEDSL_TARGET, else auto)
+
+    Returns [tokens, keys] float32, -inf where s >= visible[t]; select_blocks takes it.
+
+    Raises TileTypeError for wrong dtypes or shapes, TileValueError for visible outside of 0 ... keys.
+    """
+    name = "index_logits_fp8"
+    arrays.dtype_of(name, "q", q, (E4M3,))
+    arrays.dtype_of(name, "k", k, (E4M3,))
+    m, heads, d = arrays.rank(name, "q", q, "tokens, heads, 128")
+    s, d_k = arrays.rank(name, "k", k, "keys, 128")
+    for which, x, shape, dtype in (("weights", weights, (m, heads), "float32"), ("k_scale", k_scale, (s,), "float32"),
+                                   ("visible", visible, (m,), "int32")):  # fmt: skip
+        arrays.dtype_of(name, which, x, (dtype,))
+        if tuple(x.shape) != shape:
+            raise TileTypeError(f"{name}: {arrays.describe(q=q, k=k, **{which: x})}, expected {which} {list(shape)}")
+    if (d, d_k) != (DIM, DIM):
+        raise TileTypeError(f"{name}: {arrays.describe(q=q, k=k)}, expected {DIM} elements")
+    arrays.check_size(name, "visible", visible, 0, s)
+    logits = allocate((m, s), as_dtype("float32"), q)
+    if m and s and heads:
+        kernel = _index_logits_fp8_kernel(heads, tiles_for(target).threads)
+        given = (arrays.dense(x) for x in (q, weights, k, k_scale, visible))
+        kernel(*given, logits, target=target)
+    return logits

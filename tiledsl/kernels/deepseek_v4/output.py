@@ -1,0 +1,63 @@
+"""What follows attention: rotation back, and the output projection in groups of heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tiledsl.dtypes import as_dtype
+from tiledsl.errors import TileTypeError
+from tiledsl.kernels import arrays
+from tiledsl.kernels.gemm import matmul
+from tiledsl.kernels.grouped_more import masked_grouped_gemm
+from tiledsl.kernels.pointwise import rope
+from tiledsl.runtime import allocate
+
+__all__ = ["inverse_rope", "output_projection"]
+
+
+def inverse_rope(o: Any, cos: Any, sin: Any, positions: Any, *, target: Any = None) -> Any:
+    """Rotate the last elements of each head back by the angles of the query's position, in place.
+
+    o          [tokens, heads, dim] bfloat16 or float32; NumPy (ml_dtypes) or torch
+    cos, sin   [positions, half] float32 (rope_tables); the last 2 half elements are rotated, in neighbouring pairs
+    positions  [tokens] int32 or int64
+    target     where to run (default: TILEDSL_TARGET, else auto)
+
+    Returns o. Raises what rope raises.
+    """
+    arrays.rank("inverse_rope", "o", o, "tokens, heads, dim")
+    tail = o[None, :, :, o.shape[2] - 2 * cos.shape[1] :]
+    rope(tail, cos, sin, positions=positions, interleaved=True, inverse=True, out=tail, target=target)
+    return o
+
+
+def output_projection(o: Any, group_weights: Any, weight: Any, *, target: Any = None) -> Any:
+    """y = concat over g of (o_g @ group_weights[g]^T) @ weight^T, o_g being the heads of group g side by side.
+
+    o              [tokens, heads, dim] bfloat16; NumPy (ml_dtypes) or torch
+    group_weights  [groups, r, heads * dim / groups], of the dtype of o
+    weight         [d, groups * r], of the dtype of o
+    target         where to run (default: TILEDSL_TARGET, else auto)
+
+    Returns [tokens, d] of the dtype of o; both products as in matmul, each rounded once.
+
+    Raises TileTypeError for wrong dtypes or shapes.
+    """
+    name = "output_projection"
+    dtype = arrays.floats(name, o=o, group_weights=group_weights, weight=weight)
+    m, heads, dim = arrays.rank(name, "o", o, "tokens, heads, dim")
+    groups, r, k = arrays.rank(name, "group_weights", group_weights, "groups, r, k")
+    if groups * k != heads * dim or tuple(weight.shape)[1:] != (groups * r,):
+        given = arrays.describe(o=o, group_weights=group_weights, weight=weight)
+        raise TileTypeError(
+            f"{name}: {given} do not fit",
+            help="o is [tokens, heads, dim], group_weights [groups, r, heads dim / groups], weight [d, groups r]",
+        )
+    middle = allocate((m, groups, r), as_dtype(dtype), o)
+    if m:
+        each = arrays.dense(o).reshape(m, groups, k).swapaxes(0, 1)
+        counts = arrays.like_kind(np.full(groups, m, np.int32), o)
+        masked_grouped_gemm(each, group_weights, counts, transpose_b=True, out=middle.swapaxes(0, 1), target=target)
+    return matmul(middle.reshape(m, groups * r), weight.swapaxes(0, 1), target=target)
