@@ -94,7 +94,17 @@ class Control:
 
     def augment(self, name: str, op: str, old: Any, value: Any) -> Any:
         """What `name op= value` binds."""
-        new = getattr(operator, op)(old, value)
+        try:
+            new = getattr(operator, op)(old, value)
+        except TypeError as e:
+            if isinstance(e, TileError) or "unsupported operand" not in str(e):
+                raise
+            raise error(
+                "augmented-operand",
+                TileTypeError,
+                f"{name} is {describe(old)}, and {describe(value)} cannot be put into it: {e}",
+                help=f"let {name} start as a number or T.alloc_var(dtype)",
+            ) from None
         frame = sys._getframe(1)
         return new if new is old else self._bind(name, new, old, frame)
 

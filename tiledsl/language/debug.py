@@ -10,7 +10,7 @@ from tiledsl.frontend.builder import current
 from tiledsl.frontend.control import tracer
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.storage import BufferRef, RegionRef
-from tiledsl.frontend.values import as_bool, as_value, to_dtype
+from tiledsl.frontend.values import as_bool, as_value, describe, to_dtype
 from tiledsl.ir import Debug
 from tiledsl.ir.build import const
 from tiledsl.language.memory import alloc_fragment, copy
@@ -28,6 +28,7 @@ __all__ = [
 def print(obj: Any, msg: str = "", warp_group_id: int = 0, warp_id: int = 0) -> None:
     """Prints a buffer, slice or scalar once per block, after the text `msg`; inside T.Parallel buffers and scalars,
     once per iteration."""
+    msg = _text("T.print", msg)
     if isinstance(obj, str):
         values: tuple[Any, ...] = ()
         msg = f"{msg} {obj}".strip()
@@ -46,7 +47,19 @@ def print(obj: Any, msg: str = "", warp_group_id: int = 0, warp_id: int = 0) -> 
 def device_assert(condition: Any, msg: str = "", no_stack_info: bool = False) -> None:
     """Stops the kernel with an error naming this line, unless the condition holds."""
     value = as_bool(condition, "T.device_assert: condition")
-    current("T.device_assert").emit(Debug("assert", (value,), msg, loc=here()), "T.device_assert")
+    text = _text("T.device_assert", msg)
+    current("T.device_assert").emit(Debug("assert", (value,), text, loc=here()), "T.device_assert")
+
+
+def _text(what: str, msg: Any) -> str:
+    if isinstance(msg, str):
+        return msg
+    raise error(
+        "message-text",
+        TileTypeError,
+        f"{what}: msg is a text, got {describe(msg)}",
+        help="values are shown by T.print(x)",
+    )
 
 
 @operation
