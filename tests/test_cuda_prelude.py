@@ -345,6 +345,11 @@ def atomics() -> Kernels:
             f"if (t == 0) {{ old[0] = tl_atomic_cas_{t}(p, expected, v, TL_RELAXED);"
             f" old[1] = tl_atomic_load_{t}(p, TL_ACQUIRE); tl_atomic_store_{t}(p, v, TL_RELEASE); }}",
         )
+    halves = "p, t, t * 7); tl_sync(); own[t] = tl_nibble(p, t); tl_u8 mine[2] = {0, 0}; tl_set_nibble(mine, t & 3, t)"
+    bodies["nibbles"] = (
+        "tl_u8* p, int* own, int* local",
+        f"tl_merge_nibble({halves}; local[t] = tl_nibble(mine, t & 3);",
+    )
     bodies["count"] = "tl_u32* p, tl_u32* tickets", "tickets[t] = tl_atomic_add_u32(p, 1u, TL_RELAXED);"
     return Kernels(bodies)
 
@@ -379,6 +384,15 @@ def test_atomics_one_after_the_other(atomics: Kernels, t: str) -> None:
         after = x[3] if expected.tobytes() == found.tobytes() else found
         same(old, np.array([found, after], dtype.numpy))
         same(p, np.array([x[3]]))
+
+
+def test_halves_of_a_byte_by_two_threads(atomics: Kernels) -> None:
+    p, own, local = np.full(32, 0xA5, np.uint8), np.zeros(64, np.int32), np.zeros(64, np.int32)
+    atomics("nibbles", p, own, local, threads=64, check=True)
+    want = np.arange(64) * 7 % 16
+    np.testing.assert_array_equal(p, want[::2] | want[1::2] << 4)
+    np.testing.assert_array_equal(own, want)
+    np.testing.assert_array_equal(local, np.arange(64) % 16)
 
 
 def test_tickets_are_all_different(atomics: Kernels) -> None:

@@ -54,17 +54,6 @@ class Functions:
             self.texts[own] = "\n".join(lines)
         return own
 
-    def nibble(self, store: bool = False) -> str:
-        """Load or store of half a byte of packed elements, low half first."""
-        own = "set_nibble" if store else "nibble"
-        arguments, body = (
-            ("tl_u8* p, tl_i64 i, int v", "p[i / 2] = i & 1 ? (p[i / 2] & 15) | v << 4 : (p[i / 2] & 240) | (v & 15);")
-            if store
-            else ("const tl_u8* p, tl_i64 i", "return p[i / 2] >> 4 * (i & 1) & 15;")
-        )
-        self.texts.setdefault(own, f"TL_FN {'void' if store else 'int'} {own}({arguments}) {{ {body} }}")
-        return own
-
     def extremum(self, op: str, d: DType) -> str:
         """max or min of floats of 8 bits and less: one of the two, as it is."""
         n = suffix(d)
@@ -196,7 +185,7 @@ class ExpressionPrinter:
         if b.scope == "var" and b in self.names:
             return self.names[b], _ATOM
         if self.halved(b):
-            element = f"{self.functions.nibble()}({self.pointer(b)}, {self.place(b, e.indices)})"
+            element = f"tl_nibble({self.pointer(b)}, {self.place(b, e.indices)})"
             signed = f"(tl_i8)(({element} ^ 8) - 8)"
             return (signed, _UNARY) if b.dtype.name == "int4" else (element, _ATOM)
         if self.waiting and b.root.scope in ("shared", "global") and b.dtype.is_int and b.dtype.bits >= 32:

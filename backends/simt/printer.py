@@ -204,7 +204,7 @@ class _Printer(ExpressionPrinter):
         if b.scope == "var" and b not in self.bytewise and b.const_shape == (1,):
             self.line(f"{self.names[b]} = {value};")
         elif self.halved(b):
-            store = self.functions.nibble(store=True)
+            store = "tl_merge_nibble" if b.root.scope in ("shared", "global") else "tl_set_nibble"
             self.line(f"{store}({self.pointer(b)}, {self.place(b, s.indices)}, {value});")
         else:
             self.line(f"{self.pointer(b)}[{self.place(b, s.indices)}] = {value};")

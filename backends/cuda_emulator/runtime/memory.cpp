@@ -118,6 +118,17 @@ extern "C" u64 tlr_atomic(int op, int type, void* p, u64 v, u64 expected, int or
   return old;
 }
 
+extern "C" void tlr_set_nibble(u8* p, int64_t i, int v) {
+  u64 pc = CALLER;
+  u8* byte = p + i / 2;
+  progress();
+  if (M->o->check) check_access(byte, 1, ATOMIC_STORE, pc);
+  int shift = i & 1 ? 4 : 0;
+  u8 seen = __atomic_load_n(byte, __ATOMIC_RELAXED), made;
+  do made = (u8)((seen & ~(15 << shift)) | (v & 15) << shift);
+  while (!__atomic_compare_exchange_n(byte, &seen, made, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+}
+
 // -- asynchronous copies -------------------------------------------------------------------------------------
 
 static void perform(AsyncCopy& c) {

@@ -21,6 +21,7 @@ void tlr_exit();
 void tlr_spin();
 void tlr_check_aligned(const void* p, int bytes);
 tl_u64 tlr_atomic(int op, int type, void* p, tl_u64 v, tl_u64 expected, int order);
+void tlr_set_nibble(tl_u8* p, tl_i64 i, int v);
 void tlr_cp_async(void* dst, const void* src, int size, int bytes);
 void tlr_cp_async_commit();
 void tlr_cp_async_wait(int n);
@@ -156,6 +157,7 @@ TL_ATOMIC_(i32, tl_i32) TL_ATOMIC_(u32, tl_u32) TL_ATOMIC_(i64, tl_i64) TL_ATOMI
 TL_MEMORY_(f32, float, tl_bits_f32, tl_f32_word_) TL_MEMORY_(f64, double, tl_bits_f64, tl_f64_bits)
 TL_MEMORY_(f16, tl_f16, (tl_u64), ) TL_MEMORY_(bf16, tl_bf16, (tl_u64), )
 
+TL_FN void tl_merge_nibble(tl_u8* p, tl_i64 i, int v) { tlr_set_nibble(p, i, v); }
 TL_FN void tl_spin() { tlr_spin(); }
 #define tl_sync_grid(state) \
   do { \

@@ -45,6 +45,11 @@ TL_FN tl_u16 tl_hi_b16(tl_u32 u) { return (tl_u16)(u >> 16); }
 TL_FN tl_u32 tl_pack_b8(tl_u8 b0, tl_u8 b1, tl_u8 b2, tl_u8 b3) {
   return (tl_u32)b0 | (tl_u32)b1 << 8 | (tl_u32)b2 << 16 | (tl_u32)b3 << 24;
 }
+TL_FN int tl_nibble(const tl_u8* p, tl_i64 i) { return p[i / 2] >> 4 * (int)(i & 1) & 15; }
+TL_FN void tl_set_nibble(tl_u8* p, tl_i64 i, int v) {
+  int shift = 4 * (int)(i & 1);
+  p[i / 2] = (tl_u8)((p[i / 2] & ~(15 << shift)) | (v & 15) << shift);
+}
 TL_FN tl_u8 tl_byte(tl_u32 u, int i) { return (tl_u8)(u >> (8 * i)); }
 
 // -- widening: exact -----------------------------------------------------------------------------------------
