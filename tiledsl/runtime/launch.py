@@ -16,7 +16,7 @@ from tiledsl.errors import InternalError, TileRuntimeError, TileValueError
 from tiledsl.runtime import pool, resident
 from tiledsl.runtime.arguments import Bound, Signature, Slot, convert_scalar, word_maker
 from tiledsl.runtime.program import Program
-from tiledsl.runtime.ring import Ring
+from tiledsl.runtime.ring import Ring, prints, room
 from tiledsl.runtime.views import View, address_of, allocator, as_numpy, device_of, view
 
 __all__ = ["Launch", "Plan"]
@@ -133,6 +133,8 @@ class Ready:
         count = len(plan.slots) + len(plan.symbol_words) + len(self.workspaces)
         self.pack = struct.Struct(f"{count}q").pack
         self.sites = artifact.sites
+        self.prints = prints(artifact.sites)
+        self.room = 0 if self.prints else room(artifact.sites)  # 0: as the knob says at the call
         self.paces = [pool.Pace() for _ in artifact.entries]
 
 
@@ -152,7 +154,7 @@ class Launch:
         else:
             words = words + ready.symbol_words
         self.args: bytes = ready.pack(*words)
-        self.ring = Ring(ready.sites) if ready.sites else None
+        self.ring = Ring(ready.sites, ready.room) if ready.sites else None
 
     @property
     def arrays(self) -> list[Any]:
@@ -168,7 +170,7 @@ class Launch:
         scratch, pace = ready.program.artifact.entries[entry].scratch_bytes, ready.paces[entry]
         blocks = ready.blocks[entry]
         address = 0 if ring is None else ring.address
-        printing = ring is not None and ring.prints
+        printing = ready.prints
         if ready.program.artifact.entries[entry].waits:
             threads = 1 if printing else 0
             code = resident.run_resident(

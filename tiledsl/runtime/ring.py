@@ -19,26 +19,31 @@ from tiledsl.backend import Site
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileIndexError, TileRuntimeError
 
-__all__ = ["Ring"]
+__all__ = ["Ring", "prints", "room"]
 
 _FIRST = 2
+
+
+def room(sites: Sequence[Site]) -> int:
+    """The words of a ring for these records. Of failures one is enough, so what does not print needs room for one."""
+    if prints(sites):
+        return config.PRINT_BUFFER.get()
+    return _FIRST + 3 + max([len(s.dtypes) for s in sites], default=0)
+
+
+def prints(sites: Sequence[Site]) -> bool:
+    return any(s.kind == "print" for s in sites)
 
 
 class Ring:
     """One ring and the table that says what its records mean."""
 
-    def __init__(self, sites: Sequence[Site]) -> None:
+    def __init__(self, sites: Sequence[Site], capacity: int = 0) -> None:
         self.sites = sites
-        longest = max([len(s.dtypes) for s in sites], default=0)
-        # One failure is enough: what does not print needs room for one record.
-        self.capacity = config.PRINT_BUFFER.get() if self.prints else _FIRST + 3 + longest
+        self.capacity = capacity or room(sites)
         self.words = (ctypes.c_int64 * self.capacity)()
         self.address = ctypes.addressof(self.words)
         self.reset()
-
-    @property
-    def prints(self) -> bool:
-        return any(s.kind == "print" for s in self.sites)
 
     def reset(self) -> None:
         self.words[0], self.words[1] = _FIRST, self.capacity
