@@ -448,5 +448,78 @@ def test_nsa_like_gather_and_any_of():
             )
 
 
+def test_reshape_symbolic_argument():
+    n = T.dynamic("n")
+
+    @T.prim_func
+    def main(A: T.Tensor((n, 24), "float32"), B: T.Tensor((n, 3, 8), "float32")):
+        with T.Kernel(n, threads=32) as i:
+            A3 = T.reshape(A, (n, 3, 8))
+            flat = T.view(B, (n * 24,))
+            for j, k in T.Parallel(3, 8):
+                flat[i * 24 + j * 8 + k] = A3[i, j, k] + 1.0
+
+    a, b = torch.randn(5, 24), torch.zeros(5, 3, 8)
+    tilelang.compile(main)(a, b)
+    assert torch.equal(b.reshape(5, 24), a + 1)
+
+
+def test_view_dtype_symbolic():
+    n = T.dynamic("n")
+
+    @T.prim_func
+    def main(A: T.Tensor((n, 24), "float32"), B: T.Tensor((n, 24), "uint32")):
+        with T.Kernel(n, threads=32) as i:
+            bits = T.view(A, dtype="uint32")
+            for j in T.Parallel(24):
+                B[i, j] = bits[i, j]
+
+    a, b = torch.randn(5, 24), torch.zeros(5, 24, dtype=torch.uint32)
+    tilelang.compile(main)(a, b)
+    assert torch.equal(b.view(torch.float32), a)
+
+
+def test_shape_attributes_strides_dtype():
+    @T.macro
+    def fill_diag(buf, v):
+        for i in T.Parallel(buf.shape[0]):
+            buf[i, i] = T.cast(v, buf.dtype)
+
+    @T.prim_func
+    def main(A: T.Tensor((8, 8), "float16")):
+        with T.Kernel(1, threads=8):
+            s = T.alloc_shared(A.shape, A.dtype)
+            T.clear(s)
+            fill_diag(s, 3)
+            assert len(s.shape) == 2 and s.dtype == "float16" and s.scope() in ("shared", "shared.dyn")
+            T.copy(s, A)
+
+    a = torch.zeros(8, 8).half()
+    tilelang.compile(main)(a)
+    assert torch.equal(a, torch.eye(8).half() * 3)
+
+
+def test_scalar_lets_and_tuple_unpack():
+    @T.macro
+    def coords(t, n):
+        return t // n, t % n
+
+    @T.prim_func
+    def main(A: T.Tensor((6, 7), "int32")):
+        with T.Kernel(42, threads=1) as t:
+            i, j = coords(t, 7)
+            (x, y), z = coords(t, 7), i + j
+            if not (x != i or y != j):
+                A[i, j] = z
+            p = q = i * 2
+            p, q = q + 1, p - 1
+            A[i, j] += p - q if z > 3 else 0
+
+    a = torch.zeros(6, 7, dtype=torch.int32)
+    tilelang.compile(main)(a)
+    z = torch.arange(6)[:, None] + torch.arange(7)
+    assert torch.equal(a, (z + torch.where(z > 3, 2, 0)).int())
+
+
 if __name__ == "__main__":
     tilelang.testing.main()

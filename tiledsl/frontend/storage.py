@@ -140,6 +140,13 @@ class RegionRef:
         no_attribute(self, name)
 
 
+class Scope(str):
+    """The name of a storage scope, which TVM's programs get by a call: `buffer.scope()`."""
+
+    def __call__(self) -> str:
+        return str(self)
+
+
 class BufferRef:
     """A tensor argument or an allocated tile. `shape` gives Python ints where they are known."""
 
@@ -155,8 +162,8 @@ class BufferRef:
         return self.buffer.dtype
 
     @property
-    def scope(self) -> str:
-        return self.buffer.scope
+    def scope(self) -> Scope:
+        return Scope(self.buffer.scope)
 
     @property
     def shape(self) -> tuple[Any, ...]:

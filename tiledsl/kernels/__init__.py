@@ -10,7 +10,11 @@ from tiledsl.kernels.attention import (
     flash_attention_varlen,
     flash_attention_varlen_kernel,
 )
-from tiledsl.kernels.attention_backward import flash_attention_backward, flash_attention_backward_kernel
+from tiledsl.kernels.attention_backward import (
+    flash_attention_backward,
+    flash_attention_backward_kernel,
+    flash_attention_varlen_backward,
+)
 from tiledsl.kernels.block_sparse import block_sparse_attention, block_sparse_attention_kernel
 from tiledsl.kernels.conv import conv2d, conv2d_kernel
 from tiledsl.kernels.decode import attention_decode, attention_decode_kernel, mla_decode
@@ -62,6 +66,7 @@ __all__ = [
     "flash_attention_backward_kernel",
     "flash_attention_kernel",
     "flash_attention_varlen",
+    "flash_attention_varlen_backward",
     "flash_attention_varlen_kernel",
     "grouped_gemm",
     "grouped_gemm_kernel",

@@ -13,9 +13,17 @@ import numpy as np
 import tiledsl
 import tiledsl.language as T
 from tiledsl.dtypes import DType
-from tiledsl.errors import TileTypeError, TileValueError
+from tiledsl.errors import TileTypeError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.attention_args import check_heads, check_layout, check_scale, check_sink, prepare, window_limits
+from tiledsl.kernels.attention_args import (
+    check_heads,
+    check_layout,
+    check_scale,
+    check_sink,
+    checked_bounds,
+    prepare,
+    window_limits,
+)
 from tiledsl.kernels.attention_block import LOG2_E, attend, view_strides
 from tiledsl.kernels.tiles import KV_TILE, fit, tiles_for
 from tiledsl.runtime import allocate
@@ -226,8 +234,8 @@ def flash_attention_varlen(
     Q, K, V, O = (x.swapaxes(0, 1)[None] for x in (q, k, v, out))
     check_heads(name, dims, Q, K, V, (q, k, v))
     cu_seqlens_kv = cu_seqlens_q if cu_seqlens_kv is None else cu_seqlens_kv
-    q_ends = _checked_bounds("cu_seqlens_q", cu_seqlens_q, Q.shape[2])
-    kv_ends = _checked_bounds("cu_seqlens_kv", cu_seqlens_kv, K.shape[2])
+    q_ends = checked_bounds(name, "cu_seqlens_q", cu_seqlens_q, Q.shape[2])
+    kv_ends = checked_bounds(name, "cu_seqlens_kv", cu_seqlens_kv, K.shape[2])
     if q_ends.shape != kv_ends.shape:
         raise TileTypeError(
             f"{name}: one number of sequences expected: "
@@ -255,18 +263,3 @@ def flash_attention_varlen(
         ends = q_ends, kv_ends, longest
         kernel(Q, K, V, *ends, scale * LOG2_E, *(limits or (0, 0)), sink, O, lse, target=target)
     return (out, lse[0]) if return_lse else out
-
-
-def _checked_bounds(name: str, bounds: Any, rows: int) -> Any:
-    """The bounds as int32. Raises TileTypeError or TileValueError unless they ascend from 0 to `rows`."""
-    function = "flash_attention_varlen"
-    arrays.dtype_of(function, name, bounds, ("int32", "int64"))
-    arrays.rank(function, name, bounds, "sequences + 1")
-    ends = np.asarray(bounds)
-    if len(ends) == 0 or ends[0] != 0 or ends[-1] != rows or (np.diff(ends) < 0).any():
-        raise TileValueError(
-            f"{function}: {name} must ascend from 0 to {rows}, the number of rows, "
-            f"got {np.array2string(ends, threshold=8)}",
-            help="numpy.cumsum of the lengths, with 0 in front",
-        )
-    return np.ascontiguousarray(ends, np.int32)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
 
-__all__ = ["check_heads", "check_layout", "check_scale", "check_sink", "prepare", "window_limits"]
+__all__ = ["check_heads", "check_layout", "check_scale", "check_sink", "checked_bounds", "prepare", "window_limits"]
 
 LAYOUTS = {"bshd": "batch, seq, heads, head_dim", "bhsd": "batch, heads, seq, head_dim"}
 
@@ -82,3 +84,17 @@ def check_sink(function: str, sink: Any, heads: int, dtype: DType) -> Any:
     if arrays.rank(function, "sink", sink, "heads") != (heads,):
         raise TileTypeError(f"{function}: {arrays.describe(sink=sink)}, expected one number for each of {heads} heads")
     return arrays.dense(sink)
+
+
+def checked_bounds(function: str, name: str, bounds: Any, rows: int) -> Any:
+    """The bounds as int32. Raises TileTypeError or TileValueError unless they ascend from 0 to `rows`."""
+    arrays.dtype_of(function, name, bounds, ("int32", "int64"))
+    arrays.rank(function, name, bounds, "sequences + 1")
+    ends = np.asarray(bounds)
+    if len(ends) == 0 or ends[0] != 0 or ends[-1] != rows or (np.diff(ends) < 0).any():
+        raise TileValueError(
+            f"{function}: {name} must ascend from 0 to {rows}, the number of rows, "
+            f"got {np.array2string(ends, threshold=8)}",
+            help="numpy.cumsum of the lengths, with 0 in front",
+        )
+    return np.ascontiguousarray(ends, np.int32)

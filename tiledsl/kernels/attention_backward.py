@@ -10,17 +10,26 @@ nothing is added atomically, for the price of computing S and dP twice.
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 import tiledsl
 import tiledsl.language as T
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.attention_args import check_heads, check_layout, check_scale, check_sink, window_limits
+from tiledsl.kernels.attention_args import (
+    check_heads,
+    check_layout,
+    check_scale,
+    check_sink,
+    checked_bounds,
+    window_limits,
+)
 from tiledsl.kernels.attention_block import LOG2_E, view_strides
 from tiledsl.kernels.tiles import fit, tiles_for
 from tiledsl.runtime import allocate
 
-__all__ = ["flash_attention_backward", "flash_attention_backward_kernel"]
+__all__ = ["flash_attention_backward", "flash_attention_backward_kernel", "flash_attention_varlen_backward"]
 
 SUM_TILE = 512  # rows that enter a sink's gradient at a time
 
@@ -336,17 +345,96 @@ def flash_attention_backward(
     limits = window_limits(name, window, causal, max(seq_q, K.shape[2]))
     sink = check_sink(name, sink, heads, dtype)
     dsink = None if sink is None else allocate((heads,), wide, q)
-    tiles = tiles_for(target)
-    L, D = (allocate((batch, heads, seq_q), wide, q) for _ in "LD")
-    share = None if sink is None else allocate((batch, heads, seq_q), wide, q)
+    views = Q, K, V, O, G, dQ, dK, dV
+    _gradients(dtype, views, lse, dlse, dsink, bool(causal), limits, sink, scale, target)
+    return (dq, dk, dv) if sink is None else (dq, dk, dv, dsink)
+
+
+def flash_attention_varlen_backward(
+    q: Any,
+    k: Any,
+    v: Any,
+    o: Any,
+    lse: Any,
+    do: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_kv: Any = None,
+    *,
+    dlse: Any = None,
+    causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
+    sink: Any = None,
+    scale: float | None = None,
+    target: Any = None,
+) -> Any:
+    """The gradients of flash_attention_varlen with respect to q, k and v, and to sink.
+
+    q, k, v, cu_seqlens_q, cu_seqlens_kv, causal, window, sink, scale, target   as in flash_attention_varlen
+    o, lse   what flash_attention_varlen(..., return_lse=True) returned: like q, and float32 [heads, total_q]
+    do       the gradient with respect to o, like q
+    dlse     the gradient with respect to lse, float32 [heads, total_q]; None: 0
+
+    Returns (dq, dk, dv), like q, k and v; with a sink (dq, dk, dv, dsink), dsink float32 [heads], the sum over the
+    sequences in their order. A sequence's dq, dk and dv have the bits that flash_attention_backward gives it alone.
+
+    Raises TileTypeError for wrong dtypes or shapes, TileValueError for bounds that do not ascend from 0 to the
+    number of rows, a scale that is not finite or a negative window.
+    """
+    name = "flash_attention_varlen_backward"
+    dims = "rows, heads, head_dim"
+    given = {"q": q, "k": k, "v": v, "o": o, "do": do}
+    dtype = arrays.floats(name, **given)
+    for n, x in given.items():
+        arrays.rank(name, n, x, dims)
+    made = [allocate(tuple(x.shape), dtype, q) for x in (q, k, v)]
+    all_rows = [x.swapaxes(0, 1)[None] for x in (q, k, v, o, do, *made)]
+    Q, K, V, O, G = all_rows[:5]
+    check_heads(name, dims, Q, K, V, (q, k, v))
+    if O.shape != Q.shape or G.shape != Q.shape:
+        raise TileTypeError(f"{name}: shapes do not fit: {arrays.describe(**given)}", help="o and do are like q")
+    _, heads, total_q, head_dim = Q.shape
+    wide = arrays.accumulator(dtype)
+    for n, x in (("lse", lse), ("dlse", dlse)):
+        if x is not None:
+            arrays.dtype_of(name, n, x, (wide.name,))
+            if tuple(x.shape) != (heads, total_q):
+                raise TileTypeError(f"{name}: {arrays.describe(**{n: x})}, expected [heads, total_q]")
+    q_ends = checked_bounds(name, "cu_seqlens_q", cu_seqlens_q, total_q)
+    kv_ends = q_ends if cu_seqlens_kv is None else checked_bounds(name, "cu_seqlens_kv", cu_seqlens_kv, K.shape[2])
+    if q_ends.shape != kv_ends.shape or q_ends[-1] != total_q or kv_ends[-1] != K.shape[2]:
+        raise TileTypeError(f"{name}: one number of sequences, and of rows, expected: {arrays.describe(**given)}")
+    scale, sink = check_scale(name, scale, head_dim), check_sink(name, sink, heads, dtype)
+    dsink = None if sink is None else arrays.like_kind(np.zeros(heads, wide.numpy), q)
+    for s in range(len(q_ends) - 1):
+        rows, keys = slice(q_ends[s], q_ends[s + 1]), slice(kv_ends[s], kv_ends[s + 1])
+        views = tuple(x[:, :, keys if n in (1, 2, 6, 7) else rows] for n, x in enumerate(all_rows))
+        longest = max(views[0].shape[2], views[1].shape[2])
+        limits = window_limits(name, window, causal, longest)
+        lses = (None if x is None else x[None, :, rows] for x in (lse, dlse))
+        share = None if dsink is None else allocate((heads,), wide, q)
+        _gradients(dtype, views, *lses, share, bool(causal), limits, sink, scale, target)
+        dsink = None if dsink is None else dsink + share
+    return tuple(made) if sink is None else (*made, dsink)
+
+
+def _gradients(
+    dtype: DType, views: tuple[Any, ...], lse: Any, dlse: Any, dsink: Any, causal: bool,
+    limits: tuple[int, int] | None, sink: Any, scale: float, target: Any,
+) -> None:  # fmt: skip
+    """Fills dQ, dK, dV and dsink. views: Q, K, V, O, dO, dQ, dK, dV as [batch, heads, rows, head_dim]."""
+    Q, K, V, O, G, dQ, dK, dV = views
+    batch, heads, seq_q, head_dim = Q.shape
+    if not heads:
+        return
+    wide, tiles = arrays.accumulator(dtype), tiles_for(target)
+    L, D = (allocate((batch, heads, seq_q), wide, dQ) for _ in "LD")
+    share = None if sink is None else allocate((batch, heads, seq_q), wide, dQ)
 
     def launch(part: str, rows: int, *args: Any) -> None:
         flags = limits is not None, sink is not None, dlse is not None
-        kernel = _backward_kernel(part, rows, BACKWARD_KEYS, head_dim, bool(causal), dtype, *flags, tiles.threads)
+        kernel = _backward_kernel(part, rows, BACKWARD_KEYS, head_dim, causal, dtype, *flags, tiles.threads)
         kernel(*args, target=target)
 
-    if not heads:
-        return (dq, dk, dv) if sink is None else (dq, dk, dv, dsink)
     Q, K, V, O, G = (arrays.unit_last(x) for x in (Q, K, V, O, G))
     rows = fit(tiles.attention_backward, seq_q)
     common = Q, K, V, G, L, D, scale, scale * LOG2_E, *(limits or (0, 0))
@@ -358,7 +446,6 @@ def flash_attention_backward(
         launch("keys", rows, *common, dK, dV)
     if sink is not None:
         launch("sink", rows, share, dsink)
-    return (dq, dk, dv) if sink is None else (dq, dk, dv, dsink)
 
 
 BACKWARD_KEYS = 64

@@ -62,7 +62,9 @@ def Kernel(*grid: Any, threads: Any = 128, prelude: str | None = None, cluster_d
     cluster_dims  how many blocks a GPU groups, a hint
     """
     if prelude is not None:
-        raise error("kernel-prelude", TileNotImplementedError, "T.Kernel(prelude=...) is not supported yet")
+        raise error(
+            "hardware-only", TileNotImplementedError, "T.Kernel(prelude=...) is hardware-only: it is C text for one GPU"
+        )
     return KernelLaunch(grid, threads)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from tiledsl.dtypes import DType
@@ -16,9 +17,9 @@ from tiledsl.frontend.loops import LoopSpec, close_loop, open_loop
 from tiledsl.frontend.promotion import INT32, is_number, slice_dtype
 from tiledsl.frontend.storage import BufferRef, Cell, Element, RegionRef, VectorBufferRef, emit_store
 from tiledsl.frontend.values import Value, index_expr, to_dtype
-from tiledsl.ir import Alloc, Buffer, Const, Copy, Expr, Fill, ReducerOp, Region, build
+from tiledsl.ir import Alloc, Binary, Buffer, Const, Copy, Expr, Fill, ReducerOp, Region, build
 from tiledsl.ir.walk import free_vars
-from tiledsl.language.operation import hints, not_inside_parallel, not_yet, operation
+from tiledsl.language.operation import hints, not_inside_parallel, operation
 
 __all__ = [
     "alloc_fragment", "alloc_global", "alloc_local", "alloc_shared", "alloc_var", "as_region", "as_scalar", "clear",
@@ -147,29 +148,33 @@ def _view(what: str, src: Any, shape: Any, dtype: DType) -> BufferRef:
     if b.strides is not None:
         raise error("view-strided", TileTypeError, f"{what}: {src!r} has explicit strides and cannot be reshaped")
     extents = (*shape_exprs(shape, what), *_lanes(dtype))
-    old, new = _bits(b.shape, b.dtype), _bits(extents, dtype.scalar)
-    if old is None or new is None:
-        raise not_yet(f"{what} with a run-time size")
-    if old != new:
-        raise error(
-            "view-size",
-            TileTypeError,
-            f"{what}: {dims(b.shape)} {b.dtype} has {old} bits, {dims(extents)} {dtype} has {new}",
-            notes=place_text(b),
-        )
+    (old, symbols), (new, others) = _bits(b.shape, b.dtype), _bits(extents, dtype.scalar)
+    if old != new or symbols != others:
+        has, other = f"{dims(b.shape)} {b.dtype}", f"{dims(extents)} {dtype}"
+        known = f"{has} has {old} bits, {other} has {new}"
+        text = f"{has} and {other} are not seen to have equally many bits" if symbols or others else known
+        raise error("view-size", TileTypeError, f"{what}: {text}", notes=place_text(b))
     made = Buffer("", dtype.scalar, extents, b.scope, alias_of=b, loc=here())
     current(what).define(made)
     return _ref(made, dtype)
 
 
-def _bits(shape: tuple[Expr, ...], dtype: DType) -> int | None:
-    total = dtype.bits
+def _bits(shape: tuple[Expr, ...], dtype: DType) -> tuple[int, Counter[Expr]]:
+    """How many bits a buffer has: a number, times expressions."""
+    total, rest = dtype.bits, Counter[Expr]()
     for axis, e in enumerate(shape):
-        if not isinstance(e, Const):
-            return None
-        odd = dtype.is_packed and axis == len(shape) - 1  # rows of packed elements begin at bytes
-        total *= e.value + e.value % 2 if odd else e.value
-    return total
+        for factor in _factors(e):
+            if isinstance(factor, Const):
+                total *= factor.value
+            else:
+                rest[factor] += 1
+        if dtype.is_packed and axis == len(shape) - 1 and isinstance(e, Const) and e.value % 2:
+            total += total // e.value  # rows of packed elements begin at bytes
+    return total, rest
+
+
+def _factors(e: Expr) -> list[Expr]:
+    return _factors(e.a) + _factors(e.b) if isinstance(e, Binary) and e.op == "mul" else [e]
 
 
 @operation
