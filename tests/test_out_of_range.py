@@ -335,3 +335,8 @@ def test_kernels_of_the_library_have_no_tests() -> None:
         tiledsl.kernels.softmax(x)
     assert len(found) >= 3
     assert list(map(count_tests, found)) == [0] * len(found)
+
+
+def test_explain_names_what_is_tested() -> None:
+    index, y = indices().astype(np.int32), np.zeros(200, np.float32)
+    assert "tests indices of S, gathers from S" in str(tiledsl.compile(gather, target="llvm").explain(index, y))

@@ -108,11 +108,13 @@ def choose_axis(cx: Context, p: ir.Parallel) -> tuple[int | None, str]:
 
 
 def _scattered(p: ir.Parallel, lets: dict[ir.Var, int | None]) -> str:
-    """Which buffers the lanes meet far apart from each other."""
+    """Which buffers the lanes meet far apart from each other, and which indices have to be tested."""
     found: dict[str, None] = {}
     for n in walk(p.body):
         if isinstance(n, (ir.Load, ir.Store)) and 0 < _score(n, lets) <= _APART * 2:
             found[f"{'gathers from' if isinstance(n, ir.Load) else 'scatters to'} {n.buffer.name}"] = None
+        elif isinstance(n, ir.Debug) and n.kind == "bounds":
+            found[f"tests indices of {n.message.partition('[')[0]}"] = None
     return ", ".join(found)
 
 
