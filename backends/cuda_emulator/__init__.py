@@ -54,7 +54,7 @@ class CudaEmulator:
     def pipeline(self, target: Target) -> Sequence[Pass]:
         from tiledsl.backends.simt.pipeline import simt_pipeline
 
-        return simt_pipeline()
+        return simt_pipeline(split_arch(target)[0])
 
     def emit(self, function: ir.Function, target: Target) -> Artifact:
         from tiledsl.backends.simt.lower import lower

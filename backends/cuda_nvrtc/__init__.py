@@ -56,7 +56,7 @@ class CudaNvrtc:
     def pipeline(self, target: Target) -> Sequence[Pass]:
         from tiledsl.backends.simt.pipeline import simt_pipeline
 
-        return simt_pipeline()
+        return simt_pipeline(target.arch or _own_arch())
 
     def emit(self, function: ir.Function, target: Target) -> Artifact:
         """Text, and a cubin where NVRTC is installed."""
