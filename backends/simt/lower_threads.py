@@ -171,7 +171,7 @@ class Lowering:
             return s.buffer.root.scope in ("shared", "global")
         if isinstance(s, ir.Atomic):
             return s.result is None and s.op != "arrive"
-        return isinstance(s, ir.Debug) and s.kind != "assume"
+        return isinstance(s, ir.Debug) and s.kind == "print"  # who goes on has to know that nothing failed
 
     def touches(self, s: ir.Stmt) -> bool:
         """Some fragment in registers is touched."""
@@ -298,7 +298,7 @@ class _Body(Rewriter):
             at = self.lowering.element(s.buffer, s.indices, self.held)
             return s.replace(buffer=self.lowering.registers[s.buffer], indices=at, proved=True)
         outside = isinstance(s, (ir.Store, ir.Atomic)) and s.buffer.root.scope in ("shared", "global")
-        if self.guard is not None and (outside or isinstance(s, ir.Debug)):
+        if self.guard is not None and (outside or (isinstance(s, ir.Debug) and s.kind == "print")):
             return ir.If(self.guard, (s,), loc=s.loc)
         return s
 

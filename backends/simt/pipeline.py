@@ -28,5 +28,5 @@ def simt_pipeline(arch: str = "") -> tuple[Pass, ...]:
     that touch the same memory from different threads, and at last operations become what each thread does.
     """
     first = (ExplainDebug(), PrivateLocals(apart=True), Fold())
-    explicit = (ExpandMoves(), GuardBounds(), ApplyLayouts(), Fold())
+    explicit = (ExpandMoves(), GuardBounds(checked=True), ApplyLayouts(), Fold())
     return (*first, *explicit, PipelineLoops(arch=arch), PlaceFragments(arch), OrderThreads(), LowerThreads(), Fold())

@@ -73,7 +73,11 @@ class WarpText:
 
     def shuffle(self, op: str, mask: str, value: str, s: ir.Collective) -> str:
         """A shuffle; types that hardware does not move travel in 32 bits."""
-        return self.moved(op, mask, value, s.args[0].dtype, self.p.expr(s.args[1]), s.width)
+        by = self.p.expr(s.args[1])
+        if not (isinstance(s.args[1], ir.Const) and 0 <= s.args[1].value < WARP):  # hardware looks at five bits
+            near = f"(int)tl_min_u32((tl_u32)({by}), {WARP}u)"
+            by = f"({by}) & {s.width - 1}" if op == "shfl" else f"({near} & {WARP - 1})" if op == "shfl_xor" else near
+        return self.moved(op, mask, value, s.args[0].dtype, by, s.width)
 
     def moved(self, op: str, mask: str, value: str, d: DType, by: str, width: int) -> str:
         kind = "u32" if d.is_bool or d.is_narrow else suffix(d)
