@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from tiledsl import ir
 from tiledsl.dtypes import UINT32, DType, as_dtype
-from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir import build
 from tiledsl.ir.build import INT32, TRUE, add, all_of, and_, const, eq, floordiv, floormod, lt, mul, ne, select, sub
 from tiledsl.ir.collectives import COLLECTIVE_REDUCTIONS, WARP
@@ -320,8 +319,6 @@ class _Exchange:
 
     def by_each(self, group: int, place: Element, values: ir.Buffer) -> ir.Expr:
         """Each thread goes through its group itself; place: the number of the group's k-th thread."""
-        if group > WARP * WARP:
-            raise TileNotImplementedError("a reduction over more than 1024 threads", self.s.loc)
         t = values.dtype
         zero = (const(0, INT32),)
         rounds = -(-group // WARP)

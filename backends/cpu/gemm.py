@@ -66,12 +66,9 @@ def _left(cx: Context, s: ir.Gemm, t: DType) -> ir.Region:
     region = _region(cx, s.a)
     height, width = (constant(cx, e, s) for e in s.a.extents[-2:])
     if flip_of(s) is not None:
-        if s.transpose_a:
-            return transposed_bytes(cx, region, height, width)
-        if region.buffer.scope == "scratch":  # a word at the end of a row may be read up to three bytes beyond
-            return region
-        t = region.buffer.dtype
-    elif region.buffer.dtype == t:
+        assert region.buffer.scope == "scratch"  # a word at the end of a row may be read up to three bytes beyond
+        return transposed_bytes(cx, region, height, width) if s.transpose_a else region
+    if region.buffer.dtype == t:
         return region
     temp = whole(cx.scratch(f"{s.a.buffer.name}_wide", t, (height, width)))
     copy_rows(cx, region, temp, height, width)

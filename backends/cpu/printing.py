@@ -6,7 +6,7 @@ import math
 
 from tiledsl import ir
 from tiledsl.dtypes import INT64
-from tiledsl.errors import InternalError, TileNotImplementedError
+from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir.walk import walk
 
 __all__ = ["buffers_of", "constant_index", "count_of", "may_wait", "printable", "row_major_strides"]
@@ -14,17 +14,15 @@ __all__ = ["buffers_of", "constant_index", "count_of", "may_wait", "printable", 
 
 def count_of(b: ir.Buffer) -> int:
     """Number of elements of a buffer of constant shape."""
-    shape = b.const_shape
-    if shape is None:
-        raise InternalError(f"{b.name} has no constant shape")
-    return math.prod(shape)
+    assert b.const_shape is not None
+    return math.prod(b.const_shape)
 
 
 def constant_index(indices: tuple[ir.Expr, ...]) -> int:
     """The one constant index of an element of a variable."""
-    if len(indices) == 1 and isinstance(indices[0], ir.Const):
-        return int(indices[0].value)
-    raise InternalError("a variable is indexed by constants only")
+    (at,) = indices
+    assert isinstance(at, ir.Const)
+    return int(at.value)
 
 
 def row_major_strides(b: ir.Buffer) -> tuple[ir.Expr, ...]:

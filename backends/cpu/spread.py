@@ -122,15 +122,7 @@ class Spreader(Writer):
         who = getattr(s, "participants", None)
         if who is not None and who.predicate is not None and not isinstance(s, ir.Sync):
             s = ir.If(who.predicate, (s.replace(participants=None),), loc=s.loc)
-        handler = _HANDLERS.get(type(s))
-        if handler is None:
-            raise TileNotImplementedError(
-                f"{type(s).__name__.lower()} in a kernel that uses its thread indices is not yet supported by the CPU "
-                "targets",
-                s.loc,
-                help="run on target='numpy'",
-            )
-        handler(self, s)
+        _HANDLERS[type(s)](self, s)
         if self.alive is not None and self.alive not in self.level.masks:
             if any(isinstance(n, ir.Return) for n in walk(s)):
                 self.flush()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from tiledsl import ir
 from tiledsl.dtypes import UINT8, UINT64, DType, as_dtype
-from tiledsl.errors import InternalError, TileNotImplementedError
+from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir.build import int_range
 from tiledsl.ir.walk import free_vars, loads_of
 
@@ -71,8 +71,7 @@ def encode(x: ir.Expr, t: DType) -> ir.Expr:
 def scalar(cx: Context, e: ir.Expr) -> ir.Expr:
     """A uniform value as a scalar."""
     v = value(cx, e)
-    if v.coef != 0:
-        raise InternalError("a uniform value was expected", e.loc)
+    assert v.coef == 0, "a uniform value was expected"
     return v.expr
 
 
@@ -147,8 +146,6 @@ def _value(cx: Context, e: ir.Expr) -> Lane:
     if isinstance(e, ir.Const):
         return Lane(_const(e))
     if isinstance(e, ir.Var):
-        if e not in cx.env:
-            raise InternalError(f"{e.name} has no value in the lowering", e.loc)
         return cx.env[e]
     if isinstance(e, ir.Load):
         return _load(cx, e)
@@ -167,9 +164,8 @@ def _value(cx: Context, e: ir.Expr) -> Lane:
         return Lane(ir.Select(bool_mask(cx, c), vector(cx, t, e.dtype), vector(cx, f, e.dtype)), None)
     if isinstance(e, ir.Unary):
         return _elementwise(cx, e, (e.x,), lambda xs: ir.Unary(e.op, xs[0]))
-    if isinstance(e, ir.Fma):
-        return _elementwise(cx, e, (e.a, e.b, e.c), lambda xs: ir.Fma(*xs))
-    raise InternalError(f"the CPU lowering met a {type(e).__name__}", e.loc)
+    assert isinstance(e, ir.Fma)
+    return _elementwise(cx, e, (e.a, e.b, e.c), lambda xs: ir.Fma(*xs))
 
 
 def _const(e: ir.Const) -> ir.Expr:
@@ -388,8 +384,7 @@ def _cast(cx: Context, e: ir.Cast) -> Lane:
 def address(cx: Context, b: ir.Buffer, indices: tuple[ir.Expr, ...]) -> tuple[Place, tuple[ir.Expr, ...], int | None]:
     """Place, loop-stage indices, and how lanes lie: 0 uniform, 1 contiguous, None gather."""
     place = cx.places[b]
-    if place.kind == "panels":
-        raise InternalError(f"{b.name} is packed but accessed element by element", b.loc)
+    assert place.kind != "panels", f"{b.name} is packed but accessed element by element"
     return place, *lie(cx, place.buffer, [index(cx, i) for i in indices])
 
 

@@ -56,9 +56,8 @@ class ExpressionEmitter:
         if b.alias_of is not None:
             root = self.pointer(b.alias_of)
             return root if b.offset is None else self.moved(root, b.dtype, self.index(b.offset))
-        if b.base is not None:
-            return self.b.inttoptr(self.index(b.base), values.PTR)
-        raise InternalError(f"buffer {b.name} ({b.scope}) has no address in kernel {self.kernel.name}")
+        assert b.base is not None
+        return self.b.inttoptr(self.index(b.base), values.PTR)
 
     def moved(self, pointer: Value, d: DType, index: Value) -> Value:
         """The address `index` elements further."""
@@ -167,9 +166,8 @@ class ExpressionEmitter:
             return arith.bit_function(self.b, e.name, args[0])
         if e.name.startswith("hreduce_"):
             return arith.hreduce(self.b, e.name.removeprefix("hreduce_"), e.args[0].dtype, args[0])
-        if e.name in INTRINSICS and INTRINSICS[e.name].kind == "math":
-            return self.b.call(emit_math(self.b.module, e.name, e.type), args)
-        raise InternalError(f"unknown intrinsic {e.name}")
+        assert INTRINSICS[e.name].kind == "math"
+        return self.b.call(emit_math(self.b.module, e.name, e.type), args)
 
     def on_Broadcast(self, e: ir.Broadcast) -> Value:
         return values.splat(self.b, self.value(e.x), e.lanes)

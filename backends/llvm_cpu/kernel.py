@@ -125,8 +125,7 @@ class _KernelEmitter(ExpressionEmitter):
         if scratch:
             start = self.b.inttoptr(self.word(self.context, 0), values.PTR)
             for buffer in scratch:
-                if not isinstance(buffer.base, ir.Const):
-                    raise InternalError(f"scratch buffer {buffer.name} has no constant place")
+                assert isinstance(buffer.base, ir.Const)
                 at = values.constant(INT64, int(buffer.base.value))
                 self.pointers[buffer] = self.b.gep(start, [at], inbounds=True, source_etype=values.I8, name=buffer.name)
         known = set(self.values)
@@ -261,10 +260,6 @@ class _KernelEmitter(ExpressionEmitter):
 
     def do_Return(self, s: ir.Return) -> None:
         self.go(self.next_block)
-
-    def do_Sync(self, s: ir.Sync) -> None:
-        if s.scope not in ("block", "warp"):
-            raise InternalError(f"Sync({s.scope}) is not lowered on this target")
 
     def do_MicroCall(self, s: ir.MicroCall) -> None:
         attrs, d = dict(s.attrs), s.writes[0].buffer.dtype

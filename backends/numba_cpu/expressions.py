@@ -14,7 +14,6 @@ from tiledsl.backends.numba_cpu.dialect import TYPE_NAMES
 from tiledsl.backends.numba_cpu.names import NAMES
 from tiledsl.dtypes import INT64, DType
 from tiledsl.errors import InternalError
-from tiledsl.ir.intrinsics import INTRINSICS
 
 __all__ = ["RESERVED", "ExpressionPrinter", "plain", "type_name", "unique"]
 
@@ -104,10 +103,8 @@ class ExpressionPrinter:
             return found
         if b.alias_of is not None:
             return f"({self.view(b)})"
-        if b.base is not None:
-            maker = self.use(f"{TYPE_NAMES[b.dtype.scalar.name]}_pointer")
-            return f"{maker}({self.expr(b.base)})"
-        raise InternalError(f"buffer {b.name} ({b.scope}) has no address in kernel {self.kernel.name}")
+        assert b.base is not None
+        return f"{self.use(f'{TYPE_NAMES[b.dtype.scalar.name]}_pointer')}({self.expr(b.base)})"
 
     def strides_of(self, b: ir.Buffer) -> tuple[ir.Expr, ...]:
         """Strides in elements as constants or expressions over symbols, computed once per kernel."""
@@ -243,8 +240,6 @@ class ExpressionPrinter:
     def on_Call(self, e: ir.Call) -> tuple[str, int]:
         if e.name == "reinterpret":
             return self.call("as_" + type_name(e.type), *e.args)
-        if e.name not in INTRINSICS:
-            raise InternalError(f"unknown intrinsic {e.name}")
         return self.call(_PRIMITIVES.get(e.name, e.name), *e.args)
 
     def on_Broadcast(self, e: ir.Broadcast) -> tuple[str, int]:

@@ -12,7 +12,6 @@ from tiledsl.backends.cpu.emit.transpose import emit_transpose
 from tiledsl.backends.cpu.emit.values import register_bytes
 from tiledsl.backends.numba_cpu.dialect import VOID, Kind, Op
 from tiledsl.dtypes import as_dtype
-from tiledsl.errors import InternalError
 
 __all__ = ["micro", "micro_names"]
 
@@ -29,10 +28,9 @@ def micro_names(s: ir.MicroCall) -> tuple[str, str]:
             text += f"_{left.name}" + "_flip" * flip
             more += f', left="{left.name}"' + ", flip=True" * flip
         return text, f'{text} = micro("gemm", "{d.name}", panel={panel}{more})'
-    if name == "transpose" and d.bits in (32, 64):
-        text = f"transpose_{d.bits}"
-        return text, f'{text} = micro("transpose", "{d.name}")'
-    raise InternalError(f"no micro-kernel {name} for {d}")
+    assert name == "transpose" and d.bits in (32, 64)
+    text = f"transpose_{d.bits}"
+    return text, f'{text} = micro("transpose", "{d.name}")'
 
 
 def micro(

@@ -20,14 +20,15 @@ from tiledsl.ir.walk import children
 __all__ = ["STAGES", "verify"]
 
 _COMMON: frozenset[type] = frozenset(
-    [S.Alloc, S.Let, S.Store, S.For, S.While, S.If, S.Break, S.Continue, S.Return, S.Debug, S.Atomic, S.Sync, S.Wait]
+    [S.Alloc, S.Let, S.Store, S.For, S.While, S.If, S.Break, S.Continue, S.Return, S.Debug, S.Atomic]
     + [E.Const, E.Var, E.Load, E.Unary, E.Binary, E.Fma, E.Select, E.IfThenElse, E.Cast, E.Call]
 )
+_THREADS: frozenset[type] = frozenset([S.Sync, S.Wait, S.Collective])  # of several threads in one block
 # stage -> the node classes that it may hold
 STAGES: dict[str, frozenset[type]] = {
-    "tile": _COMMON | {*S.TILE_OPS, S.ReducerOp, S.Collective, S.MicroCall},
+    "tile": _COMMON | _THREADS | {*S.TILE_OPS, S.ReducerOp, S.MicroCall},
     "loop": _COMMON | {S.MicroCall, E.Broadcast, E.Ramp},
-    "thread": _COMMON | {S.Collective, S.MicroCall, E.Broadcast, E.Ramp},
+    "thread": _COMMON | _THREADS | {S.MicroCall, E.Broadcast, E.Ramp},
 }
 _ATOMICS = frozenset("add max min and or xor exchange load store arrive".split())
 _ORDERS = frozenset("relaxed acquire release acq_rel seq_cst".split())

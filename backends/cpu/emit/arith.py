@@ -70,9 +70,6 @@ def _compare(b: Any, op: str, d: DType, x: Value, y: Value) -> Value:
 def _float(b: Any, op: str, x: Value, y: Value) -> Value:
     if op in ("max", "min"):
         return _extreme(b, op, x, y)
-    if op == "floordiv":
-        q = b.fdiv(x, y)
-        return intrinsic(b, f"llvm.floor.{suffix(q.type)}", q.type, [q])
     return {"add": b.fadd, "sub": b.fsub, "mul": b.fmul, "div": b.fdiv}[op](x, y)
 
 

@@ -207,16 +207,11 @@ def _k_loop(
             spread = splat(b, scalar, shape.lanes)
             for j in range(shape.nv):
                 x, y, z = spread, columns[j], acc[row * shape.nv + j]
-                following.append(four_products(b, small, x, y, z) if small else _multiply_add(b, d, x, y, z))
+                fma = [f"llvm.fma.{suffix(vector)}", vector, [x, y, z]]
+                following.append(four_products(b, small, x, y, z) if small else intrinsic(b, *fma))
         return following
 
     return counted(b, _i64(0), k, 1, one, a, bp, *start)[3:]
-
-
-def _multiply_add(b: Any, d: DType, x: Value, y: Value, z: Value) -> Value:
-    if d.is_float:
-        return intrinsic(b, f"llvm.fma.{suffix(x.type)}", x.type, [x, y, z])
-    return b.add(b.mul(x, y), z)
 
 
 def _mask(b: Any, left: Value, first: int, lanes: int) -> Value:

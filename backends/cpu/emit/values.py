@@ -52,11 +52,9 @@ def register_bytes(b: Any) -> int:
 
 
 def suffix(t: Any) -> str:
-    """The overload suffix of an LLVM intrinsic: f32, v16i8, p0 ..."""
+    """The overload suffix of an LLVM intrinsic: f32, v16i8 ..."""
     if isinstance(t, ir.VectorType):
         return f"v{t.count}{suffix(t.element)}"
-    if isinstance(t, ir.PointerType):
-        return "p0"
     if isinstance(t, ir.IntType):
         return f"i{t.width}"
     return {"float": "f32", "double": "f64", "half": "f16"}[str(t)]
@@ -206,10 +204,8 @@ def _all_on(lanes: int) -> Value:
 
 
 def _addresses(b: Any, d: DType, base: Value, index: Value) -> Value:
-    """A vector of addresses; the index is sign-extended lane by lane."""
+    """A vector of addresses; index: of int64."""
     lanes = lanes_of(index)
-    if index.type.element.width < 64:
-        index = b.sext(index, ir.VectorType(I64, lanes))
     size = max(1, d.bits // 8)
     at = b.add(splat(b, b.ptrtoint(base, I64), lanes), b.mul(index, splat_constant(ir.Constant(I64, size), lanes)))
     return b.inttoptr(at, ir.VectorType(PTR, lanes))

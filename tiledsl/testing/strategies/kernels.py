@@ -167,8 +167,10 @@ class _Function(Statements):
             sizes.append(size)
         name = self.fresh("O")
         b = Buf(name, dtype, extents, "global", name, tuple(starts), tuple(texts), sizes=tuple(sizes))
-        if dtype in PACKED:
-            self.add(b, "small", None, [])
+        if dtype in PACKED:  # rows with gaps, in whole bytes
+            step = b.sizes[-1] + 2 * self.below(3)
+            apart = b.rank == 2 and self.chance(30)
+            self.add(b, "small", (step, 1) if apart else None, [self.symbol(step), "1"] if apart else [])
         elif b.rank == 2 and self.chance(10):
             self.saw("interleaved arguments")
             strides: tuple[int, ...] = (2 * sizes[1], 1)

@@ -16,6 +16,7 @@ class Lanes(Expressions):
     """Draws statements of one iteration. `budget`: statements that may still be drawn."""
 
     budget = 20
+    single = False  # there are statements of single threads
 
     @contextmanager
     def region(self, scope: Scope) -> Iterator[None]:

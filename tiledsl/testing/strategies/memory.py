@@ -22,6 +22,9 @@ class Memory(Atomics):
     dims: list[Any]
     arguments: list[Argument]
 
+    def values_of(self, b: Buf) -> Argument:
+        raise NotImplementedError
+
     def add(self, b: Buf, values: str, strides: tuple[int, ...] | None, stride_texts: list[str]) -> None:
         raise NotImplementedError
 
@@ -125,7 +128,8 @@ class Memory(Atomics):
             o, sides = self.pick(sums), [self.pick(bytes_) for _ in range(2)]
             read = [b.at([self.anywhere(n, 0) for n in b.extents]) for b in sides]
             at = [self.within(n, 0) for n in o.extents]
-            self.put(f"T.dp4a({', '.join(read)}, {o.at(at)})")
+            self.put(f"for {self.fresh('i')} in T.Parallel(1):")
+            self.put(f"    T.dp4a({', '.join(read)}, {o.at(at)})")
 
     def lane_vectors(self, nest: int) -> None:
         """An array of vectors of two, also seen as one of scalars."""

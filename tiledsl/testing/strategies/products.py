@@ -34,9 +34,13 @@ class Products(Moves):
         op = row.name.removeprefix("reduce_")
         outs = [o for o in self.tiles() if o.extents == shape and o.root != b.root and (o.kind == b.kind)]
         extra = ""
+        cells = [v for v in self.scope.names if v.cell and v.writable and v.kind == b.kind]
+        if cells and b.rank == 1 and not self.single and self.chance(50):
+            self.put(f"T.{row.name}({b.name}, {self.pick(cells).text}, dim=0)")
+            return
         if outs and self.chance(60):
             out = self.pick(outs)
-            if "clear" in row.params and self.chance(60):
+            if "clear" in row.params and self.chance(75):
                 extra = self.pick((", clear=False", f", clear={self.truth()}"))
         else:
             out = self.new_tile(shape, self.pick((b.dtype, *(FLOATS if b.kind == "float" else INTS))))

@@ -59,7 +59,8 @@ def make_argument(a: Argument, rng: np.random.Generator) -> Any:
     if a.points is not None:
         return np.array([_target(a.points, k).ctypes.data for k in range(a.shape[0])], np.int64)
     if dtype.is_packed:  # rows begin at bytes
-        return rng.integers(0, 256, (*a.shape[:-1], -(-a.shape[-1] // 2)), np.uint8)
+        rows = rng.integers(0, 256, (*a.shape[:-1], -(-(a.strides or a.shape[-1:])[0] // 2)), np.uint8)
+        return rows[..., : -(-a.shape[-1] // 2)]
     values = _draw(dtype, a.shape, a.values, rng)
     if a.strides is None:
         return values

@@ -20,7 +20,6 @@ class Statements(Memory):
 
     macros: list[str]
     threads = "128"
-    single = False  # there are statements of single threads
 
     # -- regions ---------------------------------------------------------------------------------------------------
 
@@ -73,6 +72,8 @@ class Statements(Memory):
             extents = (*extents[:-1], extents[-1] // 2)
         if self.chance(15):
             extents = tuple(max(1, n - 1) for n in extents)
+        elif self.chance(2):
+            extents = (0, *extents[1:])
         lanes = [self.fresh("i") for _ in extents]
         index: list[str | None] = [*lanes, *([None] * (first.rank - len(lanes)))]
         for d, n in enumerate(first.extents[: len(lanes)]):
@@ -119,19 +120,22 @@ class Statements(Memory):
         dtype = self.pick(("float32", "int32", "float16", "float64", "int64"))
         kind = "float" if dtype in FLOATS else "int"
         op = self.pick(("sum", "max", "min", *(("bitand", "bitor", "bitxor") if kind == "int" else ())))
-        r, extents = self.fresh("R"), (self.pick(TILES), self.pick(TILES))
-        lanes, along = [self.fresh("i"), self.fresh("i")], self.below(2)
-        self.put(f"{r} = T.alloc_reducer(({extents[along]},), '{dtype}', op='{op}')")
+        r, extents = self.fresh("R"), tuple(self.pick(TILES) for _ in range(2))
+        extents = (*extents, 3) if self.chance(25) else extents
+        lanes, along = [self.fresh("i") for _ in extents], self.below(len(extents))
+        one = self.chance(20)  # all contribute to one element
+        place, size = ("0", 1) if one else (lanes[along], extents[along])
+        self.put(f"{r} = T.alloc_reducer(({size},), '{dtype}', op='{op}')")
         self.put(f"T.clear({r})" if op == "sum" and self.chance(50) else f"T.reducer_init({r})")
-        self.put(f"for {', '.join(lanes)} in T.Parallel({extents[0]}, {extents[1]}):")
+        self.put(f"for {', '.join(lanes)} in T.Parallel({', '.join(map(str, extents))}):")
         with self.region(self.lanes_scope(lanes, extents, {})):
             if self.chance(30):
                 self.put(f"if {self.truth()}:")
                 with self.region(self.scope.inner()):
-                    self.put(f"T.reducer_update({r}[{lanes[along]}], {self.value(kind)})")
-            self.put(f"T.reducer_update({r}[{lanes[along]}], {self.value(kind)})")
+                    self.put(f"T.reducer_update({r}[{place}], {self.value(kind)})")
+            self.put(f"T.reducer_update({r}[{place}], {self.value(kind)})")
         self.put(f"T.finalize_reducer({r})")
-        self.scope.buffers.append(Buf(r, dtype, (extents[along],), "fragment", r, frozen=True))
+        self.scope.buffers.append(Buf(r, dtype, (size,), "fragment", r, frozen=True))
 
     # -- scalars ---------------------------------------------------------------------------------------------------
 
@@ -247,7 +251,7 @@ class Statements(Memory):
         self.saw("while")
         w = self.fresh("w")
         self.put(f"{w} = T.alloc_var('int32', 0)")
-        self.put(f"while {w} < {1 + self.below(3)} and {self.truth()}:")
+        self.put(f"while {w} < {1 + self.below(3)} and {self.pick((self.truth(), self.constant('bool')))}:")
         scope = self.scope.inner(exits=True)
         scope.names.append(Name(w, "int32", 4, cell=True))
         with self.region(scope):
@@ -344,14 +348,23 @@ class Statements(Memory):
         """Something that holds, said or asserted."""
         shapes = [n.text for n in self.scope.names if n.top > 0 and not n.cell]
         if shapes:
-            call = self.pick(("T.assume({} >= 0)", "T.device_assert({} >= 0, 'never')", "assert {} >= 0, 'never'"))
+            call = self.pick(
+                (
+                    "T.assume({} >= 0)",
+                    "T.assume(T.cast(1, 'bool'))",
+                    "T.device_assert({} >= 0, 'never')",
+                    "assert {} >= 0, 'never'",
+                )
+            )
             self.saw("promise")
             self.put(call.format(self.pick(shapes)))
 
     def show(self, nest: int) -> None:
         """T.print: every target has to print the same lines."""
         self.saw("print")
-        small = [b for b in self.tiles(writable=False) if math.prod(b.extents) <= 64]
+        whole = [b for b in self.scope.tensors if b.is_input and b.dims == tuple(map(str, b.sizes))]
+        small = [b for b in self.tiles(writable=False) + whole if 0 < math.prod(b.extents) <= 64]
+        small = [b for b in small if b.scope != "global" or self.values_of(b).strides is None]
         message = self.pick(("", ", 'got'", ", msg='{0} %s'"))
         if small and self.chance(40):
             self.put(f"T.print({self.pick(small).name}{message})")
