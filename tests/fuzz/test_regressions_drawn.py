@@ -125,3 +125,23 @@ def test_contributions_of_a_nest_in_checked_mode() -> None:
     A, B = np.arange(80, dtype=np.int32).reshape(4, 20), np.zeros(4, np.int32)
     run(kernel.function, [A, B], Options.checked())
     assert (B == A.sum(1)).all()
+
+
+def test_what_stands_behind_the_return_of_every_thread() -> None:
+    """A variable that is read there was split into one for nobody, and was gone."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((6,), "int32"), B: T.Tensor((6,), "int32")):
+        with T.Kernel(1, threads=6):
+            tid = T.get_thread_binding(0)
+            v = T.alloc_var("int32")
+            v = A[tid]
+            B[tid] = v
+            if 3 + tid > 2:
+                T.thread_return()
+            B[tid] = v + 1
+
+    A, B = np.arange(6, dtype=np.int32), np.zeros(6, np.int32)
+    agree(kernel, A, B)
+    run(kernel.function, [A, B], Options(exact=True))
+    assert (B == A).all()

@@ -132,6 +132,8 @@ class Varying:
 
     def _read(self, s: Stmt, here: Here) -> None:
         threads = here[0]
+        if not threads:
+            return  # nobody comes here
         for root in {b.root for b in reads(s) if b.root.scope in PRIVATE}:
             if here == self.everyone and root not in self._parted:
                 continue  # still the same for all roles
