@@ -145,3 +145,18 @@ def test_what_stands_behind_the_return_of_every_thread() -> None:
     agree(kernel, A, B)
     run(kernel.function, [A, B], Options(exact=True))
     assert (B == A).all()
+
+
+def test_the_bound_of_powers_of_two() -> None:
+    """The shadow took a cast to e8m0 for one that rounds to nearest and keeps signs."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((16,), "float32"), B: T.Tensor((16,), "float32")):
+        with T.Kernel(1):
+            for i in T.Parallel(16):
+                B[i] = T.cast(T.cast(A[i], "float8_e8m0fnu"), "float32")
+
+    A, B = np.linspace(-2, 5, 16).astype(np.float32), np.zeros(16, np.float32)
+    report = run(kernel.function, [A, B], Options(exact=True, shadow=True)).shadow["B"]
+    assert (np.abs(B - report.value) <= report.bound).all()
+    assert (report.bound <= 2 * np.maximum(A, 2.0**-126)).all()

@@ -322,7 +322,10 @@ def casting(src: DType, dst: DType) -> Converter:
     """`converter` for values that may be shadowed."""
     convert, exact = converter(src, dst), promotes(src, dst)
     # what saturates is as far from the exact value as that is from the largest one: the shadow saturates, too
-    limit = float(convert(np.asarray([np.inf], src.numpy))[0]) if dst.is_float and src.is_float else np.inf
+    least, limit = -np.inf, np.inf
+    if dst.is_float and src.is_float:
+        least, limit = (float(x) for x in convert(np.asarray([-np.inf, np.inf], src.numpy)))
+    upwards = dst.name == "float8_e8m0fnu"  # to the next power of two
 
     def cast(x: Any) -> Any:
         if not isinstance(x, Shadowed):
@@ -330,7 +333,9 @@ def casting(src: DType, dst: DType) -> Converter:
         p = convert(x.plain)
         if not dst.is_float:
             return p
-        value = np.clip(x.value, -limit, limit) if limit < np.inf else x.value
+        value = np.clip(x.value, least, limit) if limit < np.inf else x.value
+        if upwards:
+            return shadowed(p, value, 2 * x.bound + p.astype(np.float64))
         return shadowed(p, value, x.bound if exact else x.bound + _rounding(p, p.dtype))
 
     return cast
