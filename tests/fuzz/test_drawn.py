@@ -9,7 +9,7 @@ import pytest
 from fuzz.bug_classes import BUG_CLASSES
 
 from tiledsl.ir.operations import OPERATIONS
-from tiledsl.ir.stmt import Function
+from tiledsl.ir.stmt import Function, MicroCall
 from tiledsl.ir.verifier import STAGES
 from tiledsl.ir.walk import walk
 from tiledsl.testing.fuzz_run import drawn
@@ -62,4 +62,4 @@ def test_nodes_and_size() -> None:
     sizes = sorted(p.statements for p, _ in programs())
     assert sizes[len(sizes) // 2] >= 15
     seen = {type(n) for _, f in programs() for k in f.kernels for n in walk(k.body)}
-    assert {c.__name__ for c in STAGES["tile"] - seen} == set()
+    assert {c.__name__ for c in STAGES["tile"] - seen - {MicroCall}} == set()  # which only lowerings make
