@@ -410,9 +410,9 @@ def flash_attention_varlen_backward(
         views = tuple(x[:, :, keys if n in (1, 2, 6, 7) else rows] for n, x in enumerate(all_rows))
         longest = max(views[0].shape[2], views[1].shape[2])
         limits = window_limits(name, window, causal, longest)
-        lses = (None if x is None else x[None, :, rows] for x in (lse, dlse))
+        own, dlse_of = lse[None, :, rows], None if dlse is None else dlse[None, :, rows]
         share = None if dsink is None else allocate((heads,), wide, q)
-        _gradients(dtype, views, *lses, share, bool(causal), limits, sink, scale, target)
+        _gradients(dtype, views, own, dlse_of, share, bool(causal), limits, sink, scale, target)
         dsink = None if dsink is None else dsink + share
     return tuple(made) if sink is None else (*made, dsink)
 
