@@ -84,6 +84,17 @@ IN_KERNEL = {
     "unknown-keyword:stages": "for k in T.Pipelined(4, stages=3):\n    T.clear(f)",
     "argument-count:out": "x = T.reduce_max(f, dim=1)",
     "argument-count:gemm": "x = T.gemm(f, f)",
+    "not-a-value:operand": "x = T.ceildiv('64', 2)",
+    "not-a-value:list": "for k in T.serial([1, 2]):\n    T.clear(f)",
+    "not-a-value:gather": "T.copy(A[r, :], s)",
+    "not-a-tile:array": "T.copy(A, np.zeros((128, 64)))",
+    "not-a-scalar:tile": "T.fill(f, s)",
+    "rank-mismatch:twice": "f[0][0] = 1.0",
+    "rank-mismatch:slice": "T.copy(A[0:4], s)",
+    "python-value-needed:any": "if any(r[i] > 0 for i in range(4)):\n    T.clear(f)",
+    "python-value-needed:sorted": "x = sorted([r[0], r[1]])",
+    "python-error:called": "r[0] = f(0, 0)",
+    "python-error:none": "r[0] = r[1] + None",
     "loop-carried:float": "total = 0.0\nfor k in T.serial(64):\n    total += r[k]\nr[0] = total",
     "stale-load": "def twice(x):\n    f[0, 0] = 7.0\n    return x + x\nr[0] = twice(f[0, 0])",
     "stale-load:loop": "def add(x):\n    r[0] += 1.0\n    f[0, 0] = x\npair = {}\npair['x'] = r[0]\nfor i in range(4):\n    add(pair['x'])",
@@ -322,6 +333,10 @@ VECTOR = "A: T.Tensor((64,), T.float32)"
 
 # ident -> a whole module.
 MODULES = {
+    "with-names": prim(VECTOR, "with T.Kernel(2, 2) as bx, by:\n    A[bx] = 0.0"),
+    "not-a-value:grid-tuple": prim(VECTOR, "with T.Kernel((2, 2)) as (bx, by):\n    A[bx] = 0.0"),
+    "not-a-value:symbol": prim("A: T.Tensor(('m', 4), T.float32)"),
+    "param-unannotated:method": "import tiledsl.language as T\n\n\nclass Kernels:\n    @T.prim_func\n    def kernel(self, A: T.Tensor((64,), T.float32)):\n        pass",
     "index-tuple:grid": prim(VECTOR, "with T.Kernel(2, 2) as bx:\n    A[bx * 32] = 0.0"),
     "not-a-value:grid": prim(VECTOR, "with T.Kernel(2, 2) as bx:\n    A[bx] = 0.0").replace("A[bx]", "A[T.min(bx, 3)]"),
     "rank-mismatch:grid": prim(VECTOR, "with T.Kernel(2, 2) as bx:\n    A[bx] = 0.0"),

@@ -312,7 +312,30 @@ class Hashable:
         return (1, 0)
 
 
+class Kernels:
+    @tiledsl.jit
+    def method(self, A):
+        A: T.Tensor[(4,), T.float32]
+        C = T.empty((4,), T.float32)
+        with T.Kernel(1):
+            T.copy(A, C)
+        return C
+
+
+def calls_a_kernel():
+    kernel = scaled(8)
+
+    @T.prim_func
+    def main(X: T.Tensor((8,), "float32")):
+        with T.Kernel(1, threads=8):
+            kernel(X)
+
+
 REFUSED = {
+    "method": lambda: Kernels().method(floats(4)),
+    "class": lambda: tiledsl.jit(Kernels),
+    "kernel_in_kernel": lambda: calls_a_kernel(),
+    "order_of_arguments": lambda: tiledsl.compile(shifted)(np.zeros((8, 2), np.float32), 3, np.zeros(8, np.int32)),
     "list_for_an_array": lambda: add([1.0, 2.0], floats(2)),
     "text_for_an_array": lambda: add(floats(2), "2"),
     "none_for_an_array": lambda: add(None, floats(2)),

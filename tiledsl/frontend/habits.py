@@ -25,8 +25,10 @@ _NOTHING = "nothing: there is no such hint, accesses are analysed"
 INSTEAD = {
     "absolute": "T.abs(x)",
     "abs": "T.abs(x)",
+    "all": "`and` between conditions, T.all_of(tile) of a tile",
     "amax": "T.reduce_max(tile, out, dim)",
     "amin": "T.reduce_min(tile, out, dim)",
+    "any": "`or` between conditions, T.any_of(tile) of a tile",
     "arange": _LOOP,
     "argmax": "T.reduce_max(tile, out, dim), then look for the index that has it",
     "array": f"a T.Tensor parameter of the kernel; {_TILE}",
@@ -87,6 +89,7 @@ INSTEAD = {
     "silu": "x * T.sigmoid(x)",
     "size": "math.prod(tile.shape)",
     "softmax": "T.reduce_max, T.exp, T.reduce_sum and a division; tiledsl.kernels has a whole one",
+    "sorted": "T.min and T.max of pairs: there is no sort",
     "static_assert": "assert",
     "static_print": "print",
     "static_range": "T.unroll(n), or a Python loop over a list",

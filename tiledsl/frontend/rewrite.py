@@ -260,6 +260,13 @@ class _Rewriter(ast.NodeTransformer):
 
     def visit_With(self, node: ast.With) -> Any:
         """`with c as (a, b):` unpacks like an assignment."""
+        if isinstance(node.items[-1].context_expr, ast.Name) and node.items[0].optional_vars is not None:
+            names = ast.unparse(node.items[0].optional_vars)
+            more = ", ".join(ast.unparse(i.context_expr) for i in node.items[1:])
+            raise error(
+                "with-names", TileSyntaxError, f"`as {names}, {more}` names {names} alone; {more} is another context",
+                loc=self.source.loc(node.items[-1].context_expr), help=f"write `as ({names}, {more})`",
+            )  # fmt: skip
         self.generic_visit(node)
         for item in reversed(node.items):
             if isinstance(item.optional_vars, (ast.Tuple, ast.List)):

@@ -260,6 +260,12 @@ class BufferRef:
     def __getattr__(self, name: str) -> Any:
         no_attribute(self, name)
 
+    def _indices(self) -> str:
+        """What to write where the number of indices is wrong."""
+        names = "ijklmnopqrst"[: self.ndim] or "0"
+        slices = ", ".join([f"{names[0]}:{names[0]} + 4", *":" * (self.ndim - 1)])
+        return f"one index or slice per dimension: {self.name}[{', '.join(names)}], {self.name}[{slices}]"
+
     @property
     def _advice(self) -> str:
         """What to write where a scalar is needed."""
@@ -276,7 +282,7 @@ class BufferRef:
                 "rank-mismatch",
                 TileIndexError,
                 f"{self!r} is {rank}-dimensional but got {len(keys)} index{plural}",
-                help=key._advice if isinstance(key, IndexTuple) else "give one index or slice per dimension",
+                help=key._advice if isinstance(key, IndexTuple) else self._indices(),
             )
         starts: list[Expr] = []
         extents: list[Expr] = []

@@ -125,10 +125,17 @@ def located() -> Iterator[None]:
         loc, frame = found
         kind = next((ours for theirs, ours in _PYTHON.items() if isinstance(e, theirs)), None)
         if kind is not None:
-            message = re.sub(r"'?\b(Value|Element|Cell|BlockIndex|Vector|RegionRef)\b'?", "a kernel value", str(e))
+            message = re.sub(
+                r"'?\b(Value|Element|Cell|BlockIndex|Vector|RegionRef)\b'?",
+                "kernel value",
+                str(e).replace("BufferRef", "buffer"),
+            )
             line = linecache.getline(loc.file, loc.line)
             said = advice(line[loc.col - 1 : loc.end_col - 1])
-            raise error("python-error", kind, message, loc=loc, help="; ".join(said) if said else None) from None
+            help = "; ".join(said) if said else None
+            if "buffer' object is not callable" in message:
+                help = "elements are written with brackets: A[i, j]"
+            raise error("python-error", kind, message, loc=loc, help=help) from None
         quoted = re.search(r"'(\w+)'", str(e))
         name = quoted[1] if quoted else ""
         code = frame.f_code
@@ -172,7 +179,9 @@ def trace_prim_func(pyfunc: Callable[..., Any], names: Mapping[str, Any] | None 
                 TileTypeError,
                 f"parameter {p.name} has no annotation",
                 loc=place,
-                help=f"write `{p.name}: T.Tensor((M, N), T.float16)` or `{p.name}: T.int32`",
+                help="a kernel is no method: define it in a function or method that returns it"
+                if p.name == "self"
+                else f"write `{p.name}: T.Tensor((M, N), T.float16)` or `{p.name}: T.int32`",
             )
         param, argument = make_param(p.name, annotations[p.name], place)
         builder.define(param.buffer if param.buffer is not None else param.var)  # type: ignore[arg-type]

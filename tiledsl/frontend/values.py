@@ -210,8 +210,8 @@ class Value:
                 "kernel runs",
                 help="allocate one tile with one more axis, and index that"
                 if tiles
-                else "pass it to the kernel as an array (a T.Tensor parameter) and index that, or loop over Python "
-                "ints: `for k in [0, 1, 2]:`",
+                else "pass it to the kernel as an array (a T.Tensor parameter) and index that, make a tile of it "
+                "(T.alloc_local, T.alloc_fragment), or loop over Python ints: `for k in [0, 1, 2]:`",
             )
         self._needs_python_value("Python needs an int here", "use a Python int, or a loop like `for i in range(n):`")
 
@@ -347,6 +347,10 @@ def as_value(x: Any, what: str) -> Value:
     help = getattr(x, "_advice", None)
     if isinstance(x, DType):
         help = "the shape comes first, then the dtype: ((64, 32), T.float16)"
+    elif isinstance(x, (tuple, list)):
+        help = help or "a tuple or list is not one number; where several are taken, pass them one by one"
+    elif isinstance(x, str) and x.isidentifier():
+        help = f'a size that only calls tell is a symbol: {x} = T.dynamic("{x}")'
     elif not help and hasattr(x, "shape"):
         help = "a kernel sees an array as a T.Tensor parameter, whose elements are scalars: A[i]"
     raise error("not-a-value", TileTypeError, f"{what} must be a scalar value, got {describe(x)}", help=help)

@@ -102,6 +102,8 @@ def ceildiv(a: Any, b: Any) -> Any:
     """a / b rounded up: (a + b - 1) // b; integers."""
     if is_number(a) and is_number(b):
         return _two("ceildiv", "floordiv", a, b, lambda x, y: -(-x // y))
+    for x in (a, b):
+        as_value(x, "T.ceildiv: an operand")  # or says what it is
     return _two("ceildiv", "floordiv", binary("sub", binary("add", a, b), 1), b, None)
 
 

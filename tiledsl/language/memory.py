@@ -16,7 +16,7 @@ from tiledsl.frontend.location import error, here
 from tiledsl.frontend.loops import LoopSpec, close_loop, open_loop
 from tiledsl.frontend.promotion import INT32, is_number, slice_dtype
 from tiledsl.frontend.storage import BufferRef, Cell, Element, RegionRef, VectorBufferRef, emit_store
-from tiledsl.frontend.values import Value, index_expr, to_dtype
+from tiledsl.frontend.values import Value, describe, index_expr, to_dtype
 from tiledsl.ir import Alloc, Binary, Buffer, Const, Copy, Expr, Fill, ReducerOp, Region, build
 from tiledsl.ir.walk import free_vars
 from tiledsl.language.operation import hints, not_inside_parallel, operation
@@ -103,7 +103,8 @@ def as_scalar(x: Any, what: str) -> Any:
     """x, which must be a number or a scalar of the kernel."""
     if isinstance(x, Value) or is_number(x):
         return x
-    raise error("not-a-scalar", TileTypeError, f"{what} must be a number or scalar value, got {type(x).__name__} {x!r}")
+    help = getattr(x, "_advice", None)
+    raise error("not-a-scalar", TileTypeError, f"{what} must be a number or scalar value, got {describe(x)}", help=help)
 
 
 @operation
@@ -216,8 +217,9 @@ def as_region(x: Any, what: str) -> Region:
     raise error(
         "not-a-tile",
         TileTypeError,
-        f"{what} must be a buffer or a slice of one, got {type(x).__name__} {x!r}",
-        help=hint,
+        f"{what} must be a buffer or a slice of one, got {describe(x)}",
+        help=hint
+        or "an argument of the kernel is a T.Tensor parameter, and T.alloc_shared or T.alloc_fragment makes a tile",
     )
 
 

@@ -124,7 +124,9 @@ class Signature:
             return None
         seen = _logical(view(x, slot.name, device), buffer.dtype)
         if seen.storage != buffer.dtype.name and seen.storage not in _BYTE_LIKE.get(buffer.dtype.name, ()):
-            raise self._mismatch(slot, seen, guess, _convert_help(slot.name, seen, buffer.dtype))
+            order = f"the arguments are {', '.join(s.name for s in self.inputs)}, in this order"
+            convert = _convert_help(slot.name, seen, buffer.dtype)
+            raise self._mismatch(slot, seen, guess, order if len(seen.shape) != buffer.rank else convert)
         if len(seen.shape) != buffer.rank:
             raise self._mismatch(
                 slot,

@@ -168,6 +168,15 @@ class JITFunction:
             help=help,
         )
 
+    def __get__(self, owner: Any, kind: Any = None) -> JITFunction:
+        if owner is not None and self._names[:1] == ("self",):
+            raise TileTypeError(
+                f"{self.pyfunc.__qualname__} is a method, and tiledsl.jit makes kernels of functions",
+                here(),
+                help="define it outside the class, and pass what it needs of the object",
+            )
+        return self
+
     def __getitem__(self, grid: Any) -> Any:
         raise TileTypeError(
             f"{self.pyfunc.__name__}[...] is not how a kernel is launched here",
@@ -346,8 +355,8 @@ def jit(
     def decorate(f: Any) -> Any:
         if hasattr(f, "function"):  # a @T.prim_func
             return compile(f, out_idx, target)
-        if not callable(f):
-            raise TileTypeError(f"tiledsl.jit decorates functions, got {type(f).__name__}")
+        if not inspect.isfunction(f):
+            raise TileTypeError(f"tiledsl.jit decorates functions, got {type(f).__name__}", here())
         return JITFunction(f, out_idx, target)
 
     return decorate if func is None else decorate(func)

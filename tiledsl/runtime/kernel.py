@@ -11,7 +11,8 @@ from tiledsl import config, ir
 from tiledsl.analysis.evaluate import evaluate
 from tiledsl.backend import Target, load_backend, resolve
 from tiledsl.errors import TileTypeError, TileValueError, suggest
-from tiledsl.frontend.location import here
+from tiledsl.frontend.builder import is_tracing
+from tiledsl.frontend.location import error, here
 from tiledsl.frontend.strictness import refuse
 from tiledsl.ir.walk import walk, writes
 from tiledsl.runtime import program
@@ -139,6 +140,9 @@ class JITKernel:
         )
 
     def _plan(self, asked: str | Target, args: Sequence[Any], outs: Sequence[Any] | None) -> Plan:
+        if is_tracing():
+            what = f"{self.function.name} is a compiled kernel, and cannot run inside another one"
+            raise error("kernel-in-kernel", TileTypeError, what, help="share a function decorated with @T.macro")
         device = next((d for d in map(device_of, args) if d != "cpu"), "cpu")
         target = resolve(asked, device)
         runs_on = "cuda" if target.name == "cuda" else "cpu"

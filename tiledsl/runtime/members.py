@@ -25,8 +25,8 @@ INSTEAD = {
 
 def no_member(what: str, kind: type, name: str) -> NoReturn:
     """Raises the TileAttributeError of `x.name`, for x of that kind."""
-    if name.startswith("_"):
-        raise AttributeError(name)
     known = [n for n in dir(kind) if not n.startswith("_")]
+    if name.startswith("_") or name in known:  # the latter: a property that failed, which Python shows
+        raise AttributeError(name)
     help = INSTEAD.get(name) or suggest(name, known) or f"it has {', '.join(known)}"
     raise TileAttributeError(f"{what} has no .{name}", here(), help=help)
