@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,41 +36,32 @@ class Debugs:
         cond_expr = s.values[0]
         assert isinstance(cond_expr, Expr)
         cond = self.expressions.compile(cond_expr)
+        fail = self._failure(s)
+
+        def check(env: Env, mask: Any) -> Any:
+            bad = np.logical_not(cond(env, mask)) if mask is None else mask & np.logical_not(cond(env, mask))
+            if np.any(bad):
+                lane = tuple(int(i) for i in np.argwhere(bad)[0]) if np.ndim(bad) else None
+                raise fail(env, mask, lane)
+            return mask
+
+        return check
+
+    def _failure(self, s: Debug) -> Callable[[Env, Any, tuple[int, ...] | None], Exception]:
+        """What a condition that does not hold raises. A test that `guard_bounds` put in has its whole message."""
+        loc, report = self.scope.where, self.scope.reporter(TileRuntimeError)
         if s.kind == "bounds":
-            return self._bounds(s, cond)
-        report = self.scope.reporter(TileRuntimeError)
+            shown = [self.expressions.compile(v) for v in s.values[1:] if isinstance(v, Expr)]
+
+            def out_of_range(env: Env, mask: Any, lane: tuple[int, ...] | None) -> Exception:
+                values = [of_lane(v, lane or ()) if np.ndim(v) else v for v in (f(env, mask) for f in shown)]
+                message, *notes, help = s.message.format(*values).split("\n")
+                return TileIndexError(message, loc, tuple(notes), help)
+
+            return out_of_range
         what = "device_assert failed" if s.kind == "assert" else "T.assume does not hold"
         message = f"{what}: {s.message}" if s.message else what
-
-        def check(env: Env, mask: Any) -> Any:
-            c = cond(env, mask)
-            if isinstance(c, np.ndarray):
-                bad = ~c if mask is None else mask & ~c
-                if bad.any():
-                    raise report(env, message, lane=tuple(int(i) for i in np.argwhere(bad)[0]))
-            elif not c:
-                raise report(env, message)
-            return mask
-
-        return check
-
-    def _bounds(self, s: Debug, cond: Fn) -> Fn:
-        """A test that `guard_bounds` put in: its message is whole."""
-        shown = [self.expressions.compile(v) for v in s.values[1:] if isinstance(v, Expr)]
-        loc = self.scope.where
-
-        def check(env: Env, mask: Any) -> Any:
-            bad = np.asarray(
-                np.logical_not(cond(env, mask)) if mask is None else mask & np.logical_not(cond(env, mask))
-            )
-            if bad.any():
-                lane = np.argwhere(bad)[0]
-                values = [v if np.ndim(v) == 0 else of_lane(v, lane) for v in (f(env, mask) for f in shown)]
-                message, *notes, help = s.message.format(*values).split("\n")
-                raise TileIndexError(message, loc, tuple(notes), help)
-            return mask
-
-        return check
+        return lambda env, mask, lane: report(env, message, lane=lane)
 
     def _print(self, s: Debug) -> Fn:
         """One line per call; in T.Parallel one per lane that is on, in row-major order. Threads print what differs
