@@ -241,6 +241,41 @@ def test_sparse_attention_is_dense_attention_over_everything() -> None:
     assert v4.window_slots(np.array([130]), 128, ring=True)[0].tolist() == [t % 128 for t in range(3, 131)]
 
 
+def test_probabilities_are_rounded_for_the_product_and_not_for_the_sum() -> None:
+    """Trap 13. 63 of 64 probabilities, relative to the largest, lie just below halfway between two bfloat16."""
+    q, rows = np.zeros((1, 1, 16), BF16), np.zeros((64, 16), BF16)
+    q[0, 0, 0] = 1
+    rows[:, 1] = 1
+    rows[1:, 0] = -0.6875  # exp(-0.6875) is between 0.5 and 0.50390625: 0.50283
+    scale = 0.6895 / 0.6875  # makes it 0.50183
+    o, lse = v4.sparse_attention(q, rows, np.arange(64, dtype=np.int32)[None], scale=scale, return_lse=True)
+    p = np.exp(-0.6895)
+    assert 0.5 < p < 0.5 + 2.0**-9 and np.isclose(lse[0, 0], np.log(1 + 63 * p), rtol=1e-6)
+    assert float(o[0, 0, 1]) == float(np.array((1 + 63 * 0.5) / (1 + 63 * p), BF16)) < 1
+
+
+def test_prefill_chunks_and_decode_have_the_same_bits() -> None:
+    """All tokens at once over their own entries and their blocks, or one by one with a ring of 128 and more blocks."""
+    rng, tokens, page = np.random.default_rng(6), 150, 8
+    x, q = rng.standard_normal((tokens, 512)).astype(F), rng.standard_normal((tokens, 2, 512)).astype(F).astype(BF16)
+    blocks = rng.standard_normal((tokens // 4, 512)).astype(F)
+    cos, sin = v4.rope_tables(tokens, 10000.0)
+    at, sink = np.arange(tokens, dtype=np.int32), rng.standard_normal(2).astype(F)
+    ring, whole, comp = (np.zeros((20, v4.page_bytes(page)), np.uint8) for _ in range(3))
+    v4.write_entries(x, None, cos, sin, at, at, whole, page)
+    v4.write_entries(blocks, None, cos, sin, at[: len(blocks)] * 4, at[: len(blocks)], comp, page)
+    options: dict[str, Any] = {"page_size": page, "extra": comp, "extra_page_size": page, "sink": sink}
+    lists = v4.block_slots(at, 4)
+    prefill = v4.sparse_attention(q, whole, v4.window_slots(at), extra_slots=lists, **options)
+    cut = v4.sparse_attention(q[70:], whole, v4.window_slots(at[70:]), extra_slots=lists[70:], **options)
+    assert same_bits(cut, prefill[70:])
+    for t in range(tokens):
+        one = slice(t, t + 1)
+        v4.write_entries(x[one], None, cos, sin, at[one], at[one] % 128, ring, page)
+        window, seen = v4.window_slots(at[one], ring=True), v4.block_slots(at[one], 4)
+        assert same_bits(v4.sparse_attention(q[one], ring, window, extra_slots=seen, **options), prefill[one])
+
+
 @pytest.mark.parametrize("sink", [False, True])
 def test_gradients_are_those_of_automatic_differentiation(sink: bool) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")

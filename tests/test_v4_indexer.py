@@ -211,6 +211,21 @@ def test_output(groups: int) -> None:
         assert v4.output_projection(o[:0], a, b, target=target).shape == (0, d)
 
 
+def test_queries_are_normalised_head_by_head() -> None:
+    rng = np.random.default_rng(5)
+    q = (rng.standard_normal((5, 3, 96)) * 4).astype(F).astype(BF16)
+    cos, sin = v4.rope_tables(30, 10000.0)
+    at = np.array([3, 0, 29, 7, 7])
+    wide = q.astype(np.float64)
+    wanted = rounded(wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + 1e-6))
+    a, b, c, s = wanted[..., 32::2].copy(), wanted[..., 33::2].copy(), cos[at][:, None], sin[at][:, None]
+    wanted[..., 32::2], wanted[..., 33::2] = a * c - b * s, b * c + a * s
+    for target in TARGETS:
+        y = v4.prepare_queries(q, cos, sin, at, target=target)
+        np.testing.assert_allclose(y.astype(np.float64), wanted, rtol=2.0**-7, atol=2.0**-7)
+        assert y.dtype == BF16 and same_bits(v4.prepare_queries(q[2:3], cos, sin, at[2:3], target=target), y[2:3])
+
+
 def test_targets_agree() -> None:
     rng = np.random.default_rng(4)
     cos, sin = v4.rope_tables(20, 10000.0)

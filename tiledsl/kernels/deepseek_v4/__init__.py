@@ -34,7 +34,7 @@ from tiledsl.kernels.deepseek_v4.indexer import (
     write_index_keys,
     write_index_keys_kernel,
 )
-from tiledsl.kernels.deepseek_v4.output import inverse_rope, output_projection
+from tiledsl.kernels.deepseek_v4.output import inverse_rope, output_projection, prepare_queries
 from tiledsl.kernels.deepseek_v4.sparse_attention import (
     block_slots,
     sparse_attention,
@@ -69,6 +69,7 @@ __all__ = [
     "inverse_rope",
     "output_projection",
     "page_bytes",
+    "prepare_queries",
     "read_entries",
     "read_entries_kernel",
     "rope_tables",

@@ -190,7 +190,8 @@ def index_queries(q: Any, cos: Any, sin: Any, positions: Any, *, target: Any = N
 def index_logits_kernel(heads: int, page_size: int, out_dtype: DType, threads: int = 128) -> Any:
     """L[t, s] = sum over h of w[t, h] max(q[t, h] . k[s], 0) for s < Visible[t], -inf beyond.
 
-    Twice an e2m1 is a small integer: products of 32 that share scales are exact int32 sums.
+    Twice an e2m1 is a small integer: products of 32 that share scales are exact int32 sums, in any order, so the low
+    halves of their bytes come first and then the high ones, for keys and queries alike.
     """
     M, S, pages, per, sequences = (T.dynamic(s) for s in ("M", "S", "pages", "per", "sequences"))
 
@@ -209,48 +210,66 @@ def index_logits_kernel(heads: int, page_size: int, out_dtype: DType, threads: i
     ):
         with T.Kernel(T.ceildiv(S, KEYS * STEPS), M, threads=threads) as (bx, t):
             q = T.alloc_shared((heads, DIM), T.int8)
-            q_scale = T.alloc_fragment((heads, SCALES), T.float32)
+            q_scale = T.alloc_fragment((SCALES, heads), T.float32)
+            weight = T.alloc_fragment((heads,), T.float32)
             k = T.alloc_shared((KEYS, DIM), T.int8)
             k_scale = T.alloc_fragment((KEYS, SCALES), T.float32)
-            slot = T.alloc_fragment((KEYS,), T.int32)
-            dot = T.alloc_fragment((heads, KEYS), T.int32)
-            score = T.alloc_fragment((heads, KEYS), T.float32)
+            page = T.alloc_fragment((KEYS,), T.int32)
+            entry = T.alloc_fragment((KEYS,), T.int32)
+            dot = T.alloc_fragment((KEYS, heads), T.int32)
+            score = T.alloc_fragment((KEYS, heads), T.float32)
             logit = T.alloc_fragment((KEYS,), T.float32)
-            for h, j in T.Parallel(heads, CODES):
-                pair = T.cast(Q[t, h, j], T.uint32)
-                q[h, 2 * j] = doubled(pair)
-                q[h, 2 * j + 1] = doubled(pair >> 4)
-            for h, b in T.Parallel(heads, SCALES):
-                q_scale[h, b] = T.cast(T.reinterpret(Q[t, h, CODES + b], E8M0), T.float32) * 0.25
+            T.copy(W[t, 0:heads], weight)
+            for b in T.serial(SCALES):
+                for h, j in T.Parallel(heads, 16):
+                    pair = T.cast(Q[t, h, b * 16 + j], T.uint32)
+                    q[h, b * 32 + j] = doubled(pair)
+                    q[h, b * 32 + 16 + j] = doubled(pair >> 4)
+            for b, h in T.Parallel(SCALES, heads):
+                q_scale[b, h] = T.cast(T.reinterpret(Q[t, h, CODES + b], E8M0), T.float32) * 0.25
             for step in T.serial(STEPS):
                 first = (bx * STEPS + step) * KEYS
                 if first < S:
                     if first < Visible[t]:
-                        for c in T.Parallel(KEYS):
-                            at = first + c
-                            page = Table[Sequence[t], at // page_size]
-                            slot[c] = T.if_then_else(at < Visible[t], page * page_size + at % page_size, -1)
-                        for c, j in T.Parallel(KEYS, CODES):
-                            byte = Cache[slot[c] // page_size, slot[c] % page_size * CODES + j]
-                            k[c, 2 * j] = doubled(T.cast(byte, T.uint32))
-                            k[c, 2 * j + 1] = doubled(T.cast(byte, T.uint32) >> 4)
-                        for c, b in T.Parallel(KEYS, SCALES):
-                            code = Cache[slot[c] // page_size, page_size * CODES + slot[c] % page_size * SCALES + b]
-                            k_scale[c, b] = T.cast(T.reinterpret(code, E8M0), T.float32)
+                        if page_size % KEYS == 0:  # a tile is a piece of one page
+                            whole = Table[Sequence[t], first // page_size]
+                            start = first % page_size
+                            for b in T.serial(SCALES):
+                                for c, j in T.Parallel(KEYS, 16):
+                                    byte = T.cast(Cache[whole, (start + c) * CODES + b * 16 + j], T.uint32)
+                                    k[c, b * 32 + j] = doubled(byte)
+                                    k[c, b * 32 + 16 + j] = doubled(byte >> 4)
+                            for c, b in T.Parallel(KEYS, SCALES):
+                                code = Cache[whole, page_size * CODES + (start + c) * SCALES + b]
+                                k_scale[c, b] = T.cast(T.reinterpret(code, E8M0), T.float32)
+                        else:
+                            for c in T.Parallel(KEYS):
+                                at = T.min(first + c, Visible[t] - 1)
+                                page[c] = Table[Sequence[t], at // page_size]
+                                entry[c] = at % page_size
+                            for b in T.serial(SCALES):
+                                for c, j in T.Parallel(KEYS, 16):
+                                    byte = T.cast(Cache[page[c], entry[c] * CODES + b * 16 + j], T.uint32)
+                                    k[c, b * 32 + j] = doubled(byte)
+                                    k[c, b * 32 + 16 + j] = doubled(byte >> 4)
+                            for c, b in T.Parallel(KEYS, SCALES):
+                                code = Cache[page[c], page_size * CODES + entry[c] * SCALES + b]
+                                k_scale[c, b] = T.cast(T.reinterpret(code, E8M0), T.float32)
                         T.clear(score)
                         for b in T.serial(SCALES):
                             T.gemm(
-                                q[:, b * 32 : (b + 1) * 32], k[:, b * 32 : (b + 1) * 32], dot,
+                                k[:, b * 32 : (b + 1) * 32], q[:, b * 32 : (b + 1) * 32], dot,
                                 transpose_B=True, clear_accum=True,
                             )  # fmt: skip
-                            for h, c in T.Parallel(heads, KEYS):
-                                factor = q_scale[h, b] * k_scale[c, b]
-                                score[h, c] = score[h, c] + T.cast(dot[h, c], T.float32) * factor
-                        for h, c in T.Parallel(heads, KEYS):
-                            score[h, c] = W[t, h] * T.max(score[h, c], 0.0)
-                        T.reduce_sum(score, logit, dim=0)
+                            for c, h in T.Parallel(KEYS, heads):
+                                factor = q_scale[b, h] * k_scale[c, b]
+                                score[c, h] = score[c, h] + T.cast(dot[c, h], T.float32) * factor
+                        for c, h in T.Parallel(KEYS, heads):
+                            score[c, h] = weight[h] * T.max(score[c, h], 0.0)
+                        T.reduce_sum(score, logit, dim=1)
                         for c in T.Parallel(KEYS):
-                            L[t, first + c] = T.if_then_else(slot[c] >= 0, logit[c], -T.infinity(T.float32))
+                            seen = first + c < Visible[t]
+                            L[t, first + c] = T.if_then_else(seen, logit[c], -T.infinity(T.float32))
                     else:
                         for c in T.Parallel(KEYS):
                             L[t, first + c] = -T.infinity(T.float32)

@@ -1,4 +1,4 @@
-"""What follows attention: rotation back, and the output projection in groups of heads."""
+"""Around attention: queries normalised and rotated; rotation back, and the output projection in groups of heads."""
 
 from __future__ import annotations
 
@@ -12,9 +12,28 @@ from tiledsl.kernels import arrays
 from tiledsl.kernels.gemm import matmul
 from tiledsl.kernels.grouped_more import masked_grouped_gemm
 from tiledsl.kernels.pointwise import rope
+from tiledsl.kernels.rowwise import rms_norm
 from tiledsl.runtime import allocate
 
-__all__ = ["inverse_rope", "output_projection"]
+__all__ = ["inverse_rope", "output_projection", "prepare_queries"]
+
+
+def prepare_queries(q: Any, cos: Any, sin: Any, positions: Any, *, eps: float = 1e-6, target: Any = None) -> Any:
+    """y = q / sqrt(mean q^2 + eps) over each head, without a weight, then its last elements rotated.
+
+    q          [tokens, heads, dim] bfloat16 or float32; NumPy (ml_dtypes) or torch
+    cos, sin   [positions, half] float32 (rope_tables); the last 2 half elements are rotated, in neighbouring pairs
+    positions  [tokens] int32 or int64
+    target     where to run (default: TILEDSL_TARGET, else auto)
+
+    Returns an array like q; rounded to its dtype after the norm and after the rotation. Raises what rms_norm and rope
+    raise.
+    """
+    arrays.rank("prepare_queries", "q", q, "tokens, heads, dim")
+    y = rms_norm(q, arrays.like_kind(np.ones(q.shape[2], np.float32), q), eps=eps, target=target)
+    tail = y[None, :, :, q.shape[2] - 2 * cos.shape[1] :]
+    rope(tail, cos, sin, positions=positions, interleaved=True, out=tail, target=target)
+    return y
 
 
 def inverse_rope(o: Any, cos: Any, sin: Any, positions: Any, *, target: Any = None) -> Any:

@@ -21,6 +21,7 @@ __all__ = [
     "scaled_gemm_kernel",
     "scaled_grouped_gemm",
     "scaled_masked_gemm",
+    "tile_count",
 ]
 
 OUTPUTS = ("bfloat16", "float32", "float16")
@@ -157,7 +158,7 @@ def _run(
         tiles = tiles_for(target)
         rows_each = room or -(-m // groups)
         block_m = fit_rows(ROWS, rows_each)
-        count = blocks(room, block_m) * groups if room else blocks(m, block_m) + groups - 1
+        count = tile_count(sizes, block_m, room, m)
         form = block_m, forms[per_row], b_dtype, a_scales, as_dtype(b_scale.dtype), result, tiles.threads
         kernel = _scaled_gemm_kernel(*form)
         kernel(
@@ -165,6 +166,15 @@ def _run(
             arrays.dense(arrays.as_int32(sizes)), room, count, out, target=target,
         )  # fmt: skip
     return out
+
+
+def tile_count(sizes: Any, block_m: int, room: int, rows: int) -> int:
+    """How many tiles of rows there are: exactly where the sizes lie on the host, else the most that they can need."""
+    known = arrays.on_host(sizes)
+    if known is not None:
+        return int((-(-known.astype(np.int64) // block_m)).sum())
+    groups = int(sizes.shape[0])
+    return blocks(room, block_m) * groups if room else blocks(rows, block_m) + groups - 1
 
 
 def scaled_gemm(

@@ -17,7 +17,7 @@ from tiledsl.backend import resolve
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.quant.gemm import OUTPUTS, ROWS, check_groups, find_rows
+from tiledsl.kernels.quant.gemm import OUTPUTS, ROWS, check_groups, find_rows, tile_count
 from tiledsl.kernels.quant.scales import E8M0, INPUTS, blocks, choice, fp4_matrix
 from tiledsl.kernels.tiles import PANEL, fit_rows, tiles_for
 from tiledsl.runtime import allocate
@@ -179,6 +179,6 @@ def fp4_grouped_gemm(
         wide = as_dtype("float32") if resolve(target).name in ("llvm", "numba", "numpy") else dtype
         kernel = _fp4_grouped_gemm_kernel(block_m, dtype, result, wide, tiles.threads)
         sizes = arrays.dense(arrays.as_int32(group_sizes))
-        count = blocks(m, block_m) + groups - 1
+        count = tile_count(sizes, block_m, 0, m)
         kernel(arrays.unit_last(a), b.data, b.scale, sizes, count, out, target=target)
     return out
