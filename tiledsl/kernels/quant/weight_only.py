@@ -25,6 +25,7 @@ from tiledsl.runtime import allocate
 __all__ = ["PackedMXFP4", "fp4_grouped_gemm", "fp4_grouped_gemm_kernel", "fp4_prepack", "fp4_prepack_kernel"]
 
 HALF = PANEL // 2
+FEW = 3  # rows of a group that are multiplied one by one: unpacking costs less than passing through a tile
 DOUBLES = 0xC8643210  # twice the sizes of the eight codes: 0, 1, 2, 3, 4, 6, 8, 12
 
 
@@ -117,7 +118,24 @@ def fp4_grouped_gemm_kernel(block_M: int, dtype: DType, out_dtype: DType, wide: 
             total = T.alloc_fragment((block_M, PANEL), T.float32)
             scale = T.alloc_fragment((PANEL,), T.float32)
             group, row, rows = find_rows(sizes, G, 0, by, block_M=block_M)
-            if rows > 0:
+            if rows > 0 and block_M == 1:  # the product's chain written out: codes never leave registers
+                T.clear(total)
+                for k in T.serial(K // 32):
+                    T.copy(A[row, k * 32], A_s)
+                    for j in T.Parallel(HALF):
+                        low = T.alloc_var(T.float32, 0.0)
+                        high = T.alloc_var(T.float32, 0.0)
+                        for i in T.unroll(32):
+                            code = T.cast(W[group, bx, k * 32 + i, j], T.uint32)
+                            low = T.fma(T.cast(A_s[0, i], T.float32), value(code), low)
+                            high = T.fma(T.cast(A_s[0, i], T.float32), value(code >> 4), high)
+                        low = low * (T.cast(S[group, bx, k, j], T.float32) * 0.5)
+                        high = high * (T.cast(S[group, bx, k, j + HALF], T.float32) * 0.5)
+                        total[0, j] = total[0, j] + low
+                        total[0, j + HALF] = total[0, j + HALF] + high
+                for j in T.Parallel(PANEL):
+                    C[row, bx * PANEL + j] = total[0, j]
+            elif rows > 0:
                 T.clear(total)
                 for k in T.Pipelined(K // 32, num_stages=2):
                     T.copy(A[row, k * 32], A_s)
@@ -174,7 +192,9 @@ def fp4_grouped_gemm(
     out = arrays.output(name, out, a, (m, n), result, a=a, data=b.data, scale=b.scale)
     if m and n and groups:
         tiles = tiles_for(target)
-        block_m = fit_rows(ROWS, -(-m // groups))
+        known = arrays.on_host(group_sizes)
+        active = groups if known is None else max(int((known > 0).sum()), 1)
+        block_m = 1 if m <= FEW * active else fit_rows(ROWS, -(-m // active))
         # What CPUs hold as float32 anyway needs no rounding on its way; matrix units want the narrow type.
         wide = as_dtype("float32") if resolve(target).name in ("llvm", "numba", "numpy") else dtype
         kernel = _fp4_grouped_gemm_kernel(block_m, dtype, result, wide, tiles.threads)
