@@ -30,7 +30,7 @@ class Budget(NamedTuple):
 BUDGETS = (
     Budget(
         "floors 0-3, backend, runtime",
-        12000,  # the whole language, thread level included (docs/architecture.md says why not 9,000)
+        14000,  # the whole language, thread level included (docs/architecture.md says why not 9,000)
         (
             "tiledsl/__init__.py",
             "tiledsl/dtypes.py",
@@ -49,7 +49,7 @@ BUDGETS = (
             "tiledsl/runtime",
         ),
     ),
-    Budget("CPU lowering and printers", 5000, ("backends/cpu", "backends/numba_cpu", "backends/llvm_cpu")),
+    Budget("CPU lowering and printers", 5500, ("backends/cpu", "backends/numba_cpu", "backends/llvm_cpu")),
     Budget("SIMT and CUDA", 6000, ("backends/simt", "backends/cuda_nvrtc")),
     Budget("CUDA emulator", 2000, ("backends/cuda_emulator",)),
     *(
