@@ -478,3 +478,30 @@ def test_storage_of_threads_is_printed(capfd: Any) -> None:
     for target in TARGETS:
         made()(np.arange(4, dtype=np.int32), target=target)
         assert capfd.readouterr().out.splitlines() == ["own 20 21 22 23", "own 30 31 32 33"], target
+
+
+def test_what_a_role_agrees_on_is_printed_once(capfd: Any) -> None:
+    """As uniform values of the block are (language.md 0.3), also where the threads that are there are no neighbours."""
+
+    @tiledsl.jit
+    def made():
+        @T.prim_func
+        def main(A: T.Tensor((4,), "int32")):
+            with T.Kernel(1, threads=8):
+                tid = T.get_thread_binding()
+                count = T.alloc_var("int32", 1)
+                if tid < 4:
+                    T.print(A[0], msg="role")
+                    count += 1
+                    T.sync_threads(1, 4)
+                    T.print(count, msg="count")
+                if tid % 3 == 1:
+                    T.print(A[2], msg="some")
+                if tid > 100:
+                    T.print(A[3], msg="nobody")
+
+        return main
+
+    for target in ("numpy:exact", "numba", "llvm"):
+        made()(np.arange(4, dtype=np.int32), target=target)
+        assert capfd.readouterr().out.splitlines() == ["role 0", "count 2", "some 2"], target

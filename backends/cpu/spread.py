@@ -101,7 +101,7 @@ class Spreader(Writer):
                 if not self.differs(s) and (private or not divergent):
                     return True
             elif isinstance(s, ir.Debug):
-                if s.kind != "assume" and not divergent and not self.differs(s):
+                if s.kind != "assume" and not self.differs(s):
                     return True
             elif isinstance(s, ir.Alloc):
                 if s.buffer.root.scope not in PRIVATE:
@@ -156,7 +156,7 @@ class Spreader(Writer):
     def _effect(self, s: ir.Store | ir.Atomic | ir.ReducerOp | ir.Debug) -> None:
         if isinstance(s, ir.Atomic) and s.op == "arrive":
             self._arrive(s)
-        elif self.differs(s) or (self.some_threads and not _of_role(s)):
+        elif self.differs(s) or (self.some_threads and not _once(s)):
             self.level.pending.append(s)
         elif isinstance(s, ir.Debug) and s.kind == "assume":
             self.level.out.append(s)
@@ -532,9 +532,9 @@ class _OfThread(Rewriter):
         return ne(found, 0) if e.dtype.is_bool else found
 
 
-def _of_role(s: ir.Stmt) -> bool:
-    """A variable that is the same for all who look at it: one of the block."""
-    return isinstance(s, ir.Store) and s.buffer.root.scope in PRIVATE
+def _once(s: ir.Stmt) -> bool:
+    """Done once by whoever is here: a store to a variable that is the same for all who look at it, and output."""
+    return isinstance(s, ir.Debug) or (isinstance(s, ir.Store) and s.buffer.root.scope in PRIVATE)
 
 
 def _without(s: ir.If, cond: ir.Expr) -> tuple[ir.Stmt, ...]:

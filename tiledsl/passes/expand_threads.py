@@ -47,7 +47,7 @@ from tiledsl.ir import (
     build,
 )
 from tiledsl.ir.arithmetic import combining, identity
-from tiledsl.ir.walk import bound_in, map_kernels, walk
+from tiledsl.ir.walk import bound_in, map_kernels, walk, writes
 from tiledsl.passes.expand_moves import MoveWriter
 from tiledsl.passes.split_roles import split_roles
 
@@ -81,6 +81,7 @@ def thread_number(kernel: Kernel) -> tuple[Expr, Expr]:
 class _Writer(MoveWriter):
     kernel: Kernel
     found: Varying
+    own: set[Buffer]
 
     def run(self, function: Function) -> Function:
         def one(kernel: Kernel) -> Kernel:
@@ -88,6 +89,7 @@ class _Writer(MoveWriter):
                 return kernel
             kernel = split_roles(kernel)
             self.kernel, self.found = kernel, varying(kernel.body, kernel.thread_vars, kernel.threads)
+            self.own = varying(kernel.body, kernel.thread_vars).buffers
             self.facts = kernel_facts(function, kernel)
             return self.shared(kernel, body=self.visit_block(kernel.body))
 
@@ -98,13 +100,16 @@ class _Writer(MoveWriter):
             return self._rounds(s) if self._looks(s) else s
         if isinstance(s, Debug):
             return s.replace(values=tuple(x for v in s.values for x in self._shown(v)))
-        if not isinstance(s, (Copy, Fill, Reduce, Scan, Gemm)) or not self.found.expr(s.replace(participants=None)):
+        if not isinstance(s, (Copy, Fill, Reduce, Scan, Gemm)):
+            return s
+        own = self.own.intersection(b.root for b in writes(s))  # each thread's, though they may agree on what it holds
+        if not own and not self.found.expr(s.replace(participants=None)):
             return s
         if isinstance(s, (Copy, Fill)):
             written = super().stmt(s)
             return tuple(_serial(x) for x in (written if isinstance(written, tuple) else (written,)))
         if isinstance(s, Gemm):
-            if not self.found.expr(Fill(s.c, s.clear)):
+            if not own and not self.found.expr(Fill(s.c, s.clear)):
                 raise TileTypeError(
                     "T.gemm: each thread has operands of its own, but all would add to one C",
                     s.loc,
