@@ -222,3 +222,19 @@ def test_kernels_of_addresses_are_measured_here(tmp_path: Path) -> None:
     a = np.arange(8, dtype=np.float32)
     found = tune(make, [{"n": 8}], inputs=lambda k: [np.array([a.ctypes.data])], store=Store(tmp_path), rep=1)
     assert np.array_equal(found.kernel(np.array([a.ctypes.data])), a) and not found.failures
+
+
+def test_arrays_of_a_device_are_measured_here(tmp_path: Path) -> None:
+    """As far as it goes without one: the error is that of a call in this process."""
+
+    class OnDevice:
+        shape, dtype = (33,), "float32"
+
+        def __dlpack__(self, **_: Any) -> Any:
+            raise BufferError("device memory")
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return (4, 0)
+
+    with pytest.raises(TileRuntimeError, match="lies on opencl, and the kernel runs on cpu"):
+        tune(scaled, {"block": [8, 16]}, args=(33,), inputs=lambda k: [OnDevice()], store=Store(tmp_path), workers=2)

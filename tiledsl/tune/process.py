@@ -28,10 +28,17 @@ from tiledsl.dtypes import DType, as_dtype
 from tiledsl.runtime import JITKernel, as_numpy, is_array
 from tiledsl.tune.worker import Job, Memory
 
-__all__ = ["Worker", "arguments", "portable"]
+__all__ = ["Elsewhere", "Worker", "arguments", "portable"]
 
 _CHILD = "from tiledsl.tune.worker import main; main()"
 _PACKAGE = str(Path(__file__).parents[2])
+
+
+_UNREADABLE = (AttributeError, BufferError, RuntimeError, TypeError, ValueError)
+
+
+class Elsewhere(Exception):
+    """An argument lies where workers cannot get at it."""
 
 
 def portable(kernel: Any) -> JITKernel | None:
@@ -63,13 +70,16 @@ def _memory() -> str | None:
 
 
 def _array(x: Any, wanted: DType) -> np.ndarray[Any, Any]:
-    """An array argument as NumPy's, with its own type, right or wrong."""
+    """An array argument as NumPy's, with its own type, right or wrong. Raises Elsewhere where this process cannot read
+    its memory, as a GPU's."""
     if isinstance(x, np.ndarray):
         return x
-    try:
+    with contextlib.suppress(*_UNREADABLE):
         return as_numpy(x, as_dtype(x.dtype))
-    except (AttributeError, TypeError):  # a type that only its own library knows
+    try:  # a type that only its own library knows
         return as_numpy(x, wanted)
+    except _UNREADABLE as e:
+        raise Elsewhere(str(e)) from None
 
 
 def _put(x: np.ndarray[Any, Any], file: str) -> Memory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 from tiledsl import backend
 from tiledsl import config as knobs
 from tiledsl.errors import TileError, TileRuntimeError, TileValueError
-from tiledsl.tune.process import Worker, arguments, portable
+from tiledsl.tune.process import Elsewhere, Worker, arguments, portable
 from tiledsl.tune.store import Store, key_of
 from tiledsl.tune.worker import Job, measured
 
@@ -76,7 +77,8 @@ def tune(
 
     Kernels are traced here, and compiled, run and measured in processes of their own, which get the kernel's IR and
     copies of the inputs: a configuration that crashes or hangs is a failed one. Compiling is done ahead in all workers,
-    measuring in one of them alone. Kernels that get addresses (T.ptr), and callables that are no kernels, run here.
+    measuring in one of them alone. Kernels that get addresses (T.ptr) or arrays of a GPU run here, and so do callables
+    that are no kernels.
 
     inputs      kernel -> the arguments to call it with; asked more than once, so the caller keeps large ones
     check       (kernel, arguments) -> None, called here when the kernel has run elsewhere; an exception refuses it
@@ -160,9 +162,10 @@ class _Bench:
         def compile(kernel: Any, given: Sequence[Any]) -> None:
             worker = idle.pop()
             try:
-                answer = self._elsewhere(worker, kernel, given, None, None)
-                if "error" in answer:
-                    self.failed[id(kernel)] = answer["error"]
+                with contextlib.suppress(Elsewhere):
+                    answer = self._elsewhere(worker, kernel, given, None, None)
+                    if "error" in answer:
+                        self.failed[id(kernel)] = answer["error"]
             finally:
                 idle.append(worker)
                 room.release()
@@ -208,10 +211,11 @@ class _Bench:
     def _measure(self, kernel: Any, given: Sequence[Any], limit: float | None) -> tuple[float, str | None]:
         if id(kernel) in self.failed:
             return 0.0, self.failed[id(kernel)]
-        if not self.crew or portable(kernel) is None:
-            return measured(lambda: kernel(*given), self.spend, limit), None
-        answer = self._elsewhere(self.crew[0], kernel, given, self.spend, limit)
-        return answer.get("latency", 0.0), answer.get("error")
+        if self.crew and portable(kernel) is not None:
+            with contextlib.suppress(Elsewhere):
+                answer = self._elsewhere(self.crew[0], kernel, given, self.spend, limit)
+                return answer.get("latency", 0.0), answer.get("error")
+        return measured(lambda: kernel(*given), self.spend, limit), None
 
     def _elsewhere(
         self, worker: Worker, kernel: Any, given: Sequence[Any], spend: tuple[float, float] | None, limit: float | None
