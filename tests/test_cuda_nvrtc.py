@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import registry_low_precision  # noqa: F401  (adds to the registry)
 from cuda_text_support import CASES, source
+from kernels_registry import KERNELS
 
 import tiledsl
 import tiledsl.language as T
@@ -18,6 +20,8 @@ from tiledsl.backend import Artifact, Entry, Target, Workspace, load_backend
 from tiledsl.backends.cuda_nvrtc import compile as nvrtc
 from tiledsl.backends.cuda_nvrtc.driver import Driver, driver_problem
 from tiledsl.backends.cuda_nvrtc.function import CudaFunction, stream_handle
+from tiledsl.backends.simt.launching import joined
+from tiledsl.backends.simt.lower import lower
 from tiledsl.dtypes import as_dtype
 from tiledsl.errors import InternalError, TileError, TileRuntimeError, TileTypeError, TileValueError
 from tiledsl.runtime.views import allocate, view
@@ -48,6 +52,17 @@ def test_hand_written_kernels_compile(name: str, arch: str) -> None:
     assert made.cubin[:4] == b"\x7fELF" and not made.warnings
     assert (used.stack, used.spill_stores, used.spill_loads) == (0, 0, 0)
     assert 0 < used.registers * 256 <= 65536
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_of_the_language_compile(name: str) -> None:
+    """The same text as on the emulator: accepted for every architecture, in registers, without remarks of ptxas."""
+    for arch in ("sm_80", "sm_90a", "sm_120a"):
+        made = nvrtc.compile_text(joined(lower(KERNELS[name].kernel().function, arch)), arch)
+        assert made.kernels and not made.warnings
+        for used in made.kernels.values():
+            assert (used.stack, used.spill_stores) == (0, 0)
 
 
 @needs_nvrtc
@@ -200,11 +215,10 @@ class FakeDriver:
 
 def artifact(**changes: Any) -> Artifact:
     """The kernel `scaled` for sm_90a, with another size of shared memory, waits or parameters where asked."""
-    from tiledsl.runtime.program import lower
+    from tiledsl.runtime import program
 
     target = Target("cuda", "sm_90a")
-    function = lower(scaled().function, target)
-    made = load_backend("cuda").emit(function, target)
+    made = load_backend("cuda").emit(program.lower(scaled().function, target), target)
     kernel = {**made.meta["kernels"][0], **{k: v for k, v in changes.items() if k in ("shared", "params")}}
     entry = made.entries[0]
     grid = tuple(ir.Const(n, as_dtype("int32")) for n in changes.get("grid", ())) or entry.grid
