@@ -204,6 +204,12 @@ def test_layer(packed: bool) -> None:
         assert error.max() <= 0.02 * np.abs(wanted).max() and np.median(error) <= 2.0**-8 * np.abs(wanted).max()
         unclamped = moe.moe_forward(x, p["gate"], p["experts"], 2, target=target, **{**options, "limit": None})
         assert np.abs(unclamped.astype(np.float64) - wanted).max() > 10 * error.max()
+        if not packed:
+            e = p["experts"]
+            ahead = moe.Experts(
+                quant.fp4_prepack(e.gate_up, e.gate_up_scale), quant.fp4_prepack(e.down, e.down_scale), cast=True
+            )
+            assert same_bits(moe.moe_forward(x, p["gate"], ahead, 2, target=target, **options), y)
         for t in (0, 16):
             one = moe.moe_forward(x[t : t + 1], p["gate"], p["experts"], 2, target=target, **options)
             assert same_bits(one, y[t : t + 1])

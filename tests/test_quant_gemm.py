@@ -136,6 +136,28 @@ def test_weight_only(sizes: list[int], n: int, k: int, dtype: Any, seed: int) ->
         assert quant.fp4_grouped_gemm(a, packed, np.array(sizes), target=target).dtype == dtype
 
 
+@settings(max_examples=6)
+@given(
+    sizes=st.lists(st.sampled_from([0, 1, 5, 33]), min_size=1, max_size=3),
+    n=st.sampled_from([1, 130]),
+    fine=st.booleans(),
+    e8m0=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_packed_weights_by_fp8_have_the_bits_of_unpacked_ones(
+    sizes: list[int], n: int, fine: bool, e8m0: bool, seed: int
+) -> None:
+    rng, groups, k = np.random.default_rng(seed), len(sizes), 160
+    qa, sa = fp8_cast(loud(rng, (sum(sizes) + 2, k), spread=4), 1, 32 if fine else 128, e8m0=e8m0)
+    qb, sb = fp4_cast(loud(rng, (groups * n, k), spread=6))
+    qb, sb = qb.reshape(groups, n, -1), sb.reshape(groups, n, -1)
+    for target in TARGETS:
+        packed, out = quant.fp4_prepack(qb, sb, target=target), [np.full((len(qa), n), 7, F) for _ in range(2)]
+        quant.fp4_grouped_gemm(qa, packed, np.array(sizes), a_scale=sa, out=out[0], target=target)
+        quant.scaled_grouped_gemm(qa, sa, qb, sb, np.array(sizes), out=out[1], target=target)
+        assert same_bits(*out)
+
+
 def test_packed_format_is_what_the_docstring_says() -> None:
     rng = np.random.default_rng(0)
     q = rng.integers(0, 256, (2, 70, 32)).astype(np.uint8)
@@ -223,6 +245,11 @@ def test_arguments_are_checked() -> None:
             lambda: quant.scaled_masked_gemm(qa[None], sa[None], qb[None], sb[None], np.array([-1])),
             TileValueError,
             "-1",
+        ),
+        (
+            lambda: quant.fp4_grouped_gemm(qa, packed, np.array([4]), a_scale=ones[:, :3]),
+            TileTypeError,
+            "32 or 128 col",
         ),
         (lambda: quant.fp4_grouped_gemm(ones, fb, np.array([4])), TileTypeError, "expected what fp4_prepack"),
         (lambda: quant.fp4_grouped_gemm(ones[:, :32], packed, np.array([4])), TileTypeError, "inner sizes differ"),

@@ -29,7 +29,8 @@ class Experts:
 
     - quantised: gate_up [experts, 2 n, d] and down [experts, d, n], FP8 or MXFP4, with their scales as in scaled_gemm;
       activations are then cast to FP8 with e8m0 scales per 128 columns;
-    - packed: gate_up and down are PackedMXFP4 (fp4_prepack) and have no scales here; activations stay bfloat16.
+    - packed: gate_up and down are PackedMXFP4 (fp4_prepack) and have no scales here; activations stay bfloat16, or
+      with cast=True are cast to FP8 as above, with the same bits as unpacked MXFP4.
 
     The first n rows of gate_up make the gate, the others up.
     """
@@ -38,6 +39,7 @@ class Experts:
     down: Any
     gate_up_scale: Any = None
     down_scale: Any = None
+    cast: bool = False
 
 
 def feed_forward(
@@ -57,7 +59,8 @@ def feed_forward(
     Returns [rows, d] bfloat16; products are rounded to bfloat16. Raises what its parts raise.
     """
     at: dict[str, Any] = {"target": target}
-    if isinstance(experts.gate_up, PackedMXFP4):
+    packed = isinstance(experts.gate_up, PackedMXFP4)
+    if packed and not experts.cast:
         rows = x if mapping is None else expand(x, mapping, **at)
         hidden = fp4_grouped_gemm(rows, experts.gate_up, sizes, **at)
         hidden = swiglu_cast(hidden, weights, limit=limit, block=None, **at)
@@ -65,9 +68,15 @@ def feed_forward(
     q, scale = per_token_cast(x, scale_dtype="float8_e8m0fnu", **at)
     if mapping is not None:
         q, scale = expand(q, mapping, **at), expand(scale, mapping, **at)
-    hidden = scaled_grouped_gemm(q, scale, experts.gate_up, experts.gate_up_scale, sizes, **at)
+
+    def product(q: Any, scale: Any, w: Any, w_scale: Any) -> Any:
+        if packed:
+            return fp4_grouped_gemm(q, w, sizes, a_scale=scale, **at)
+        return scaled_grouped_gemm(q, scale, w, w_scale, sizes, **at)
+
+    hidden = product(q, scale, experts.gate_up, experts.gate_up_scale)
     q, scale = swiglu_cast(hidden, weights, limit=limit, scale_dtype="float8_e8m0fnu", **at)
-    return scaled_grouped_gemm(q, scale, experts.down, experts.down_scale, sizes, **at)
+    return product(q, scale, experts.down, experts.down_scale)
 
 
 def moe_forward(

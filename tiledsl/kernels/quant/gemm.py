@@ -17,6 +17,7 @@ from tiledsl.kernels.tiles import fit_rows, tiles_for
 __all__ = [
     "check_groups",
     "find_rows",
+    "row_block",
     "scaled_gemm",
     "scaled_gemm_kernel",
     "scaled_grouped_gemm",
@@ -132,6 +133,19 @@ def _weights(name: str, b: Any, b_scale: Any) -> tuple[DType, int, int, int]:
     return given, groups, n, k
 
 
+def row_block(name: str, a: Any, a_scale: Any, allowed: tuple[int, ...]) -> int:
+    """How many columns of a share a scale. Raises TileTypeError unless a_scale has one per row and so many columns."""
+    m, k = (int(n) for n in a.shape)
+    forms = {blocks(k, block): block for block in allowed}
+    rows, per_row = arrays.rank(name, "a_scale", a_scale, "rows, blocks")
+    if rows != m or per_row not in forms:
+        raise TileTypeError(
+            f"{name}: {arrays.describe(a=a, a_scale=a_scale)} do not fit",
+            help=f"a has a scale per row and {' or '.join(map(str, sorted(forms.values())))} columns",
+        )
+    return forms[per_row]
+
+
 def _run(
     name: str, a: Any, a_scale: Any, b: Any, b_scale: Any, sizes: Any, room: int, out_dtype: Any, out: Any, target: Any
 ) -> Any:
@@ -145,13 +159,7 @@ def _run(
             f"{name}: inner sizes differ: {arrays.describe(a=a, b=b)}",
             help="a is [.., k] and b is [.., n, k], MXFP4 [.., n, k / 2]",
         )
-    forms = {blocks(k, block): block for block in ((32, 128) if b_dtype.is_packed else (128,))}
-    rows, per_row = arrays.rank(name, "a_scale", a_scale, "rows, blocks")
-    if rows != m or per_row not in forms:
-        raise TileTypeError(
-            f"{name}: {arrays.describe(a=a, a_scale=a_scale)} do not fit",
-            help=f"a has a scale per row and {' or '.join(map(str, sorted(forms.values())))} columns",
-        )
+    a_block = row_block(name, a, a_scale, (32, 128) if b_dtype.is_packed else (128,))
     result = choice(name, "out_dtype", out_dtype if out is None else out.dtype, OUTPUTS)
     out = arrays.output(name, out, a, (m, n), result, a=a, a_scale=a_scale, b=b, b_scale=b_scale)
     if m and n and groups:
@@ -159,7 +167,7 @@ def _run(
         rows_each = room or -(-m // groups)
         block_m = fit_rows(ROWS, rows_each)
         count = tile_count(sizes, block_m, room, m)
-        form = block_m, forms[per_row], b_dtype, a_scales, as_dtype(b_scale.dtype), result, tiles.threads
+        form = block_m, a_block, b_dtype, a_scales, as_dtype(b_scale.dtype), result, tiles.threads
         kernel = _scaled_gemm_kernel(*form)
         kernel(
             arrays.unit_last(a), arrays.dense(a_scale), arrays.dense(b), arrays.dense(b_scale),

@@ -1,4 +1,4 @@
-"""Grouped product of bfloat16 activations with MXFP4 weights packed ahead: what decoding a mixture of experts reads.
+"""Grouped product with MXFP4 weights packed ahead: what decoding a mixture of experts reads.
 
 The format is public. Panel p of a group holds the columns n = 64 p ... 64 p + 63 of weights [n, k]: data
 [groups, panels, k, 32] uint8, byte j of row k holding the codes of columns 64 p + j (low half) and 64 p + 32 + j
@@ -17,8 +17,8 @@ from tiledsl.backend import resolve
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.quant.gemm import OUTPUTS, ROWS, check_groups, find_rows, tile_count
-from tiledsl.kernels.quant.scales import E8M0, INPUTS, blocks, choice, fp4_matrix
+from tiledsl.kernels.quant.gemm import OUTPUTS, ROWS, check_groups, find_rows, row_block, tile_count
+from tiledsl.kernels.quant.scales import E4M3, E8M0, INPUTS, SCALES, blocks, choice, fp4_matrix
 from tiledsl.kernels.tiles import PANEL, fit_rows, tiles_for
 from tiledsl.runtime import allocate
 
@@ -90,12 +90,15 @@ def fp4_prepack(q: Any, scale: Any, *, target: Any = None) -> PackedMXFP4:
 
 
 @tiledsl.jit
-def fp4_grouped_gemm_kernel(block_M: int, dtype: DType, out_dtype: DType, wide: DType, threads: int = 128) -> Any:
-    """C[rows of g] = sum over blocks of 32 of K of (A W[g]^T of the block) * S[g]; tiles are held as `wide`, which
-    holds every operand exactly."""
+def fp4_grouped_gemm_kernel(
+    block_M: int, dtype: DType, out_dtype: DType, wide: DType, a_scale_dtype: DType, a_block: int, threads: int = 128
+) -> Any:
+    """C[rows of g] = sum over blocks of 32 of K of (A W[g]^T of the block) * S[g], or * (SA * S[g]) where a_block
+    columns of A share a scale (a_block 0: none); tiles are held as `wide`, which holds every operand exactly."""
     M, N, K, G = T.dynamic("M"), T.dynamic("N"), T.dynamic("K"), T.dynamic("G")
     panels = T.dynamic("panels")
     lda, ldc = T.dynamic("lda", "int64"), T.dynamic("ldc", "int64")
+    a_blocks = T.ceildiv(K, a_block) if a_block else 1
 
     def value(code: Any) -> Any:
         """Twice the e2m1 of the low four bits, as float32: a table of nibbles in a word, and the sign's bit."""
@@ -105,6 +108,7 @@ def fp4_grouped_gemm_kernel(block_M: int, dtype: DType, out_dtype: DType, wide: 
     @T.prim_func
     def fp4_grouped_gemm(
         A: T.StridedTensor((M, K), (lda, 1), dtype),
+        SA: T.Tensor((M, a_blocks), a_scale_dtype),
         W: T.Tensor((G, panels, K, HALF), T.uint8),
         S: T.Tensor((G, panels, K // 32, PANEL), E8M0),
         sizes: T.Tensor((G,), T.int32),
@@ -117,6 +121,7 @@ def fp4_grouped_gemm_kernel(block_M: int, dtype: DType, out_dtype: DType, wide: 
             part = T.alloc_fragment((block_M, PANEL), T.float32)
             total = T.alloc_fragment((block_M, PANEL), T.float32)
             scale = T.alloc_fragment((PANEL,), T.float32)
+            sa = T.alloc_fragment((block_M,), T.float32)
             group, row, rows = find_rows(sizes, G, 0, by, block_M=block_M)
             if rows > 0 and block_M == 1:  # the product's chain written out: codes never leave registers
                 T.clear(total)
@@ -129,10 +134,15 @@ def fp4_grouped_gemm_kernel(block_M: int, dtype: DType, out_dtype: DType, wide: 
                             code = T.cast(W[group, bx, k * 32 + i, j], T.uint32)
                             low = T.fma(T.cast(A_s[0, i], T.float32), value(code), low)
                             high = T.fma(T.cast(A_s[0, i], T.float32), value(code >> 4), high)
-                        low = low * (T.cast(S[group, bx, k, j], T.float32) * 0.5)
-                        high = high * (T.cast(S[group, bx, k, j + HALF], T.float32) * 0.5)
-                        total[0, j] = total[0, j] + low
-                        total[0, j + HALF] = total[0, j + HALF] + high
+                        low_scale = T.cast(S[group, bx, k, j], T.float32) * 0.5
+                        high_scale = T.cast(S[group, bx, k, j + HALF], T.float32) * 0.5
+                        if a_block:
+                            by_row = T.cast(SA[row, k * 32 // a_block], T.float32)
+                            total[0, j] = total[0, j] + low * (by_row * low_scale)
+                            total[0, j + HALF] = total[0, j + HALF] + high * (by_row * high_scale)
+                        else:
+                            total[0, j] = total[0, j] + low * low_scale
+                            total[0, j + HALF] = total[0, j + HALF] + high * high_scale
                 for j in T.Parallel(PANEL):
                     C[row, bx * PANEL + j] = total[0, j]
             elif rows > 0:
@@ -146,8 +156,14 @@ def fp4_grouped_gemm_kernel(block_M: int, dtype: DType, out_dtype: DType, wide: 
                     T.gemm(A_s, W_s, part, clear_accum=True)
                     for j in T.Parallel(PANEL):
                         scale[j] = T.cast(S[group, bx, k, j], T.float32) * 0.5
-                    for i, j in T.Parallel(block_M, PANEL):
-                        total[i, j] = total[i, j] + part[i, j] * scale[j]
+                    if a_block:
+                        for i in T.Parallel(block_M):
+                            sa[i] = T.cast(SA[row + i, k * 32 // a_block], T.float32)
+                        for i, j in T.Parallel(block_M, PANEL):
+                            total[i, j] = total[i, j] + part[i, j] * (sa[i] * scale[j])
+                    else:
+                        for i, j in T.Parallel(block_M, PANEL):
+                            total[i, j] = total[i, j] + part[i, j] * scale[j]
                 for i, j in T.Parallel(block_M, PANEL):
                     if i < rows:
                         C[row + i, bx * PANEL + j] = total[i, j]
@@ -159,15 +175,24 @@ _fp4_grouped_gemm_kernel = cache(fp4_grouped_gemm_kernel)
 
 
 def fp4_grouped_gemm(
-    a: Any, b: PackedMXFP4, group_sizes: Any, *, out_dtype: Any = None, out: Any = None, target: Any = None
+    a: Any,
+    b: PackedMXFP4,
+    group_sizes: Any,
+    *,
+    a_scale: Any = None,
+    out_dtype: Any = None,
+    out: Any = None,
+    target: Any = None,
 ) -> Any:
     """c[i, :] = a[i, :] @ (values of b[g(i)])^T, group g owning group_sizes[g] consecutive rows: weights are
-    unpacked while they are multiplied, activations are not quantised.
+    unpacked while they are multiplied; activations are not quantised, or FP8 with scales.
 
-    a            [rows, k] bfloat16, float16 or float32; NumPy (ml_dtypes) or torch
+    a            [rows, k] bfloat16, float16 or float32; NumPy (ml_dtypes) or torch; with a_scale float8_e4m3fn
+    a_scale      [rows, ceil(k / 128)] or [rows, k / 32] float32 or float8_e8m0fnu: then the bits are those of
+                 scaled_grouped_gemm with the weights as they were before packing
     b            a PackedMXFP4 (fp4_prepack) of weights [groups, n, k]
     group_sizes  [groups] int32 or int64, zeros allowed; NumPy, or of the kind of a
-    out_dtype    "bfloat16", "float32" or "float16"; default: the dtype of a
+    out_dtype    "bfloat16", "float32" or "float16"; default: the dtype of a, bfloat16 for FP8
     out          array [rows, n] that receives the result
     target       where to run (default: TILEDSL_TARGET, else auto)
 
@@ -182,12 +207,15 @@ def fp4_grouped_gemm(
     name = "fp4_grouped_gemm"
     if not isinstance(b, PackedMXFP4):
         raise TileTypeError(f"{name}: b is {type(b).__name__}, expected what fp4_prepack returns")
-    dtype = arrays.dtype_of(name, "a", a, INPUTS)
+    dtype = arrays.dtype_of(name, "a", a, INPUTS if a_scale is None else (E4M3,))
     (m, k), (groups, n, k_b) = arrays.rank(name, "a", a, "rows, k"), b.shape
     if k != k_b:
         raise TileTypeError(f"{name}: inner sizes differ: {arrays.describe(a=a)}, b is {b!r}")
     check_groups(name, group_sizes, a, b.data)
-    asked = out.dtype if out is not None else dtype if out_dtype is None else out_dtype
+    a_scales, a_block = as_dtype("float32"), 0
+    if a_scale is not None:
+        a_scales, a_block = arrays.dtype_of(name, "a_scale", a_scale, SCALES), row_block(name, a, a_scale, (32, 128))
+    asked = out.dtype if out is not None else out_dtype or (dtype if a_scale is None else "bfloat16")
     result = choice(name, "out_dtype", asked, OUTPUTS)
     out = arrays.output(name, out, a, (m, n), result, a=a, data=b.data, scale=b.scale)
     if m and n and groups:
@@ -197,8 +225,9 @@ def fp4_grouped_gemm(
         block_m = 1 if m <= FEW * active else fit_rows(ROWS, -(-m // active))
         # What CPUs hold as float32 anyway needs no rounding on its way; matrix units want the narrow type.
         wide = as_dtype("float32") if resolve(target).name in ("llvm", "numba", "numpy") else dtype
-        kernel = _fp4_grouped_gemm_kernel(block_m, dtype, result, wide, tiles.threads)
+        kernel = _fp4_grouped_gemm_kernel(block_m, dtype, result, wide, a_scales, a_block, tiles.threads)
+        rows = None if a_scale is None else arrays.dense(a_scale)
         sizes = arrays.dense(arrays.as_int32(group_sizes))
         count = tile_count(sizes, block_m, 0, m)
-        kernel(arrays.unit_last(a), b.data, b.scale, sizes, count, out, target=target)
+        kernel(arrays.unit_last(a), rows, b.data, b.scale, sizes, count, out, target=target)
     return out
