@@ -13,10 +13,9 @@ from .abi import SimtKernel, SimtProgram
 from .names import unique
 from .pipeline import simt_pipeline
 from .printer import print_kernel
+from .shared import shared_limit
 
 __all__ = ["lower"]
-
-_SHARED_LIMITS = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_103": 227, "sm_120": 99}
 
 
 def lower(function: ir.Function, arch: str = "") -> SimtProgram:
@@ -42,8 +41,8 @@ def lower(function: ir.Function, arch: str = "") -> SimtProgram:
 
 
 def _fits(kernel: ir.Kernel, made: SimtKernel, arch: str) -> None:
-    limit = _SHARED_LIMITS.get(arch.rstrip("af"), 227)
-    if made.shared_bytes > limit * 1024:
+    limit = shared_limit(arch)
+    if made.shared_bytes > limit:
         tiles = [
             f"{s.buffer.name} {'x'.join(map(str, s.buffer.const_shape or ()))} {s.buffer.dtype}"
             for s in kernel.body
@@ -51,7 +50,7 @@ def _fits(kernel: ir.Kernel, made: SimtKernel, arch: str) -> None:
         ]
         raise TileNotImplementedError(
             f"the tiles of {kernel.name} take {made.shared_bytes} bytes of shared memory, {arch or 'the GPU'} has "
-            f"{limit * 1024} per block: {', '.join(tiles)}",
+            f"{limit} per block: {', '.join(tiles)}",
             kernel.loc,
             help="use smaller tiles",
         )

@@ -9,9 +9,15 @@ from tiledsl.ir.walk import walk
 
 from .names import ELEMENT_BYTES
 
-__all__ = ["row_swizzle", "shared_offsets", "swizzles"]
+__all__ = ["row_swizzle", "shared_limit", "shared_offsets", "swizzles"]
 
+_KILOBYTES = {"sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
 _ALIGNMENT = 128  # bytes: a vector access, a row of banks and a swizzle's period start evenly
+
+
+def shared_limit(arch: str) -> int:
+    """Bytes of shared memory that a block may have."""
+    return _KILOBYTES.get(arch.rstrip("af"), 227) * 1024
 
 
 def shared_offsets(kernel: ir.Kernel, bytewise: set[ir.Buffer]) -> tuple[dict[ir.Buffer, int], int]:

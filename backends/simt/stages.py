@@ -19,14 +19,14 @@ from tiledsl.analysis.effects import effects
 from tiledsl.analysis.uniformity import varying
 from tiledsl.ir import build
 from tiledsl.ir.build import is_const
-from tiledsl.ir.walk import Rewriter, map_kernels, substitute, walk, writes
+from tiledsl.ir.walk import Rewriter, loads_of, map_kernels, substitute, walk, writes
 
+from .shared import shared_limit
 from .vectors import copied_rows
 
 __all__ = ["ASYNC", "PipelineLoops"]
 
 ASYNC = "async"  # annotation of nests whose tiles are guarded by waits and barriers of their own
-_SHARED_BYTES = 96 * 1024  # versions stop being made beyond this
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class PipelineLoops:
         digits = "".join(c for c in self.arch if c.isdigit())
         if not digits or int(digits) < 80:
             return function
-        return map_kernels(_kernel, function)
+        return map_kernels(lambda k: _kernel(k, shared_limit(self.arch)), function)
 
 
-def _kernel(kernel: ir.Kernel) -> ir.Kernel:
-    writer = _Loops(kernel)
+def _kernel(kernel: ir.Kernel, limit: int) -> ir.Kernel:
+    writer = _Loops(kernel, limit)
     body = writer.visit_block(kernel.body)
     if not writer.versions:
         return kernel
@@ -61,72 +61,56 @@ class _Allocs(Rewriter):
 
 
 class _Loops(Rewriter):
-    """versions: the tile with a first axis of versions, per tile."""
+    """fills: per loop the statements, by number, that fill a tile; stages: how many versions each of these tiles gets;
+    versions: the tile with a first axis of versions, per tile."""
 
-    def __init__(self, kernel: ir.Kernel) -> None:
-        self.kernel = kernel
+    def __init__(self, kernel: ir.Kernel, limit: int) -> None:
         self.varying = varying(kernel.body, kernel.thread_vars)
+        loops = [n for n in walk(kernel.body) if isinstance(n, ir.For) and self._fits(n)]
+        inner = {id(n) for s in loops for n in walk(s.body) if isinstance(n, ir.For)}
+        loops = [s for s in loops if id(s) not in inner]
+        fills = {id(s): _fills(s) for s in loops}
+        uses, inside = _counts(kernel.body), [_counts(s.body) for s in loops]
+        filled = {b for found in fills.values() for b in found.values()}
+        # every use of a tile is in a loop that fills it (and its Alloc)
+        own = {
+            b
+            for b in filled
+            if uses[b] == 1 + sum(n.get(b, 0) for s, n in zip(loops, inside, strict=True) if b in fills[id(s)].values())
+        }
+        self.fills = {key: {at: b for at, b in found.items() if b in own} for key, found in fills.items()}
+        size = sum(map(_bytes, own))
+        allocs = [n.buffer for n in walk(kernel.body) if isinstance(n, ir.Alloc)]
+        others = sum(_bytes(b) for b in allocs if b.scope == "shared") - size
+        # two blocks on a multiprocessor where that leaves two versions, else one
+        room = next((r for r in (limit // 2 - others, limit - others) if r >= 2 * size), 0)
+        wanted = [dict(s.annotations)["num_stages"] for s in loops if self.fills[id(s)]]
+        self.stages: int = min([*wanted, room // max(size, 1)])
         self.versions: dict[ir.Buffer, ir.Buffer] = {}
-        self.uses: dict[ir.Buffer, int] = {}
-        for n in walk(kernel.body):
-            if isinstance(n, ir.Buffer):
-                self.uses[n.root] = self.uses.get(n.root, 0) + 1
+        if self.stages >= 2:
+            extent = build.const(self.stages, build.INT32)
+            self.versions = {b: b.replace(shape=(extent, *b.shape)) for b in own}
+
+    def _fits(self, s: ir.For) -> bool:
+        stages = dict(s.annotations).get("num_stages", 0)
+        if s.kind != "pipelined" or not isinstance(stages, int) or stages < 2 or not is_const(s.step, 1):
+            return False
+        leaves = (ir.Break, ir.Continue, ir.Return, ir.Sync, ir.Wait)
+        return not self.varying.partial(s) and not any(isinstance(n, leaves) for n in walk(s.body))
 
     def visit_stmt(self, s: ir.Stmt) -> ir.Stmt | tuple[ir.Stmt, ...]:
-        if isinstance(s, ir.For) and s.kind == "pipelined":
-            return self._pipelined(s)
+        if isinstance(s, ir.For) and self.versions and self.fills.get(id(s)):
+            return self._written(s, self.fills[id(s)], self.stages)
         return super().visit_stmt(s)
 
-    def _pipelined(self, s: ir.For) -> ir.Stmt | tuple[ir.Stmt, ...]:
-        stages = dict(s.annotations).get("num_stages", 0)
-        if not isinstance(stages, int) or stages < 2 or not is_const(s.step, 1) or self.varying.partial(s):
-            return super().visit_stmt(s)
-        if any(isinstance(n, (ir.Break, ir.Continue, ir.Return, ir.Sync, ir.Wait)) for n in walk(s.body)):
-            return super().visit_stmt(s)
-        fills = self._fills(s)
-        size = sum(math.prod(b.const_shape or ()) * b.dtype.bytes for b in fills.values())
-        stages = min(stages, max(1, _SHARED_BYTES // max(size, 1)))
-        if not fills or stages < 2:
-            return super().visit_stmt(s)
-        for b in fills.values():
-            extent = build.const(stages, build.INT32)
-            self.versions[b] = b.replace(shape=(extent, *b.shape))
-        return self._written(s, fills, stages)
-
-    def _fills(self, s: ir.For) -> dict[int, ir.Buffer]:
-        """Statements of the body, by number, that do nothing but fill a tile of shared memory from global memory which
-        the loop does not write; the tile is used in this loop alone, and not before it is filled."""
-        found: dict[int, ir.Buffer] = {}
-        stored = effects(s.body).writes
-        inside: dict[ir.Buffer, int] = {}
-        for n in walk(s.body):
-            if isinstance(n, ir.Buffer):
-                inside[n.root] = inside.get(n.root, 0) + 1
-        names = {n.var for n in s.body if isinstance(n, ir.Let)}
-        for at, x in enumerate(s.body):
-            rows = copied_rows(x) if isinstance(x, ir.Parallel) else None
-            if rows is None or not rows.asynchronous or not isinstance(x, ir.Parallel):
-                continue
-            b = rows.dst
-            outside = self.uses[b] - inside[b] > 1  # the Alloc is one
-            writers = [n for n in walk(s.body) if isinstance(n, ir.Stmt) and b in {w.root for w in writes(n)}]
-            depends = any(isinstance(n, ir.Var) and n in names for n in walk(x))
-            allocated = any(isinstance(n, ir.Alloc) and n.buffer is b for n in walk(s.body))
-            early = any(n is b for e in s.body[:at] for n in walk(e))
-            whole = _covers(x, b)
-            if outside or len(writers) != 1 or depends or allocated or early or not whole or rows.src.root in stored:
-                continue
-            found[at] = b
-        return found
-
     def _written(self, s: ir.For, fills: dict[int, ir.Buffer], stages: int) -> tuple[ir.Stmt, ...]:
-        kind = s.var.type
+        kind, plain = s.var.type, _inlined(s.body)
         ahead = stages - 1
 
         def fill(k: ir.Expr, version: ir.Expr) -> tuple[ir.Stmt, ...]:
             out: list[ir.Stmt] = []
             for at in fills:
-                nest = s.body[at]
+                nest = plain[at]
                 assert isinstance(nest, ir.Parallel)
                 fresh = {v: ir.Var(v.name, v.type) for v in nest.vars}
                 nest = nest.replace(vars=tuple(fresh.values()), annotations=(*nest.annotations, (ASYNC, True)))
@@ -154,6 +138,52 @@ class _Loops(Rewriter):
             *_Versions(self.versions, version).visit_block(rest),
         )
         return (*before, s.replace(body=body, kind="serial"))
+
+
+def _counts(body: tuple[ir.Stmt, ...]) -> dict[ir.Buffer, int]:
+    """How often each tile is named."""
+    found: dict[ir.Buffer, int] = {}
+    for n in walk(body):
+        if isinstance(n, ir.Buffer):
+            found[n.root] = found.get(n.root, 0) + 1
+    return found
+
+
+def _fills(s: ir.For) -> dict[int, ir.Buffer]:
+    """Statements of a loop's body, by number, that do nothing but fill a tile of shared memory from global memory which
+    the loop does not write; the tile is not read before it is filled."""
+    found: dict[int, ir.Buffer] = {}
+    stored = effects(s.body).writes
+    names = {n.var for n in s.body if isinstance(n, ir.Let)}
+    for at, x in enumerate(_inlined(s.body)):
+        rows = copied_rows(x) if isinstance(x, ir.Parallel) else None
+        if rows is None or not rows.asynchronous or not isinstance(x, ir.Parallel):
+            continue
+        b = rows.dst
+        writers = [n for n in walk(s.body) if isinstance(n, ir.Stmt) and b in {w.root for w in writes(n)}]
+        depends = any(isinstance(n, ir.Var) and n in names for n in walk(x))
+        allocated = any(isinstance(n, ir.Alloc) and n.buffer is b for n in walk(s.body))
+        early = any(n is b for e in s.body[:at] for n in walk(e))  # a read of the round before
+        if len(writers) == 1 and not depends and not allocated and not early and rows.src.root not in stored:
+            if _covers(x, b):
+                found[at] = b
+    return found
+
+
+def _inlined(body: tuple[ir.Stmt, ...]) -> list[ir.Stmt]:
+    """The statements with names of numbers that read no memory written out, so that they can move."""
+    values: dict[ir.Var, ir.Expr] = {}
+    out: list[ir.Stmt] = []
+    for s in body:
+        s = substitute(s, values)
+        if isinstance(s, ir.Let) and not loads_of(s.value):
+            values[s.var] = s.value
+        out.append(s)
+    return out
+
+
+def _bytes(b: ir.Buffer) -> int:
+    return math.prod(b.const_shape or (0,)) * b.dtype.bytes
 
 
 def _covers(x: ir.Parallel, b: ir.Buffer) -> bool:
