@@ -10,9 +10,12 @@ import pytest
 
 import tiledsl
 import tiledsl.language as T
+from tiledsl.backend import backends, load_backend
 from tiledsl.errors import TileError
 
 TARGETS = ["numpy:exact", "numpy:checked", "numba", "llvm"]
+EMULATED = "cuda-emulator" in backends() and load_backend("cuda-emulator").probe().ok
+EVERYWHERE = [*TARGETS, "cuda-emulator:sm_80"] if EMULATED else TARGETS
 rng = np.random.default_rng(5)
 
 
@@ -84,7 +87,7 @@ def pipeline(M, N, K, BM, BN, BK, stages, where):
 
 
 @pytest.mark.parametrize("where", ["outside", "inside", "local"])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", EVERYWHERE)
 def test_counters_of_each_role(target: str, where: str) -> None:
     a, b = normal(20, 100), normal(100, 17)
     product(pipeline(20, 17, 100, 16, 16, 16, 3, where)(a, b, target=target), a, b)
@@ -148,7 +151,7 @@ def persistent(M, N, K, BM, BN, BK, stages, workers, roles_inside):
 
 
 @pytest.mark.parametrize("roles_inside", [False, True])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", EVERYWHERE)
 def test_persistent_roles(target: str, roles_inside: bool) -> None:
     a, b = normal(33, 50), normal(50, 40)
     product(persistent(33, 40, 50, 16, 16, 16, 2, 4, roles_inside)(a, b, target=target), a, b)
@@ -198,7 +201,7 @@ def four_roles(n, width, early):
 
 
 @pytest.mark.parametrize("early", [False, True])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", EVERYWHERE)
 def test_a_chain_of_four(target: str, early: bool) -> None:
     a = rng.standard_normal((7, 45)).astype(np.float32)
     np.testing.assert_array_equal(
@@ -254,7 +257,7 @@ def tickets(n):
     return main
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", EVERYWHERE)
 def test_nested_roles(target: str) -> None:
     a = rng.integers(-50, 50, 128).astype(np.int32)
     sums = a.reshape(4, 32).sum(1).cumsum()
@@ -284,7 +287,7 @@ def named(n):
     return main
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", EVERYWHERE)
 def test_named_barriers_of_some_warps(target: str) -> None:
     a = rng.integers(0, 99, (5, 32)).astype(np.int32)
     b = named(5)(a, target=target)
@@ -319,7 +322,7 @@ def own_waits(n):
     return main
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", EVERYWHERE)
 def test_waits_that_differ_between_threads(target: str) -> None:
     a = rng.integers(0, 99, (6, 64)).astype(np.int32)
     np.testing.assert_array_equal(own_waits(6)(a, target=target), a + np.arange(64) // 32)
@@ -367,7 +370,7 @@ def between(n):
     return main
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", EVERYWHERE)
 def test_variables_that_outlive_their_roles(target: str) -> None:
     a = rng.integers(0, 9, 4).astype(np.int32)
     first, second = 3 + 8 + 100, 3 + 100 + int((a + 3 + 2 * np.arange(4)).sum())
@@ -411,7 +414,7 @@ def small_products(n, scope):
 
 
 @pytest.mark.parametrize("scope", ["local", "shared"])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", EVERYWHERE)
 def test_products_of_each_thread(target: str, scope: str) -> None:
     a, b = normal(45, 3, 5), normal(45, 5, 4)
     got = small_products(45, scope)(a, b, target=target)

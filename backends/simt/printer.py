@@ -59,7 +59,7 @@ class _Printer(ExpressionPrinter):
         self.mark: tuple[str, int] | None = None
         self.taken.add(name)
         self.threads = thread_count(kernel)
-        self.varying: Varying = varying(kernel.body, kernel.thread_vars)
+        self.varying: Varying = varying(kernel.body, kernel.thread_vars, kernel.threads)
         self.warps = WarpText(self)
         views = {n.root for n in walk(kernel.body) if isinstance(n, ir.Buffer) and n.alias_of is not None}
         self.bytewise = {b for b in views if b.scope != "global"}
