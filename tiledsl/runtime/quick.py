@@ -82,4 +82,4 @@ class Quick:
         if self._left <= 0 or lane.capacity < self._scratch:
             return False
         self._left -= 1
-        return self.function(values, self._table, lane.address) == 0
+        return bool(self.function(values, self._table, lane.address) == 0)
