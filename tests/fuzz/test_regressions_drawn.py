@@ -13,6 +13,7 @@ import tiledsl.language as T
 from tiledsl.interp import Options, run
 from tiledsl.ir.intrinsics import INTRINSICS
 from tiledsl.ir.operations import OPERATIONS
+from tiledsl.passes import ExpandMoves
 from tiledsl.testing import assert_targets_agree
 
 
@@ -160,3 +161,23 @@ def test_the_bound_of_powers_of_two() -> None:
     report = run(kernel.function, [A, B], Options(exact=True, shadow=True)).shadow["B"]
     assert (np.abs(B - report.value) <= report.bound).all()
     assert (report.bound <= 2 * np.maximum(A, 2.0**-126)).all()
+
+
+def test_moves_into_an_array_of_a_thread() -> None:
+    """Written out as a nest, of which each iteration had its own copy, they kept the last element alone."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((4,), "float32"), B: T.Tensor((8,), "float32")):
+        with T.Kernel(1):
+            own = T.alloc_local((4,), "float32")
+            more = T.alloc_local((4,), "float32")
+            T.fill(own, 3)
+            T.copy(A, more)
+            for i in T.serial(4):
+                B[i] = own[i]
+                B[4 + i] = more[i]
+
+    A, B = np.arange(4, dtype=np.float32), np.zeros(8, np.float32)
+    agree(kernel, A, B)
+    run(ExpandMoves()(kernel.function), [A, B], Options(exact=True))
+    assert B.tolist() == [3, 3, 3, 3, 0, 1, 2, 3]

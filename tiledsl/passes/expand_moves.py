@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from tiledsl.analysis.bounds import Facts
 from tiledsl.analysis.scopes import ScopedRewriter
+from tiledsl.analysis.uniformity import PRIVATE
 from tiledsl.dtypes import as_dtype
 from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir import (
@@ -17,6 +18,7 @@ from tiledsl.ir import (
     Copy,
     Expr,
     Fill,
+    For,
     Function,
     If,
     Let,
@@ -29,7 +31,7 @@ from tiledsl.ir import (
 )
 from tiledsl.ir.walk import loads_of
 
-__all__ = ["ExpandMoves", "MoveWriter", "bind_loads", "range_tests"]
+__all__ = ["ExpandMoves", "MoveWriter", "bind_loads", "count", "range_tests", "serial"]
 
 
 @dataclass(frozen=True)
@@ -166,4 +168,20 @@ def _signed(start: Expr) -> Expr:
 
 def _nest(nest: list[Var], domain: tuple[Expr, ...], tests: list[Expr], store: Store, annotations: Any) -> Stmt:
     body: Stmt = If(build.all_of(tests), (store,), loc=store.loc) if tests else store
-    return Parallel(tuple(nest), domain, (body,), annotations, loc=store.loc)
+    made = Parallel(tuple(nest), domain, (body,), annotations, loc=store.loc)
+    return serial(made) if store.buffer.root.scope in PRIVATE else made  # iterations of a nest have their own copies
+
+
+def serial(s: Stmt) -> Stmt:
+    """A nest as sequential loops of one thread."""
+    if not isinstance(s, Parallel):
+        return s
+    body = s.body
+    for v, extent in reversed(list(zip(s.vars, s.extents, strict=True))):
+        body = (count(v, extent, body, s),)
+    return body[0]
+
+
+def count(v: Var, extent: Expr, body: tuple[Stmt, ...], s: Stmt) -> For:
+    """A loop over 0 ... extent - 1, in the place of s."""
+    return For(v, build.zero(v.type), build.cast(extent, v.type), build.const(1, v.type), body, loc=s.loc)

@@ -48,7 +48,7 @@ from tiledsl.ir import (
 )
 from tiledsl.ir.arithmetic import combining, identity
 from tiledsl.ir.walk import bound_in, map_kernels, walk, writes
-from tiledsl.passes.expand_moves import MoveWriter
+from tiledsl.passes.expand_moves import MoveWriter, count, serial
 from tiledsl.passes.split_roles import split_roles
 
 __all__ = ["ExpandThreads", "combine", "serial_reduce", "serial_scan", "thread_number", "turns"]
@@ -107,7 +107,7 @@ class _Writer(MoveWriter):
             return s
         if isinstance(s, (Copy, Fill)):
             written = super().stmt(s)
-            return tuple(_serial(x) for x in (written if isinstance(written, tuple) else (written,)))
+            return tuple(serial(x) for x in (written if isinstance(written, tuple) else (written,)))
         if isinstance(s, Gemm):
             if not own and not self.found.expr(Fill(s.c, s.clear)):
                 raise TileTypeError(
@@ -178,20 +178,6 @@ def turns(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
     return tuple(map(one, body))
 
 
-def _serial(s: Stmt) -> Stmt:
-    """A nest as sequential loops of one thread."""
-    if not isinstance(s, Parallel):
-        return s
-    body = s.body
-    for v, extent in reversed(list(zip(s.vars, s.extents, strict=True))):
-        body = (_count(v, extent, body, s),)
-    return body[0]
-
-
-def _count(v: Var, extent: Expr, body: tuple[Stmt, ...], s: Stmt) -> For:
-    return For(v, build.zero(v.type), build.cast(extent, v.type), build.const(1, v.type), body, loc=s.loc)
-
-
 # -- reductions of one thread ------------------------------------------------------------------------------------
 
 
@@ -233,10 +219,10 @@ def _serial_gemm(s: Gemm) -> Stmt:
     step: Expr = Fma(a, b, so_far, loc=s.loc) if acc.is_float else Binary("add", so_far, Binary("mul", a, b))
     chain = (
         Alloc(total, build.if_then_else(s.clear, build.zero(acc), build.cast(old, acc)), loc=s.loc),
-        _count(k, inner, (Store(total, at, step, loc=s.loc),), s),
+        count(k, inner, (Store(total, at, step, loc=s.loc),), s),
         Store(s.c.buffer, old.indices, build.cast(so_far, s.c.buffer.dtype), loc=s.loc),
     )
-    return _count(i, rows, (_count(j, columns, chain, s),), s)
+    return count(i, rows, (count(j, columns, chain, s),), s)
 
 
 def serial_reduce(s: Reduce) -> tuple[Stmt, ...]:
@@ -257,7 +243,7 @@ def serial_reduce(s: Reduce) -> tuple[Stmt, ...]:
     fresh = Store(part, (at,), value, loc=s.loc)
     body: list[Stmt] = [
         Alloc(part, loc=s.loc),
-        _count(j, length, (If(build.lt(j, _PARTIALS), (fresh,), (joined,)),), s),
+        count(j, length, (If(build.lt(j, _PARTIALS), (fresh,), (joined,)),), s),
     ]
     have = min(n, _PARTIALS)
     for half in (8, 4, 2, 1):
@@ -296,11 +282,11 @@ def serial_scan(s: Scan) -> tuple[Stmt, ...]:
     out = Store(s.dst.buffer, _indices(s.dst, index), build.cast(Load(run, at), s.dst.buffer.dtype), loc=s.loc)
     body = (Let(where, step, loc=s.loc), Store(run, at, joined, loc=s.loc), out)
     start = None if s.op == "sum" else build.const(identity(s.op, acc), acc)
-    return _around(kept, s.src, (Alloc(run, start, loc=s.loc), _count(j, extent, body, s)), s)
+    return _around(kept, s.src, (Alloc(run, start, loc=s.loc), count(j, extent, body, s)), s)
 
 
 def _around(kept: list[Var | None], src: Region, body: tuple[Stmt, ...], s: Stmt) -> tuple[Stmt, ...]:
     for v, extent in reversed(list(zip(kept, src.extents, strict=True))):
         if v is not None:
-            body = (_count(v, extent, body, s),)
+            body = (count(v, extent, body, s),)
     return body
