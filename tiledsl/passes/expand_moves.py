@@ -31,7 +31,7 @@ from tiledsl.ir import (
 )
 from tiledsl.ir.walk import loads_of
 
-__all__ = ["ExpandMoves", "MoveWriter", "bind_loads", "count", "range_tests", "serial"]
+__all__ = ["ExpandMoves", "MoveWriter", "bind_loads", "range_tests", "serial", "up_to"]
 
 
 @dataclass(frozen=True)
@@ -178,10 +178,10 @@ def serial(s: Stmt) -> Stmt:
         return s
     body = s.body
     for v, extent in reversed(list(zip(s.vars, s.extents, strict=True))):
-        body = (count(v, extent, body, s),)
+        body = (up_to(v, extent, body, s),)
     return body[0]
 
 
-def count(v: Var, extent: Expr, body: tuple[Stmt, ...], s: Stmt) -> For:
+def up_to(v: Var, extent: Expr, body: tuple[Stmt, ...], s: Stmt) -> For:
     """A loop over 0 ... extent - 1, in the place of s."""
     return For(v, build.zero(v.type), build.cast(extent, v.type), build.const(1, v.type), body, loc=s.loc)

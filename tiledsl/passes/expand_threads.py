@@ -48,7 +48,7 @@ from tiledsl.ir import (
 )
 from tiledsl.ir.arithmetic import combining, identity
 from tiledsl.ir.walk import bound_in, map_kernels, walk, writes
-from tiledsl.passes.expand_moves import MoveWriter, count, serial
+from tiledsl.passes.expand_moves import MoveWriter, serial, up_to
 from tiledsl.passes.split_roles import split_roles
 
 __all__ = ["ExpandThreads", "combine", "serial_reduce", "serial_scan", "thread_number", "turns"]
@@ -219,10 +219,10 @@ def _serial_gemm(s: Gemm) -> Stmt:
     step: Expr = Fma(a, b, so_far, loc=s.loc) if acc.is_float else Binary("add", so_far, Binary("mul", a, b))
     chain = (
         Alloc(total, build.if_then_else(s.clear, build.zero(acc), build.cast(old, acc)), loc=s.loc),
-        count(k, inner, (Store(total, at, step, loc=s.loc),), s),
+        up_to(k, inner, (Store(total, at, step, loc=s.loc),), s),
         Store(s.c.buffer, old.indices, build.cast(so_far, s.c.buffer.dtype), loc=s.loc),
     )
-    return count(i, rows, (count(j, columns, chain, s),), s)
+    return up_to(i, rows, (up_to(j, columns, chain, s),), s)
 
 
 def serial_reduce(s: Reduce) -> tuple[Stmt, ...]:
@@ -243,7 +243,7 @@ def serial_reduce(s: Reduce) -> tuple[Stmt, ...]:
     fresh = Store(part, (at,), value, loc=s.loc)
     body: list[Stmt] = [
         Alloc(part, loc=s.loc),
-        count(j, length, (If(build.lt(j, _PARTIALS), (fresh,), (joined,)),), s),
+        up_to(j, length, (If(build.lt(j, _PARTIALS), (fresh,), (joined,)),), s),
     ]
     have = min(n, _PARTIALS)
     for half in (8, 4, 2, 1):
@@ -282,11 +282,11 @@ def serial_scan(s: Scan) -> tuple[Stmt, ...]:
     out = Store(s.dst.buffer, _indices(s.dst, index), build.cast(Load(run, at), s.dst.buffer.dtype), loc=s.loc)
     body = (Let(where, step, loc=s.loc), Store(run, at, joined, loc=s.loc), out)
     start = None if s.op == "sum" else build.const(identity(s.op, acc), acc)
-    return _around(kept, s.src, (Alloc(run, start, loc=s.loc), count(j, extent, body, s)), s)
+    return _around(kept, s.src, (Alloc(run, start, loc=s.loc), up_to(j, extent, body, s)), s)
 
 
 def _around(kept: list[Var | None], src: Region, body: tuple[Stmt, ...], s: Stmt) -> tuple[Stmt, ...]:
     for v, extent in reversed(list(zip(kept, src.extents, strict=True))):
         if v is not None:
-            body = (count(v, extent, body, s),)
+            body = (up_to(v, extent, body, s),)
     return body

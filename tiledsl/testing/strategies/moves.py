@@ -67,6 +67,8 @@ class Moves(Lanes):
             if all(n == 1 for n in b.extents):
                 slices = names
             starts = slices
+            if lead and self.chance(40) and slices is not names:  # the last axes stand still
+                lead, starts = starts, lead
         call = self.pick(("T.copy",) * 6 + ("T.async_copy", "T.tma_copy"))
         self.put(f"{call}({a.name}[{', '.join([*lead, *starts])}], {b.name})")
         if call == "T.async_copy":

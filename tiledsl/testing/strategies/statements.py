@@ -221,6 +221,8 @@ class Statements(Memory):
             header = f"T.vectorized({n})"
         elif form == "runtime":
             header = f"T.{self.pick(('serial', 'Pipelined'))}({self.whole(1)} % {n + 1})"
+            if self.chance(40):
+                header = f"T.serial(0, {n}, {self.within(3)} + 1)"
         self.put(f"for {', '.join(names)} in {header}:")
         scope.names += [Name(v, "int32", n) for v in names[:1]] + [Name(v, "int32", 2) for v in names[1:]]
         with self.region(scope):
