@@ -61,7 +61,8 @@ class Spreader(Writer):
         body = (*zeros, *body)
         if self.alive is not None:
             body = (self.regions.region((self.set(self.alive, TRUE),)), *body)
-        return self.kernel.replace(body=run_roles(self.regions.resolve(body), self.fork))
+        one = tuple(const(1, n.dtype) for n in self.kernel.threads)  # what is left to wait for does one thread
+        return self.kernel.replace(body=run_roles(self.regions.resolve(body), self.fork), threads=one)
 
     # -- writing -------------------------------------------------------------------------------------------
 

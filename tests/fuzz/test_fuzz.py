@@ -11,9 +11,9 @@ INTERPRETED = [n for n in ORACLES if n not in COMPILING]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(5))
 def test_interpreter_and_passes(number: int) -> None:
-    for program in drawn(number, 4):
+    for program in drawn(number, 3):
         check(program, number, INTERPRETED)
 
 

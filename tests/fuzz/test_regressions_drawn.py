@@ -10,6 +10,7 @@ import pytest
 
 import tiledsl
 import tiledsl.language as T
+from tiledsl.backends.cpu.pipeline import cpu_pipeline
 from tiledsl.interp import Options, run
 from tiledsl.ir.intrinsics import INTRINSICS
 from tiledsl.ir.operations import OPERATIONS
@@ -181,3 +182,35 @@ def test_moves_into_an_array_of_a_thread() -> None:
     agree(kernel, A, B)
     run(ExpandMoves()(kernel.function), [A, B], Options(exact=True))
     assert B.tolist() == [3, 3, 3, 3, 0, 1, 2, 3]
+
+
+def test_a_chain_of_blocks_beside_roles_after_every_pass() -> None:
+    """Behind the pass that makes loops of threads, a wait for another block made the interpreter take what is left for
+    the statements of all threads, each of which arrived for all of them."""
+
+    @T.prim_func
+    def kernel(W: T.Tensor((2,), "int32"), B: T.Tensor((2, 32), "int32")):
+        with T.Kernel(2, threads=32) as bx:
+            tid = T.get_thread_binding(0)
+            w = T.alloc_var("int32", 0)
+            if tid == 0:
+                if bx > 0:
+                    while T.atomic_load(W[bx - 1]) == 0:
+                        pass
+                T.atomic_store(W[bx], 1)
+            ring = T.alloc_shared((32,), "int32")
+            full = T.alloc_barrier(16)
+            if tid < 16:
+                ring[tid] = tid
+                T.barrier_arrive(full)
+            else:
+                T.barrier_wait(full, 0)
+                w = ring[tid - 16]
+            B[bx, tid] = w
+
+    function = kernel.function
+    for p in cpu_pipeline():
+        function = p(function)
+        B = np.zeros((2, 32), np.int32)
+        run(function, [np.zeros(2, np.int32), B], Options(exact=True))
+        assert (B[:, 16:] == np.arange(16)).all() and not B[:, :16].any(), p.name
