@@ -140,6 +140,42 @@ def test_architectures_have_their_instructions(arch: str) -> None:
     assert ("mma" in halves) == (arch >= "sm_80") and ("mma" in bytes_) == (arch >= "sm_89")
 
 
+def chain(threads: int, rows: int, wide: int) -> Any:
+    """The second product's left operand is the first one's result, as in attention."""
+
+    @T.prim_func
+    def main(
+        A: T.Tensor((rows, 32), "float16"), B: T.Tensor((32, wide), "float16"), C: T.Tensor((wide, 32), "float16"),
+        D: T.Tensor((rows, 32), "float32"),
+    ):  # fmt: skip
+        with T.Kernel(1, threads=threads):
+            a, b = T.alloc_shared((rows, 32), "float16"), T.alloc_shared((32, wide), "float16")
+            c = T.alloc_shared((wide, 32), "float16")
+            s, p = T.alloc_fragment((rows, wide), "float32"), T.alloc_fragment((rows, wide), "float16")
+            top, d = T.alloc_fragment((rows,), "float32"), T.alloc_fragment((rows, 32), "float32")
+            T.copy(A, a)
+            T.copy(B, b)
+            T.copy(C, c)
+            T.gemm(a, b, s, clear_accum=True)
+            T.reduce_max(s, top, dim=1)
+            for i, j in T.Parallel(rows, wide):
+                p[i, j] = T.exp2(s[i, j] - top[i])
+            T.gemm(p, c, d, clear_accum=True)
+            T.copy(d, D)
+
+    return tiledsl.compile(main)
+
+
+@pytest.mark.parametrize(("threads", "rows", "wide"), [(32, 16, 48), (64, 32, 64), (128, 32, 64), (128, 64, 16)])
+def test_accumulators_become_operands(threads: int, rows: int, wide: int) -> None:
+    done = same_on_threads(chain(threads, rows, wide))
+    tiles = {
+        n.buffer.name for n in walk(done.kernels[0].body) if isinstance(n, ir.Alloc) and n.buffer.scope == "shared"
+    }
+    assert "mma" in micro(done)
+    assert ("p_operand" in tiles) == (rows < threads // 2)  # only where a row lies in several warps
+
+
 # -- reductions ----------------------------------------------------------------------------------------------------
 
 

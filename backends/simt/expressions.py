@@ -77,6 +77,7 @@ class ExpressionPrinter:
         self.bytewise: set[ir.Buffer] = set()  # roots of 4-bit elements with two of them in a byte
         self.swizzled: dict[ir.Buffer, tuple[int, int, int]] = {}  # see `shared.swizzles`
         self.words: set[ir.Buffer] = set()  # arrays of a thread that are declared as 32-bit words
+        self.plain: set[int] = set()  # see `wrapping.plain_arithmetic`
         self.address = False  # inside an index, whose arithmetic stays in its type
         self.waiting = False  # inside the condition of a wait: memory that others change
 
@@ -276,7 +277,8 @@ class ExpressionPrinter:
             return self.expr(e.a, _UNARY), _UNARY
         if op in _DIVISIONS and value is not None and value > 0:
             return self.division(e, int(value))
-        if op in ("bitand", "bitor", "bitxor") or (self.address and op in ("add", "sub", "mul") and d.bits >= 32):
+        counts = op in ("add", "sub", "mul") and d.bits >= 32 and (self.address or id(e) in self.plain)
+        if counts or op in ("bitand", "bitor", "bitxor"):
             own = _OPERATORS[op][1]
             return self.infix(op, self.expr(e.a, own), self.expr(e.b, own + 1))
         wide = natural(d)

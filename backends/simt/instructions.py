@@ -14,12 +14,13 @@ from tiledsl.ir.collectives import WARP
 from tiledsl.ir.walk import walk
 
 from .fragment import ThreadGrid
+from .layout import Layouts
 from .nests import accumulator, at
 
 if TYPE_CHECKING:
     from .lower_threads import Lowering
 
-__all__ = ["choose_grid", "lower_mma"]
+__all__ = ["choose_grid", "lower_mma", "register_operand"]
 
 _HALVES, _BYTES = ("float16", "bfloat16"), ("int8", "uint8")
 _UNROLLED = 8  # steps along k that are written out
@@ -75,6 +76,16 @@ def choose_grid(kernel: ir.Kernel, threads: int, arch: str) -> ThreadGrid:
     return ThreadGrid.mma(threads, wm, wn)
 
 
+def register_operand(layouts: Layouts, s: ir.Gemm) -> bool:
+    """A is a fragment whose registers are the instruction's operand: the accumulators of two tiles side by side are the A
+    of one step, lane by lane, where a warp has whole rows."""
+    grid, a = layouts.grid, s.a
+    if grid.warps is None or grid.warps[1] != 1 or s.transpose_a or a.buffer.dtype.bytes != 2 or a.buffer.rank != 2:
+        return False
+    kinds = [layouts.kind(a.buffer, d) for d in (0, 1)]
+    return a.whole and kinds == ["row", "col"]
+
+
 class _Operand:
     """One side of a product: its registers for one step along k, and the statements that load them."""
 
@@ -105,6 +116,8 @@ class _Operand:
     def load(self, first: ir.Expr, span: int, k: ir.Expr) -> list[ir.Stmt]:
         """Fills the registers. first: row or column of the warp's first tile; span: from one tile to the next; k: the
         step's first."""
+        if self.region.buffer in self.low.registers:
+            return self._accumulators(k)
         if not (self.matrices and self._contiguous()):
             return self._elements(first, span, k)
         lane = build.binary("truncmod", self.low.thread, WARP)
@@ -154,6 +167,19 @@ class _Operand:
                 "ldmatrix", (target,), (source,), self._pair(across, build.add(k, deep)), attrs, loc=self.s.loc
             )
         ]
+
+    def _accumulators(self, k: ir.Expr) -> list[ir.Stmt]:
+        """The registers of a fragment as they are: element e of tile t is row 2 t + e / 2 % 2 and column
+        k / 4 + e / 4 * 2 + e % 2 of the thread's registers."""
+        t, e = ir.Var("t", INT32), ir.Var("e", INT32)
+        tile: ir.Expr = t if self.tiles > 1 else build.zero(INT32)
+        row = build.add(build.mul(tile, 2), build.binary("truncmod", build.binary("truncdiv", e, 2), 2))
+        col = build.add(build.mul(build.binary("truncdiv", e, 4), 2), build.binary("truncmod", e, 2))
+        col = build.add(build.binary("truncdiv", k, 4), col)
+        value = ir.Load(self.low.registers[self.region.buffer], (row, col), proved=True, loc=self.s.loc)
+        store = ir.Store(self.registers, (tile, e), value, proved=True, loc=self.s.loc)
+        loops = [*([(t, self.tiles)] if self.tiles > 1 else []), (e, self.elements)]
+        return self.low.nested(loops, (store,), self.s)
 
     def _elements(self, first: ir.Expr, span: int, k: ir.Expr) -> list[ir.Stmt]:
         """Element by element, as the instruction's figure says (`tiledsl.ir.micro_warp`)."""

@@ -18,7 +18,7 @@ from tiledsl.ir.build import INT32
 from tiledsl.ir.walk import Rewriter, map_kernels, substitute, walk, writes
 
 from .fragment import ThreadGrid
-from .instructions import choose_grid
+from .instructions import choose_grid, register_operand
 from .layout import Layouts, infer
 from .nests import gemm_nest, reduce_nest, scan_nest, staged
 from .reducers import expand_reducers
@@ -169,7 +169,7 @@ class _Writer(Rewriter):
         before: list[ir.Stmt] = []
         for side in ("a", "b"):
             r: ir.Region = getattr(s, side)
-            if r.buffer in held:
+            if r.buffer in held and not (side == "a" and register_operand(self.layouts, s)):
                 tile, fill = staged(r, f"{r.buffer.name}_operand", s)
                 before += fill
                 s = s.replace(**{side: tile})

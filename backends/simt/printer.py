@@ -27,6 +27,7 @@ from .place import thread_count
 from .shared import shared_offsets, swizzles
 from .vectors import VECTOR, substitute_all
 from .warps import WarpText
+from .wrapping import plain_arithmetic
 
 __all__ = ["print_kernel"]
 
@@ -61,6 +62,7 @@ class _Printer(ExpressionPrinter):
         self.threads = thread_count(kernel)
         self.varying: Varying = varying(kernel.body, kernel.thread_vars, kernel.threads)
         self.warps = WarpText(self)
+        self.plain = plain_arithmetic(function, kernel)
         views = {n.root for n in walk(kernel.body) if isinstance(n, ir.Buffer) and n.alias_of is not None}
         self.bytewise = {b for b in views if b.scope != "global"}
         # operands of matrix instructions are words of several elements
