@@ -77,8 +77,8 @@ def choose_grid(kernel: ir.Kernel, threads: int, arch: str) -> ThreadGrid:
 
 
 def register_operand(layouts: Layouts, s: ir.Gemm) -> bool:
-    """A is a fragment whose registers are the instruction's operand: the accumulators of two tiles side by side are the A
-    of one step, lane by lane, where a warp has whole rows."""
+    """A is a fragment in the registers that the instruction wants: where a warp has whole rows, the accumulators of two
+    tiles side by side are the A of one step, lane by lane."""
     grid, a = layouts.grid, s.a
     if grid.warps is None or grid.warps[1] != 1 or s.transpose_a or a.buffer.dtype.bytes != 2 or a.buffer.rank != 2:
         return False
