@@ -214,3 +214,48 @@ def test_a_chain_of_blocks_beside_roles_after_every_pass() -> None:
         B = np.zeros((2, 32), np.int32)
         run(function, [np.zeros(2, np.int32), B], Options(exact=True))
         assert (B[:, 16:] == np.arange(16)).all() and not B[:, :16].any(), p.name
+
+
+def test_a_view_of_what_one_role_alone_reads() -> None:
+    """The variable that roles got for themselves lost its views: the interpreter did not know them."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((33,), "int32")):
+        with T.Kernel(1, threads=33):
+            tid = T.get_thread_binding()
+            own = T.alloc_local((2,), "int32")
+            own[0] = tid
+            own[1] = 70000 + tid
+            halves = T.view(own, (4,), "int16")
+            halves[tid % 2] = T.int16(9)
+            tile = T.alloc_shared((40,), "int32")
+            T.fill(tile, 3)
+            if tid < 20:
+                for i in T.Parallel(40):
+                    tile[i] = i + own[0]
+            T.sync_threads()
+            A[tid] = tile[tid]
+
+    A = np.zeros(33, np.int32)
+    agree(kernel, A)
+    run(kernel.function, [A], Options(exact=True))
+    owner = np.arange(33) % 20  # of iteration i, among the threads that are there
+    assert A.tolist() == [i + (9 if t % 2 == 0 else t | 9 << 16) for i, t in enumerate(owner)]
+
+
+def test_a_shuffle_of_a_constant_is_none_of_the_older_order() -> None:
+    """T.shfl_sync(7, lane, mask=...) was read as mask, value and lane: the mask as a width, without one as a mask."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((32, 4), "int32")):
+        with T.Kernel(1, threads=32):
+            tid = T.get_thread_binding()
+            A[tid, 0] = T.shfl_sync(7, tid * 3, mask=0x0F0F0F0F)
+            A[tid, 1] = T.shfl_up(7, tid)
+            A[tid, 2] = T.shfl_sync(0xFFFFFFFF, tid, 5)
+            A[tid, 3] = T.shfl_sync(0xFFFFFFFF, tid, 5, 8)
+
+    A = np.zeros((32, 4), np.int32)
+    agree(kernel, A)
+    run(kernel.function, [A], Options(exact=True))
+    assert A.tolist() == [[7, 7, 5, t // 8 * 8 + 5] for t in range(32)]

@@ -313,11 +313,15 @@ def collective(
     return Value(Cast(result, INT32, loc=here()) if as_int else result)
 
 
+_WIDTHS = (1, 2, 4, 8, 16, WARP)  # lanes of a segment
+
+
 def _shuffle(what: str, op: str, value: Any, lane: Any, width: Any, mask: Any) -> Value:
-    if not is_number(width) or (is_number(value) and isinstance(lane, Value)):
+    short = mask is None or (is_number(mask) and mask in _WIDTHS)  # no mask of lanes, but perhaps a width
+    if not is_number(width) or (is_number(value) and isinstance(lane, Value) and width != WARP and short):
         # Older versions of the language: (mask, value, lane[, width]).
         value, lane, width, mask = lane, width, WARP if mask is None else mask, value
-    if width not in (1, 2, 4, 8, 16, WARP):
+    if width not in _WIDTHS:
         raise error(
             "shuffle-width",
             TileValueError,

@@ -17,7 +17,7 @@ __all__ = ["split_roles"]
 def split_roles(kernel: Kernel) -> Kernel:
     """The kernel with such variables split."""
     found = varying(kernel.body, kernel.thread_vars, kernel.threads)
-    views = {n.buffer.root for n in walk(kernel.body) if isinstance(n, Alloc) and n.buffer.alias_of is not None}
+    views = {n.root for n in walk(kernel.body) if isinstance(n, Buffer) and n.alias_of is not None}
     own = {
         b: [(r, b.replace(name=b.name)) for r in readers]
         for b, readers in found.readers.items()

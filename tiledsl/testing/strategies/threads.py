@@ -179,9 +179,10 @@ class Threads(Groups):
     def look(self) -> None:
         """Promises, assertions and prints; a print of what threads share comes once."""
         kind = self.pick(_LOOKS)
-        if not kind.startswith("T.print") or self.chance(20):
-            self.saw("thread debug")
-            self.put(kind)
+        if kind.startswith("T.print") and not self.chance(20):
+            kind = _LOOKS[0]
+        self.saw("thread debug")
+        self.put(kind)
 
     def exchange(self) -> None:
         """A value of another lane, or bits of all lanes."""
@@ -203,7 +204,7 @@ class Threads(Groups):
             return
         text = f"T.{self.pick(('any_sync', 'all_sync'))}({c}{m})"
         if kind > 3:
-            text = self.pick(_SHUFFLES).format(e, lane, m=m)
+            text = self.pick(_SHUFFLES).format(f"v + {e}", lane, m=m)  # a constant in front may be a mask
         elif kind > 0:
             text = f'T.cast({self.pick(_WORDS).format(c=c, e=e, m=m)}, "int32")'
         self.put(f"{self.pick(('v', 'w'))} {self.pick(('=', '+='))} {text}")
