@@ -508,3 +508,31 @@ def test_what_a_role_agrees_on_is_printed_once(capfd: Any) -> None:
     for target in ("numpy:exact", "numba", "llvm"):
         made()(np.arange(4, dtype=np.int32), target=target)
         assert capfd.readouterr().out.splitlines() == ["role 0", "count 2", "some 2"], target
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_role_of_nobody(target: str, capfd: Any) -> None:
+    """Found by drawing: threads that are not in the one branch, so in no branch of the other for them."""
+
+    @tiledsl.jit
+    def made():
+        @T.prim_func
+        def main(A: T.Tensor((4,), "int32"), B: T.Tensor((64,), "int32")):
+            with T.Kernel(1, threads=64):
+                tid = T.get_thread_binding()
+                s, count = T.alloc_shared((4,), "int32"), T.alloc_var("int32", 0)
+                if tid // 16 == 1:
+                    T.fill(s, 3)
+                else:
+                    if tid // 16 == 1:
+                        count += 2
+                        T.print(A[0], msg="nobody")
+                        T.copy(A, s)
+                    T.fill(s, 3)
+                B[tid] = count
+
+        return main
+
+    b = np.ones(64, np.int32)
+    made()(np.arange(4, dtype=np.int32), b, target=target)
+    assert not b.any() and not capfd.readouterr().out

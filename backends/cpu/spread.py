@@ -199,6 +199,9 @@ class Spreader(Writer):
             return
         if group is not None:
             self.flush()
+            if self.level.masks and any(isinstance(n, ir.Debug) for n in walk(s)):
+                self._perhaps(s, group)
+                return
             self.level.out += self.block(_without(s, self._always(s.cond)), self.level.masks, group)
             return
         if not splits:
@@ -210,6 +213,17 @@ class Spreader(Writer):
             self.emit(ir.If(self.fork, then, orelse, loc=s.loc))
         else:
             self.emit(*then, *orelse)
+
+    def _perhaps(self, s: ir.If, group: tuple[int, int]) -> None:
+        """The branch of a group of which perhaps nobody is here."""
+        present = self.mask("present")
+        outer, self.level = self.level, Level(self.level.masks, group)
+        self.everywhere(self.set(present, self.here()))
+        some = self.some(present, self.regions.array("some", INT32, 1))
+        body = self.block(_without(s, self._always(s.cond)), self.level.masks, group)
+        self.emit(ir.If(some, body, loc=s.loc))
+        inner, self.level = self.level, outer
+        self.level.out += inner.out
 
     def _decided(self, s: ir.If) -> Body | None:
         """The side that all threads of the group under way take, where it is known now."""

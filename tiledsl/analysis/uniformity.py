@@ -125,10 +125,10 @@ class Varying:
     # -- roles -------------------------------------------------------------------------------------------
 
     def _all_readers(self, b: Buffer, here: Here) -> bool:
-        """Those who are here, if anybody, are all that may read the buffer, and perhaps others."""
+        """Those who are here are all that may read the buffer, and perhaps others."""
         threads, together = here
         read = functools.reduce(operator.or_, self.readers.get(b, []), 0)
-        return here == self.everyone or not threads or (together and threads & read == read)
+        return here == self.everyone or (together and threads & read == read)
 
     def _read(self, s: Stmt, here: Here) -> None:
         threads = here[0]
