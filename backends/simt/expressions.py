@@ -118,9 +118,14 @@ class ExpressionPrinter:
             return list(b.strides)
         running: ir.Expr = ir.Const(1, _I64)
         found: list[ir.Expr] = []
-        for extent in reversed(b.shape):
+        for axis, extent in reversed(list(enumerate(b.shape))):
             found.append(running)
             wide = ir.Const(int(extent.value), _I64) if isinstance(extent, ir.Const) else extent
+            if axis == b.rank - 1 and self.halved(b) and b.root.scope == "global":  # rows of the caller begin at bytes
+                if isinstance(wide, ir.Const):
+                    wide = ir.Const(int(wide.value) + int(wide.value) % 2, _I64)
+                else:
+                    wide = ir.Binary("add", wide, ir.Binary("bitand", wide, ir.Const(1, wide.dtype)))
             if isinstance(running, ir.Const) and isinstance(wide, ir.Const):
                 running = ir.Const(running.value * wide.value, _I64)
             elif isinstance(running, ir.Const) and running.value == 1:
