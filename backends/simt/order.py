@@ -51,6 +51,7 @@ class _GroupOrderer(Orderer):
 
     scopes = ("shared", "global")
     by_block = ()
+    renewed = False  # shared memory of a loop is the same in every round
 
     def __init__(self, kernel: ir.Kernel) -> None:
         super().__init__(kernel)

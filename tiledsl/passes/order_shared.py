@@ -64,11 +64,13 @@ class OrderShared:
 class Orderer:
     """pending: accesses since the last barrier, by the buffer that owns the storage.
 
-    scopes: of the storage that is watched; by_block: operations that are barriers by themselves
+    scopes: of the storage that is watched; by_block: operations that are barriers by themselves; renewed: what a loop
+    allocates is other storage in each round
     """
 
     scopes: tuple[str, ...] = ("shared", "fragment")
     by_block: tuple[type[Stmt], ...] = TILE_OPS
+    renewed = True
 
     def __init__(self, kernel: Kernel) -> None:
         self.found = varying(kernel.body, kernel.thread_vars, kernel.threads)
@@ -93,12 +95,12 @@ class Orderer:
                 test, body_of = (s.start, s.stop, s.step) if isinstance(s, For) else (s.cond,), s.body
                 out, pending = self._before(s, out, pending, self._accesses(test))
                 inner, after = self.block(body_of, pending)
-                inner, after = self.block(inner, _merge(pending, _carried(after, s)))  # round after round
+                inner, after = self.block(inner, _merge(pending, _carried(after, s, self.renewed)))  # round after round
                 if isinstance(s, While):  # the next round's test
                     last, after = self._before(s, list(inner), after, self._accesses(test))
                     inner = tuple(last)
                 out.append(s if inner == s.body else s.replace(body=inner))
-                pending = _merge(pending, _carried(after, s))
+                pending = _merge(pending, _carried(after, s, self.renewed))
             elif isinstance(s, If) and not self.found.expr(s.cond):
                 out, pending = self._before(s, out, pending, self._accesses((s.cond,)))
                 (then, one), (orelse, two) = self.block(s.then, pending), self.block(s.orelse, pending)
@@ -219,10 +221,10 @@ def _clash(a: frozenset[_Access], b: frozenset[_Access]) -> bool:
     return any((x, y) not in (("r", "r"), ("a", "a")) and (at is None or at != other) for x, at in a for y, other in b)
 
 
-def _carried(pending: _Pending, s: For | While) -> _Pending:
+def _carried(pending: _Pending, s: For | While, renewed: bool) -> _Pending:
     """What was pending at the end of a round, as the next round sees it: names bound in the loop have changed."""
     bound = {v for n in walk(s) for v in bound_in(n)}
-    own = {n.buffer for n in walk(s.body) if isinstance(n, Alloc)}
+    own = {n.buffer for n in walk(s.body) if isinstance(n, Alloc)} if renewed else set()
 
     def seen(access: _Access) -> _Access:
         kind, at = access
