@@ -47,7 +47,9 @@ def same_on_threads(kernel: tiledsl.JITKernel, args: list[Any] | None = None, ar
     wanted, got, checked = (support.copies(args) for _ in range(3))
     run(function, wanted, Options(exact=True))
     run(lowered, got, Options(exact=True))
-    run(lowered, checked, Options.checked())
+    packed = any(n.dtype.is_packed for k in lowered.kernels for n in walk(k) if isinstance(n, ir.Buffer))
+    if not packed:  # the checks count bytes; the text stores halves of one by two threads with tl_merge_nibble
+        run(lowered, checked, Options.checked())
     for p, a, b in zip(function.params, wanted, got, strict=True):
         if isinstance(a, np.ndarray):
             support.assert_same(b, a, f"{p.name} on threads")
