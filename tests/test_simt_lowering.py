@@ -210,8 +210,8 @@ def reduction(
 
 
 @pytest.mark.parametrize("op", ["sum", "max", "abssum", "min"])
-@pytest.mark.parametrize("threads", [1, 8, 48, 128])
-@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (3, 7), (33, 17), (8, 229), (5, 16)])
+@pytest.mark.parametrize("threads", [1, 8, 48])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (33, 17), (8, 229)])
 def test_row_reductions(op: str, rows: int, cols: int, threads: int) -> None:
     same_on_threads(reduction(op, rows, cols, 1, threads, "float32", "fragment"))
 
