@@ -148,6 +148,7 @@ IN_KERNEL = {
     "allreduce-out": "with T.attr(T.comm_reducer(lambda x, y: x + y, [T.float32(0)]), 'reduce_scope', 0):\n    T.tvm_thread_allreduce(1, r[0], True, r)",
     "allreduce-axis": "with T.attr(T.comm_reducer(lambda x, y: x + y, [T.float32(0)]), 'reduce_scope', 0):\n    T.tvm_thread_allreduce(1, r[0], True, r[0], 'x')",
     "barrier-count": "bar = T.alloc_barrier(n)",
+    "barrier-count:huge": "bar = T.alloc_barrier([2**63] * 2)",
     "barrier-operand": "bars = T.alloc_barrier([128, 128])\nT.barrier_arrive(bars)",
     "no-barriers": "T.barrier_arrive(T.get_mbarrier(0))",
     "warp-group": "with T.ws(n):\n    v = 1",

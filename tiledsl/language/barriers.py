@@ -58,12 +58,12 @@ class BarrierPlace:
 def alloc_barrier(arrive_count: Any) -> Any:
     """A barrier for arrive_count arrivals per phase; a list gives several, `bars[i]`. They are shared by the block."""
     counts = tuple(arrive_count) if isinstance(arrive_count, (list, tuple)) else (arrive_count,)
-    if not counts or not all(isinstance(n, int) and n > 0 for n in counts):
+    if not counts or not all(isinstance(n, int) and 0 < n < 1 << 31 for n in counts):
         raise error(
             "barrier-count",
             TileValueError,
             f"T.alloc_barrier: arrive_count is {describe(arrive_count)}",
-            help="it must be a positive Python int, or a list of them",
+            help="it must be a positive Python int below 2**31, or a list of them",
         )
     builder = tracer("T.alloc_barrier")
     buffer = Buffer("", INT32, (Const(len(counts), INT32),), "shared", loc=here())
