@@ -330,10 +330,12 @@ class Threads(Groups):
                 self.inner(1)
             self.put(f"    {self.pick(('break', 'continue'))}")
         if self.chance(40):  # nothing that threads have to meet for: the loop stays one thread's own
-            known = len(self.values)
+            known, before = len(self.values), len(self.lines)
             for _ in range(1 + self.below(3)):
                 self.pick((self.assign, self.array, self.let, self.look, self.temporary))()
             del self.values[known:]
+            if len(self.lines) == before:
+                self.put("v += 1")
         else:
             self.block(1 + self.below(3))
         self.depth -= 1
