@@ -116,11 +116,17 @@ class Memory(Atomics):
         if pairs:
             self.saw("word")
             a, o, bits = self.pick(pairs)
+            outer = self.scope
+            self.scope = outer.inner(forbid=outer.forbid | {o.root})  # all threads store the same
             at = [self.within(n, 0) for n in o.extents[:-1]]
             at.append(str(self.below(o.extents[-1] - bits // _bits(o) + 1)))
-            held = f", pred={self.truth(0)}" if self.chance(30) else ""
+            held = ""
+            if self.chance(30):
+                held = f", pred={self.fresh('p')}"
+                self.put(f"p{self.counts['p']} = {self.truth(0)}")
             place = f"{self.pick(('', 'T.address_of'))}({a.at([self.anywhere(n, 0) for n in a.extents])})"
             self.put(f"T.stg{bits}({o.at(at)}, T.ldg{bits}({place}{held}))")
+            self.scope = outer
         bytes_ = [b for b in self.scope.tensors if b.is_input and b.dtype in ("int8", "uint8")]
         sums = [b for b in self.outputs() if b.dtype == "int32"]
         if bytes_ and sums:

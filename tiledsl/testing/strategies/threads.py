@@ -380,7 +380,7 @@ class Threads(Groups):
         self.depth += 1
         if self.chance(30):
             self.put(f"if ({i} + v) % 3 == 0:")
-            self.put(f"    {self.pick(('continue', 'break'))}")
+            self.put("    continue")
         more = self.pick(("w", "v", "T.any_sync(v > 2)", "own[0]", f"T.atomic_add(hist[{i} % 8], 0, return_prev=True)"))
         if "atomic" in more:
             a = self.fresh("x")
