@@ -126,7 +126,6 @@ class Spreader(Writer):
         _HANDLERS[type(s)](self, s)
         if self.alive is not None and self.alive not in self.level.masks:
             if any(isinstance(n, ir.Return) for n in walk(s)):
-                self.flush()
                 self.level.masks += (self.alive,)
 
     def _let(self, s: ir.Let) -> None:
@@ -468,6 +467,7 @@ class Spreader(Writer):
         self.level.pending.append(self.set(here, build.FALSE))
         if isinstance(s, ir.Break):
             self.level.pending.append(self.set(going, build.FALSE))
+        self.flush()  # what follows asks again who is here
 
     def _return(self, s: ir.Return) -> None:
         all_here = self.level.group == self.everyone and all(m is self.alive for m in self.level.masks)
@@ -475,6 +475,7 @@ class Spreader(Writer):
             self.emit(s)
             return
         self.level.pending.append(self.set(self._living(), build.FALSE))
+        self.flush()
 
     # -- where threads meet ----------------------------------------------------------------------------------
 

@@ -259,3 +259,35 @@ def test_a_shuffle_of_a_constant_is_none_of_the_older_order() -> None:
     agree(kernel, A)
     run(kernel.function, [A], Options(exact=True))
     assert A.tolist() == [[7, 7, 5, t // 8 * 8 + 5] for t in range(32)]
+
+
+@pytest.mark.parametrize("how", ["continue", "break", "return"])
+def test_the_only_thread_of_a_branch_leaves(how: str) -> None:
+    """Whether it does was known when threads became loops; what it would have done next was done all the same."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((7,), "int32"), B: T.Tensor((7,), "int32")):
+        with T.Kernel(1, threads=7):
+            tid = T.get_thread_binding()
+            w = T.alloc_var("int32", 0)
+            if A[tid] > 100:
+                T.thread_return()
+            if tid == 0:
+                for _ in T.serial(2):
+                    if tid * 3 % 3 == 0:
+                        w += T.syncthreads_and(A[tid] > 0)
+                        if how == "continue":
+                            continue
+                        elif how == "break":
+                            break
+                        else:
+                            B[tid] = w
+                            T.thread_return()
+                    w += A[tid]
+                    B[tid] = w
+            B[tid] = w + 10
+
+    A, B = np.arange(7, dtype=np.int32) + 50, np.zeros(7, np.int32)
+    agree(kernel, A, B)
+    run(kernel.function, [A, B], Options(exact=True))
+    assert B.tolist() == [{"continue": 12, "break": 11, "return": 1}[how], *[10] * 6]
