@@ -470,3 +470,24 @@ def test_the_type_of_values_is_no_function(given: tuple[Any, ...]) -> None:
     """The hostile edits called T.PrimExpr, also as a decorator."""
     with pytest.raises(TileError, match="for annotations"):
         T.PrimExpr(*given)
+
+
+@T.macro
+def outer_names_itself(x):
+    """A function inside, which is never called, mentions the macro's own name."""
+
+    def later():
+        return outer_names_itself
+
+    x[0] = 1.0
+
+
+def test_a_macro_that_a_function_inside_it_names() -> None:
+    """The hostile edits put a kernel that calls a macro into that macro."""
+
+    @T.prim_func
+    def main(A: T.Tensor((1,), "float32")):
+        with T.Kernel(1):
+            outer_names_itself(A)
+
+    agree(main, np.zeros(1, np.float32))

@@ -416,13 +416,20 @@ def _compile(pyfunc: Callable[..., Any]) -> Compiled:
     docstring = 1 if ast.get_docstring(function, clean=False) is not None else 0
     function.body.insert(docstring, keep)
     local = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
-    if function.name in code.co_names and function.name not in local:  # its own name is the module's, not the factory's
+    if (
+        function.name in _mentioned(code) and function.name not in local
+    ):  # its own name is the module's, not the factory's
         function.body.insert(docstring, _at(ast.Global([function.name]), function))
     extra: dict[str, Any] = {"type_params": []} if sys.version_info >= (3, 12) else {}
     factory = ast.FunctionDef("factory", free, [function], [], **extra)
     module = ast.fix_missing_locations(ast.Module([_at(factory, function)], []))
     compiled = compile(module, code.co_filename, "exec", dont_inherit=True)
     return Compiled(_inner_code(compiled, function.name, code.co_qualname), definition, places)
+
+
+def _mentioned(code: CodeType) -> set[str]:
+    """Global names that a function, or one inside it, mentions."""
+    return {*code.co_names}.union(*(_mentioned(c) for c in code.co_consts if isinstance(c, CodeType)))
 
 
 def compiled(pyfunc: Callable[..., Any]) -> Compiled:
