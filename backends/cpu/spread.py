@@ -69,7 +69,7 @@ class Spreader(Writer):
     def block(self, body: Iterable[ir.Stmt], masks: Masks, group: tuple[int, int] | None = None) -> tuple[ir.Stmt, ...]:
         """The statements of a block that those threads (of a group) run for which the masks hold."""
         outer, self.level = self.level, Level(masks, group or self.level.group)
-        for s in join_branches(tuple(body), self.differs, self._renewed):
+        for s in join_branches(tuple(body), self.differs, self._renewed, self._variable):
             self.statement(s)
         self.flush()
         level, self.level = self.level, outer
@@ -366,6 +366,13 @@ class Spreader(Writer):
         self.varying.vars.update(new for v, new in values.items() if v in self.varying.vars and isinstance(new, ir.Var))
         self.varying.buffers.update(new for b, new in buffers.items() if b in self.varying.buffers)
         return body
+
+    def _variable(self, v: ir.Var) -> ir.Buffer:
+        """A private variable as uneven as a value."""
+        made = ir.Buffer(v.name, v.type, (const(1, INT32),), "var")
+        if v in self.varying.vars:
+            self.varying.buffers.add(made)
+        return made
 
     def _returns(self, s: ir.For | ir.While) -> bool:
         return self.some_threads and any(isinstance(n, ir.Return) for n in walk(s.body))

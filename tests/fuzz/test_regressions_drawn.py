@@ -291,3 +291,44 @@ def test_the_only_thread_of_a_branch_leaves(how: str) -> None:
     agree(kernel, A, B)
     run(kernel.function, [A, B], Options(exact=True))
     assert B.tolist() == [{"continue": 12, "break": 11, "return": 1}[how], *[10] * 6]
+
+
+@pytest.mark.parametrize("number", [32, 33])
+def test_a_value_between_branches_that_wait_is_used_behind_them(number: int) -> None:
+    """The compiled targets refused it, and asked for a variable, which they can make themselves."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((2, number), "int32"), W: T.Tensor((2,), "int32"), B: T.Tensor((2, 2, number), "int32")):
+        with T.Kernel(2, threads=number) as bx:
+            tid = T.get_thread_binding()
+            ring = T.alloc_shared((8,), "int32")
+            full = T.alloc_barrier(8)
+            got = T.alloc_var("int32", 0)
+            if tid < 8:
+                ring[tid] = A[bx, tid]
+                T.barrier_arrive(full)
+            else:
+                T.barrier_wait(full, 0)
+                got = ring[tid % 8]
+            twice = got * 2 + A[bx, tid]
+            even = twice % 2 == 0
+            votes = T.ballot(even)
+            if tid == number - 1:
+                if bx > 0:
+                    while T.atomic_load(W[bx - 1]) == 0:
+                        pass
+                T.atomic_store(W[bx], 1)
+            B[0, bx, tid] = twice + T.if_then_else(even, 1000, 0)
+            B[1, bx, tid] = T.cast(votes, "int32")
+
+    A = np.arange(2 * number, dtype=np.int32).reshape(2, number) ** 2
+    W, B = np.zeros(2, np.int32), np.zeros((2, 2, number), np.int32)
+    agree(kernel, A, W, B)
+    run(kernel.function, [A, W, B], Options(exact=True))
+    lanes = np.arange(number)
+    twice = np.where(lanes < 8, 0, A[:, lanes % 8]) * 2 + A
+    even = twice % 2 == 0
+    assert (B[0] == twice + np.where(even, 1000, 0)).all()
+    together = (lanes[:, None] // 32 == lanes // 32) & ((lanes[:, None] < 8) == (lanes < 8))
+    bits = np.uint32(1) << (lanes % 32).astype(np.uint32)
+    assert (B[1].view(np.uint32) == (even[:, None] & together).astype(np.uint32) @ bits).all()
