@@ -77,12 +77,14 @@ class Capabilities:
     facts      what compiled code is specialised on: any of "aliased", "aligned16" (base addresses, bytes),
                "divisible16" (symbols); see `Function.attrs` in `docs/architecture.md`
     cacheable  artifacts may be kept on disk
+    lines      generated text names the author's lines
     lacks      operations of `T` that the target refuses, by name, and why (`tiledsl port` shows them)
     """
 
     dtypes: frozenset[str]
     facts: frozenset[str] = frozenset()
     cacheable: bool = True
+    lines: bool = False
     archs: tuple[str, ...] | None = None
     lacks: Mapping[str, str] = field(default_factory=dict)
 

@@ -76,7 +76,8 @@ class CpuBackend:
         return Availability(True, _versions(self.packages))
 
     def capabilities(self, target: Target) -> Capabilities:
-        return Capabilities(dtypes=SCALARS, facts=frozenset(["aliased"]))  # hoist_packs has to know
+        facts = frozenset(["aliased"])  # hoist_packs has to know
+        return Capabilities(dtypes=SCALARS, facts=facts, lines=self.printer == "numba_cpu")
 
     def pipeline(self, target: Target) -> Sequence[Callable[[ir.Function], ir.Function]]:
         from tiledsl.backends.cpu.pipeline import cpu_pipeline

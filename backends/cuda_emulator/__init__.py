@@ -49,7 +49,7 @@ class CudaEmulator:
         return Availability(True, found.version)
 
     def capabilities(self, target: Target) -> Capabilities:
-        return Capabilities(dtypes=SCALARS)
+        return Capabilities(dtypes=SCALARS, lines=True)
 
     def pipeline(self, target: Target) -> Sequence[Pass]:
         from tiledsl.backends.simt.pipeline import simt_pipeline

@@ -51,7 +51,7 @@ class CudaNvrtc:
         return Availability(True, f"NVRTC {nvrtc.nvrtc_version()}, {_own_arch()}")
 
     def capabilities(self, target: Target) -> Capabilities:
-        return Capabilities(dtypes=SCALARS)
+        return Capabilities(dtypes=SCALARS, lines=True)
 
     def pipeline(self, target: Target) -> Sequence[Pass]:
         from tiledsl.backends.simt.pipeline import simt_pipeline

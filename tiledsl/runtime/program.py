@@ -53,14 +53,18 @@ def compile_function(function: ir.Function, target: Target, facts: Mapping[str, 
     backend = load_backend(target.name)
     _check_dtypes(function, target)
     store = cache.default_cache() if backend.capabilities(target).cacheable else None
-    key = _key(function, target, backend.version(target)) if store else ""
-    artifact = _read(store, key) if store else None
+    # What says no lines serves every text that means the same; the first text that says some has the plain key as well.
+    lines = _lines(function) if store else ""
+    keys = [_key(function, target, backend.version(target), more) for more in ("", lines)] if store else []
+    artifact = next((a for key in keys if (a := _read(store, key, lines)) is not None), None) if store else None
     compiled = artifact is None
     if artifact is None:
         lowered = lower(function, target)
         artifact = _guarded("emit", lambda: backend.emit(lowered, target), lowered, backend.pipeline(target))
         if store and artifact.payload is None:
-            store.put(key, artifacts.to_json(artifact), artifact.code)
+            named = artifact.sites or backend.capabilities(target).lines
+            data = artifacts.to_json(artifact) | ({"lines": lines} if named else {})
+            store.put(keys[0] if store.get(keys[0]) is None else keys[1], data, artifact.code)
     found = artifact
     return Program(function, target, found, _guarded("load", lambda: backend.load(found), function, ()), compiled)
 
@@ -110,19 +114,25 @@ def _check_dtypes(function: ir.Function, target: Target) -> None:
             )
 
 
-def _key(function: ir.Function, target: Target, version: str) -> str:
-    """What the code depends on; facts are attrs of the function by now. Lines of T.print and T.device_assert count,
-    because the artifact names them."""
+def _key(function: ir.Function, target: Target, version: str, lines: str) -> str:
+    """What the code depends on; facts are attrs of the function by now."""
     from tiledsl.ir.fingerprint import fingerprint
 
-    places = [str(n.loc) for k in function.kernels for n in walk(k) if isinstance(n, ir.Debug)]
-    parts = [ABI_VERSION, fingerprint(function), str(target), version, VERSION, places]
+    parts = [ABI_VERSION, fingerprint(function), str(target), version, VERSION, lines]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _read(store: cache.DiskCache, key: str) -> Artifact | None:
+def _lines(function: ir.Function) -> str:
+    """Identifies where the author wrote what: messages and generated text may name it."""
+    places = [n.loc for n in (function, *function.buffers, *function.kernels)]
+    places += [n.loc for k in function.kernels for n in walk(k)]
+    return hashlib.sha256(repr(places).encode()).hexdigest()
+
+
+def _read(store: cache.DiskCache, key: str, lines: str) -> Artifact | None:
+    """What is kept there, unless it names lines of another text."""
     found = store.get(key)
-    if found is None:
+    if found is None or found[0].get("lines", lines) != lines:
         return None
     try:
         return artifacts.from_json(*found)
