@@ -230,6 +230,8 @@ IN_KERNEL = {
     "augmented-operand": "part = {}\npart *= r[0]",
     "message-text": "T.device_assert(n > 0, 0.5)",
     "message-text:print": "T.print(n, msg=n)",
+    "python-division:ceildiv": "v = T.ceildiv(n, 0)",
+    "python-division:mod": "v = T.floormod(n, 0)",
     "annotation-called": 'v = T.PrimExpr("int32", 0)',
     "not-iterable": "for x in n:\n    v += 1",
     "index-dtype": "r[r[0]] = 1.0",

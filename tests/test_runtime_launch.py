@@ -21,7 +21,7 @@ import tiledsl
 import tiledsl.language as T
 from tiledsl import backend, config, ir
 from tiledsl.dtypes import as_dtype
-from tiledsl.errors import InternalError, TileError, TileRuntimeError
+from tiledsl.errors import InternalError, TileError, TileRuntimeError, TileValueError
 from tiledsl.runtime import program, ring
 from tiledsl.runtime.kernel import JITKernel
 
@@ -550,3 +550,24 @@ def test_an_array_without_elements_may_be_written() -> None:
         kernel(np.empty((0, 5), np.int32), target=target)
     with pytest.raises(TileError, match="share memory"):
         kernel(np.lib.stride_tricks.as_strided(np.zeros(5, np.int32), (3, 5), (0, 4)))
+
+
+@pytest.mark.parametrize("target", ["llvm", "numpy:exact"])
+def test_an_empty_grid_makes_no_output(target: str) -> None:
+    """A new array that no block writes would hold whatever was in memory."""
+    n = T.dynamic("n")
+
+    @T.prim_func
+    def main(A: T.Tensor((n,), "float32"), B: T.Tensor((n,), "float32")):
+        with T.Kernel(n // 64) as b:
+            for i in T.Parallel(64):
+                B[b * 64 + i] = A[b * 64 + i]
+
+    kernel = tiledsl.compile(main, out_idx=[1])
+    assert kernel(np.ones(64, np.float32), target=target).sum() == 64
+    with pytest.raises(TileValueError, match=r"the grid \(0,\) has no blocks: nobody writes B"):
+        kernel(np.ones(10, np.float32), target=target)
+    assert kernel(np.ones(0, np.float32), target=target).shape == (0,)
+    given = np.full(10, 7, np.float32)
+    kernel(np.ones(10, np.float32), out=given, target=target)
+    assert (given == 7).all()

@@ -22,7 +22,7 @@ from tiledsl.frontend.control import choice_dtype
 from tiledsl.frontend.control import if_then_else as _if_then_else
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import BOOL, FLOAT32, as_number, convert, is_number
-from tiledsl.frontend.values import Value, as_bool, as_value, binary, to_dtype, unary
+from tiledsl.frontend.values import Value, as_bool, as_value, binary, describe, to_dtype, unary
 from tiledsl.language.operation import named, surface
 
 __all__ = [
@@ -39,6 +39,8 @@ def _two(name: str, op: str, a: Any, b: Any, python: Callable[[Any, Any], Any] |
         if op.endswith(("div", "mod")) and y == 0:
             raise error("python-division", TileValueError, f"T.{name}: division by zero: {x}, {y}")
         return python(x, y)
+    if op.endswith(("div", "mod")) and is_number(b) and b == 0:
+        raise error("python-division", TileValueError, f"T.{name}: division by zero: {describe(a)}, 0")
     left = as_value(a, f"T.{name}: the first operand") if is_number(a) and is_number(b) else a
     result = binary(op, left, b)
     if result is NotImplemented:
@@ -104,6 +106,8 @@ def ceildiv(a: Any, b: Any) -> Any:
         return _two("ceildiv", "floordiv", a, b, lambda x, y: -(-x // y))
     for x in (a, b):
         as_value(x, "T.ceildiv: an operand")  # or says what it is
+    if is_number(b) and b == 0:
+        raise error("python-division", TileValueError, f"T.ceildiv: division by zero: {describe(a)}, 0")
     return _two("ceildiv", "floordiv", binary("sub", binary("add", a, b), 1), b, None)
 
 

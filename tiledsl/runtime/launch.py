@@ -53,6 +53,7 @@ class Plan:
         self.first = next((i for i, v in enumerate(inputs) if isinstance(v, View)), None)
         kind = "numpy" if self.first is None else inputs[self.first].kind
         self.outputs: list[Callable[[Any], Any]] = []
+        self.made: list[str] = []  # outputs that have elements, and are allocated
         self.words: list[Callable[[Any], int]] = []  # per parameter: argument -> word
         self.spans: list[int] = []  # bytes from the first to behind the last element; 0 where nothing can overlap
         for slot, value in zip(self.slots, bound.values, strict=True):
@@ -64,6 +65,7 @@ class Plan:
                     span = -(-reach * slot.dtype.bits * slot.dtype.lanes // 8)
             elif slot.output and slot.buffer is not None:
                 shape = tuple(int(evaluate(e, self.env)) for e in slot.buffer.shape)
+                self.made += [slot.name] if 0 not in shape else []
                 self.outputs.append(allocator(shape, slot.dtype, kind))
                 self.words.append(ADDRESS[kind])
             elif slot.buffer is None:
@@ -128,6 +130,13 @@ class Ready:
             if min(grid, default=0) < 0:
                 raise TileValueError(f"{plan.function.name}: the grid {grid} has a negative extent", plan.function.loc)
         self.blocks = list(map(math.prod, grids))
+        if plan.made and not any(self.blocks):
+            raise TileValueError(
+                f"{plan.function.name}: the grid {grids[0] if grids else ()} has no blocks: "
+                f"nobody writes {', '.join(plan.made)}",
+                plan.function.loc,
+                help="let the grid cover the output (T.ceildiv, not //), or treat the empty case before the call",
+            )
         self.workspaces = [(tuple(int(evaluate(n, env)) for n in w.shape), w.dtype.numpy) for w in artifact.workspaces]
         self.symbol_words = plan.symbol_words
         count = len(plan.slots) + len(plan.symbol_words) + len(self.workspaces)
