@@ -53,7 +53,9 @@ class Spreader(Writer):
         super().__init__(kernel)
         self.lets: dict[ir.Var, ir.Expr] = {}  # what needs no memory, in terms of block and thread variables
         self.fork = ir.Var("fork", ir.BOOL)  # the condition of branches whose sides run in turns
-        self.meetings: dict[int, ir.Buffer] = {}  # who has come to the barriers on which groups of threads count
+        self.meetings: dict[
+            tuple[int, int], ir.Buffer
+        ] = {}  # who has come to the barriers on which groups of threads count
 
     def run(self) -> ir.Kernel:
         body = self.block(self.kernel.body, ())
@@ -502,9 +504,10 @@ class Spreader(Writer):
 
     def _meet(self, s: ir.Sync, count: int) -> None:
         """A barrier at which `count` threads meet: they are counted, and wait until the round is full."""
-        if s.barrier not in self.meetings:
-            self.meetings[s.barrier] = self.regions.array("arrived", INT32, 1)
-        arrived = self.meetings[s.barrier]
+        key = s.barrier, count  # rounds of different size count apart
+        if key not in self.meetings:
+            self.meetings[key] = self.regions.array("arrived", INT32, 1)
+        arrived = self.meetings[key]
         now = ir.Var("round", INT32)
         self.emit(ir.Let(now, build.floordiv(arrived.load(_ZERO), count), loc=s.loc))
         self._arrive(ir.Atomic("arrive", arrived, (_ZERO,), const(1, INT32), loc=s.loc))

@@ -332,3 +332,32 @@ def test_a_value_between_branches_that_wait_is_used_behind_them(number: int) -> 
     together = (lanes[:, None] // 32 == lanes // 32) & ((lanes[:, None] < 8) == (lanes < 8))
     bits = np.uint32(1) << (lanes % 32).astype(np.uint32)
     assert (B[1].view(np.uint32) == (even[:, None] & together).astype(np.uint32) @ bits).all()
+
+
+def test_one_barrier_of_groups_of_different_size() -> None:
+    """Arrivals were counted on: behind a round of 20, a round of 12 began in the middle, opened too early for those
+    who came first, and never for the others."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((32,), "int32")):
+        with T.Kernel(1, threads=32):
+            tid = T.get_thread_binding()
+            S = T.alloc_shared((32,), "int32")
+            full = T.alloc_barrier(8)
+            if tid < 20:
+                S[tid] = tid
+                T.sync_threads(1, 20)
+            T.sync_threads()
+            if tid < 8:
+                T.barrier_arrive(full)
+            else:
+                T.barrier_wait(full, 0)
+            if tid < 12:
+                S[tid] = tid * 2
+                T.sync_threads(1, 12)
+                A[tid] = S[(tid + 1) % 12]
+
+    A = np.zeros(32, np.int32)
+    agree(kernel, A)
+    run(kernel.function, [A], Options(exact=True))
+    assert A.tolist() == [(t + 1) % 12 * 2 for t in range(12)] + [0] * 20

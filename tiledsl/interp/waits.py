@@ -81,7 +81,7 @@ class Waits:
 
         def meet(env: Env, mask: Any) -> Any:
             here = int(np.broadcast_to(True if mask is None else mask, env[nest.shape_slot]).sum())
-            key = env[BLOCK], s.barrier
+            key = env[BLOCK], s.barrier, count  # rounds of different size count apart
             self._suspended(env, lambda x: x.meet(key, count, here, lambda: threads(env, mask)))
             return mask
 
