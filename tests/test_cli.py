@@ -184,3 +184,21 @@ def test_as_a_module():
         [sys.executable, "-m", "tiledsl", "--version"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.stdout.strip() == f"tiledsl {config.VERSION}"
+
+
+def test_show_runs_a_file_with_its_own_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the file prints is not on standard output, and it does not see the command's arguments."""
+    file = tmp_path / "k.py"
+    file.write_text(
+        "import sys\nimport tiledsl.language as T\nprint('words', sys.argv[1:])\n\n"
+        "@T.prim_func\ndef main(A: T.Tensor((4,), 'float32')):\n    with T.Kernel(1):\n        T.fill(A, 1.0)\n",
+        encoding="utf-8",
+    )
+    assert main(["show", f"{file}:main"]) == 0
+    printed = capsys.readouterr()
+    assert "words []" in printed.err and "words" not in printed.out and "T.Kernel(1" in printed.out
+
+
+def test_demo_looks_for_the_picture_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--png", "/nonexistent/demo.png"]) == 1
+    assert "there is no folder /nonexistent" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import argparse
 import re
 import runpy
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,12 @@ def main(options: argparse.Namespace) -> int:
 
         prepare(argparse.Namespace(target=options.target or "cpu", capability="9.0"))
     sys.path.insert(0, str(Path(file).resolve().parent))
-    names = runpy.run_path(file, run_name="__tiledsl_show__")
+    words, sys.argv = sys.argv, [file]  # the file sees its own words, not ours
+    try:
+        with redirect_stdout(sys.stderr):  # what it prints is not the text that was asked for
+            names = runpy.run_path(file, run_name="__tiledsl_show__")
+    finally:
+        sys.argv = words
     if wanted:
         for kernel in _kernels(_evaluate(wanted, names), wanted):
             print(_text(kernel, options))

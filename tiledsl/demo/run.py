@@ -17,6 +17,7 @@ from tiledsl.backend import load_backend
 from tiledsl.demo.report import Progress, draw, print_table
 from tiledsl.demo.text import Batch, pack, sentences
 from tiledsl.demo.work import Case, cases
+from tiledsl.errors import TileValueError
 
 __all__ = ["Measurement", "arguments", "main"]
 
@@ -52,6 +53,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Run the demo; returns the exit status."""
+    picture = Path(options.png)
+    if not picture.parent.is_dir():
+        raise TileValueError(f"--png {options.png}: there is no folder {picture.parent}")
     batch = pack(sentences(), options.tokens)
     torch = _optional("torch")
     usable = []
@@ -70,7 +74,7 @@ def main(options: argparse.Namespace) -> int:
     print_table(rows)
     if len(usable) > 1:
         print(_agreement(rows, usable[0]))
-    draw(rows, batch, Path(options.png))
+    draw(rows, batch, picture)
     return 0
 
 

@@ -51,6 +51,8 @@ def rope_tables(
     linear ramp between. There is no scaling of cos and sin. DeepSeek-V4: theta 10000 in layers of windows alone;
     160000 with factor 16 in the others.
     """
+    if not isinstance(positions, (int, np.integer)) or positions < 0:
+        raise TileTypeError(f"rope_tables: positions is how many there are, from 0 on; got {type(positions).__name__}")
     i = np.arange(dims // 2)
     frequency = theta ** (-2.0 * i / dims)
     if factor > 1:

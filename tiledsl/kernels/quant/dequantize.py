@@ -67,6 +67,8 @@ def dequantize(q: Any, scale: Any, *, block: tuple[int, int], out_dtype: Any = "
     out = choice(name, "out_dtype", out_dtype, ("bfloat16", "float32", "float16"))
     m, n = arrays.rank(name, "q", q, "rows, columns")
     n = 2 * n if dtype.is_packed else n
+    if not isinstance(block, (tuple, list)) or len(block) != 2:
+        raise TileValueError(f"{name}: block is {block!r}, expected rows and columns that share a scale: (1, 128)")
     r, c = (int(e) for e in block)
     if not (r > 0 and c > 0 and (r == 1 or r % 32 == 0) and (c == 1 or c % 32 == 0) and (r, c) != (1, 1)):
         raise TileValueError(f"{name}: block is {block}, expected (1, 128), (128, 128), (128, 1) or such")
