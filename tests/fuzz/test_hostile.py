@@ -26,7 +26,7 @@ def test_edited_programs_end_well(number: int) -> None:
         ending, details = judge(program)
         assert ending != "wrong", f"{details}\n{program.source}"
         endings.add(ending)
-    assert endings == {"kernel", "diagnostic", "python"}
+    assert {"kernel", "diagnostic"} <= endings <= {"kernel", "diagnostic", "python"}
 
 
 def agree(kernel: Any, *args: Any) -> None:

@@ -125,7 +125,11 @@ class Memory(Atomics):
                 held = f", pred={self.fresh('p')}"
                 self.put(f"p{self.counts['p']} = {self.truth(0)}")
             place = f"{self.pick(('', 'T.address_of'))}({a.at([self.anywhere(n, 0) for n in a.extents])})"
+            if self.single:  # some may still read what all now write
+                self.put("T.sync_threads()")
             self.put(f"T.stg{bits}({o.at(at)}, T.ldg{bits}({place}{held}))")
+            if self.single:
+                self.put("T.sync_threads()")
             self.scope = outer
         bytes_ = [b for b in self.scope.tensors if b.is_input and b.dtype in ("int8", "uint8")]
         sums = [b for b in self.outputs() if b.dtype == "int32"]
