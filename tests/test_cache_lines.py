@@ -81,4 +81,9 @@ def test_generated_text_names_its_own_lines(kernel_of: Any) -> None:
     for above in (0, 5):
         kernel = kernel_of(PLAIN, above)
         assert f"k{0 if above == 0 else 1}.py:{10 + above}" in kernel.get_kernel_source("numba")
-        assert f".py:{10 + above}" in kernel.get_kernel_source("cuda:sm_80")
+
+
+def test_cuda_text_names_its_own_lines(kernel_of: Any) -> None:
+    pytest.importorskip("tiledsl.backends.cuda_nvrtc")
+    for above in (0, 5):
+        assert f".py:{10 + above}" in kernel_of(PLAIN, above).get_kernel_source("cuda:sm_80")
