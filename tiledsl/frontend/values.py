@@ -184,10 +184,14 @@ class Value:
 
     def _needs_python_value(self, what: str, help: str) -> NoReturn:
         said = advice_here()
-        message = f"{self!r} ({self.dtype}) is known only when the kernel runs; {what}"
-        if said:
-            message = f"{said[0]}, and {self!r} ({self.dtype}) is known only when the kernel runs"
-        raise error("python-value-needed", TileTypeError, message, help=said[1] if said else help)
+        raise error(
+            "python-value-needed",
+            TileTypeError,
+            f"{said[0]}, and {self!r} ({self.dtype}) is known only when the kernel runs"
+            if said
+            else f"{self!r} ({self.dtype}) is known only when the kernel runs; {what}",
+            help=said[1] if said else help,
+        )
 
     def __getattr__(self, name: str) -> Any:
         no_attribute(self, name)

@@ -152,9 +152,14 @@ def _view(what: str, src: Any, shape: Any, dtype: DType) -> BufferRef:
     (old, symbols), (new, others) = _bits(b.shape, b.dtype), _bits(extents, dtype.scalar)
     if old != new or symbols != others:
         has, other = f"{dims(b.shape)} {b.dtype}", f"{dims(extents)} {dtype}"
-        known = f"{has} has {old} bits, {other} has {new}"
-        text = f"{has} and {other} are not seen to have equally many bits" if symbols or others else known
-        raise error("view-size", TileTypeError, f"{what}: {text}", notes=place_text(b))
+        raise error(
+            "view-size",
+            TileTypeError,
+            f"{what}: {has} and {other} are not seen to have equally many bits"
+            if symbols or others
+            else f"{what}: {has} has {old} bits, {other} has {new}",
+            notes=place_text(b),
+        )
     made = Buffer("", dtype.scalar, extents, b.scope, alias_of=b, loc=here())
     current(what).define(made)
     return _ref(made, dtype)

@@ -44,7 +44,10 @@ class PersistentTileScheduler:
         for number, is_called in ((swizzle_size, "swizzle_size"), (cluster_size, "cluster_size")):
             if not isinstance(number, int) or number < 1:
                 raise error(
-                    "scheduler-size", TileValueError, f"{what}: {is_called} is {number!r}", help="a positive Python int"
+                    "scheduler-size",
+                    TileValueError,
+                    f"T.PersistentTileScheduler: {is_called} is {number!r}",
+                    help="a positive Python int",
                 )
         self._rows = Value(index_expr(ceildiv(num_m_tiles, cluster_size), f"{what}: num_m_tiles"))
         self._columns = Value(index_expr(num_n_tiles, f"{what}: num_n_tiles"))

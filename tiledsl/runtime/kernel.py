@@ -141,8 +141,12 @@ class JITKernel:
 
     def _plan(self, asked: str | Target, args: Sequence[Any], outs: Sequence[Any] | None) -> Plan:
         if is_tracing():
-            what = f"{self.function.name} is a compiled kernel, and cannot run inside another one"
-            raise error("kernel-in-kernel", TileTypeError, what, help="share a function decorated with @T.macro")
+            raise error(
+                "kernel-in-kernel",
+                TileTypeError,
+                f"{self.function.name} is a compiled kernel, and cannot run inside another one",
+                help="share a function decorated with @T.macro",
+            )
         device = next((d for d in map(device_of, args) if d != "cpu"), "cpu")
         target = resolve(asked, device)
         runs_on = "cuda" if target.name == "cuda" else "cpu"

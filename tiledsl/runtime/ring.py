@@ -21,6 +21,8 @@ from tiledsl.errors import TileIndexError, TileRuntimeError
 
 __all__ = ["Ring", "prints", "room"]
 
+_OutOfRange = TileIndexError
+
 _FIRST = 2
 
 
@@ -74,7 +76,7 @@ class Ring:
                 continue
             if site.kind == "bounds":
                 text, *notes, help = text.split("\n")
-                raise TileIndexError(text, site.loc, tuple(notes), help)
+                raise _OutOfRange(text, site.loc, tuple(notes), help)  # the words are those of passes/guard_bounds
             text, _, where = text.rpartition("\n") if "\n" in text else (text, "", "")
             raise TileRuntimeError(
                 f"device_assert failed{': ' if text else ''}{text}", site.loc, (where,) if where else ()
