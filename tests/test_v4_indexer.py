@@ -14,6 +14,7 @@ from v4_reference import BF16, TARGETS, Array, F, fp4_cast, fp4_values, fp8_cast
 from tiledsl import kernels
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import deepseek_v4 as v4
+from tiledsl.kernels.quant import per_block_cast
 from tiledsl.testing import assert_targets_agree
 
 HADAMARD = np.array([[(-1) ** bin(i & j).count("1") for j in range(128)] for i in range(128)], np.float64)
@@ -209,6 +210,14 @@ def test_output(groups: int) -> None:
         np.testing.assert_allclose(y.astype(np.float64), wanted, atol=2.0**-6 * np.abs(wanted).max())
         assert same_bits(v4.output_projection(o[2:3], a, b, target=target), y[2:3]) or target.startswith("numpy")
         assert v4.output_projection(o[:0], a, b, target=target).shape == (0, d)
+        q, scale = per_block_cast(b, scale_dtype="float8_e8m0fnu", target=target)
+        narrow = v4.output_projection(o, a, q, scale, target=target)
+        (codes, scales), half = fp8_cast(middle.astype(F).astype(BF16).reshape(m, -1), 1, 128, e8m0=True), 2.0**-6
+        values = codes.astype(np.float64) * np.repeat(scales.astype(np.float64), 128, 1)[:, : codes.shape[1]]
+        wanted = values @ (q.astype(np.float64) * scale.astype(np.float64)).T
+        np.testing.assert_allclose(narrow.astype(np.float64), wanted, atol=half * np.abs(wanted).max())
+        assert narrow.dtype == BF16 and not same_bits(narrow, y)
+        assert v4.output_projection(o[:0], a, q, scale, target=target).shape == (0, d)
 
 
 def test_queries_are_normalised_head_by_head() -> None:
@@ -267,6 +276,7 @@ def test_corners_and_arguments() -> None:
         (lambda: v4.index_queries(x[None], cos, sin, at), TileTypeError, "expected \\[1\\]"),
         (lambda: v4.index_logits_fp8(q8[None], w, q8, w[0, :2], at), TileTypeError, "expected weights"),
         (lambda: v4.output_projection(x[None], x[None], x), TileTypeError, "do not fit"),
+        (lambda: v4.output_projection(x[None], x[None], x[:, :2], x), TileTypeError, "weights|do not fit"),
     ):
         with pytest.raises(kind, match=words):
             call()

@@ -12,6 +12,7 @@ from tiledsl.kernels import arrays
 from tiledsl.kernels.gemm import matmul
 from tiledsl.kernels.grouped_more import masked_grouped_gemm
 from tiledsl.kernels.pointwise import rope
+from tiledsl.kernels.quant import per_token_cast, scaled_gemm
 from tiledsl.kernels.rowwise import rms_norm
 from tiledsl.runtime import allocate
 
@@ -52,20 +53,24 @@ def inverse_rope(o: Any, cos: Any, sin: Any, positions: Any, *, target: Any = No
     return o
 
 
-def output_projection(o: Any, group_weights: Any, weight: Any, *, target: Any = None) -> Any:
+def output_projection(o: Any, group_weights: Any, weight: Any, weight_scale: Any = None, *, target: Any = None) -> Any:
     """y = concat over g of (o_g @ group_weights[g]^T) @ weight^T, o_g being the heads of group g side by side.
 
     o              [tokens, heads, dim] bfloat16; NumPy (ml_dtypes) or torch
     group_weights  [groups, r, heads * dim / groups], of the dtype of o
-    weight         [d, groups * r], of the dtype of o
+    weight         [d, groups * r], of the dtype of o; or FP8 with
+    weight_scale   as scaled_gemm takes them: the result of the groups is then cast by per_token_cast, with scales of
+                   the same dtype
     target         where to run (default: TILEDSL_TARGET, else auto)
 
-    Returns [tokens, d] of the dtype of o; both products as in matmul, each rounded once.
+    Returns [tokens, d] of the dtype of o; both products as in matmul (the second one of FP8: as in scaled_gemm), each
+    rounded once.
 
     Raises TileTypeError for wrong dtypes or shapes.
     """
     name = "output_projection"
-    dtype = arrays.floats(name, o=o, group_weights=group_weights, weight=weight)
+    same = {"o": o, "group_weights": group_weights} | ({"weight": weight} if weight_scale is None else {})
+    dtype = arrays.floats(name, **same)
     m, heads, dim = arrays.rank(name, "o", o, "tokens, heads, dim")
     groups, r, k = arrays.rank(name, "group_weights", group_weights, "groups, r, k")
     if groups * k != heads * dim or tuple(weight.shape)[1:] != (groups * r,):
@@ -79,4 +84,8 @@ def output_projection(o: Any, group_weights: Any, weight: Any, *, target: Any = 
         each = arrays.dense(o).reshape(m, groups, k).swapaxes(0, 1)
         counts = arrays.like_kind(np.full(groups, m, np.int32), o)
         masked_grouped_gemm(each, group_weights, counts, transpose_b=True, out=middle.swapaxes(0, 1), target=target)
-    return matmul(middle.reshape(m, groups * r), weight.swapaxes(0, 1), target=target)
+    middle = middle.reshape(m, groups * r)
+    if weight_scale is None:
+        return matmul(middle, weight.swapaxes(0, 1), target=target)
+    q, scale = per_token_cast(middle, scale_dtype=as_dtype(weight_scale.dtype), target=target)
+    return scaled_gemm(q, scale, weight, weight_scale, out_dtype=dtype, target=target)
