@@ -147,13 +147,17 @@ def random_weights(config: Config, seed: int = 0, target: Any = None) -> Weights
     def hyper() -> Hyper:
         n = c.streams
         base = normal(n * (n + 2), size=0.5)
-        return Hyper(normal(n * (n + 2), n * d, size=(n * d) ** -0.5), np.array([1.0, 1.0, 1.0], F), base)
+        return Hyper(normal(n * (n + 2), n * d, size=(n * d) ** -0.5), np.ones(3, F), base)
 
     def compressor(width: int, entry: int) -> Compressor:
         kv, gate = (normal(width, d, size=d**-0.5).astype(BF16) for _ in range(2))
         return Compressor(kv, gate, normal(c.ratio, width, size=0.5), near_one(entry))
 
-    sparse, k = c.ratio == 4, c.heads * HEAD // c.groups
+    sparse, k, table = c.ratio == 4, c.heads * HEAD // c.groups, None
+    if c.hashed:
+        every = np.tile(np.arange(c.experts, dtype=np.int32), (c.vocab, 1))
+        table = rng.permuted(every, axis=1)[:, : c.active].copy()
+    experts = (2 * c.inter, c.d), (c.d, c.inter)
     return Weights(
         config=c,
         embedding=normal(c.vocab, d).astype(BF16),
@@ -175,14 +179,8 @@ def random_weights(config: Config, seed: int = 0, target: Any = None) -> Weights
         ffn_norm=near_one(d),
         gate=normal(c.experts, d, size=d**-0.5).astype(BF16),
         bias=None if c.hashed else normal(c.experts, size=0.1),
-        table=rng.permuted(np.tile(np.arange(c.experts, dtype=np.int32), (c.vocab, 1)), axis=1)[:, : c.active].copy()
-        if c.hashed
-        else None,
-        routed=Experts(
-            random_fp4(rng, c.experts, 2 * c.inter, d, target),
-            random_fp4(rng, c.experts, d, c.inter, target),
-            cast=True,
-        ),
+        table=table,
+        routed=Experts(*(random_fp4(rng, c.experts, *shape, target) for shape in experts), cast=True),
         shared_gate_up=linear(2 * c.inter, d),
         shared_down=linear(d, c.inter),
     )
