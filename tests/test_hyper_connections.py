@@ -123,6 +123,31 @@ def test_gradients_are_those_of_automatic_differentiation(n: int) -> None:
         assert same_bits(alone[0], got[0][:1])
 
 
+@pytest.mark.parametrize(("m", "n", "d"), [(1, 1, 7), (17, 2, 33), (70, 4, 300)])
+def test_gradients_of_the_head(m: int, n: int, d: int) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    rng = np.random.default_rng(m)
+    x = rng.standard_normal((m, n, d)).astype(F)
+    fn, scale, base = (rng.standard_normal(s).astype(F) for s in ((n, n * d), 1, n))
+    fn = (fn / F(n * d) ** F(0.5)).astype(F)
+    dy = rng.standard_normal((m, d)).astype(F)
+    leaves = [torch.from_numpy(t.astype(np.float64)).requires_grad_() for t in (x, fn, scale, base)]
+    flat = leaves[0].reshape(m, n * d)
+    mix = (flat @ leaves[1].T) / torch.sqrt((flat * flat).mean(-1, keepdim=True) + 1e-6)
+    y = ((torch.sigmoid(mix * leaves[2] + leaves[3]) + 1e-6)[:, :, None] * leaves[0]).sum(1)
+    y.backward(torch.from_numpy(dy.astype(np.float64)))
+    for target in TARGETS:
+        got, saved = v4.hyper_head(x, fn, scale, base, return_mixes=True, target=target)
+        assert same_bits(got, v4.hyper_head(x, fn, scale, base, target=target))
+        grads = v4.hyper_head_backward(x, fn, scale, base, saved, dy, target=target)
+        for g, leaf in zip(grads, leaves, strict=True):
+            wanted = leaf.grad.numpy()
+            assert g.shape == wanted.shape and g.dtype == F
+            np.testing.assert_allclose(g, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+        _, one = v4.hyper_head(x[:1], fn, scale, base, return_mixes=True, target=target)
+        assert same_bits(v4.hyper_head_backward(x[:1], fn, scale, base, one, dy[:1], target=target)[0], grads[0][:1])
+
+
 def test_targets_agree() -> None:
     rng = np.random.default_rng(2)
     x = rng.standard_normal((5, 4, 40)).astype(F).astype(BF16)
@@ -134,7 +159,9 @@ def test_targets_agree() -> None:
         after = v4.hyper_post(y, x, post, comb, target=target)
         grads = v4.hyper_post_backward(y, x, post, comb, after, target=target)
         more = v4.hyper_pre_backward(x, fn, scale, base, saved, dy, dpost, dcomb, iterations=3, target=target)
-        return [y, post, comb, after, *grads, *more]
+        head, kept = v4.hyper_head(x, fn[:4], scale[:1], base[:4], return_mixes=True, target=target)
+        last = v4.hyper_head_backward(x, fn[:4], scale[:1], base[:4], kept, dy, target=target)
+        return [y, post, comb, after, *grads, *more, head, *last]
 
     assert_targets_agree(all_of_it, x, fn, scale, base, dy.astype(BF16))
 
@@ -157,6 +184,7 @@ def test_corners_and_arguments() -> None:
         (lambda: v4.hyper_post(y, x, post[:, :3], comb), TileTypeError, "expected post"),
         (lambda: v4.hyper_post_backward(y, x, post, comb, x[:, :3]), TileTypeError, "dy does not fit"),
         (lambda: v4.hyper_pre_backward(x, fn, scale, base, saved, y, post, post), TileTypeError, "expected dcomb"),
+        (lambda: v4.hyper_head_backward(x, fn[:4], scale[:1], base[:4], saved, y), TileTypeError, "expected saved.mix"),
     ):
         with pytest.raises(kind, match=words):
             call()

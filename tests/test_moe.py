@@ -59,6 +59,96 @@ def test_route(m: int, experts: int, k: int, score: str, biased: bool, ties: boo
         assert same_bits(one[0], w[-1:]) and same_bits(one[1], chosen[-1:])
 
 
+@settings(max_examples=8)
+@given(
+    m=st.sampled_from([1, 5, 17]),
+    shape=st.sampled_from([(8, 4, 8, 6), (7, 1, 1, 1), (4, 2, 3, 5), (3, 2, 33, 2), (2, 2, 5, 3)]),
+    score=st.sampled_from(["sqrtsoftplus", "sigmoid"]),
+    biased=st.booleans(),
+    ties=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_groups(m: int, shape: tuple[int, int, int, int], score: str, biased: bool, ties: bool, seed: int) -> None:
+    """DeepSeek-V3.2's selection: the best groups by their largest score (with a bias the two largest) come first."""
+    rng, (groups, kept, per, k) = np.random.default_rng(seed), shape
+    z = (rng.standard_normal((m, groups * per)) * 4).astype(F)
+    z = np.round(z) if ties else z
+    bias = np.round(rng.standard_normal(groups * per)).astype(F) / 2 if biased else None
+    for target in TARGETS:
+        w, chosen = moe.route(z, k, bias=bias, score=score, scale=2.5, groups=groups, kept=kept, target=target)
+        s = scores(z, score)
+        key = (s if bias is None else s + bias).reshape(m, groups, per)
+        top = np.sort(key, -1)[..., ::-1][..., : 2 if biased else 1].astype(np.float64).sum(-1)
+        taken_groups = np.take_along_axis(top, np.unique(chosen // per, axis=1), 1)
+        best = np.sort(top, -1)[:, ::-1][:, kept - 1]
+        assert (taken_groups >= best[:, None] - 1e-5).all()
+        assert all(len(set((row // per).tolist())) <= kept and len(set(row.tolist())) == k for row in chosen)
+        sorted_groups = np.argsort(-top, axis=1, kind="stable")[:, :kept]
+        apart = np.sort(top, 1)[:, ::-1]
+        for t in range(m):
+            clear = kept == groups or apart[t, kept - 1] - apart[t, kept] > 1e-5
+            allowed = [e for g in sorted_groups[t] for e in range(g * per, g * per + per)]
+            values = sorted((float(key[t].ravel()[e]) for e in allowed), reverse=True)[:k]
+            if clear:
+                np.testing.assert_allclose(key[t].ravel()[chosen[t]], values, rtol=1e-6, atol=1e-6)
+        picked = np.take_along_axis(scores(z, score), chosen, 1)
+        np.testing.assert_allclose(w, picked / (picked.sum(1, keepdims=True) + 1e-20) * 2.5, rtol=2e-5, atol=1e-30)
+        one = moe.route(z[-1:], k, bias=bias, score=score, scale=2.5, groups=groups, kept=kept, target=target)
+        assert same_bits(one[0], w[-1:]) and same_bits(one[1], chosen[-1:])
+
+
+def test_ties_of_groups_and_what_is_no_number() -> None:
+    z = np.array([[1, 0, 1, 0, 2, -9], [0, 0, 0, 0, 0, 0]], F)
+    two, nan = np.zeros(6, F), np.array([[np.nan, 3, 1, 2, 0, 0], [np.nan] * 6], F)
+    options: dict[str, Any] = {"score": "sigmoid", "groups": 3}
+    for target in TARGETS:
+        at = options | {"target": target}
+        assert moe.route(z, 2, kept=1, **at)[1].tolist() == [[4, 5], [0, 1]]
+        assert moe.route(z, 2, kept=1, bias=two, **at)[1].tolist() == [
+            [0, 1],
+            [0, 1],
+        ]  # two largest: 1 + 0, first group
+        assert moe.route(nan, 3, kept=2, **at)[1].tolist() == [[1, 3, 2], [0, 1, 2]]
+        assert moe.route(nan, 2, kept=1, bias=two, **at)[1].tolist() == [
+            [3, 2],
+            [0, 1],
+        ]
+
+
+@settings(max_examples=8)
+@given(
+    m=st.sampled_from([1, 5, 33]),
+    experts=st.sampled_from([1, 7, 48]),
+    k=st.sampled_from([1, 2, 6]),
+    score=st.sampled_from(["sqrtsoftplus", "sigmoid"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_gradient_of_the_weights(m: int, experts: int, k: int, score: str, seed: int) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    rng, k = np.random.default_rng(seed), min(k, experts)
+    z = (rng.standard_normal((m, experts)) * 4).astype(F)
+    z[0, 0] = 25
+    dw = rng.standard_normal((m, k)).astype(F)
+    leaf = torch.from_numpy(z.astype(np.float64)).requires_grad_()
+    s = torch.sigmoid(leaf) if score == "sigmoid" else torch.nn.functional.softplus(leaf).sqrt()
+    for target in TARGETS:
+        _, chosen = moe.route(z, k, score=score, scale=2.5, target=target)
+        picked = s.gather(1, torch.from_numpy(chosen).long())
+        w = picked / (picked.sum(1, keepdim=True) + 1e-20) * 2.5
+        (wanted,) = torch.autograd.grad(w, leaf, torch.from_numpy(dw.astype(np.float64)), retain_graph=True)
+        got = moe.route_backward(z, chosen, dw, score=score, scale=2.5, target=target)
+        np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-4, atol=1e-5)
+        one = moe.route_backward(z[-1:], chosen[-1:], dw[-1:], score=score, scale=2.5, target=target)
+        assert same_bits(one, got[-1:])
+        repeated = np.zeros((1, 2), I)  # a table may name an expert twice: its gradients add up, here to nothing
+        same = moe.route_backward(z[-1:], repeated, np.ones((1, 2), F), score=score, target=target)
+        assert not same[:, 1:].any() and abs(same[0, 0]) < 1e-6
+        none = moe.route_backward(z[-1:], repeated + 99, np.ones((1, 2), F), score=score, target=target)
+        assert not none.any()
+    low = np.array([[-300.0, -300.0]], F)
+    assert not moe.route_backward(low, np.array([[0]], I), np.ones((1, 1), F)).any()
+
+
 def test_the_bias_selects_and_does_not_weigh() -> None:
     z, bias = np.array([[3.0, 2.0, 1.0, 0.0]], F), np.array([0, 0, 0, 9], F)
     w, chosen = moe.route(z, 2, bias=bias)
@@ -225,7 +315,13 @@ def test_targets_agree() -> None:
 
     assert_targets_agree(whole, p["x"], p["gate"])
     z = np.random.default_rng(3).standard_normal((9, 16)).astype(F)
-    assert_targets_agree(lambda a, target: moe.route(a, 4, target=target), z)
+
+    def routed(z: Array, target: str) -> Any:
+        w, chosen = moe.route(z, 4, target=target)
+        some = moe.route(z, 4, bias=z[0], score="sigmoid", groups=8, kept=3, target=target)
+        return [w, chosen, *some, moe.route_backward(z, chosen, w, target=target)]
+
+    assert_targets_agree(routed, z)
 
 
 def test_torch() -> None:
@@ -247,6 +343,10 @@ def test_arguments_are_checked() -> None:
         (lambda: moe.route(z, 9), TileValueError, "k is 9, but there are 8 experts"),
         (lambda: moe.route(z), TileValueError, "k is None"),
         (lambda: moe.route(z, 2, score="softmax"), TileValueError, "score is 'softmax'"),
+        (lambda: moe.route(z, 2, groups=3), TileValueError, "groups is 3, kept 3"),
+        (lambda: moe.route(z, 2, groups=4, kept=5), TileValueError, "groups is 4, kept 5"),
+        (lambda: moe.route(z, 3, groups=4, kept=1), TileValueError, "k is 3, but there are 2 experts"),
+        (lambda: moe.route_backward(z, chosen, z), TileTypeError, "do not fit"),
         (lambda: moe.route(z, 2, bias=z[0, :7]), TileTypeError, "bias does not fit"),
         (lambda: moe.route(z, token_ids=np.zeros(4, I)), TileTypeError, "come together"),
         (lambda: moe.route(z, token_ids=np.full(4, 4, I), table=chosen), TileValueError, "token_ids holds 4"),

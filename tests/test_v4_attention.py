@@ -72,6 +72,42 @@ def test_compress(ratio: int, seq: int, c: int, cuts: list[int], seed: int) -> N
             np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.parametrize(("ratio", "seq", "c"), [(4, 3, 5), (4, 17, 33), (4, 40, 64), (8, 33, 65), (128, 300, 7)])
+def test_gradients_of_the_compressors(ratio: int, seq: int, c: int) -> None:
+    """Against automatic differentiation of the formula in float64; ragged; sequences alone have the same bits."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    rng, width = np.random.default_rng(seq), 2 * c if ratio == 4 else c
+    kv, z = (rng.standard_normal((2, seq, width)).astype(F) for _ in range(2))
+    z *= 3
+    ape, lengths = rng.standard_normal((ratio, width)).astype(F), np.array([seq, max(seq - 3, 0)], np.int32)
+    blocks = -(-seq // ratio)
+    dc = rng.standard_normal((2, blocks, c)).astype(F)
+    leaves = [torch.from_numpy(t.astype(np.float64)).requires_grad_() for t in (kv, z, ape)]
+    total = leaves[0].sum() * 0
+    for b in range(2):
+        for i in range(lengths[b] // ratio):
+            own = slice(i * ratio, (i + 1) * ratio)
+            v, logits = leaves[0][b, own], leaves[1][b, own] + leaves[2]
+            if ratio == 4:
+                before = slice((i - 1) * ratio, i * ratio)
+                parts = [(v[:, c:], logits[:, c:])]
+                if i:
+                    parts.insert(0, (leaves[0][b, before, :c], (leaves[1][b, before] + leaves[2])[:, :c]))
+                v, logits = (torch.cat(p) for p in zip(*parts, strict=True))
+            entry = (torch.softmax(logits, 0) * v).sum(0)
+            total = total + (entry * torch.from_numpy(dc[b, i].astype(np.float64))).sum()
+    total.backward()
+    dc[1, lengths[1] // ratio :] = np.nan  # not read
+    for target in TARGETS:
+        got = v4.compress_backward(kv, z, ape, ratio, dc, lengths=lengths, target=target)
+        for g, leaf in zip(got, leaves, strict=True):
+            wanted = np.zeros(leaf.shape) if leaf.grad is None else leaf.grad.numpy()
+            assert g.shape == wanted.shape and g.dtype == F
+            np.testing.assert_allclose(g, wanted, rtol=2e-4, atol=2e-5 * max(np.abs(wanted).max(), 1))
+        alone = v4.compress_backward(kv[:1], z[:1], ape, ratio, dc[:1], target=target)
+        assert same_bits(alone[0], got[0][:1]) and same_bits(alone[1], got[1][:1])
+
+
 def test_ragged_decode_and_the_position_bias() -> None:
     """Sequences of different lengths in one call. Trap 3: the bias is in the scores that the state keeps."""
     rng = np.random.default_rng(0)
@@ -332,7 +368,8 @@ def test_targets_agree() -> None:
     def blocks(kv: Array, z: Array, ape: Array, target: str) -> Any:
         state = v4.compressor_state(1, 4, 6)
         made, _ = v4.compress(kv, z, ape, 4, state, target=target)
-        return [made, state.kv, state.score]
+        grads = v4.compress_backward(kv, z, ape, 4, made, target=target)
+        return [made, state.kv, state.score, *grads]
 
     assert_targets_agree(blocks, *(rng.standard_normal(s).astype(F) for s in ((1, 8, 6), (1, 8, 6), (4, 6))))
 
@@ -350,6 +387,8 @@ def test_arguments_are_checked() -> None:
         (lambda: v4.write_entries(x[:, :500], None, cos, sin, at, at, cache, 2), TileTypeError, "of 512 elements"),
         (lambda: v4.compress(kv, kv, kv[0], 4, state), TileTypeError, "ape is \\(8, 6\\)"),
         (lambda: v4.compress(kv, kv, kv[0, :4], 4, state, lengths=at[:1] + 9), TileValueError, "lengths holds 9"),
+        (lambda: v4.compress(kv, kv, kv[0, :4], 4, state, lengths=at), TileTypeError, "expected \\[1\\]"),
+        (lambda: v4.compress_backward(kv, kv, kv[0, :4], 4, kv), TileTypeError, "expected dentries \\[1, 2, 3\\]"),
         (lambda: v4.sparse_attention(q, cache, slots + 4, page_size=2), TileValueError, "holds 4, expected -1 to 3"),
         (lambda: v4.sparse_attention(q[:, :, :64], cache, slots, page_size=2), TileTypeError, "entries have 512"),
         (lambda: v4.sparse_attention(q, rows, slots[:1]), TileTypeError, "expected \\[2, n\\]"),

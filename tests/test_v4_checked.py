@@ -59,6 +59,8 @@ def products() -> None:
 def mixture() -> None:
     z = f(9, 16)
     weights, chosen = moe.route(z, 4, bias=z[0], **AT)
+    moe.route(z, 4, bias=z[0], score="sigmoid", groups=8, kept=4, **AT)
+    moe.route_backward(z, chosen, weights, **AT)
     mapping = moe.token_mapping(chosen, 16, alignment=4, **AT)
     moe.reduce_rows(moe.expand(f(9, 40), mapping, **AT), mapping, weights, **AT)
 
@@ -68,7 +70,8 @@ def hyper_connections() -> None:
     y, post, comb, saved = v4.hyper_pre(x, fn, scale, base, iterations=2, **AT)
     v4.hyper_post_backward(y, v4.hyper_post(y, x, post, comb, **AT), post, comb, x, **AT)
     v4.hyper_pre_backward(x, fn, scale, base, saved, y, post, comb, iterations=2, **AT)
-    v4.hyper_head(x, fn[:4], scale[:1], base[:4], **AT)
+    _, saved = v4.hyper_head(x, fn[:4], scale[:1], base[:4], return_mixes=True, **AT)
+    v4.hyper_head_backward(x, fn[:4], scale[:1], base[:4], saved, y, **AT)
 
 
 def optimisers() -> None:
@@ -89,7 +92,9 @@ def compressors() -> None:
     for ratio, width in ((4, 66), (8, 33)):
         state = v4.compressor_state(2, ratio, width)
         for lengths in (ints(17, 3), ints(0, 17)):
-            v4.compress(f(2, 17, width), f(2, 17, width), f(ratio, width), ratio, state, lengths=lengths, **AT)
+            given = f(2, 17, width), f(2, 17, width), f(ratio, width), ratio
+            v4.compress(*given, state, lengths=lengths, **AT)
+            v4.compress_backward(*given, f(2, -(-17 // ratio), 33), lengths=lengths, **AT)
 
 
 def attention() -> None:

@@ -14,8 +14,9 @@ from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.runtime import address_of, allocate, device_of, is_torch
 
 __all__ = [
-    "accumulator", "as_int32", "check_eps", "check_size", "check_vector", "dense", "describe", "dtype_of", "floats",
-    "like_kind", "has_unit_last", "matrix", "on_host", "out_dtype", "output", "rank", "strides", "unit_last",
+    "accumulator", "as_int32", "check_eps", "check_lengths", "check_size", "check_vector", "dense", "describe",
+    "dtype_of", "floats", "like_kind", "has_unit_last", "matrix", "on_host", "out_dtype", "output", "rank",
+    "strides", "unit_last",
 ]  # fmt: skip
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
@@ -223,6 +224,15 @@ def check_size(function: str, what: str, sizes: Any, low: int, high: int) -> Non
     if values is not None and values.size and not (low <= values.min() and values.max() <= high):
         bad = values.ravel()[int(np.argmax((values.ravel() < low) | (values.ravel() > high)))]
         raise TileValueError(f"{function}: {what} holds {int(bad)}, expected {low} to {high}")
+
+
+def check_lengths(function: str, lengths: Any, batch: int, most: int) -> None:
+    """Raises TileTypeError unless lengths are int32 [batch], TileValueError unless 0 to most (where they lie on the
+    host)."""
+    dtype_of(function, "lengths", lengths, ("int32",))
+    if tuple(lengths.shape) != (batch,):
+        raise TileTypeError(f"{function}: {describe(lengths=lengths)}, expected [{batch}]")
+    check_size(function, "lengths", lengths, 0, most)
 
 
 def like_kind(x: np.ndarray[Any, Any], like: Any) -> Any:

@@ -1,6 +1,7 @@
 """DeepSeek-V4's own mechanisms: hyper-connections and hybrid compressed attention."""
 
 from tiledsl.kernels.deepseek_v4.compress import CompressorState, compress, compress_kernel, compressor_state
+from tiledsl.kernels.deepseek_v4.compress_backward import compress_backward, compress_backward_kernel
 from tiledsl.kernels.deepseek_v4.entries import (
     page_bytes,
     read_entries,
@@ -18,6 +19,7 @@ from tiledsl.kernels.deepseek_v4.hyper_connections import (
     hyper_pre_kernel,
 )
 from tiledsl.kernels.deepseek_v4.hyper_connections_backward import (
+    hyper_head_backward,
     hyper_post_backward,
     hyper_post_backward_kernel,
     hyper_pre_backward,
@@ -49,9 +51,12 @@ __all__ = [
     "Mixes",
     "block_slots",
     "compress",
+    "compress_backward",
+    "compress_backward_kernel",
     "compress_kernel",
     "compressor_state",
     "hyper_head",
+    "hyper_head_backward",
     "hyper_post",
     "hyper_post_backward",
     "hyper_post_backward_kernel",

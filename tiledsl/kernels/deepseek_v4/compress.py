@@ -19,7 +19,7 @@ from tiledsl.kernels import arrays
 from tiledsl.kernels.tiles import tiles_for
 from tiledsl.runtime import allocate
 
-__all__ = ["CompressorState", "compress", "compress_kernel", "compressor_state"]
+__all__ = ["WIDTH", "CompressorState", "check_tokens", "compress", "compress_kernel", "compressor_state"]
 
 WIDTH = 64  # channels of a block
 
@@ -120,6 +120,19 @@ def compress_kernel(ratio: int, overlap: bool, channels: int, threads: int = 128
 _compress_kernel = cache(compress_kernel)  # the same values, the same kernel
 
 
+def check_tokens(name: str, kv: Any, scores: Any, ape: Any, ratio: int) -> tuple[int, int, int]:
+    """batch, seq and width of kv. Raises TileTypeError or TileValueError unless scores, ape and the ratio fit."""
+    for which, x in (("kv", kv), ("scores", scores), ("ape", ape)):
+        arrays.dtype_of(name, which, x, ("float32",))
+    batch, seq, width = arrays.rank(name, "kv", kv, "batch, seq, width")
+    if ratio < 1 or (ratio == 4 and width % 2):
+        raise TileValueError(f"{name}: ratio is {ratio}, width {width}; ratio 4 takes an even width")
+    for which, x, shape in (("scores", scores, (batch, seq, width)), ("ape", ape, (ratio, width))):
+        if tuple(x.shape) != shape:
+            raise TileTypeError(f"{name}: {which} is {tuple(x.shape)}, expected {shape}: {arrays.describe(kv=kv)}")
+    return batch, seq, width
+
+
 def compress(
     kv: Any, scores: Any, ape: Any, ratio: int, state: CompressorState, *, lengths: Any = None, target: Any = None
 ) -> tuple[Any, Any]:
@@ -142,22 +155,19 @@ def compress(
     the host).
     """
     name = "compress"
-    for which, x in (("kv", kv), ("scores", scores), ("ape", ape)):
-        arrays.dtype_of(name, which, x, ("float32",))
-    batch, seq, width = arrays.rank(name, "kv", kv, "batch, seq, width")
+    batch, seq, width = check_tokens(name, kv, scores, ape, ratio)
     overlap = ratio == 4
-    if ratio < 1 or (overlap and width % 2):
-        raise TileValueError(f"{name}: ratio is {ratio}, width {width}; ratio 4 takes an even width")
-    slots = 2 * ratio if overlap else ratio
-    token, kept = (batch, seq, width), (batch, slots, width)
-    wanted = {"scores": (scores, token), "ape": (ape, (ratio, width)), "state.kv": (state.kv, kept)}
-    for which, (x, shape) in (wanted | {"state.score": (state.score, kept)}).items():
-        if tuple(x.shape) != shape:
-            raise TileTypeError(f"{name}: {which} is {tuple(x.shape)}, expected {shape}: {arrays.describe(kv=kv)}")
+    kept = (batch, 2 * ratio if overlap else ratio, width)
+    for which, x in (("state.kv", state.kv), ("state.score", state.score)):
+        arrays.dtype_of(name, which, x, ("float32",))
+        if tuple(x.shape) != kept:
+            raise TileTypeError(f"{name}: {which} is {tuple(x.shape)}, expected {kept}: {arrays.describe(kv=kv)}")
+    arrays.dtype_of(name, "state.seen", state.seen, ("int32",))
+    if tuple(state.seen.shape) != (batch,):
+        raise TileTypeError(f"{name}: state.seen is {tuple(state.seen.shape)}, expected {(batch,)}")
     if lengths is None:
         lengths = arrays.like_kind(np.full(batch, seq, np.int32), kv)
-    arrays.dtype_of(name, "lengths", lengths, ("int32",))
-    arrays.check_size(name, "lengths", lengths, 0, seq)
+    arrays.check_lengths(name, lengths, batch, seq)
     channels = width // 2 if overlap else width
     counts = (state.seen + lengths) // ratio - state.seen // ratio
     blocks = -(-seq // ratio)

@@ -130,7 +130,8 @@ _hyper_pre_kernel = cache(hyper_pre_kernel)  # the same values, the same kernel
 
 
 class Mixes:
-    """What hyper_pre_backward needs of the forward pass: mix [tokens, n (n + 2)] before the norm, r [tokens]."""
+    """What the backward pass needs of the forward one: mix [tokens, n (n + 2)] (head: n) before the norm,
+    r [tokens]."""
 
     def __init__(self, mix: Any, r: Any) -> None:
         self.mix, self.r = mix, r
@@ -203,7 +204,15 @@ def hyper_pre(
 
 
 def hyper_head(
-    x: Any, fn: Any, scale: Any, base: Any, *, eps: float = 1e-6, norm_eps: float = 1e-6, target: Any = None
+    x: Any,
+    fn: Any,
+    scale: Any,
+    base: Any,
+    *,
+    eps: float = 1e-6,
+    norm_eps: float = 1e-6,
+    return_mixes: bool = False,
+    target: Any = None,
 ) -> Any:
     """After the last layer: y = sum_i pre_i x_i with pre as in hyper_pre.
 
@@ -211,9 +220,11 @@ def hyper_head(
     fn      [n, n d] float32; scale [1] and base [n] float32
     target  where to run (default: TILEDSL_TARGET, else auto)
 
-    Returns [tokens, d] of the dtype of x. Raises TileTypeError and TileValueError as hyper_pre.
+    Returns [tokens, d] of the dtype of x; with return_mixes (that, Mixes for hyper_head_backward). Raises TileTypeError
+    and TileValueError as hyper_pre.
     """
-    return _pre("hyper_head", True, x, fn, scale, base, 1, eps, norm_eps, target)[0]
+    y, _, _, mixes = _pre("hyper_head", True, x, fn, scale, base, 1, eps, norm_eps, target)
+    return (y, mixes) if return_mixes else y
 
 
 @tiledsl.jit

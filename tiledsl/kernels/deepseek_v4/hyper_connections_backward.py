@@ -7,7 +7,7 @@ from typing import Any
 import tiledsl
 import tiledsl.language as T
 from tiledsl.dtypes import DType, as_dtype
-from tiledsl.errors import TileTypeError
+from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.deepseek_v4.hyper_connections import (
     COLUMNS,
@@ -22,7 +22,8 @@ from tiledsl.kernels.deepseek_v4.hyper_connections import (
 from tiledsl.kernels.tiles import tiles_for
 from tiledsl.runtime import allocate
 
-__all__ = ["hyper_post_backward", "hyper_post_backward_kernel", "hyper_pre_backward", "hyper_pre_backward_kernel"]
+__all__ = ["hyper_head_backward", "hyper_post_backward", "hyper_post_backward_kernel", "hyper_pre_backward"]
+__all__ += ["hyper_pre_backward_kernel"]
 
 ROWS = 16  # tokens of a block
 SUM_ROWS = 64  # tokens that enter a parameter's gradient at a time: a reduced axis, so one number for all targets
@@ -108,20 +109,21 @@ def hyper_post_backward(
 
 
 @tiledsl.jit
-def hyper_pre_backward_kernel(n: int, iterations: int, dtype: DType, threads: int = 128) -> Any:
-    """Four launches: gradients of a token's mixes; of its streams; of fn; of scale and base.
+def hyper_pre_backward_kernel(n: int, iterations: int, head: bool, dtype: DType, threads: int = 128) -> Any:
+    """Four launches: gradients of a token's mixes; of its streams; of fn; of scale and base. head: only pre was made.
 
     A step of Sinkhorn's iteration, C' = C / t with t = sum C + eps, turns a gradient g into (g - sum g C') / t; the
     matrices of all steps are computed again and kept.
     """
     M, D = T.dynamic("M"), T.dynamic("D")
-    mixes, steps, size = n * (n + 2), 2 * iterations, n * n
+    mixes, steps, size = n if head else n * (n + 2), 2 * iterations, n * n
+    scales = 1 if head else 3
 
     @T.prim_func
     def hyper_pre_backward(
         X: T.Tensor((M, n, D), dtype),
         fn: T.Tensor((mixes, n, D), T.float32),
-        scale: T.Tensor((3,), T.float32),
+        scale: T.Tensor((scales,), T.float32),
         base: T.Tensor((mixes,), T.float32),
         eps: T.float32,
         Mix: T.Tensor((M, mixes), T.float32),
@@ -135,7 +137,7 @@ def hyper_pre_backward_kernel(n: int, iterations: int, dtype: DType, threads: in
         dLogit: T.Tensor((M, mixes), T.float32),
         dX: T.Tensor((M, n, D), dtype),
         dfn: T.Tensor((mixes, n, D), T.float32),
-        dscale: T.Tensor((3,), T.float32),
+        dscale: T.Tensor((scales,), T.float32),
         dbase: T.Tensor((mixes,), T.float32),
     ):
         with T.Kernel(T.ceildiv(M, ROWS), threads=threads) as by:
@@ -158,51 +160,55 @@ def hyper_pre_backward_kernel(n: int, iterations: int, dtype: DType, threads: in
                 if row < M:
                     r = R[row]
                     g = T.alloc_local((mixes,), T.float32)
-                    c = T.alloc_local((size,), T.float32)
                     for a in T.unroll(n):
                         s = sigmoid(Mix[row, a] * r * scale[0] + base[a])
                         Pre[row, a] = s + eps
                         g[a] = dpre[a, i] * (s * (1.0 - s))
-                        s2 = sigmoid(Mix[row, n + a] * r * scale[1] + base[n + a])
-                        g[n + a] = dPost[row, a] * (2.0 * (s2 * (1.0 - s2)))
-                    for q in T.unroll(size):
-                        c[q] = Mix[row, 2 * n + q] * r * scale[2] + base[2 * n + q]
-                    sinkhorn_start(c, n, eps)
-                    for q in T.unroll(size):
-                        history[0, q, i] = c[q]
-                    for step in T.serial(1, steps):
-                        if step % 2 == 1:
-                            sinkhorn_step(c, n, eps, 1, n)
-                        else:
-                            sinkhorn_step(c, n, eps, n, 1)
+                    if not head:
+                        c = T.alloc_local((size,), T.float32)
+                        for a in T.unroll(n):
+                            s = sigmoid(Mix[row, n + a] * r * scale[1] + base[n + a])
+                            g[n + a] = dPost[row, a] * (2.0 * (s * (1.0 - s)))
                         for q in T.unroll(size):
-                            history[step, q, i] = c[q]
-                    for a in T.unroll(n):
-                        for b in T.unroll(n):
-                            c[a * n + b] = dComb[row, a, b]  # from here on the gradient
-                    for back in T.serial(steps - 1):
-                        step = steps - 1 - back
-                        columns = step % 2 == 1
+                            c[q] = Mix[row, 2 * n + q] * r * scale[2] + base[2 * n + q]
+                        sinkhorn_start(c, n, eps)
+                        for q in T.unroll(size):
+                            history[0, q, i] = c[q]
+                        for step in T.serial(1, steps):
+                            if step % 2 == 1:
+                                sinkhorn_step(c, n, eps, 1, n)
+                            else:
+                                sinkhorn_step(c, n, eps, n, 1)
+                            for q in T.unroll(size):
+                                history[step, q, i] = c[q]
+                        for a in T.unroll(n):
+                            for b in T.unroll(n):
+                                c[a * n + b] = dComb[row, a, b]  # from here on the gradient
+                        for back in T.serial(steps - 1):
+                            step = steps - 1 - back
+                            columns = step % 2 == 1
+                            for a in T.unroll(n):
+                                weighted = T.alloc_var(T.float32, 0.0)
+                                total = T.alloc_var(T.float32, 0.0)
+                                for b in T.unroll(n):
+                                    q = T.if_then_else(columns, b * n + a, a * n + b)
+                                    weighted = weighted + c[q] * history[step, q, i]
+                                    total = total + history[step - 1, q, i]
+                                for b in T.unroll(n):
+                                    q = T.if_then_else(columns, b * n + a, a * n + b)
+                                    c[q] = (c[q] - weighted) / (total + eps)
                         for a in T.unroll(n):
                             weighted = T.alloc_var(T.float32, 0.0)
-                            total = T.alloc_var(T.float32, 0.0)
                             for b in T.unroll(n):
-                                q = T.if_then_else(columns, b * n + a, a * n + b)
-                                weighted = weighted + c[q] * history[step, q, i]
-                                total = total + history[step - 1, q, i]
+                                weighted = weighted + c[a * n + b] * (history[0, a * n + b, i] - eps)
                             for b in T.unroll(n):
-                                q = T.if_then_else(columns, b * n + a, a * n + b)
-                                c[q] = (c[q] - weighted) / (total + eps)
-                    for a in T.unroll(n):
-                        weighted = T.alloc_var(T.float32, 0.0)
-                        for b in T.unroll(n):
-                            weighted = weighted + c[a * n + b] * (history[0, a * n + b, i] - eps)
-                        for b in T.unroll(n):
-                            chance = history[0, a * n + b, i] - eps
-                            g[2 * n + a * n + b] = chance * (c[a * n + b] - weighted)
+                                chance = history[0, a * n + b, i] - eps
+                                g[2 * n + a * n + b] = chance * (c[a * n + b] - weighted)
                     dr = T.alloc_var(T.float32, 0.0)
                     for j in T.unroll(mixes):
-                        factor = T.if_then_else(j < n, scale[0], T.if_then_else(j < 2 * n, scale[1], scale[2]))
+                        factor = scale[0]
+                        if not head:
+                            factor = T.if_then_else(j < n, scale[0], T.if_then_else(j < 2 * n, scale[1], scale[2]))
                         dLogit[row, j] = g[j]
                         dMix[row, j] = g[j] * factor * r
                         dr = dr + g[j] * factor * Mix[row, j]
@@ -242,7 +248,7 @@ def hyper_pre_backward_kernel(n: int, iterations: int, dtype: DType, threads: in
                     g[i, j] = g[i, j] * (Mix[k * SUM_ROWS + i, j] * R[k * SUM_ROWS + i])
                 T.reduce_sum(g, to_scale, dim=0, clear=False)
             T.copy(to_base, dbase)
-            for part in T.Parallel(3):
+            for part in T.Parallel(scales):
                 total = T.alloc_var(T.float32, 0.0)
                 for j in T.serial(mixes):
                     mine = T.if_then_else(j < n, 0, T.if_then_else(j < 2 * n, 1, 2)) == part
@@ -279,20 +285,53 @@ def hyper_pre_backward(
     Returns (dx like x, dfn, dscale, dbase, float32 like the parameters). Computed in float32, each rounded once; sums
     over tokens have one owner and one order; dx of a token does not depend on others.
 
-    Raises TileTypeError for wrong dtypes or shapes.
+    Raises TileTypeError for wrong dtypes or shapes, TileValueError for iterations below 1 or a negative eps.
     """
-    name = "hyper_pre_backward"
-    dtype, m, n, d = check_streams(name, x, fn, scale, base, 3, lambda n: n * (n + 2))
+    given = {"dpost": dpost, "dcomb": dcomb}
+    return _pre_backward("hyper_pre_backward", x, fn, scale, base, saved, dy, given, iterations, eps, target)
+
+
+def hyper_head_backward(
+    x: Any, fn: Any, scale: Any, base: Any, saved: Mixes, dy: Any, *, eps: float = 1e-6, target: Any = None
+) -> tuple[Any, Any, Any, Any]:
+    """The gradients of hyper_head.
+
+    x, fn, scale, base, eps, target   as in hyper_head
+    saved   the Mixes that hyper_head returned with return_mixes=True
+    dy      [tokens, d], the gradient with respect to y, of the dtype of x
+
+    Returns (dx like x, dfn, dscale, dbase, float32 like the parameters), computed as hyper_pre_backward does.
+
+    Raises TileTypeError for wrong dtypes or shapes, TileValueError for a negative eps.
+    """
+    return _pre_backward("hyper_head_backward", x, fn, scale, base, saved, dy, None, 1, eps, target)
+
+
+def _pre_backward(name: str, x: Any, fn: Any, scale: Any, base: Any, saved: Mixes, dy: Any, others: Any,
+                  iterations: int, eps: float, target: Any) -> tuple[Any, ...]:  # fmt: skip
+    """others: dpost and dcomb; None: the head, which has none."""
+    head = others is None
+    scales = 1 if head else 3
+    form = check_streams(name, x, fn, scale, base, scales, lambda n: n if head else n * (n + 2))
+    dtype, m, n, d = form
+    if iterations < 1:
+        raise TileValueError(f"{name}: iterations is {iterations}, expected at least 1")
+    mixes = int(fn.shape[0])
     arrays.floats(name, x=x, dy=dy)
-    for which, given, wanted in (("dy", dy, (m, d)), ("dpost", dpost, (m, n)), ("dcomb", dcomb, (m, n, n))):
-        if tuple(given.shape) != wanted:
-            raise TileTypeError(f"{name}: {arrays.describe(x=x, **{which: given})}, expected {which} {list(wanted)}")
-    f32, mixes = as_dtype("float32"), n * (n + 2)
+    wanted = {"dy": (m, d), "dpost": (m, n), "dcomb": (m, n, n), "saved.mix": (m, mixes), "saved.r": (m,)}
+    for which, given in ({"dy": dy, "saved.mix": saved.mix, "saved.r": saved.r} | (others or {})).items():
+        if which != "dy":
+            arrays.dtype_of(name, which, given, ("float32",))
+        if tuple(given.shape) != wanted[which]:
+            shapes = arrays.describe(x=x, **{which: given})
+            raise TileTypeError(f"{name}: {shapes}, expected {which} {list(wanted[which])}")
+    f32 = as_dtype("float32")
     inner = [allocate(s, f32, x) for s in ((m, n), (m,), (m, mixes), (m, mixes))]
     dx, dfn = allocate((m, n, d), dtype, x), allocate((mixes, n, d), f32, x)
-    dscale, dbase = allocate((3,), f32, x), allocate((mixes,), f32, x)
-    kernel = _hyper_pre_backward_kernel(n, int(iterations), dtype, tiles_for(target).threads)
-    given = [arrays.dense(a) for a in (x, fn.reshape(mixes, n, d), scale, base)]
-    grads = [arrays.dense(a) for a in (dy, dpost, dcomb)]
-    kernel(*given, float(eps), saved.mix, saved.r, *grads, *inner, dx, dfn, dscale, dbase, target=target)
+    dscale, dbase = allocate((scales,), f32, x), allocate((mixes,), f32, x)
+    kernel = _hyper_pre_backward_kernel(n, int(iterations), head, dtype, tiles_for(target).threads)
+    inputs = [arrays.dense(a) for a in (x, fn.reshape(mixes, n, d), scale, base)]
+    grads = [None if a is None else arrays.dense(a) for a in (dy, *((others or {}).values() or (None, None)))]
+    epsilon = arrays.check_eps(name, eps)
+    kernel(*inputs, epsilon, saved.mix, saved.r, *grads, *inner, dx, dfn, dscale, dbase, target=target)
     return dx, dfn.reshape(mixes, n * d), dscale, dbase

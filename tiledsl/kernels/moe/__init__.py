@@ -10,7 +10,7 @@ from tiledsl.kernels.moe.mapping import (
     reduce_rows_kernel,
     token_mapping,
 )
-from tiledsl.kernels.moe.router import route, route_kernel
+from tiledsl.kernels.moe.router import route, route_backward, route_backward_kernel, route_kernel
 
 __all__ = [
     "Experts",
@@ -23,6 +23,8 @@ __all__ = [
     "reduce_rows",
     "reduce_rows_kernel",
     "route",
+    "route_backward",
+    "route_backward_kernel",
     "route_kernel",
     "token_mapping",
 ]

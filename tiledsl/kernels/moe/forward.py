@@ -88,6 +88,8 @@ def moe_forward(
     bias: Any = None,
     score: str = "sqrtsoftplus",
     scale: float = 1.0,
+    groups: int = 1,
+    kept: int | None = None,
     token_ids: Any = None,
     table: Any = None,
     shared: Experts | None = None,
@@ -101,7 +103,7 @@ def moe_forward(
     x            [tokens, d] bfloat16; NumPy (ml_dtypes) or torch
     gate         [experts, d] bfloat16, the router's weights
     experts      Experts
-    k, bias, score, scale, token_ids, table   as in route
+    k, bias, score, scale, groups, kept, token_ids, table   as in route
     shared       Experts with one expert, which every token goes to with weight 1; or None
     limit        of the clamp: 10.0 in DeepSeek-V4, for the shared expert too
     target       where to run (default: TILEDSL_TARGET, else auto)
@@ -118,9 +120,8 @@ def moe_forward(
     if d != d_gate:
         raise TileTypeError(f"{name}: {arrays.describe(x=x, gate=gate)} do not fit")
     logits = matmul(x, gate.swapaxes(0, 1), out_dtype="float32", target=target)
-    weights, chosen = route(
-        logits, k, bias=bias, score=score, scale=scale, token_ids=token_ids, table=table, target=target
-    )
+    given: dict[str, Any] = {"token_ids": token_ids, "table": table, "target": target}
+    weights, chosen = route(logits, k, bias=bias, score=score, scale=scale, groups=groups, kept=kept, **given)
     mapping = token_mapping(chosen, count, target=target)
     per_row = expand(weights.reshape(m, weights.shape[1], 1), mapping, target=target).reshape(mapping.rows)
     y = feed_forward(x, experts, mapping.sizes, per_row, limit=limit, mapping=mapping, target=target)
