@@ -25,7 +25,7 @@ ROOMS = (
 GOLDENS = "tests/goldens/errors"
 ERROR = re.compile(r"^Tile\w*Error$")
 # Fewer literal characters than this would match goldens of other diagnostics.
-LITERAL = 5
+LITERAL = 6
 
 
 class Diagnostic(NamedTuple):

@@ -29,10 +29,10 @@ PLAIN = GATHER.replace("s[X[i]]", "X[i] + 1")
 
 @pytest.fixture
 def kernel_of(tmp_path: Path) -> Any:
-    """(source, lines above it) -> a kernel from a file of its own, in an empty cache."""
+    """(source, lines above it, name) -> a kernel from a file, of its own unless it is named, in an empty cache."""
 
-    def make(source: str, above: int) -> tiledsl.JITKernel:
-        path = tmp_path / f"k{len(list(tmp_path.glob('*.py')))}.py"
+    def make(source: str, above: int, name: str = "") -> tiledsl.JITKernel:
+        path = tmp_path / f"{name or 'k' + str(len(list(tmp_path.glob('*.py'))))}.py"
         text = "\n" * above + textwrap.dedent(source)
         path.write_text(text, encoding="utf-8")
         names: dict[str, Any] = {"__name__": path.stem}
@@ -58,12 +58,12 @@ def test_an_error_names_the_text_of_the_kernel_that_ran(kernel_of: Any, target: 
 def test_each_text_is_compiled_once(kernel_of: Any) -> None:
     wild, out = np.array([0, 1, 2, 3], np.int32), np.zeros(4, np.int32)
     compiled = []
-    for above in (0, 3, 3):
-        kernel = kernel_of(GATHER, above)
+    for above, name in ((0, "one"), (0, "two"), (3, "two"), (0, "one"), (0, "two"), (3, "two")):
+        kernel = kernel_of(GATHER, above, name)
         kernel(wild, out, target="llvm")
         (program,) = kernel._programs.values()
         compiled.append(program.compiled)
-    assert compiled[:2] == [True, True]  # the third is a file of its own, and so another text
+    assert compiled == [True] * 3 + [False] * 3
 
 
 def test_code_that_names_no_line_serves_all(kernel_of: Any) -> None:

@@ -38,12 +38,22 @@ def large(Y: T.Tensor((4,), "float32")) -> None:
             Y[i] = S[i]
 
 
+n = T.dynamic("n")
+
+
+@T.prim_func
+def shown(A: T.Tensor((n,), "float32")) -> None:
+    with T.Kernel(1):
+        T.print(A)
+
+
 FOUR = np.ones(4, np.float32)
 REFUSED: dict[str, Callable[[], Any]] = {
     "grid_negative": lambda: tiledsl.compile(scaled)(-1, FOUR, FOUR.copy()),
     "grid_empty": lambda: tiledsl.compile(scaled, out_idx=[2])(0, FOUR),
     "output_unwritten": lambda: tiledsl.compile(silent, out_idx=[1])(FOUR),
     "not_enough_memory": lambda: tiledsl.compile(large)(FOUR.copy(), target="llvm"),
+    "print_symbolic": lambda: tiledsl.compile(shown)(FOUR, target="llvm"),
     "gpu_dlpack": lambda: _cuda_dlpack_view(FOUR, "x"),
     "gpu_no_such_array": lambda: _like_cuda((3,), as_dtype("bfloat16").name, FOUR),
 }

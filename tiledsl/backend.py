@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,6 +14,7 @@ from tiledsl.dtypes import DType
 from tiledsl.errors import (
     Loc,
     TileError,
+    TileNotImplementedError,
     TileRuntimeError,
     TileTypeError,
     TileValueError,
@@ -123,6 +125,25 @@ class Site:
     dtypes: tuple[DType, ...] = ()
     loc: Loc | None = None
     shapes: tuple[tuple[int, ...], ...] = ()
+
+    @classmethod
+    def of(cls, s: ir.Debug) -> Site:
+        """That of a print, or of a statement that fails unless its first value holds; its records have the others.
+        Raises TileNotImplementedError for a buffer whose size is not known."""
+        dtypes: list[DType] = []
+        shapes: list[tuple[int, ...]] = []
+        for v in s.values if s.kind == "print" else s.values[1:]:
+            shape = (v.const_shape if v.strides is None else None) if isinstance(v, ir.Buffer) else ()
+            if shape is None:
+                assert isinstance(v, ir.Buffer)
+                raise TileNotImplementedError(
+                    f"printing {v.name} whole is not possible yet: its shape or strides are known only at run time",
+                    s.loc,
+                    help="print single elements",
+                )
+            shapes.append(shape)
+            dtypes += [v.dtype.scalar] * math.prod(shape)
+        return cls(s.kind, s.message, tuple(dtypes), s.loc, tuple(shapes))
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,10 +6,9 @@ import math
 
 from tiledsl import ir
 from tiledsl.dtypes import INT64
-from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir.walk import walk
 
-__all__ = ["buffers_of", "constant_index", "count_of", "may_wait", "printable", "row_major_strides"]
+__all__ = ["buffers_of", "constant_index", "count_of", "may_wait", "row_major_strides"]
 
 
 def count_of(b: ir.Buffer) -> int:
@@ -55,17 +54,6 @@ def buffers_of(body: tuple[ir.Stmt, ...]) -> list[ir.Buffer]:
             for b in n.chain:
                 found.setdefault(b)
     return list(found)
-
-
-def printable(b: ir.Buffer, s: ir.Debug) -> tuple[int, ...]:
-    """The shape of a buffer that is printed whole."""
-    if b.const_shape is None or b.strides is not None:
-        raise TileNotImplementedError(
-            f"printing {b.name} whole is not possible yet: its shape or strides are known only at run time",
-            s.loc,
-            help="print single elements",
-        )
-    return b.const_shape
 
 
 def may_wait(s: ir.While) -> bool:

@@ -36,7 +36,7 @@ def layout_holds() -> bool:
 
     if sys.implementation.name != "cpython" or getattr(sys, "_is_gil_enabled", lambda: True)() is False:
         return False
-    if object.__basicsize__ != 16 or tuple.__basicsize__ != 24 or np.ndarray.__basicsize__ < 68 or PTR is None:
+    if object.__basicsize__ != 16 or tuple.__basicsize__ != 24 or np.ndarray.__basicsize__ < 68:
         return False
     x = np.zeros((4, 5), np.int16)[1:, 2:]
     pair, word = (x, x), ctypes.c_int64.from_address

@@ -50,11 +50,13 @@ class CpuBackend:
     subset.
 
     name      the target's name; printer: the folder of its sources; packages: what it needs
+    lines     whether its code names the author's lines
     """
 
     name: str
     printer: str
     packages: tuple[str, ...]
+    lines: bool = False
 
     def cpu(self, target: Target) -> Any:
         """The CPU to compile for. Raises TileValueError for an architecture that this machine cannot run."""
@@ -77,7 +79,7 @@ class CpuBackend:
 
     def capabilities(self, target: Target) -> Capabilities:
         facts = frozenset(["aliased"])  # hoist_packs has to know
-        return Capabilities(dtypes=SCALARS, facts=facts, lines=self.printer == "numba_cpu")
+        return Capabilities(dtypes=SCALARS, facts=facts, lines=self.lines)
 
     def pipeline(self, target: Target) -> Sequence[Callable[[ir.Function], ir.Function]]:
         from tiledsl.backends.cpu.pipeline import cpu_pipeline

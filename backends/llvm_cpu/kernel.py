@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import linecache
-import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -28,7 +27,6 @@ from tiledsl.backends.cpu.printing import (
     constant_index,
     count_of,
     may_wait,
-    printable,
     row_major_strides,
 )
 from tiledsl.backends.llvm_cpu.expressions import ExpressionEmitter
@@ -312,12 +310,11 @@ class _KernelEmitter(ExpressionEmitter):
     def record(self, s: ir.Debug, kind: int, shown: tuple[ir.Expr | ir.Buffer, ...]) -> None:
         """One record in the debug ring: the bits of all values, one word each."""
         b = self.b
-        shapes = tuple(printable(v, s) if isinstance(v, ir.Buffer) else () for v in shown)
-        dtypes = [v.dtype.scalar for v, shape in zip(shown, shapes, strict=True) for _ in range(math.prod(shape))]
         site = len(self.sites)
-        self.sites.append(Site(s.kind, s.message, tuple(dtypes), s.loc, shapes))
+        self.sites.append(Site.of(s))
+        count = len(self.sites[site].dtypes)
         words = [None if isinstance(v, ir.Buffer) else ring.bits(b, v.dtype, self.value(v)) for v in shown]
-        place = ring.reserve(b, self.context, values.constant(INT64, kind), values.constant(INT64, site), len(dtypes))
+        place = ring.reserve(b, self.context, values.constant(INT64, kind), values.constant(INT64, site), count)
         with b.if_then(b.icmp_unsigned("!=", place, values.constant(INT64, 0))):
             record = b.inttoptr(place, values.PTR)
             at = 0

@@ -18,6 +18,7 @@ class NumbaCpu(CpuBackend):
 
     name = "numba"
     printer = "numba_cpu"
+    lines = True  # its text is shown
     packages = ("numba", "llvmlite")
 
     def modules(self, function: ir.Function, cpu: Any) -> Modules:

@@ -7,13 +7,12 @@ The names are the author's, and comments carry the author's source lines. A prin
 from __future__ import annotations
 
 import linecache
-import math
 import os
 from dataclasses import dataclass
 
 from tiledsl import ir
 from tiledsl.backend import Site
-from tiledsl.backends.cpu.printing import buffers_of, constant_index, count_of, may_wait, printable
+from tiledsl.backends.cpu.printing import buffers_of, constant_index, count_of, may_wait
 from tiledsl.backends.numba_cpu.dialect import TYPE_NAMES
 from tiledsl.backends.numba_cpu.expressions import (
     RESERVED,
@@ -318,12 +317,10 @@ class _KernelPrinter(ExpressionPrinter):
             self.depth += 1
             values = values[1:]
         site = len(self.sites)
-        shapes = tuple(printable(v, s) if isinstance(v, ir.Buffer) else () for v in values)
-        dtypes = [v.dtype.scalar for v, shape in zip(values, shapes, strict=True) for _ in range(math.prod(shape))]
-        self.sites.append(Site(s.kind, s.message, tuple(dtypes), s.loc, shapes))
+        self.sites.append(Site.of(s))
         head = f"context, {int(fails)}, {site}"
         if any(isinstance(v, ir.Buffer) for v in values):
-            self.record(head, len(dtypes), values)
+            self.record(head, len(self.sites[site].dtypes), values)
         else:
             texts = "".join(f", {self.expr(v)}" for v in values if isinstance(v, ir.Expr))
             self.line(f"{self.use('ring_write')}({head}{texts})")

@@ -418,9 +418,8 @@ class _Printer(ExpressionPrinter):
             self.depth += 1
             values = values[1:]
         site = len(self.sites)
-        shapes = tuple(_printable(v, s) if isinstance(v, ir.Buffer) else () for v in values)
-        dtypes = [v.dtype.scalar for v, shape in zip(values, shapes, strict=True) for _ in range(math.prod(shape))]
-        self.sites.append(Site(s.kind, s.message, tuple(dtypes), s.loc, shapes))
+        self.sites.append(Site.of(s))
+        dtypes, shapes = self.sites[site].dtypes, self.sites[site].shapes
         words = unique("words", self.taken)
         if not fails:
             self.line("{")
@@ -455,13 +454,3 @@ class _Printer(ExpressionPrinter):
 
 def _meets_grid(kernel: ir.Kernel) -> bool:
     return any(isinstance(n, ir.Sync) and n.scope == "grid" for n in walk(kernel))
-
-
-def _printable(b: ir.Buffer, s: ir.Debug) -> tuple[int, ...]:
-    if b.const_shape is None or b.strides is not None:
-        raise TileNotImplementedError(
-            f"printing {b.name} whole is not possible yet: its shape or strides are known only at run time",
-            s.loc,
-            help="print single elements",
-        )
-    return b.const_shape

@@ -19,14 +19,14 @@ from tiledsl.testing import assert_targets_agree
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, 3])
 def test_edited_programs_end_well(number: int) -> None:
     endings = set()
     for program in edited(number, 100):
         ending, details = judge(program)
         assert ending != "wrong", f"{details}\n{program.source}"
         endings.add(ending)
-    assert {"kernel", "diagnostic"} <= endings <= {"kernel", "diagnostic", "python"}
+    assert endings == {"kernel", "diagnostic", "python"}
 
 
 def agree(kernel: Any, *args: Any) -> None:

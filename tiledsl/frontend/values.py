@@ -96,7 +96,7 @@ def no_attribute(x: Any, name: str) -> NoReturn:
     found = instead(name)
     what = f"{x!r} ({x.dtype})" if isinstance(x, Value) else repr(x)
     raise error(
-        "no-attribute", TileAttributeError, f"{what} has no .{name}",
+        "no-attribute", TileAttributeError, f"{what} has no member .{name}",
         help=f"use {found}" if found else suggest(name, known) or f"it has {', '.join(known)}",
     )  # fmt: skip
 

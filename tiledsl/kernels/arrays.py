@@ -110,12 +110,17 @@ def out_dtype(function: str, asked: Any, out: Any, default: DType) -> DType:
     """The dtype of the result: out_dtype=, else that of out=, else the default. Raises TileTypeError."""
     if asked is None:
         return default if out is None else dtype_of(function, "out", out)
+    return choice(function, "out_dtype", asked, FLOATS)
+
+
+def choice(function: str, name: str, value: Any, allowed: tuple[str, ...]) -> DType:
+    """The dtype that the caller named. Raises TileTypeError unless it is allowed."""
     try:
-        dtype = as_dtype(asked)
+        dtype = as_dtype(value)
     except TypeError:
         dtype = None
-    if dtype is None or dtype.name not in FLOATS:
-        raise TileTypeError(f"{function}: out_dtype is {asked!r}, expected {' or '.join(FLOATS)}")
+    if dtype is None or dtype.name not in allowed:
+        raise TileTypeError(f"{function}: {name} is {value!r}, expected {' or '.join(allowed)}")
     return dtype
 
 

@@ -45,7 +45,7 @@ from tiledsl.ir.buffer import place_text
 from tiledsl.passes.expand_moves import bind_loads, range_tests
 from tiledsl.passes.explain_debug import escaped, where
 
-__all__ = ["GuardBounds"]
+__all__ = ["GuardBounds", "out_of_range"]
 
 _HELP = "guard the access with an if, or enlarge the buffer"
 _STEP_HELP = "count up by at least 1, or down by at least 1"
@@ -227,6 +227,12 @@ class _Guard(ScopedRewriter):
         message = text + where(self.loops) + "".join(f"\n{escaped(line)}" for line in lines)
         self.lets.append(Debug("bounds", (cond, *shown, *self.loops), message, loc=loc))
         self.facts.assume(cond)
+
+
+def out_of_range(text: str, loc: Loc | None) -> TileIndexError:
+    """The error of a test that failed, from its filled template (`_test`)."""
+    message, *notes, help = text.split("\n")
+    return TileIndexError(message, loc, tuple(notes), help)
 
 
 def _is_vector(n: Load | Store) -> bool:

@@ -29,4 +29,4 @@ def no_member(what: str, kind: type, name: str) -> NoReturn:
     if name.startswith("_") or name in known:  # the latter: a property that failed, which Python shows
         raise AttributeError(name)
     help = INSTEAD.get(name) or suggest(name, known) or f"it has {', '.join(known)}"
-    raise TileAttributeError(f"{what} has no .{name}", here(), help=help)
+    raise TileAttributeError(f"{what} has no member .{name}", here(), help=help)

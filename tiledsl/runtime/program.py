@@ -53,18 +53,15 @@ def compile_function(function: ir.Function, target: Target, facts: Mapping[str, 
     backend = load_backend(target.name)
     _check_dtypes(function, target)
     store = cache.default_cache() if backend.capabilities(target).cacheable else None
-    # What says no lines serves every text that means the same; the first text that says some has the plain key as well.
-    lines = _lines(function) if store else ""
-    keys = [_key(function, target, backend.version(target), more) for more in ("", lines)] if store else []
-    artifact = next((a for key in keys if (a := _read(store, key, lines)) is not None), None) if store else None
+    key, lines, artifact = _find(store, function, target, backend.version(target)) if store else ("", "", None)
     compiled = artifact is None
     if artifact is None:
         lowered = lower(function, target)
         artifact = _guarded("emit", lambda: backend.emit(lowered, target), lowered, backend.pipeline(target))
         if store and artifact.payload is None:
             named = artifact.sites or backend.capabilities(target).lines
-            data = artifacts.to_json(artifact) | ({"lines": lines} if named else {})
-            store.put(keys[0] if store.get(keys[0]) is None else keys[1], data, artifact.code)
+            said = {"lines": lines or _lines(function)} if named else {}
+            store.put(key, artifacts.to_json(artifact) | said, artifact.code)
     found = artifact
     return Program(function, target, found, _guarded("load", lambda: backend.load(found), function, ()), compiled)
 
@@ -114,11 +111,35 @@ def _check_dtypes(function: ir.Function, target: Target) -> None:
             )
 
 
-def _key(function: ir.Function, target: Target, version: str, lines: str) -> str:
-    """What the code depends on; facts are attrs of the function by now."""
+def _find(
+    store: cache.DiskCache, function: ir.Function, target: Target, version: str
+) -> tuple[str, str, Artifact | None]:
+    """The code that is kept for it, with the key to keep new code under and the function's lines if they mattered.
+
+    What names no lines serves every text that means the same. The first text whose code names lines has the plain
+    key as well, the next ones have keys of their own.
+    """
     from tiledsl.ir.fingerprint import fingerprint
 
-    parts = [ABI_VERSION, fingerprint(function), str(target), version, VERSION, lines]
+    parts = (ABI_VERSION, fingerprint(function), str(target), version, VERSION)  # facts are attrs of the function
+    key, lines = _hash(parts), ""
+    found = store.get(key)
+    if found is not None and "lines" in found[0]:
+        lines = _lines(function)
+        if found[0]["lines"] != lines:
+            key = _hash((*parts, lines))
+            found = store.get(key)
+    return key, lines, _artifact(found)
+
+
+def _artifact(found: tuple[dict[str, Any], bytes] | None) -> Artifact | None:
+    try:
+        return artifacts.from_json(*found) if found is not None else None
+    except (KeyError, TypeError, ValueError, IndexError):
+        return None  # written by another version with the same key: replaced
+
+
+def _hash(parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -126,15 +147,4 @@ def _lines(function: ir.Function) -> str:
     """Identifies where the author wrote what: messages and generated text may name it."""
     places = [n.loc for n in (function, *function.buffers, *function.kernels)]
     places += [n.loc for k in function.kernels for n in walk(k)]
-    return hashlib.sha256(repr(places).encode()).hexdigest()
-
-
-def _read(store: cache.DiskCache, key: str, lines: str) -> Artifact | None:
-    """What is kept there, unless it names lines of another text."""
-    found = store.get(key)
-    if found is None or found[0].get("lines", lines) != lines:
-        return None
-    try:
-        return artifacts.from_json(*found)
-    except (KeyError, TypeError, ValueError, IndexError):
-        return None  # written by another version with the same key: replaced
+    return _hash(places)

@@ -17,11 +17,9 @@ import numpy as np
 from tiledsl import config
 from tiledsl.backend import Site
 from tiledsl.dtypes import DType
-from tiledsl.errors import TileIndexError, TileRuntimeError
+from tiledsl.errors import TileRuntimeError
 
 __all__ = ["Ring", "prints", "room"]
-
-_OutOfRange = TileIndexError
 
 _FIRST = 2
 
@@ -75,8 +73,9 @@ class Ring:
                 print(text)
                 continue
             if site.kind == "bounds":
-                text, *notes, help = text.split("\n")
-                raise _OutOfRange(text, site.loc, tuple(notes), help)  # the words are those of passes/guard_bounds
+                from tiledsl.passes.guard_bounds import out_of_range
+
+                raise out_of_range(text, site.loc)
             text, _, where = text.rpartition("\n") if "\n" in text else (text, "", "")
             raise TileRuntimeError(
                 f"device_assert failed{': ' if text else ''}{text}", site.loc, (where,) if where else ()

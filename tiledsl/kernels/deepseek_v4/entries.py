@@ -7,6 +7,7 @@ of 576. A slot is a place in the whole cache: entry slot % n of page slot // n.
 
 # mypy: disable-error-code="no-untyped-def,valid-type"
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -67,6 +68,32 @@ def rope_tables(
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
+@T.macro
+def norm_rows(x, W, eps, square, total):
+    """x [rows, n] = x / rms(x) * W of each row; square [rows, n] and total [rows] are scratch."""
+    rows, n = x.shape
+    for i, j in T.Parallel(rows, n):
+        square[i, j] = T.cast(x[i, j], T.float32) * T.cast(x[i, j], T.float32)
+    T.reduce_sum(square, total, dim=1)
+    for i, j in T.Parallel(rows, n):
+        x[i, j] = T.cast(x[i, j], T.float32) * T.rsqrt(total[i] / n + eps) * W[j]
+
+
+@T.macro
+def places(Slots, first, page, entry, page_size):
+    """Page and entry of the slots from `first` on; page -1, which is outside of the cache, beyond the last slot."""
+    for i in T.Parallel(page.shape[0]):
+        slot = T.if_then_else(first + i < Slots.shape[0], Slots[first + i], -1)
+        page[i] = slot // page_size
+        entry[i] = slot % page_size
+
+
+def rotated(a: Any, b: Any, cos: Any, sin: Any) -> tuple[Any, Any]:
+    """The pair turned by an angle, in bfloat16."""
+    a, b = T.cast(a, T.float32), T.cast(b, T.float32)
+    return T.cast(a * cos - b * sin, "bfloat16"), T.cast(b * cos + a * sin, "bfloat16")
+
+
 @tiledsl.jit
 def write_entries_kernel(page_size: int, dtype: DType, normalise: bool, threads: int = 128) -> Any:
     """x rounded to bfloat16, normalised with weight W (bfloat16 again), its last 64 rotated (bfloat16), its first 448
@@ -96,20 +123,12 @@ def write_entries_kernel(page_size: int, dtype: DType, normalise: bool, threads:
             entry = T.alloc_fragment((ROWS,), T.int32)
             T.copy(X[by * ROWS, 0], x)
             if normalise:
-                for i, j in T.Parallel(ROWS, ENTRY):
-                    square[i, j] = T.cast(x[i, j], T.float32) * T.cast(x[i, j], T.float32)
-                T.reduce_sum(square, total, dim=1)
-                for i, j in T.Parallel(ROWS, ENTRY):
-                    x[i, j] = T.cast(x[i, j], T.float32) * T.rsqrt(total[i] / ENTRY + eps) * W[j]
-            for i in T.Parallel(ROWS):
-                slot = T.if_then_else(by * ROWS + i < N, Slots[by * ROWS + i], -1)
-                page[i] = slot // page_size
-                entry[i] = slot % page_size
+                norm_rows(x, W, eps, square, total)
+            places(Slots, by * ROWS, page, entry, page_size)
             for i, p in T.Parallel(ROWS, ROPE // 2):
                 at = At[by * ROWS + i]
-                a, b = T.cast(x[i, CODES + 2 * p], T.float32), T.cast(x[i, CODES + 2 * p + 1], T.float32)
-                first = T.reinterpret(T.cast(a * Cos[at, p] - b * Sin[at, p], "bfloat16"), T.uint16)
-                second = T.reinterpret(T.cast(b * Cos[at, p] + a * Sin[at, p], "bfloat16"), T.uint16)
+                a, b = rotated(x[i, CODES + 2 * p], x[i, CODES + 2 * p + 1], Cos[at, p], Sin[at, p])
+                first, second = T.reinterpret(a, T.uint16), T.reinterpret(b, T.uint16)
                 where = entry[i] * DATA + CODES + 4 * p
                 Cache[page[i], where] = T.cast(first & 255, T.uint8)
                 Cache[page[i], where + 1] = T.cast(first >> 8, T.uint8)
@@ -177,18 +196,35 @@ def write_entries(
     Raises TileTypeError for wrong dtypes or shapes, TileValueError for positions outside of the tables (where they lie
     on the host) and a negative eps.
     """
+    tables = cos, sin, positions, slots
     name = "write_entries"
+    write_rows(name, _write_entries_kernel, ENTRY, x, weight, eps, tables, cache, page_size, page_bytes, target)
+
+
+def write_rows(
+    name: str,
+    kernel_of: Callable[[int, DType, bool, int], Any],
+    width: int,
+    x: Any,
+    weight: Any,
+    eps: float,
+    tables: tuple[Any, Any, Any, Any],
+    cache: Any,
+    page_size: int,
+    bytes_of: Callable[[int], int],
+    target: Any,
+) -> None:
+    """Checks and runs what writes rows of a width into pages. tables: cos, sin, positions, slots."""
     dtype = arrays.dtype_of(name, "x", x, ("float32", "bfloat16"))
-    n, d = arrays.rank(name, "x", x, "n, 512")
-    check_cache(name, "cache", cache, page_size, page_bytes(page_size))
-    if d != ENTRY or (weight is not None and tuple(weight.shape) != (ENTRY,)):
-        raise TileTypeError(f"{name}: {arrays.describe(x=x)}, expected entries and a weight of {ENTRY} elements")
-    check_places(name, n, cos, sin, positions, slots)
+    n, d = arrays.rank(name, "x", x, f"n, {width}")
+    check_cache(name, "cache", cache, page_size, bytes_of(page_size))
+    if d != width or (weight is not None and tuple(weight.shape) != (width,)):
+        raise TileTypeError(f"{name}: {arrays.describe(x=x)}, expected rows and a weight of {width} elements")
+    check_places(name, n, *tables)
     if n:
         w = None if weight is None else arrays.dense(weight)
-        tables = arrays.dense(cos), arrays.dense(sin), arrays.dense(positions), arrays.dense(slots)
-        kernel = _write_entries_kernel(page_size, dtype, weight is not None, tiles_for(target).threads)
-        kernel(arrays.unit_last(x), w, arrays.check_eps(name, eps), *tables, cache, target=target)
+        kernel = kernel_of(page_size, dtype, weight is not None, tiles_for(target).threads)
+        kernel(arrays.unit_last(x), w, arrays.check_eps(name, eps), *map(arrays.dense, tables), cache, target=target)
 
 
 def check_places(name: str, n: int, cos: Any, sin: Any, positions: Any, slots: Any) -> None:

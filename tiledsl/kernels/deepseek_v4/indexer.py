@@ -15,9 +15,9 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.deepseek_v4.entries import check_cache, check_places
+from tiledsl.kernels.deepseek_v4.entries import check_cache, norm_rows, places, rotated, write_rows
 from tiledsl.kernels.quant.casts import FP4_FLOOR
-from tiledsl.kernels.quant.scales import E4M3, E8M0, choice, scale_of
+from tiledsl.kernels.quant.scales import E4M3, E8M0, scale_of
 from tiledsl.kernels.reorder import top_k
 from tiledsl.kernels.tiles import tiles_for
 from tiledsl.runtime import allocate
@@ -64,23 +64,16 @@ def write_index_keys_kernel(page_size: int, dtype: DType, normalise: bool, threa
             scale = T.alloc_fragment((ROWS,), T.float32)
             page = T.alloc_fragment((ROWS,), T.int32)
             entry = T.alloc_fragment((ROWS,), T.int32)
-            for i in T.Parallel(ROWS):
-                slot = T.if_then_else(by * ROWS + i < N, Slots[by * ROWS + i], -1)
-                page[i] = slot // page_size
-                entry[i] = slot % page_size
+            places(Slots, by * ROWS, page, entry, page_size)
             T.copy(X[by * ROWS, 0], x)
             if normalise:
-                for i, j in T.Parallel(ROWS, DIM):
-                    y[i, j] = T.cast(x[i, j], T.float32) * T.cast(x[i, j], T.float32)
-                T.reduce_sum(y, total, dim=1)
-                for i, j in T.Parallel(ROWS, DIM):
-                    x[i, j] = T.cast(x[i, j], T.float32) * T.rsqrt(total[i] / DIM + eps) * W[j]
+                norm_rows(x, W, eps, y, total)
             T.copy(x, y)
             for i, p in T.Parallel(ROWS, ROPE // 2):
-                at = At[by * ROWS + i]
-                a, b = T.cast(x[i, DIM - ROPE + 2 * p], T.float32), T.cast(x[i, DIM - ROPE + 2 * p + 1], T.float32)
-                y[i, DIM - ROPE + 2 * p] = T.cast(a * Cos[at, p] - b * Sin[at, p], "bfloat16")
-                y[i, DIM - ROPE + 2 * p + 1] = T.cast(b * Cos[at, p] + a * Sin[at, p], "bfloat16")
+                at, first = At[by * ROWS + i], DIM - ROPE + 2 * p
+                a, b = rotated(x[i, first], x[i, first + 1], Cos[at, p], Sin[at, p])
+                y[i, first] = a
+                y[i, first + 1] = b
             for s in T.serial(7):  # sums and differences of elements 1, 2, 4, ... apart
                 apart = T.shift_left(1, s)
                 for i, j in T.Parallel(ROWS, DIM):
@@ -151,17 +144,8 @@ def write_index_keys(
     on the host) and a negative eps.
     """
     name = "write_index_keys"
-    dtype = arrays.dtype_of(name, "x", x, ("float32", "bfloat16"))
-    n, d = arrays.rank(name, "x", x, "n, 128")
-    check_cache(name, "cache", cache, page_size, index_page_bytes(page_size))
-    if d != DIM or (weight is not None and tuple(weight.shape) != (DIM,)):
-        raise TileTypeError(f"{name}: {arrays.describe(x=x)}, expected keys and a weight of {DIM} elements")
-    check_places(name, n, cos, sin, positions, slots)
-    if n:
-        w = None if weight is None else arrays.dense(weight)
-        tables = arrays.dense(cos), arrays.dense(sin), arrays.dense(positions), arrays.dense(slots)
-        kernel = _write_index_keys_kernel(page_size, dtype, weight is not None, tiles_for(target).threads)
-        kernel(arrays.unit_last(x), w, arrays.check_eps(name, eps), *tables, cache, target=target)
+    tables = cos, sin, positions, slots
+    write_rows(name, _write_index_keys_kernel, DIM, x, weight, eps, tables, cache, page_size, index_page_bytes, target)
 
 
 def index_queries(q: Any, cos: Any, sin: Any, positions: Any, *, target: Any = None) -> Any:
@@ -314,7 +298,7 @@ def index_logits(
     name = "index_logits"
     arrays.dtype_of(name, "q", q, ("uint8",))
     m, heads, width = arrays.rank(name, "q", q, "tokens, heads, 68")
-    out = choice(name, "out_dtype", out_dtype, ("float32", "bfloat16"))
+    out = arrays.choice(name, "out_dtype", out_dtype, ("float32", "bfloat16"))
     count = check_cache(name, "cache", cache, page_size, index_page_bytes(page_size))
     arrays.dtype_of(name, "weights", weights, ("float32",))
     arrays.dtype_of(name, "visible", visible, ("int32",))

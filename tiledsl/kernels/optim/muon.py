@@ -10,7 +10,6 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.quant.scales import choice
 from tiledsl.kernels.reorder import transpose
 from tiledsl.kernels.tiles import GEMM_K, tiles_for
 from tiledsl.runtime import allocate
@@ -261,7 +260,7 @@ def newton_schulz(
     """
     name = "newton_schulz"
     shape = _batch(name, "x", x)
-    kind = choice(name, "products", products, ("bfloat16", "float32"))
+    kind = arrays.choice(name, "products", products, ("bfloat16", "float32"))
     if not all(shape):
         return allocate(tuple(x.shape), as_dtype("float32"), x)
     return _orthogonal(_unit(x, None, 0.0, shape, target), kind, coefficients, target).reshape(tuple(x.shape))
@@ -291,7 +290,7 @@ def muon_step(
     """
     name = "muon_step"
     shape = _batch(name, "weight", weight)
-    kind = choice(name, "products", products, ("bfloat16", "float32"))
+    kind = arrays.choice(name, "products", products, ("bfloat16", "float32"))
     _updated(name, weight, grad=grad, momentum=momentum)
     if all(shape):
         unit = _unit(grad, momentum.reshape(shape), float(mu), shape, target)

@@ -9,7 +9,7 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.quant.scales import E4M3, E8M0, FLOOR, FP8, INPUTS, SCALES, block_size, blocks, choice, scale_of
+from tiledsl.kernels.quant.scales import E4M3, E8M0, FLOOR, FP8, INPUTS, SCALES, block_size, blocks, scale_of
 from tiledsl.kernels.tiles import tiles_for
 from tiledsl.runtime import allocate
 
@@ -82,7 +82,7 @@ def _cast(
 ) -> tuple[Any, Any]:
     source = arrays.dtype_of(function, "x", x, INPUTS)
     m, n = arrays.rank(function, "x", x, "rows, columns")
-    scales = choice(function, "scale_dtype", scale_dtype, SCALES)
+    scales = arrays.choice(function, "scale_dtype", scale_dtype, SCALES)
     if not 2.0**-126 <= floor < float("inf"):
         raise TileValueError(f"{function}: floor is {floor}, expected a positive finite float32")
     q = allocate((m, n), as_dtype(dtype), x)
@@ -121,7 +121,7 @@ def per_token_cast(
     """
     name = "per_token_cast"
     form = (1, block_size(name, block))
-    return _cast(name, x, form, choice(name, "dtype", dtype, FP8), scale_dtype, floor, target)
+    return _cast(name, x, form, arrays.choice(name, "dtype", dtype, FP8), scale_dtype, floor, target)
 
 
 def per_block_cast(
@@ -137,7 +137,7 @@ def per_block_cast(
     Raises TileTypeError for wrong dtypes or shapes, TileValueError for another floor.
     """
     name = "per_block_cast"
-    return _cast(name, x, (128, 128), choice(name, "dtype", dtype, FP8), scale_dtype, floor, target)
+    return _cast(name, x, (128, 128), arrays.choice(name, "dtype", dtype, FP8), scale_dtype, floor, target)
 
 
 def per_channel_cast(
@@ -162,7 +162,7 @@ def per_channel_cast(
     """
     name = "per_channel_cast"
     form = (block_size(name, block), 1)
-    return _cast(name, x, form, choice(name, "dtype", dtype, FP8), scale_dtype, floor, target)
+    return _cast(name, x, form, arrays.choice(name, "dtype", dtype, FP8), scale_dtype, floor, target)
 
 
 def mxfp4_cast(x: Any, *, target: Any = None) -> tuple[Any, Any]:

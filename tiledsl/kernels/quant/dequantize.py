@@ -9,7 +9,7 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.quant.scales import E4M3, E8M0, FP8, SCALES, blocks, choice, fp4_matrix
+from tiledsl.kernels.quant.scales import E4M3, E8M0, FP8, SCALES, blocks, fp4_matrix
 from tiledsl.kernels.tiles import tiles_for
 from tiledsl.runtime import allocate
 
@@ -64,7 +64,7 @@ def dequantize(q: Any, scale: Any, *, block: tuple[int, int], out_dtype: Any = "
     given = arrays.dtype_of(name, "q", q, (*FP8, "uint8", "float4_e2m1fn"))
     dtype = given if given.name in FP8 else as_dtype("float4_e2m1fn")
     scale_dtype = arrays.dtype_of(name, "scale", scale, SCALES)
-    out = choice(name, "out_dtype", out_dtype, ("bfloat16", "float32", "float16"))
+    out = arrays.choice(name, "out_dtype", out_dtype, ("bfloat16", "float32", "float16"))
     m, n = arrays.rank(name, "q", q, "rows, columns")
     n = 2 * n if dtype.is_packed else n
     if not isinstance(block, (tuple, list)) or len(block) != 2:

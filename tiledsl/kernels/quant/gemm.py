@@ -11,7 +11,7 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.quant.scales import E4M3, SCALES, blocks, choice, fp4_matrix
+from tiledsl.kernels.quant.scales import E4M3, SCALES, blocks, fp4_matrix
 from tiledsl.kernels.tiles import fit_rows, tiles_for
 
 __all__ = [
@@ -160,7 +160,7 @@ def _run(
             help="a is [.., k] and b is [.., n, k], MXFP4 [.., n, k / 2]",
         )
     a_block = row_block(name, a, a_scale, (32, 128) if b_dtype.is_packed else (128,))
-    result = choice(name, "out_dtype", out_dtype if out is None else out.dtype, OUTPUTS)
+    result = arrays.choice(name, "out_dtype", out_dtype if out is None else out.dtype, OUTPUTS)
     out = arrays.output(name, out, a, (m, n), result, a=a, a_scale=a_scale, b=b, b_scale=b_scale)
     if m and n and groups:
         tiles = tiles_for(target)
@@ -295,7 +295,7 @@ def scaled_masked_gemm(
         raise TileTypeError(f"{name}: one count per group expected: {arrays.describe(counts=counts, b=b)}")
     arrays.check_size(name, "counts", counts, 0, room)
     n = int(b.shape[1]) if b.ndim == 3 else 0
-    dtype = choice(name, "out_dtype", out_dtype if out is None else out.dtype, OUTPUTS)
+    dtype = arrays.choice(name, "out_dtype", out_dtype if out is None else out.dtype, OUTPUTS)
     out = arrays.output(name, out, a, (groups, room, n), dtype, dense=True, a=a, b=b)
     rows = groups * room
     flat = arrays.dense(a).reshape(rows, k), arrays.dense(a_scale).reshape(rows, scales[2])

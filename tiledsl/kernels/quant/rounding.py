@@ -10,7 +10,7 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.quant.scales import INPUTS, choice
+from tiledsl.kernels.quant.scales import INPUTS
 from tiledsl.kernels.tiles import tiles_for
 from tiledsl.runtime import allocate
 
@@ -108,7 +108,7 @@ def unpack_e5m6(packed: Any, *, out_dtype: Any = "float32", target: Any = None) 
     Returns [rows, k]. Raises TileTypeError for wrong dtypes or shapes.
     """
     arrays.dtype_of("unpack_e5m6", "packed", packed, ("uint32",))
-    out = choice("unpack_e5m6", "out_dtype", out_dtype, INPUTS)
+    out = arrays.choice("unpack_e5m6", "out_dtype", out_dtype, INPUTS)
     m, words = arrays.rank("unpack_e5m6", "packed", packed, "rows, 3 k / 8")
     if words % 3:
         raise TileTypeError(f"unpack_e5m6: {arrays.describe(packed=packed)}, expected a multiple of 3 columns")

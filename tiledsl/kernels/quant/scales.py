@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 import tiledsl.language as T
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
 
-__all__ = ["BLOCKS", "E4M3", "E8M0", "FLOOR", "FP8", "INPUTS", "MOST", "SCALES", "block_size", "blocks", "choice"]
+__all__ = ["BLOCKS", "E4M3", "E8M0", "FLOOR", "FP8", "INPUTS", "MOST", "SCALES", "block_size", "blocks"]
 __all__ += ["fp4_matrix", "scale_of"]
 
 E4M3, E8M0 = "float8_e4m3fn", "float8_e8m0fnu"
@@ -34,17 +34,6 @@ def scale_of(largest: Any, floor: float, dtype: DType, scale_dtype: DType) -> An
 def blocks(extent: int, block: int) -> int:
     """How many blocks cover the extent; the last may be short."""
     return -(-extent // block)
-
-
-def choice(function: str, name: str, value: Any, allowed: tuple[str, ...]) -> DType:
-    """The dtype that the caller named. Raises TileTypeError unless it is allowed."""
-    try:
-        dtype = as_dtype(value)
-    except TypeError:
-        dtype = None
-    if dtype is None or dtype.name not in allowed:
-        raise TileTypeError(f"{function}: {name} is {value!r}, expected {' or '.join(allowed)}")
-    return dtype
 
 
 def block_size(function: str, block: Any, allowed: tuple[int, ...] = BLOCKS) -> int:

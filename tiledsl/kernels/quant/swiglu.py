@@ -9,7 +9,7 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.quant.scales import E4M3, FLOOR, INPUTS, SCALES, block_size, blocks, choice, scale_of
+from tiledsl.kernels.quant.scales import E4M3, FLOOR, INPUTS, SCALES, block_size, blocks, scale_of
 from tiledsl.kernels.tiles import tiles_for
 from tiledsl.runtime import allocate
 
@@ -192,7 +192,7 @@ def swiglu_cast(
     """
     name = "swiglu_cast"
     dtype, m, n = _checked(name, gate_up, weight, limit)
-    scales = choice(name, "scale_dtype", scale_dtype, SCALES)
+    scales = arrays.choice(name, "scale_dtype", scale_dtype, SCALES)
     width = 128 if block is None else block_size(name, block)
     out = dtype if block is None else as_dtype(E4M3)
     q = allocate((m, n), out, gate_up)
@@ -232,7 +232,7 @@ def swiglu_cast_backward(
     """
     name = "swiglu_cast_backward"
     dtype, m, n = _checked(name, gate_up, weight, limit)
-    scales = choice(name, "scale_dtype", scale_dtype, SCALES)
+    scales = arrays.choice(name, "scale_dtype", scale_dtype, SCALES)
     if arrays.floats(name, gate_up=gate_up, dh=dh) is not dtype or tuple(dh.shape) != (m, n):
         raise TileTypeError(f"{name}: dh does not fit: {arrays.describe(gate_up=gate_up, dh=dh)}, expected [{m}, {n}]")
     width = 128 if block is None else block_size(name, block)

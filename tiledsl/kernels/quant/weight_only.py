@@ -18,7 +18,7 @@ from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.quant.gemm import OUTPUTS, ROWS, check_groups, find_rows, row_block, tile_count
-from tiledsl.kernels.quant.scales import E4M3, E8M0, INPUTS, SCALES, blocks, choice, fp4_matrix
+from tiledsl.kernels.quant.scales import E4M3, E8M0, INPUTS, SCALES, blocks, fp4_matrix
 from tiledsl.kernels.tiles import PANEL, fit_rows, tiles_for
 from tiledsl.runtime import allocate
 
@@ -216,7 +216,7 @@ def fp4_grouped_gemm(
     if a_scale is not None:
         a_scales, a_block = arrays.dtype_of(name, "a_scale", a_scale, SCALES), row_block(name, a, a_scale, (32, 128))
     asked = out.dtype if out is not None else out_dtype or (dtype if a_scale is None else "bfloat16")
-    result = choice(name, "out_dtype", asked, OUTPUTS)
+    result = arrays.choice(name, "out_dtype", asked, OUTPUTS)
     out = arrays.output(name, out, a, (m, n), result, a=a, data=b.data, scale=b.scale)
     if m and n and groups:
         tiles = tiles_for(target)
