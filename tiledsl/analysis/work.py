@@ -43,10 +43,11 @@ def work(function: ir.Function, env: Env) -> list[Work]:
     env: values of the function's symbols and scalar parameters.
     """
     found: dict[int, Work] = {}
+    parts: dict[int, _Parts] = {}
     for kernel in function.kernels:
         grid = [max(0, int(evaluate(g, env))) for g in kernel.grid]
         for block, weight in _sample(grid):
-            _Counter(found, {**env, **dict(zip(kernel.block_vars, block, strict=True))}).block(
+            _Counter(found, parts, {**env, **dict(zip(kernel.block_vars, block, strict=True))}).block(
                 kernel.body, weight, False
             )
     return list(found.values())
@@ -67,9 +68,21 @@ def _sample(grid: list[int]) -> Iterator[tuple[tuple[int, ...], float]]:
         yield tuple(block), total / _BLOCKS
 
 
+class _Parts:
+    """What of a statement does not depend on where and how often it is executed: found once."""
+
+    def __init__(self, s: ir.Stmt) -> None:
+        nodes = list(walk(s.body if isinstance(s, ir.Parallel) else s))
+        self.arithmetic = sum(map(_arithmetic, nodes))
+        self.regions = [n for n in nodes if isinstance(n, ir.Region) and n.buffer.scope == "global"]
+        elements = (n for n in nodes if isinstance(n, (ir.Load, ir.Store, ir.Atomic)) and n.buffer.scope == "global")
+        self.touched = sum(n.buffer.dtype.bits / 8 for n in elements)
+
+
 @dataclass
 class _Counter:
     found: dict[int, Work]
+    parts: dict[int, _Parts]
     env: dict[ir.Var, Any]
 
     def value(self, e: ir.Expr) -> Any:
@@ -119,8 +132,10 @@ class _Counter:
         one = self.found.setdefault(id(s), Work(s))
         one.runs += times
         one.at_least |= loose
-        one.operations += times * self.operations(s)
-        one.moved += times * self.moved(s)
+        if id(s) not in self.parts:
+            self.parts[id(s)] = _Parts(s)
+        one.operations += times * self.operations(s, self.parts[id(s)])
+        one.moved += times * self.moved(s, self.parts[id(s)])
 
     def size(self, extents: tuple[ir.Expr, ...]) -> float:
         total = 1.0
@@ -129,25 +144,19 @@ class _Counter:
             total *= 1 if n is None else max(0, n)
         return total
 
-    def operations(self, s: ir.Stmt) -> float:
+    def operations(self, s: ir.Stmt, parts: _Parts) -> float:
         if isinstance(s, ir.Gemm):
             return 2.0 * self.size(s.c.extents) * self.size((s.a.extents[-2 if s.transpose_a else -1],))
         if isinstance(s, (ir.Reduce, ir.Scan)):
             return self.size(s.src.extents)
         if isinstance(s, ir.Parallel):
-            return self.size(s.extents) * sum(map(_arithmetic, walk(s.body)))
-        return float(sum(map(_arithmetic, walk(s)))) if isinstance(s, (ir.Store, ir.Atomic)) else 0.0
+            return self.size(s.extents) * parts.arithmetic
+        return float(parts.arithmetic) if isinstance(s, (ir.Store, ir.Atomic)) else 0.0
 
-    def moved(self, s: ir.Stmt) -> float:
+    def moved(self, s: ir.Stmt, parts: _Parts) -> float:
         if isinstance(s, (ir.Copy, ir.Gemm, ir.Reduce, ir.Scan, ir.Fill)):
-            return sum(
-                self.size(r.extents) * r.buffer.dtype.bits / 8
-                for r in walk(s)
-                if isinstance(r, ir.Region) and r.buffer.scope == "global"
-            )
-        times = self.size(s.extents) if isinstance(s, ir.Parallel) else 1.0
-        touched = [n for n in walk(s) if isinstance(n, (ir.Load, ir.Store, ir.Atomic)) and n.buffer.scope == "global"]
-        return times * sum(n.buffer.dtype.bits / 8 for n in touched)
+            return sum(self.size(r.extents) * r.buffer.dtype.bits / 8 for r in parts.regions)
+        return (self.size(s.extents) if isinstance(s, ir.Parallel) else 1.0) * parts.touched
 
 
 def _arithmetic(n: ir.Node) -> int:
