@@ -380,7 +380,7 @@ class Attention:
         wo_a = w.wo_a.values.reshape(c.o_groups, c.o_lora, -1)
         latent = bf16(np.concatenate([rows_times(groups[:, g], wo_a[g]) for g in range(c.o_groups)], axis=1))
         out = linear(latent, w.wo_b)
-        v |= {"attn.kv": source, "attn.indices": indices, "attn.raw": raw, "attn.sums": sums, "attn.o": o}
+        v |= {"attn.kv": source, "attn.indices": indices, "attn.sums": sums, "attn.raw": raw, "attn.o": o}
         v |= {"attn.latent": latent, "attn.out": out}
         return out
 
