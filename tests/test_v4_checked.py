@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from v4_reference import BF16, E4M3, Array, F, fp4_cast, fp8_cast
+from v4_reference import BF16, Array, F, fp4_cast, fp8_cast
 
 from tiledsl.kernels import deepseek_v4 as v4
 from tiledsl.kernels import engram, moe, optim, quant
@@ -116,12 +116,24 @@ def indexers() -> None:
         codes = v4.index_queries(f(2, 4, 128), cos, sin, at[:2], **AT)
         logits = v4.index_logits(codes, f(2, 4), cache, page, visible, 5, **AT)
         v4.select_blocks(logits, 3, visible, **AT)
-    v4.index_logits_fp8(f(2, 4, 128).astype(E4M3), f(2, 4), f(5, 128).astype(E4M3), f(5), visible, **AT)
+
+
+def baseline() -> None:
+    (cos, sin), at, visible = v4.rope_tables(20, 1e4), np.arange(5, dtype=np.int32), ints(5, 2)
+    keys = np.zeros((3, v4.index_page_bytes_fp8(2)), np.uint8)
+    v4.write_index_keys_fp8(f(5, 128), f(128), f(128), cos, sin, at, ints(0, -1, 2, 1, 4), keys, 2, **AT)
+    codes = v4.index_queries_fp8(f(2, 4, 128), cos, sin, at[:2], **AT)
+    v4.index_logits_fp8(codes, f(2, 4), keys, 2, visible, 5, **AT)
+    cache = np.zeros((3, v4.mla_page_bytes(2)), np.uint8)
+    v4.write_mla_entries(f(5, 576), f(512), cos, sin, at, ints(0, -1, 2, 3, 4), cache, 2, **AT)
+    v4.read_mla_entries(cache, at, 2, **AT)
+    slots = np.array([[0, 4, -1], [3, 2, 1]], np.int32)
+    v4.sparse_attention(b(2, 4, 576), cache, slots, page_size=2, value_dim=512, **AT)
 
 
 USES = (casts, swiglu, roundings, products, mixture, hyper_connections, optimisers, memory, compressors, attention)
 
 
-@pytest.mark.parametrize("use", (*USES, indexers), ids=lambda use: use.__name__)
+@pytest.mark.parametrize("use", (*USES, indexers, baseline), ids=lambda use: use.__name__)
 def test_checked_mode_finds_nothing(use: Callable[[], Any]) -> None:
     use()

@@ -162,33 +162,6 @@ def test_needles_are_found() -> None:
     assert min(overlap) >= 0.98
 
 
-def test_v32_indexer_and_sparse_latents() -> None:
-    """The baseline: FP8 keys with a scale each, then attention over 576-element latents of which 512 are values."""
-    rng = np.random.default_rng(2)
-    q, k = rng.standard_normal((3, 8, 128)).astype(F), rng.standard_normal((150, 128)).astype(F)
-    (q8, sq), (k8, sk) = fp8_cast(q.reshape(-1, 128), 1, 128), fp8_cast(k, 1, 128)
-    w = rng.standard_normal((3, 8)).astype(F)
-    folded = (w * sq.reshape(3, 8)).astype(F)
-    visible = np.array([150, 70, 0], np.int32)
-    dots = np.maximum(np.einsum("thd,sd->ths", q8.astype(np.float64).reshape(3, 8, 128), k8.astype(np.float64)), 0)
-    wanted = np.einsum("th,ths->ts", folded.astype(np.float64), dots) * sk[:, 0]
-    for target in TARGETS:
-        logits = v4.index_logits_fp8(q8.reshape(3, 8, 128), folded, k8, sk[:, 0], visible, target=target)
-        seen = np.arange(150) < visible[:, None]
-        assert np.isneginf(logits[~seen]).all()
-        np.testing.assert_allclose(logits[seen], wanted[seen], rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
-        chosen = v4.select_blocks(logits, 20, visible, target=target)
-        assert (chosen[2] == -1).all() and (chosen[:2] >= 0).all()
-        latents = rng.standard_normal((150, 576)).astype(F).astype(BF16)
-        heads = rng.standard_normal((3, 4, 576)).astype(F).astype(BF16)
-        o = v4.sparse_attention(heads, latents, chosen, value_dim=512, target=target)
-        s = heads[0].astype(np.float64) @ latents[chosen[0]].astype(np.float64).T / 24
-        p = np.exp(s - s.max(1, keepdims=True))
-        exact = p / p.sum(1, keepdims=True) @ latents[chosen[0], :512].astype(np.float64)
-        np.testing.assert_allclose(o[0].astype(np.float64), exact, atol=0.02)
-        assert not o[2].astype(F).any()
-
-
 @pytest.mark.parametrize("groups", [1, 4])
 def test_output(groups: int) -> None:
     rng = np.random.default_rng(3)
@@ -250,9 +223,6 @@ def test_targets_agree() -> None:
         return [cache, codes, logits, v4.select_blocks(logits, 6, visible, target=target)]
 
     assert_targets_agree(scores, x, w, q, weights)
-    (q8, _), (k8, sk) = fp8_cast(q.reshape(-1, 128), 1, 128), fp8_cast(x, 1, 128)
-    fp8 = q8.reshape(2, 4, 128), weights, k8, sk[:, 0].copy(), visible
-    assert_targets_agree(v4.index_logits_fp8, *fp8)
 
 
 def test_corners_and_arguments() -> None:
@@ -265,7 +235,6 @@ def test_corners_and_arguments() -> None:
     assert v4.select_blocks(np.zeros((3, 0), F), 5, visible).shape == (3, 0)
     nan = np.array([[0.0, np.nan, 1.0]], F)
     assert v4.select_blocks(nan, 2, np.array([3], np.int32)).tolist() == [[1, 2]]
-    q8 = x.astype("float8_e4m3fn")
     for call, kind, words in (
         (lambda: v4.index_logits(q, w, cache, 2, visible + 5, 4), TileValueError, "visible holds 5"),
         (lambda: v4.index_logits(q, w, cache, 2, visible, 4, block_table=table), TileValueError, "block_table holds 5"),
@@ -274,7 +243,6 @@ def test_corners_and_arguments() -> None:
         (lambda: v4.select_blocks(nan, 0, at[:1]), TileValueError, "k is 0"),
         (lambda: v4.write_index_keys(x[:, :64], None, cos, sin, at, at, cache, 2), TileTypeError, "128 elements"),
         (lambda: v4.index_queries(x[None], cos, sin, at), TileTypeError, "expected \\[1\\]"),
-        (lambda: v4.index_logits_fp8(q8[None], w, q8, w[0, :2], at), TileTypeError, "expected weights"),
         (lambda: v4.output_projection(x[None], x[None], x), TileTypeError, "do not fit"),
         (lambda: v4.output_projection(x[None], x[None], x[:, :2], x), TileTypeError, "weights|do not fit"),
     ):

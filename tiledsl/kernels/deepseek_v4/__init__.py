@@ -27,14 +27,27 @@ from tiledsl.kernels.deepseek_v4.hyper_connections_backward import (
 )
 from tiledsl.kernels.deepseek_v4.indexer import (
     index_logits,
-    index_logits_fp8,
-    index_logits_fp8_kernel,
     index_logits_kernel,
     index_page_bytes,
     index_queries,
     select_blocks,
     write_index_keys,
     write_index_keys_kernel,
+)
+from tiledsl.kernels.deepseek_v4.indexer_fp8 import (
+    index_logits_fp8,
+    index_logits_fp8_kernel,
+    index_page_bytes_fp8,
+    index_queries_fp8,
+    write_index_keys_fp8,
+    write_index_keys_fp8_kernel,
+)
+from tiledsl.kernels.deepseek_v4.mla_entries import (
+    mla_page_bytes,
+    read_mla_entries,
+    read_mla_entries_kernel,
+    write_mla_entries,
+    write_mla_entries_kernel,
 )
 from tiledsl.kernels.deepseek_v4.output import inverse_rope, output_projection, prepare_queries
 from tiledsl.kernels.deepseek_v4.sparse_attention import (
@@ -70,13 +83,18 @@ __all__ = [
     "index_logits_fp8_kernel",
     "index_logits_kernel",
     "index_page_bytes",
+    "index_page_bytes_fp8",
     "index_queries",
+    "index_queries_fp8",
     "inverse_rope",
+    "mla_page_bytes",
     "output_projection",
     "page_bytes",
     "prepare_queries",
     "read_entries",
     "read_entries_kernel",
+    "read_mla_entries",
+    "read_mla_entries_kernel",
     "rope_tables",
     "select_blocks",
     "sparse_attention",
@@ -88,5 +106,9 @@ __all__ = [
     "write_entries",
     "write_entries_kernel",
     "write_index_keys",
+    "write_index_keys_fp8",
+    "write_index_keys_fp8_kernel",
     "write_index_keys_kernel",
+    "write_mla_entries",
+    "write_mla_entries_kernel",
 ]

@@ -118,7 +118,7 @@ def compress_backward(
     f32 = as_dtype("float32")
     dkv, dscores, dape = (allocate(tuple(x.shape), f32, kv) for x in (kv, scores, ape))
     if width:
-        given = (arrays.dense(x) for x in (kv, scores, ape, lengths, dentries))
+        inputs = [arrays.dense(x) for x in (kv, scores, ape, lengths, dentries)]
         kernel = _compress_backward_kernel(ratio, overlap, channels, tiles_for(target).threads)
-        kernel(*given, dkv, dscores, dape, target=target)
+        kernel(*inputs, dkv, dscores, dape, target=target)
     return dkv, dscores, dape

@@ -70,8 +70,8 @@ def rope_tables(
 
 @T.macro
 def norm_rows(x, W, eps, square, total):
-    """x [rows, n] = x / rms(x) * W of each row; square [rows, n] and total [rows] are scratch."""
-    rows, n = x.shape
+    """x [rows, :n] = x / rms(x) * W of each row; square [rows, n] and total [rows] are scratch."""
+    rows, n = square.shape
     for i, j in T.Parallel(rows, n):
         square[i, j] = T.cast(x[i, j], T.float32) * T.cast(x[i, j], T.float32)
     T.reduce_sum(square, total, dim=1)
@@ -198,7 +198,7 @@ def write_entries(
     """
     tables = cos, sin, positions, slots
     name = "write_entries"
-    write_rows(name, _write_entries_kernel, ENTRY, x, weight, eps, tables, cache, page_size, page_bytes, target)
+    write_rows(name, _write_entries_kernel, ENTRY, x, (weight,), eps, tables, cache, page_size, page_bytes, target)
 
 
 def write_rows(
@@ -206,25 +206,35 @@ def write_rows(
     kernel_of: Callable[[int, DType, bool, int], Any],
     width: int,
     x: Any,
-    weight: Any,
+    norm: tuple[Any, ...],
     eps: float,
     tables: tuple[Any, Any, Any, Any],
     cache: Any,
     page_size: int,
     bytes_of: Callable[[int], int],
     target: Any,
+    normed: int | None = None,
 ) -> None:
-    """Checks and runs what writes rows of a width into pages. tables: cos, sin, positions, slots."""
+    """Checks and runs what writes rows of a width into pages. norm: its vectors, all None without, of the first
+    `normed` elements (default: all); tables: cos, sin, positions, slots."""
     dtype = arrays.dtype_of(name, "x", x, ("float32", "bfloat16"))
     n, d = arrays.rank(name, "x", x, f"n, {width}")
     check_cache(name, "cache", cache, page_size, bytes_of(page_size))
-    if d != width or (weight is not None and tuple(weight.shape) != (width,)):
-        raise TileTypeError(f"{name}: {arrays.describe(x=x)}, expected rows and a weight of {width} elements")
+    vectors = [v for v in norm if v is not None]
+    for v in vectors:
+        arrays.dtype_of(name, "weight", v, ("float32",))
+    size = width if normed is None else normed
+    if d != width or any(tuple(v.shape) != (size,) for v in vectors):
+        given = arrays.describe(x=x, **({"weight": vectors[0]} if vectors else {}))
+        raise TileTypeError(f"{name}: {given}, expected rows of {width} elements and a weight of {size}")
+    if len(vectors) not in (0, len(norm)):
+        raise TileTypeError(f"{name}: weight and bias come together")
     check_places(name, n, *tables)
+    epsilon = arrays.check_eps(name, eps)
     if n:
-        w = None if weight is None else arrays.dense(weight)
-        kernel = kernel_of(page_size, dtype, weight is not None, tiles_for(target).threads)
-        kernel(arrays.unit_last(x), w, arrays.check_eps(name, eps), *map(arrays.dense, tables), cache, target=target)
+        kernel = kernel_of(page_size, dtype, bool(vectors), tiles_for(target).threads)
+        parts = [None if v is None else arrays.dense(v) for v in norm]
+        kernel(arrays.unit_last(x), *parts, epsilon, *map(arrays.dense, tables), cache, target=target)
 
 
 def check_places(name: str, n: int, cos: Any, sin: Any, positions: Any, slots: Any) -> None:

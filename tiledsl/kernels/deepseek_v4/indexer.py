@@ -1,7 +1,7 @@
 """The lightning indexer: rotated MXFP4 keys and queries, their scores in exact integers, the blocks selected by them.
 
 A key has 68 bytes: 64 of e2m1 pairs, then 4 e8m0 scales. A page of n keys holds n x 64 bytes, then n x 4. Queries have
-the same form, one to a page. Keys of DeepSeek-V3.2 are FP8 with one scale each.
+the same form, one to a page. indexer_fp8.py has those of DeepSeek-V3.2.
 """
 
 # mypy: disable-error-code="no-untyped-def,valid-type"
@@ -17,13 +17,14 @@ from tiledsl.errors import TileTypeError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.deepseek_v4.entries import check_cache, norm_rows, places, rotated, write_rows
 from tiledsl.kernels.quant.casts import FP4_FLOOR
-from tiledsl.kernels.quant.scales import E4M3, E8M0, scale_of
+from tiledsl.kernels.quant.scales import E8M0, scale_of
 from tiledsl.kernels.reorder import top_k
 from tiledsl.kernels.tiles import tiles_for
 from tiledsl.runtime import allocate
 
-__all__ = ["index_logits", "index_logits_fp8", "index_logits_fp8_kernel", "index_logits_kernel", "index_page_bytes"]
-__all__ += ["index_queries", "select_blocks", "write_index_keys", "write_index_keys_kernel"]
+__all__ = ["DIM", "KEYS", "ROPE", "ROWS", "check_lookup", "index_logits", "index_logits_kernel"]
+__all__ += ["index_page_bytes", "index_queries", "query_slots", "rotate_all", "select_blocks", "write_index_keys"]
+__all__ += ["write_index_keys_kernel"]
 
 DIM, ROPE, CODES, SCALES = 128, 64, 64, 4  # elements of a key, its rotated part; bytes
 ROWS = 4
@@ -33,6 +34,19 @@ KEYS, STEPS = 64, 8  # keys of a tile, tiles of a block
 def index_page_bytes(page_size: int) -> int:
     """Bytes of a page of so many keys."""
     return page_size * (CODES + SCALES)
+
+
+@T.macro
+def rotate_all(y, turned, *, rows):
+    """Each row of y [rows, 128] times Hadamard's matrix / sqrt(128), rounded to bfloat16; turned is scratch like y."""
+    for s in T.serial(7):  # sums and differences of elements 1, 2, 4, ... apart
+        apart = T.shift_left(1, s)
+        for i, j in T.Parallel(rows, DIM):
+            other = y[i, j ^ apart]
+            turned[i, j] = T.if_then_else((j & apart) == 0, y[i, j] + other, other - y[i, j])
+        T.copy(turned, y)
+    for i, j in T.Parallel(rows, DIM):
+        y[i, j] = T.cast(y[i, j] * (DIM**-0.5), "bfloat16")
 
 
 @tiledsl.jit
@@ -74,14 +88,7 @@ def write_index_keys_kernel(page_size: int, dtype: DType, normalise: bool, threa
                 a, b = rotated(x[i, first], x[i, first + 1], Cos[at, p], Sin[at, p])
                 y[i, first] = a
                 y[i, first + 1] = b
-            for s in T.serial(7):  # sums and differences of elements 1, 2, 4, ... apart
-                apart = T.shift_left(1, s)
-                for i, j in T.Parallel(ROWS, DIM):
-                    other = y[i, j ^ apart]
-                    turned[i, j] = T.if_then_else((j & apart) == 0, y[i, j] + other, other - y[i, j])
-                T.copy(turned, y)
-            for i, j in T.Parallel(ROWS, DIM):
-                y[i, j] = T.cast(y[i, j] * (DIM**-0.5), "bfloat16")
+            rotate_all(y, turned, rows=ROWS)
             for k in T.serial(DIM // 32):
                 for i, j in T.Parallel(ROWS, 32):
                     tile[i, j] = y[i, k * 32 + j]
@@ -145,7 +152,19 @@ def write_index_keys(
     """
     name = "write_index_keys"
     tables = cos, sin, positions, slots
-    write_rows(name, _write_index_keys_kernel, DIM, x, weight, eps, tables, cache, page_size, index_page_bytes, target)
+    write_rows(
+        name, _write_index_keys_kernel, DIM, x, (weight,), eps, tables, cache, page_size, index_page_bytes, target
+    )
+
+
+def query_slots(name: str, q: Any, positions: Any) -> tuple[int, int, Any, Any]:
+    """Tokens, heads, the position of each head's query, and its slot where each has a page of its own."""
+    m, heads, _ = arrays.rank(name, "q", q, "tokens, heads, 128")
+    arrays.dtype_of(name, "positions", positions, ("int32",))
+    if tuple(positions.shape) != (m,):
+        raise TileTypeError(f"{name}: {arrays.describe(q=q, positions=positions)}, expected [{m}]")
+    each = positions[:, None] + arrays.like_kind(np.zeros((1, heads), np.int32), q)
+    return m, heads, each.reshape(m * heads), arrays.like_kind(np.arange(m * heads, dtype=np.int32), q)
 
 
 def index_queries(q: Any, cos: Any, sin: Any, positions: Any, *, target: Any = None) -> Any:
@@ -158,15 +177,10 @@ def index_queries(q: Any, cos: Any, sin: Any, positions: Any, *, target: Any = N
 
     Raises TileTypeError and TileValueError as write_index_keys.
     """
-    m, heads, d = arrays.rank("index_queries", "q", q, "tokens, heads, 128")
+    m, heads, at, slots = query_slots("index_queries", q, positions)
     made = allocate((m * heads, CODES + SCALES), as_dtype("uint8"), q)
-    arrays.dtype_of("index_queries", "positions", positions, ("int32",))
-    if tuple(positions.shape) != (m,):
-        raise TileTypeError(f"index_queries: {arrays.describe(q=q, positions=positions)}, expected [{m}]")
-    each = positions[:, None] + arrays.like_kind(np.zeros((1, heads), np.int32), q)
-    slots = arrays.like_kind(np.arange(m * heads, dtype=np.int32), q)
-    flat = arrays.dense(q).reshape(m * heads, d)
-    write_index_keys(flat, None, cos, sin, each.reshape(m * heads), slots, made, 1, target=target)
+    flat = arrays.dense(q).reshape(m * heads, q.shape[2])
+    write_index_keys(flat, None, cos, sin, at, slots, made, 1, target=target)
     return made.reshape(m, heads, CODES + SCALES)
 
 
@@ -296,30 +310,44 @@ def index_logits(
     sequences that do not exist (where they lie on the host).
     """
     name = "index_logits"
-    arrays.dtype_of(name, "q", q, ("uint8",))
-    m, heads, width = arrays.rank(name, "q", q, "tokens, heads, 68")
     out = arrays.choice(name, "out_dtype", out_dtype, ("float32", "bfloat16"))
-    count = check_cache(name, "cache", cache, page_size, index_page_bytes(page_size))
+    key = CODES + SCALES
+    m, heads, given = check_lookup(
+        name, q, key, weights, cache, page_size, index_page_bytes(page_size), visible, length, block_table, sequence
+    )
+    logits = allocate((m, int(length)), out, q)
+    if m and length:
+        kernel = _index_logits_kernel(heads, page_size, out, tiles_for(target).threads)
+        kernel(*given, logits, target=target)
+    return logits
+
+
+def check_lookup(
+    name: str, q: Any, width: int, weights: Any, cache: Any, page_size: int, bytes_per_page: int, visible: Any,
+    length: int, block_table: Any, sequence: Any,
+) -> tuple[int, int, list[Any]]:  # fmt: skip
+    """Tokens, heads, and dense q, weights, cache, block_table, sequence and visible as the kernels of logits take them.
+    Raises TileTypeError or TileValueError unless they fit; a query has `width` bytes."""
+    arrays.dtype_of(name, "q", q, ("uint8",))
+    m, heads, bytes_of_query = arrays.rank(name, "q", q, f"tokens, heads, {width}")
+    pages = check_cache(name, "cache", cache, page_size, bytes_per_page) // page_size
     arrays.dtype_of(name, "weights", weights, ("float32",))
     arrays.dtype_of(name, "visible", visible, ("int32",))
-    if width != CODES + SCALES or tuple(weights.shape) != (m, heads) or tuple(visible.shape) != (m,):
-        raise TileTypeError(f"{name}: {arrays.describe(q=q, weights=weights, visible=visible)} do not fit")
+    if bytes_of_query != width or tuple(weights.shape) != (m, heads) or tuple(visible.shape) != (m,):
+        given = arrays.describe(q=q, weights=weights, visible=visible)
+        raise TileTypeError(f"{name}: {given} do not fit", help=f"a query has {width} bytes")
     if block_table is None:
-        pages = count // page_size
         block_table = arrays.like_kind(np.arange(pages, dtype=np.int32)[None], q)
     arrays.dtype_of(name, "block_table", block_table, ("int32",))
     rows, per = arrays.rank(name, "block_table", block_table, "sequences, pages")
     sequence = arrays.like_kind(np.zeros(m, np.int32), q) if sequence is None else sequence
     arrays.dtype_of(name, "sequence", sequence, ("int32",))
+    if tuple(sequence.shape) != (m,):
+        raise TileTypeError(f"{name}: {arrays.describe(sequence=sequence)}, expected [{m}]")
     arrays.check_size(name, "visible", visible, 0, min(int(length), per * page_size))
-    arrays.check_size(name, "block_table", block_table, 0, max(count // page_size - 1, 0))
+    arrays.check_size(name, "block_table", block_table, 0, max(pages - 1, 0))
     arrays.check_size(name, "sequence", sequence, 0, rows - 1)
-    logits = allocate((m, int(length)), out, q)
-    if m and length:
-        kernel = _index_logits_kernel(heads, page_size, out, tiles_for(target).threads)
-        given = (arrays.dense(x) for x in (q, weights, cache, block_table, sequence, visible))
-        kernel(*given, logits, target=target)
-    return logits
+    return m, heads, [arrays.dense(x) for x in (q, weights, cache, block_table, sequence, visible)]
 
 
 @tiledsl.jit
@@ -364,74 +392,3 @@ def select_blocks(logits: Any, k: int, visible: Any, *, target: Any = None) -> A
     if m:
         _keep_visible_kernel(tiles_for(target).threads)(found, arrays.dense(visible), target=target)
     return found
-
-
-@tiledsl.jit
-def index_logits_fp8_kernel(heads: int, threads: int = 128) -> Any:
-    """L[t, s] = SK[s] * sum over h of w[t, h] max(q[t, h] . k[s], 0) for s < Visible[t], -inf beyond."""
-    M, S = T.dynamic("M"), T.dynamic("S")
-
-    @T.prim_func
-    def index_logits_fp8(
-        Q: T.Tensor((M, heads, DIM), E4M3),
-        W: T.Tensor((M, heads), T.float32),
-        K: T.Tensor((S, DIM), E4M3),
-        SK: T.Tensor((S,), T.float32),
-        Visible: T.Tensor((M,), T.int32),
-        L: T.Tensor((M, S), T.float32),
-    ):
-        with T.Kernel(T.ceildiv(S, KEYS), M, threads=threads) as (bx, t):
-            q = T.alloc_shared((heads, DIM), E4M3)
-            k = T.alloc_shared((KEYS, DIM), E4M3)
-            score = T.alloc_fragment((heads, KEYS), T.float32)
-            logit = T.alloc_fragment((KEYS,), T.float32)
-            T.fill(logit, 0.0)
-            if bx * KEYS < Visible[t]:
-                T.copy(Q[t, :, :], q)
-                T.copy(K[bx * KEYS, 0], k)
-                T.gemm(q, k, score, transpose_B=True, clear_accum=True)
-                for h, c in T.Parallel(heads, KEYS):
-                    score[h, c] = W[t, h] * T.max(score[h, c], 0.0)
-                T.reduce_sum(score, logit, dim=0)
-            for c in T.Parallel(KEYS):
-                at = bx * KEYS + c
-                L[t, at] = T.if_then_else(at < Visible[t], logit[c] * SK[at], -T.infinity(T.float32))
-
-    return index_logits_fp8
-
-
-_index_logits_fp8_kernel = cache(index_logits_fp8_kernel)
-
-
-def index_logits_fp8(q: Any, weights: Any, k: Any, k_scale: Any, visible: Any, *, target: Any = None) -> Any:
-    """DeepSeek-V3.2's indexer: logits[t, s] = k_scale[s] * sum over h of weights[t, h] max(q[t, h] . k[s], 0).
-
-    q        [tokens, heads, 128] float8_e4m3fn, its scales folded into the weights; NumPy (ml_dtypes) or torch
-    weights  [tokens, heads] float32
-    k        [keys, 128] float8_e4m3fn and k_scale [keys] float32 (per_token_cast)
-    visible  [tokens] int32: keys that a token sees
-    target   where to run (default: TILEDSL_TARGET, else auto)
-
-    Returns [tokens, keys] float32, -inf where s >= visible[t]; select_blocks takes it.
-
-    Raises TileTypeError for wrong dtypes or shapes, TileValueError for visible outside of 0 ... keys.
-    """
-    name = "index_logits_fp8"
-    arrays.dtype_of(name, "q", q, (E4M3,))
-    arrays.dtype_of(name, "k", k, (E4M3,))
-    m, heads, d = arrays.rank(name, "q", q, "tokens, heads, 128")
-    s, d_k = arrays.rank(name, "k", k, "keys, 128")
-    for which, x, shape, dtype in (("weights", weights, (m, heads), "float32"), ("k_scale", k_scale, (s,), "float32"),
-                                   ("visible", visible, (m,), "int32")):  # fmt: skip
-        arrays.dtype_of(name, which, x, (dtype,))
-        if tuple(x.shape) != shape:
-            raise TileTypeError(f"{name}: {arrays.describe(q=q, k=k, **{which: x})}, expected {which} {list(shape)}")
-    if (d, d_k) != (DIM, DIM):
-        raise TileTypeError(f"{name}: {arrays.describe(q=q, k=k)}, expected {DIM} elements")
-    arrays.check_size(name, "visible", visible, 0, s)
-    logits = allocate((m, s), as_dtype("float32"), q)
-    if m and s and heads:
-        kernel = _index_logits_fp8_kernel(heads, tiles_for(target).threads)
-        given = (arrays.dense(x) for x in (q, weights, k, k_scale, visible))
-        kernel(*given, logits, target=target)
-    return logits

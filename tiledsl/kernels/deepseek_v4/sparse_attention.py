@@ -1,7 +1,7 @@
 """Attention over selected entries: each query gathers its own keys, which are its values too (one key head).
 
-Sources are paged FP8 caches (entries.py) or plain bfloat16 rows; a query sees those that two lists of slots name, in
-their order: a window and a compressed cache.
+Sources are paged FP8 caches (entries.py, mla_entries.py) or plain bfloat16 rows; a query sees those that two lists of
+slots name, in their order: a window and a compressed cache.
 """
 
 # mypy: disable-error-code="no-untyped-def,valid-type"
@@ -18,12 +18,15 @@ from tiledsl.kernels import arrays
 from tiledsl.kernels.attention_args import check_scale, check_sink
 from tiledsl.kernels.attention_block import LN_2, LOG2_E, clear_softmax, online_softmax
 from tiledsl.kernels.deepseek_v4.entries import CODES, ENTRY, check_cache, load_entries, page_bytes
+from tiledsl.kernels.deepseek_v4.mla_entries import MLA_ENTRY, load_mla_entries, mla_page_bytes
 from tiledsl.kernels.tiles import KV_TILE, fit, tiles_for
 from tiledsl.runtime import allocate
 
 __all__ = ["block_slots", "sparse_attention", "sparse_attention_kernel", "visible_blocks", "window_slots"]
 
 HEADS = (16, 64)  # of a block; no bit depends on it
+# The forms of cache entries by their elements: bytes of a page, and the macro that reads them.
+FORMS = {ENTRY: (page_bytes, load_entries), MLA_ENTRY: (mla_page_bytes, load_mla_entries)}
 
 
 def window_slots(positions: Any, window: int = 128, *, ring: bool = False) -> np.ndarray[Any, Any]:
@@ -96,7 +99,7 @@ def sparse_attention_kernel(
                             for i, j in T.Parallel(KV_TILE, key_dim):
                                 KV[i, j] = C[slot[i], j]
                         else:
-                            load_entries(C, slot, scale, KV, rows=KV_TILE, page_size=size)
+                            FORMS[key_dim][1](C, slot, scale, KV, rows=KV_TILE, page_size=size)
                         T.gemm(q, KV, S, transpose_B=True, clear_accum=True)
                         for i, j in T.Parallel(block_H, KV_TILE):
                             S[i, j] = T.if_then_else(slot[j] < 0, -T.infinity(T.float32), S[i, j] * scale_log2)
@@ -131,7 +134,7 @@ _sparse_attention_kernel = cache(sparse_attention_kernel)  # the same values, th
 def check_source(name: str, which: str, source: Any, slots: Any, page_size: int, tokens: int, key_dim: int) -> None:
     """Raises TileTypeError or TileValueError unless the slots fit the queries and lie in the source."""
     if page_size:
-        count = check_cache(name, which, source, page_size, page_bytes(page_size))
+        count = check_cache(name, which, source, page_size, FORMS[key_dim][0](page_size))
     else:
         arrays.dtype_of(name, which, source, ("bfloat16",))
         count, width = arrays.rank(name, which, source, "rows, dim")
@@ -163,7 +166,8 @@ def sparse_attention(
     selected (or all visible ones), K = V of 512 elements; V3.2: latent rows of 576 elements, of which 512 are values.
 
     q           [tokens, heads, dim] bfloat16; NumPy (ml_dtypes) or torch
-    source      with page_size: uint8 [pages, page_bytes(page_size)], entries of 512 elements; else bfloat16 [rows, dim]
+    source      with page_size: uint8 [pages, page_bytes(page_size)], entries of 512 elements (write_entries), or
+                [pages, mla_page_bytes(page_size)], of 576 (write_mla_entries); without: bfloat16 [rows, dim]
     slots       [tokens, n] int32, -1: nothing
     extra, extra_slots, extra_page_size   a second source, after the first
     value_dim   default: dim
@@ -183,8 +187,8 @@ def sparse_attention(
     name = "sparse_attention"
     arrays.dtype_of(name, "q", q, ("bfloat16",))
     m, heads, dim = arrays.rank(name, "q", q, "tokens, heads, dim")
-    if (page_size or extra_page_size) and dim != ENTRY:
-        raise TileTypeError(f"{name}: {arrays.describe(q=q)}, but cache entries have {ENTRY} elements")
+    if (page_size or extra_page_size) and dim not in FORMS:
+        raise TileTypeError(f"{name}: {arrays.describe(q=q)}, but cache entries have {ENTRY} or {MLA_ENTRY} elements")
     if (extra is None) is not (extra_slots is None):
         raise TileTypeError(f"{name}: extra and extra_slots come together")
     values = dim if value_dim is None else int(value_dim)

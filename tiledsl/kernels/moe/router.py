@@ -290,6 +290,6 @@ def route_backward(
     dlogits = allocate((m, experts), as_dtype("float32"), logits)
     if m and experts:
         kernel = _route_backward_kernel(experts, k, score, tiles_for(target).threads)
-        given = arrays.unit_last(logits), arrays.dense(chosen), arrays.dense(dweights)
-        kernel(*given, float(scale), float(eps), dlogits, target=target)
+        inputs = arrays.unit_last(logits), arrays.dense(chosen), arrays.dense(dweights)
+        kernel(*inputs, float(scale), float(eps), dlogits, target=target)
     return dlogits
