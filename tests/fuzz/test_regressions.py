@@ -316,13 +316,13 @@ def test_the_shadow_of_a_function_of_a_scalar_and_a_tile() -> None:
     assert result.shadow["B"].max_error == 0
 
 
-@pytest.mark.parametrize("wrong", ["flags", "numbers in flags", "configs", "extent", "combination"])
+@pytest.mark.parametrize("wrong", ["flags", "numbers in flags", "configs", "extent", "combination", "window"])
 def test_arguments_that_hostile_programs_gave(wrong: str) -> None:
     """They ended in bare errors of Python, or in an internal error of the lowering."""
     with pytest.raises(TileError) as caught:
 
         @T.prim_func
-        def kernel(A: T.Tensor((4,), "float32")):
+        def kernel(A: T.Tensor((4,), "float32"), images: T.Tensor((1, 4, 4, 4), "float32")):
             with T.Kernel(1) as bx:
                 if wrong == "flags":
                     T.annotate_compile_flags(4)
@@ -332,6 +332,8 @@ def test_arguments_that_hostile_programs_gave(wrong: str) -> None:
                     T.comm_reducer(3, [T.float32(0)])
                 if wrong == "configs":
                     T.annotate_pass_configs(bx)
+                if wrong == "window":
+                    T.im2col(images, T.alloc_shared((4, 4), "float32"), T, bx, 1, 1, 1, 0)
                 if wrong == "extent":
                     x = T.alloc_shared((2**63,), "float32")
                     T.copy(x, A)

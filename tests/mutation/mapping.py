@@ -21,7 +21,7 @@ __all__ = ["Map", "measure", "test_files"]
 TRACED = ("tiledsl", "backends")
 # They start processes of their own, build distributions, or look at the repository's files rather than run its code.
 LEFT_OUT = ("test_packaging", "test_ci_tools", "test_plugin", "test_demo", "test_examples", "test_readme", "test_cli",
-            "test_translation", "test_third_party_backend")  # fmt: skip
+            "test_translation", "test_third_party_backend", "test_mutants")  # fmt: skip
 LONGEST = 25.0  # seconds of CPU time; tests that take longer are not used
 
 
@@ -70,8 +70,8 @@ def test_files(root: Path) -> list[str]:
     return [f for f in found if Path(f).stem not in LEFT_OUT]
 
 
-def measure(root: Path, path: Path, report: Callable[[str], None]) -> None:
-    """Bring the map at `path` up to date with the tests below root."""
+def measure(root: Path, path: Path, report: Callable[[str], None], most: float) -> None:
+    """Bring the map at `path` up to date with the tests below root; most: seconds of CPU time for each file of them."""
     known = Map.load(path)
     files = test_files(root)
     known.tests = {f: row for f, row in known.tests.items() if f in files}
@@ -79,7 +79,7 @@ def measure(root: Path, path: Path, report: Callable[[str], None]) -> None:
         sha = hashlib.sha256((root / file).read_bytes()).hexdigest()
         if known.tests.get(file, {}).get("sha") == sha:
             continue
-        out = run_file(root, file, {}, trace=TRACED)
+        out = run_file(root, file, {}, trace=TRACED, most=most)
         rows = {name: {"seconds": seconds, "lines": out.lines.get(name, {})}
                 for name, seconds in out.passed.items() if seconds <= LONGEST}  # fmt: skip
         known.tests[file] = {"sha": sha, "tests": rows}

@@ -37,7 +37,7 @@ STARTING = 0.6  # seconds of CPU time that each test file costs before its first
 ROOMS = ("tiledsl/frontend", "tiledsl/language", "tiledsl/ir", "tiledsl/analysis", "tiledsl/passes", "tiledsl/interp",
          "tiledsl/conversions.py", "tiledsl/runtime/cache.py", "tiledsl/runtime/program.py",
          "tiledsl/runtime/arguments.py", "tiledsl/runtime/artifacts.py", "backends/cpu", "backends/cpu/emit",
-         "backends/numba_cpu")  # fmt: skip
+         "backends/numba_cpu", "backends/llvm_cpu", "backends/simt")  # fmt: skip
 # Texts for people: what they say is compared by golden files, not by these tests.
 TEXTS = ("describe.py", "instruments.py", "missing.py", "__init__.py")
 
@@ -216,6 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", default="", help="test files to run before the others, comma-separated")
     parser.add_argument("--skip-explained", action="store_true", help="do not run what explained.toml explains")
     parser.add_argument("--measured", action="store_true", help="use the map of tests as it is")
+    parser.add_argument("--traced-seconds", type=float, default=30.0, help="of CPU time per test file for the map")
     parser.add_argument("--tree", type=Path, default=ROOT, help="the repository, or a snapshot of it")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for the copy, the map of tests and the reports")
     parser.add_argument("--report", default="report", help="name of the reports")
@@ -226,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = copy_tree(given.tree.resolve(), folder)
     more = tuple(x for x in given.first.split(",") if x)
     if not given.measured:
-        measure(root, folder / "map.json", lambda text: print(text, flush=True))
+        measure(root, folder / "map.json", lambda text: print(text, flush=True), given.traced_seconds)
     known = Map.load(folder / "map.json")
     rooms = tuple(x for x in given.only.split(",") if x)
     every = {f: list(mutants(f, (root / f).read_text(encoding="utf-8"))) for f in sources(root)}

@@ -26,7 +26,6 @@ __all__ = ["Outcome", "preload", "run_file"]
 
 MEMORY = 12 << 30
 SLOWER = 4.0  # a test may take this much longer than it took on the sound tree, and ...
-TRACED_SECONDS = 30.0  # of a file's tests, when lines are recorded
 GRACE = 4.0  # ... these many seconds of CPU time more, before it counts as one that does not end
 
 
@@ -61,9 +60,12 @@ def preload() -> None:
     numba.njit(lambda x: x + 1)(np.float32(1))  # the registries of Numba fill on the first compilation
 
 
-def run_file(root: Path, file: str, tests: Mapping[str, float], *, trace: Sequence[str] = ()) -> Outcome:
+def run_file(
+    root: Path, file: str, tests: Mapping[str, float], *, trace: Sequence[str] = (), most: float = 30.0
+) -> Outcome:
     """Run tests (name -> expected seconds of CPU time; none: all of the file, in order) of a file below root until the
-    first one fails. trace: folders below root whose lines are recorded per test, with all tests run (needs coverage).
+    first one fails. trace: folders below root whose lines are recorded per test, with all tests run that are not slow,
+    until `most` seconds of CPU time are spent (needs coverage).
     """
     scratch = tempfile.mkdtemp(prefix="tiledsl-mutant-")
     reading, writing = os.pipe()
@@ -72,7 +74,7 @@ def run_file(root: Path, file: str, tests: Mapping[str, float], *, trace: Sequen
     if child == 0:
         os.close(reading)
         os.setsid()
-        _child(root, file, tests, trace, Path(scratch), writing)
+        _child(root, file, tests, trace, most, Path(scratch), writing)
     os.close(writing)
     allowed = sum(tests.values()) * SLOWER + GRACE if tests else 3000.0
     out = Outcome()
@@ -124,7 +126,7 @@ def _note(row: Any, out: Outcome, running: str) -> str:
 
 
 def _child(
-    root: Path, file: str, tests: Mapping[str, float], trace: Sequence[str], scratch: Path, writing: int
+    root: Path, file: str, tests: Mapping[str, float], trace: Sequence[str], most: float, scratch: Path, writing: int
 ) -> None:
     """Never returns."""
     status = 0
@@ -136,8 +138,8 @@ def _child(
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if tests:
             spent = resource.getrusage(resource.RUSAGE_SELF)
-            most = int(spent.ru_utime + spent.ru_stime + sum(tests.values()) * SLOWER + GRACE) + 1
-            resource.setrlimit(resource.RLIMIT_CPU, (most, most + 5))
+            limit = int(spent.ru_utime + spent.ru_stime + sum(tests.values()) * SLOWER + GRACE) + 1
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
         os.chdir(root)
         os.environ.update(
             CI="1", PYTHONPATH=str(root), TILEDSL_CACHE_DIR=str(scratch / "cache"), HOME=str(scratch),
@@ -146,7 +148,7 @@ def _child(
         tempfile.tempdir = None
         sys.dont_write_bytecode = not trace
         sys.path.insert(0, str(root))
-        _pytest(root, file, tests, trace, writing, scratch)
+        _pytest(root, file, tests, trace, most, writing, scratch)
     except BaseException:
         # The tree cannot be imported, or pytest itself stopped.
         os.write(writing, (json.dumps(["failed", file, traceback.format_exc()[-400:]]) + "\n").encode())
@@ -156,7 +158,7 @@ def _child(
 
 
 def _pytest(
-    root: Path, file: str, tests: Mapping[str, float], trace: Sequence[str], writing: int, scratch: Path
+    root: Path, file: str, tests: Mapping[str, float], trace: Sequence[str], most: float, writing: int, scratch: Path
 ) -> None:
     import pytest
 
@@ -197,7 +199,7 @@ def _pytest(
             signal.setitimer(signal.ITIMER_PROF, 0)
             if recorder:
                 recorder.switch_context("")
-                if time.process_time() - began > TRACED_SECONDS:
+                if time.process_time() - began > most:
                     item.session.shouldstop = "enough was seen of this file"
             if self.bad:
                 tell("failed", item.nodeid, self.bad)
@@ -218,7 +220,7 @@ def _pytest(
     signal.signal(signal.SIGPROF, lambda *_: os._exit(97))
     arguments = ["-q", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-W",
                  "ignore:Module already imported", "--rootdir", str(root),
-                 f"--basetemp={scratch / 'tests'}", *([] if trace else ["-x"]), file]  # fmt: skip
+                 f"--basetemp={scratch / 'tests'}", *(["-m", "not slow"] if trace else ["-x"]), file]  # fmt: skip
     code = pytest.main(arguments, plugins=[Plugin()])
     if code not in (0, 1, 2 if trace else 0, 5):
         tell("failed", file, f"pytest ended with {code}")

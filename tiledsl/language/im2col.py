@@ -52,12 +52,16 @@ def im2col(
                 "im2col-window", TileTypeError, f"{what}: {name} is a Python int from {least} on, not {value!r}"
             )
     rows, columns = map(Value, shape)
+    first_row, first_column = (
+        Value(index_expr(x, f"{what}: {n}")) * size
+        for n, x, size in (("nhw_step", nhw_step, rows), ("c_step", c_step, columns))
+    )
     images, height, width, channels = (Value(e) for e in img.buffer.shape)
     reach = dilation * (kernel - 1) + 1
     out_h, out_w = ((n + 2 * pad - reach) // stride + 1 for n in (height, width))
     loop = open_loop(builder, LoopSpec.nest(what, "parallel", (rows, columns)), ("i", "j"))
     i, j = (Value(v) for v in loop.vars)
-    m, k = (Value(builder.let(n, x.typed)) for n, x in (("m", nhw_step * rows + i), ("k", c_step * columns + j)))
+    m, k = (Value(builder.let(n, x.typed)) for n, x in (("m", first_row + i), ("k", first_column + j)))
     y = (m // out_w) % out_h * stride + k // (channels * kernel) * dilation - pad
     x = m % out_w * stride + (k // channels) % kernel * dilation - pad
     y, x = (Value(builder.let(n, v.typed)) for n, v in (("y", y), ("x", x)))
