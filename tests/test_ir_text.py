@@ -122,16 +122,15 @@ def test_every_statement_of_the_tile_stage() -> None:
     view = ir.Buffer("S_view", as_dtype("int8"), (i(64),), "shared", alias_of=S, offset=op("mul", M, 2))
     pointer = ir.Buffer("P", F32, (i(4),), "global", base=ir.Cast(n, as_dtype("uint64")))
     k, x, old, a, b = var("k"), var("x", "float32"), var("old"), var("a"), var("b")
-    half = ir.Participants(op("lt", var("tx"), 64))
-    tx = half.predicate.a  # type: ignore[union-attr]
+    tx = var("tx")
     body = [
         ir.Alloc(S),
         ir.Alloc(R),
         ir.Alloc(v, i(3)),
         fill(R, 0.0),
-        ir.Fill(region(S, (1, 2), (2, 2)), const(1.0, "float16"), half),
+        ir.Fill(region(S, (1, 2), (2, 2)), const(1.0, "float16")),
         copy(region(A, (op("mul", k_ := i(2), 2), 0), (4, 8)), region(S)),
-        ir.Copy(region(S, (0, 0), (4, 1)), region(R), (i(4),), (0,), (0,), half, (("coalesced_width", 4),)),
+        ir.Copy(region(S, (0, 0), (4, 1)), region(R), (i(4),), (0,), (0,), (("coalesced_width", 4),)),
         reduce("max", S, R, 1, nan_propagate=True),
         ir.Scan("sum", region(S), region(S), 0, True),
         gemm(S, S, S, transpose_b=True, annotations=(("policy", "square"), ("k_pack", (1, None, 2.5, F16)))),
@@ -142,7 +141,7 @@ def test_every_statement_of_the_tile_stage() -> None:
         ir.Atomic("load", W, (i(0), i(1)), None),
         store(W, (old, 0), old),
         ir.Sync("block"),
-        ir.Sync("warp", half),
+        ir.Sync("warp"),
         ir.Sync("block", count=64, barrier=2),
         ir.Collective("shfl_down", (tx, i(4)), var("other"), width=16, mask=const(15, "uint32")),
         ir.Collective("sum", (const(1.0, "float32"),), ir.Var("total", F32), "block", axes=(1, 0)),

@@ -69,7 +69,6 @@ def local(*make: Callable[[ir.Buffer], ir.Stmt], b: ir.Buffer | None = None) -> 
 
 
 zero, true = const(0.0, "float32"), const(True, "bool")
-half = ir.Participants(i(1))
 outer = var("outer")
 
 m_ = var("m")
@@ -96,7 +95,6 @@ AUTHOR: dict[str, tuple[type[TileError], str, Callable[[], ir.Function]]] = {
     "int wait": (TileTypeError, "a wait is int32", lambda: body(ir.Wait(i(1)))),
     "int while": (TileTypeError, "a while is int32", lambda: body(ir.While(i(1), ()))),
     "int assertion": (TileTypeError, "an assert is int32", lambda: body(ir.Debug("assert", (i(1),)))),
-    "int predicate": (TileTypeError, "a thread predicate", lambda: body(ir.Sync("block", half))),
     "step 0": (TileValueError, "step of a loop is 0", lambda: body(loop(var("k"), 3, step=0))),
     "break": (TileSyntaxError, "break outside a loop", lambda: body(ir.Break())),
     "continue": (TileSyntaxError, "continue outside a loop", lambda: body(ir.If(true, (ir.Continue(),)))),

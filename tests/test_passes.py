@@ -14,7 +14,7 @@ from ir_builder import buf, const, copy, fill, function, i, load, loop, matmul, 
 
 from tiledsl import config, ir
 from tiledsl.dtypes import as_dtype
-from tiledsl.errors import InternalError, TileNotImplementedError, TileTypeError
+from tiledsl.errors import InternalError, TileTypeError
 from tiledsl.frontend.reader import from_text
 from tiledsl.interp import run as interpret
 from tiledsl.ir.equal import equal
@@ -122,14 +122,6 @@ def test_moves_can_be_kept() -> None:
     tile = next(s.buffer for s in f.kernels[0].body if isinstance(s, ir.Alloc))
     kept = [s for s in walk(ExpandMoves(keep=frozenset([tile]))(f).kernels[0].body) if isinstance(s, ir.Copy)]
     assert [s.dst.buffer for s in kept] == [tile]
-
-
-def test_copies_by_some_threads_are_refused_for_now() -> None:
-    A, tx = buf("A", (4,)), var("tx")
-    some = ir.Participants(op("lt", tx, 2))
-    f = function([A], [ir.Fill(region(A), ONE, some)], thread_vars=(tx,))
-    with pytest.raises(TileNotImplementedError, match="part of the block's threads"):
-        ExpandMoves()(f)
 
 
 # -- the pipeline ------------------------------------------------------------------------------------------

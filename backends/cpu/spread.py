@@ -122,9 +122,6 @@ class Spreader(Writer):
     # -- statements ------------------------------------------------------------------------------------------
 
     def statement(self, s: ir.Stmt) -> None:
-        who = getattr(s, "participants", None)
-        if who is not None and who.predicate is not None and not isinstance(s, ir.Sync):
-            s = ir.If(who.predicate, (s.replace(participants=None),), loc=s.loc)
         _HANDLERS[type(s)](self, s)
         if self.alive is not None and self.alive not in self.level.masks:
             if any(isinstance(n, ir.Return) for n in walk(s)):

@@ -389,7 +389,7 @@ class _Reader:
     # -- operands --------------------------------------------------------------------------------------------
 
     def operand(self, n: ast.expr) -> Any:
-        """An expression, buffer, region, participants, None or a tuple of them."""
+        """An expression, buffer, region, None or a tuple of them."""
         if isinstance(n, ast.Tuple):
             return tuple(map(self.operand, n.elts))
         if isinstance(n, ast.Constant) and n.value is None:
@@ -399,9 +399,6 @@ class _Reader:
         if _calls(n, "region"):
             args, _ = self.arguments(n, 3, 3)
             return Region(self.buffer(args[0]), self.operand(args[1]), self.operand(args[2]), loc=self.loc(n))
-        if _calls(n, "participants"):
-            args, _ = self.arguments(n, 1, 1)
-            return S.Participants(self.operand(args[0]), loc=self.loc(n))
         return self.expr(n)
 
     def dtype(self, n: ast.expr) -> DType:

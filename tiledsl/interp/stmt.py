@@ -161,8 +161,6 @@ class Statements:
 
     def statement(self, s: Stmt) -> Fn:
         with self.scope.at(s.loc):
-            if getattr(s, "participants", None) is not None and s.participants.predicate is not None:  # type: ignore[attr-defined]
-                raise self.scope.not_yet("tile operations of some threads of a block")
             compiler = _COMPILERS.get(type(s))
             if compiler is None:
                 raise self.scope.not_yet(f"the statement {type(s).__name__}")

@@ -40,7 +40,6 @@ from tiledsl.ir.stmt import (
     MicroCall,
     Parallel,
     Param,
-    Participants,
     Reduce,
     ReducerOp,
     Return,
@@ -56,6 +55,6 @@ __all__ = [
     "Alloc", "Atomic", "BINARY_OPS", "BLOCK_SCOPES", "BOOL", "Binary", "Break", "Broadcast", "Buffer", "COMPARISONS",
     "Call", "Cast", "Collective", "Const", "Continue", "Copy", "Debug", "Expr", "Field", "Fill", "Fma", "For",
     "Function", "Gemm", "If", "IfThenElse", "Kernel", "Let", "Load", "MicroCall", "Node", "Parallel", "Param",
-    "Participants", "Ramp", "Reduce", "ReducerOp", "Region", "Return", "SCOPES", "Scan", "Select", "Stmt", "Store",
+    "Ramp", "Reduce", "ReducerOp", "Region", "Return", "SCOPES", "Scan", "Select", "Stmt", "Store",
     "Sync", "TILE_OPS", "UNARY_OPS", "Unary", "Var", "Wait", "While", "fields_of",
 ]  # fmt: skip

@@ -379,8 +379,6 @@ class _Printer:
             if is_whole(x):
                 return self.name(x.buffer)
             return f"T.region({self.name(x.buffer)}, {self.group(x.starts)}, {self.group(x.extents)})"
-        if isinstance(x, S.Participants):
-            return f"T.participants({self.operand(x.predicate)})"
         return self.expr(x)
 
     def group(self, items: tuple[Any, ...]) -> str:

@@ -31,7 +31,6 @@ __all__ = [
     "MicroCall",
     "Parallel",
     "Param",
-    "Participants",
     "Reduce",
     "ReducerOp",
     "Return",
@@ -48,14 +47,6 @@ __all__ = [
 @node
 class Stmt(Node):
     """Base of all statements."""
-
-
-@node
-class Participants(Node):
-    """Who takes part in a tile operation: None where a field is absent means the whole block
-    (language.md 0.5). predicate: over the thread variables."""
-
-    predicate: Expr | None = operand(default=None)
 
 
 # -- shared by all stages -----------------------------------------------------------------------------
@@ -162,14 +153,13 @@ class Atomic(Stmt):
 
 @node
 class Sync(Stmt):
-    """A barrier. scope: "block" | "warp" | "grid" | "async"; participants: None = all.
+    """A barrier. scope: "block" | "warp" | "grid" | "async".
 
     count: how many threads take part in a barrier of the block (None: all that have not ended); barrier: which of the
     block's barriers, so that groups of threads can meet apart.
     """
 
     scope: str = attribute()
-    participants: Participants | None = operand(default=None)
     count: int | None = attribute(default=None)
     barrier: int = attribute(default=0)
 
@@ -229,7 +219,6 @@ class Copy(Stmt):
     domain: tuple[Expr, ...] = operand()
     src_axes: tuple[int, ...] = attribute()
     dst_axes: tuple[int, ...] = attribute()
-    participants: Participants | None = operand(default=None)
     annotations: tuple[tuple[str, Any], ...] = hint(default=())
 
 
@@ -239,7 +228,6 @@ class Fill(Stmt):
 
     dst: Region = operand("w")
     value: Expr = operand()
-    participants: Participants | None = operand(default=None)
 
 
 @node
@@ -253,7 +241,6 @@ class Gemm(Stmt):
     clear: Expr = operand()
     transpose_a: bool = attribute(default=False)
     transpose_b: bool = attribute(default=False)
-    participants: Participants | None = operand(default=None)
     annotations: tuple[tuple[str, Any], ...] = hint(default=())
 
 
@@ -268,7 +255,6 @@ class Reduce(Stmt):
     axis: int = attribute()
     clear: Expr = operand()
     nan_propagate: bool = attribute(default=False)
-    participants: Participants | None = operand(default=None)
 
 
 @node
@@ -280,7 +266,6 @@ class Scan(Stmt):
     dst: Region = operand("w")
     axis: int = attribute()
     reverse: bool = attribute(default=False)
-    participants: Participants | None = operand(default=None)
 
 
 @node

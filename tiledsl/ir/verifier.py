@@ -112,9 +112,6 @@ class _Verifier(ExprChecker):
                 if isinstance(child, Region):
                     self.box(child)
             _RULES[type(s)](self, s)
-            who: S.Participants | None = getattr(s, "participants", None)
-            if who is not None and who.predicate is not None:
-                self.condition(who.predicate, "a thread predicate")
 
     def alloc(self, s: S.Alloc) -> None:
         b = s.buffer

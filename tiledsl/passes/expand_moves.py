@@ -10,7 +10,6 @@ from tiledsl.analysis.bounds import Facts
 from tiledsl.analysis.scopes import ScopedRewriter
 from tiledsl.analysis.uniformity import PRIVATE
 from tiledsl.dtypes import as_dtype
-from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir import (
     Binary,
     Buffer,
@@ -65,10 +64,6 @@ class MoveWriter(ScopedRewriter):
 
     def stmt(self, s: Stmt) -> Stmt | tuple[Stmt, ...]:
         if isinstance(s, (Copy, Fill)) and s.dst.buffer not in self.keep:
-            if s.participants is not None and s.participants.predicate is not None:
-                raise TileNotImplementedError(
-                    f"{type(s).__name__.lower()} by a part of the block's threads is not lowered yet", s.loc
-                )
             return self._copy(s) if isinstance(s, Copy) else self._fill(s)
         return s
 

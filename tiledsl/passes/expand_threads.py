@@ -103,7 +103,7 @@ class _Writer(MoveWriter):
         if not isinstance(s, (Copy, Fill, Reduce, Scan, Gemm)):
             return s
         own = self.own.intersection(b.root for b in writes(s))  # each thread's, though they may agree on what it holds
-        if not own and not self.found.expr(s.replace(participants=None)):
+        if not own and not self.found.expr(s):
             return s
         if isinstance(s, (Copy, Fill)):
             written = super().stmt(s)
