@@ -97,6 +97,11 @@ AUTHOR: dict[str, tuple[type[TileError], str, Callable[[], ir.Function]]] = {
     "int assertion": (TileTypeError, "an assert is int32", lambda: body(ir.Debug("assert", (i(1),)))),
     "step 0": (TileValueError, "step of a loop is 0", lambda: body(loop(var("k"), 3, step=0))),
     "break": (TileSyntaxError, "break outside a loop", lambda: body(ir.Break())),
+    "break of a nest": (
+        TileSyntaxError,
+        "break outside a loop",
+        lambda: body(loop(var("k"), 2, parallel((var("p"),), (4,), ir.Break()))),
+    ),
     "continue": (TileSyntaxError, "continue outside a loop", lambda: body(ir.If(true, (ir.Continue(),)))),
     "copy in Parallel": (
         TileSyntaxError,
@@ -274,7 +279,7 @@ def test_good_trees_pass() -> None:
     view = ir.Buffer("V", F32, (i(64),), "shared", alias_of=s, offset=i(0))
     pointer = ir.Buffer("P", F32, (i(4),), "global", base=const(0, "uint64"))
     two = (store(view, (0,), zero), store(pointer, (3,), zero))
-    verify(body(ir.Alloc(s), *two, parallel((var("p"),), (4,), ir.If(true, (ir.Break(),)))))
+    verify(body(ir.Alloc(s), *two, parallel((var("p"),), (4,), ir.If(true, (ir.Continue(),)))))
     k = var("k")
     verify(body(loop(k, 3, ir.Let(outer, k)), loop(k, 4, ir.Let(outer, k))))  # one name in two scopes
     x: Any = ir.Let(ir.Var("x", V16), ir.Cast(load(buf("H", (16,), "float16"), 0, lanes=16, proved=True), V16))

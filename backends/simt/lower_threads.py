@@ -16,7 +16,7 @@ from tiledsl.ir import build
 from tiledsl.ir.build import INT32
 from tiledsl.ir.collectives import COLLECTIVE_REDUCTIONS
 from tiledsl.ir.walk import Rewriter, map_kernels, walk
-from tiledsl.passes.expand_threads import thread_number, turns
+from tiledsl.passes.expand_threads import thread_number
 
 from .fragment import Axis, replicas
 from .layout import infer, plain
@@ -200,7 +200,7 @@ class Lowering:
         total: ir.Expr = build.const(1, dtype)
         for e in s.extents:
             total = build.mul(total, build.cast(e, dtype))
-        body = tuple(turns(s.body))
+        body = s.body
         rest: ir.Expr
         thread = build.cast(rank(self.group, self.thread), dtype)
         if isinstance(total, ir.Const) and total.value <= threads:
@@ -231,7 +231,7 @@ class Lowering:
         axes = {v: self.layouts.nests[v] for v in s.vars}
         guard = replicas(axes.values(), self.thread, self.threads)
         loops, lets, tests, held = self.over(axes)
-        body = _Body(self, held, guard).visit_block(tuple(turns(s.body)))
+        body = _Body(self, held, guard).visit_block(s.body)
         inner: tuple[ir.Stmt, ...] = body
         if tests:
             inner = (ir.If(build.all_of(tests), inner, loc=s.loc),)

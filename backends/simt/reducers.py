@@ -12,7 +12,7 @@ from tiledsl.ir import build
 from tiledsl.ir.arithmetic import extremes
 from tiledsl.ir.build import INT32
 from tiledsl.ir.walk import Rewriter, substitute, walk
-from tiledsl.passes.expand_threads import combine, turns
+from tiledsl.passes.expand_threads import combine
 
 __all__ = ["expand_reducers", "identity", "wide"]
 
@@ -118,7 +118,7 @@ class _Expander(Rewriter):
         updates = [n for n in walk(s.body) if isinstance(n, ir.ReducerOp)]
         owned = [self._variables(s, u) for u in updates]
         own = owned[0] if owned[0] is not None and all(o == owned[0] for o in owned) else set()
-        body: tuple[ir.Stmt, ...] = turns(_Updates(self.found).visit_block(s.body))
+        body: tuple[ir.Stmt, ...] = _Updates(self.found).visit_block(s.body)
         pairs = list(zip(s.vars, s.extents, strict=True))
         for v, n in reversed(pairs):
             if v not in own:

@@ -170,7 +170,7 @@ class _Verifier(ExprChecker):
         self.block(s.orelse)
 
     def leave(self, s: S.Break | S.Continue) -> None:
-        if not self.loops:
+        if not self.loops and not (self.parallel and isinstance(s, S.Continue)):  # no iteration ends the others
             raise TileSyntaxError(
                 f"{type(s).__name__.lower()} outside a loop", self.loc, help="put it into a for or while"
             )
@@ -185,9 +185,9 @@ class _Verifier(ExprChecker):
         with self.region(None):
             for v in s.vars:
                 self.define(v)
-            self.parallel = True
-            self.body(s.body)
-            self.parallel = False
+            outer, self.loops, self.parallel = self.loops, 0, True
+            self.block(s.body)
+            self.loops, self.parallel = outer, False
 
     def debug(self, s: S.Debug) -> None:
         self.require(s.kind in _DEBUGS, f"unknown debug statement {s.kind!r}")

@@ -17,11 +17,9 @@ from tiledsl.errors import TileNotImplementedError, TileTypeError
 from tiledsl.ir import (
     Alloc,
     Binary,
-    Break,
     Buffer,
     Collective,
     Const,
-    Continue,
     Copy,
     Debug,
     Expr,
@@ -51,7 +49,7 @@ from tiledsl.ir.walk import bound_in, map_kernels, walk, writes
 from tiledsl.passes.expand_moves import MoveWriter, serial, up_to
 from tiledsl.passes.split_roles import split_roles
 
-__all__ = ["ExpandThreads", "combine", "serial_reduce", "serial_scan", "thread_number", "turns"]
+__all__ = ["ExpandThreads", "combine", "serial_reduce", "serial_scan", "thread_number"]
 
 _PARTIALS = 16  # language.md 0.10
 
@@ -63,8 +61,6 @@ class ExpandThreads:
     name: ClassVar[str] = "expand_threads"
 
     def __call__(self, function: Function) -> Function:
-        if not any(map(thread_level, function.kernels)):
-            return function
         return _Writer().run(function)
 
 
@@ -159,23 +155,12 @@ class _Writer(MoveWriter):
             value = rest if v is s.vars[0] else build.floormod(rest, extent)
             lets.append(Let(v, build.cast(value, v.type), loc=s.loc))
             rest = build.floordiv(rest, extent)
-        body = If(build.lt(flat, size), (*lets, *turns(s.body)), loc=s.loc)
+        body = If(build.lt(flat, size), (*lets, *s.body), loc=s.loc)
         rounds = build.ceildiv(size, build.cast(count, dtype))
         loop = For(
             step, build.zero(dtype), rounds, build.const(1, dtype), (Let(flat, first, loc=s.loc), body), loc=s.loc
         )
         return (*before, loop)
-
-
-def turns(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
-    """The body with what ends an iteration of a T.Parallel as what ends a turn of a loop."""
-
-    def one(s: Stmt) -> Stmt:
-        if isinstance(s, Break):
-            return Continue(loc=s.loc)
-        return s.replace(then=turns(s.then), orelse=turns(s.orelse)) if isinstance(s, If) else s
-
-    return tuple(map(one, body))
 
 
 # -- reductions of one thread ------------------------------------------------------------------------------------

@@ -52,8 +52,6 @@ def _empty(start: Expr, stop: Expr, step: Expr) -> bool:
 
 class _Folder(Rewriter):
     def expr(self, e: Expr) -> Expr:
-        if e.dtype.is_vector:
-            return e
         new = e
         if isinstance(e, Binary):
             new = build.binary(e.op, e.a, e.b, e.loc)

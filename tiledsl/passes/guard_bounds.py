@@ -97,11 +97,9 @@ class _Guard(ScopedRewriter):
 
     def _store(self, s: Store) -> Stmt:
         indices = tuple(self.visit_expr(i) for i in s.indices)
-        if s.proved or s.buffer.scope != "global" or _is_vector(s):
-            proved = s.proved or not _is_vector(s)
-            if proved and not s.proved:
-                indices = self._inside(s.buffer, indices, s.loc)
-            return self.shared(s, indices=indices, value=self.visit_expr(s.value), proved=proved)
+        if s.proved or s.buffer.scope != "global":
+            indices = indices if s.proved else self._inside(s.buffer, indices, s.loc)
+            return self.shared(s, indices=indices, value=self.visit_expr(s.value), proved=True)
         indices = self._bound(indices)
         tests = range_tests(s.buffer, indices, self.facts)
         outer, self.lets = self.lets, []
@@ -174,7 +172,7 @@ class _Guard(ScopedRewriter):
             self.path.pop()
 
     def expr(self, e: Expr) -> Expr:
-        if not isinstance(e, Load) or e.proved or _is_vector(e):
+        if not isinstance(e, Load) or e.proved:
             return e
         if e.buffer.scope != "global":
             return self.shared(e, indices=self._inside(e.buffer, e.indices, e.loc), proved=True)
@@ -233,12 +231,6 @@ def out_of_range(text: str, loc: Loc | None) -> TileIndexError:
     """The error of a test that failed, from its filled template (`_test`)."""
     message, *notes, help = text.split("\n")
     return TileIndexError(message, loc, tuple(notes), help)
-
-
-def _is_vector(n: Load | Store) -> bool:
-    """Loop-stage accesses carry masks of their own."""
-    lanes = n.lanes if isinstance(n, Load) else n.value.dtype.lanes // n.buffer.dtype.lanes
-    return lanes > 1 or n.mask is not None or any(i.dtype.is_vector for i in n.indices)
 
 
 def _outside(buffer: Buffer) -> Expr:

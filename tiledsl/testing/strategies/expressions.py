@@ -53,7 +53,10 @@ class Expressions(Source):
         """An int in 0 ... limit - 1, whatever the data are."""
         fits = [n.text for n in self.scope.names if n.kind == "int" and 0 < n.top <= limit]
         how = self.pick(
-            ["name"] * (3 * bool(fits)) + ["constant"] + ["mod", "clamp"] * (depth > 0) + ["mirror"] * bool(fits)
+            ["name"] * (3 * bool(fits))
+            + ["constant"]
+            + ["mod", "clamp", "bits"] * (depth > 0)
+            + ["mirror"] * bool(fits)
         )
         if how == "name":
             return self.pick(fits)
@@ -63,6 +66,9 @@ class Expressions(Source):
             return str(self.below(limit))
         if how == "mod":
             return f"({self.whole(depth - 1)} % {limit})"
+        if how == "bits":  # in range, but no interval shows it
+            span = 1 << limit.bit_length() - 1
+            return f"({self.whole(depth - 1)} % {span} ^ {self.whole(depth - 1)} % {span})"
         return f"T.min(T.max({self.whole(depth - 1)}, 0), {limit - 1})"
 
     def anywhere(self, limit: int, depth: int = 1) -> str:

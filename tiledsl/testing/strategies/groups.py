@@ -169,6 +169,9 @@ class Groups(Source):
         outer = self.depth
         self.put(f'rounds = T.alloc_shared(({count},), "int32")')
         self.put("T.clear(rounds)")
+        turn = self.fresh("x") if self.chance(40) else ""  # each role counts for itself
+        if turn:
+            self.put(f'{turn} = T.alloc_var("int32", 0)')
         for k, size in enumerate(sizes):
             here = f"tid >= {start} and tid < {start + size}" if start else f"tid < {size}"
             if wgs:
@@ -187,7 +190,7 @@ class Groups(Source):
                 self.put("    while T.atomic_load(W[bx - 1]) == 0:")
                 self.put("        pass")
             source, target = rings[k - 1] if k else None, rings[k] if k < len(rings) else None
-            self.role(source, target, sizes, k, stages, rounds, last)
+            self.role(source, target, sizes, k, stages, rounds, last, turn)
             if after:
                 self.put("if tid == 0:")
                 self.put("    T.atomic_store(W[bx], 1)")
@@ -211,9 +214,10 @@ class Groups(Source):
 
     def role(
         self, source: dict[str, str] | None, target: dict[str, str] | None, sizes: list[int], k: int, stages: int,
-        rounds: int, last: int,
+        rounds: int, last: int, turn: str,
     ) -> None:  # fmt: skip
-        """The loop of one group: takes from its source, gives to its target. last: the round after which all leave."""
+        """The loop of one group: takes from its source, gives to its target. last: the round after which all leave;
+        turn: a variable that counts the rounds."""
         arrive = self.pick(("barrier_arrive", "mbarrier_arrive", "ptx_arrive_barrier"))
         wait = self.pick(("barrier_wait", "mbarrier_wait_parity"))
         i, start, counted = self.fresh("x"), sum(sizes[: k - 1]), self.chance(25)
@@ -222,7 +226,7 @@ class Groups(Source):
             self.put(f"while {i} <= {last}:")
         else:
             self.put(f"for {i} in T.serial({rounds}):")
-        stage, parity = f"{i} % {stages}", f"({i} // {stages}) & 1"
+        stage, parity = f"{turn or i} % {stages}", f"({turn or i} // {stages}) & 1"
         self.depth += 1
         self.loops.append(i)
         if source:
@@ -239,6 +243,8 @@ class Groups(Source):
             if self.chance(30):
                 self.put(f"T.mbarrier_expect_tx({full}, 4)")
             self.put(f"T.ptx_arrive_barrier_expect_tx({full}, 4)" if self.chance(20) else f"T.{arrive}({full})")
+        if turn:
+            self.put(f"{turn} += 1")
         if not counted and last < rounds - 1:
             self.put(f"if {i} >= {last}:")
             self.put("    break")

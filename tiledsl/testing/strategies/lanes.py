@@ -49,7 +49,7 @@ class Lanes(Expressions):
         for _ in range(count - 1):
             self.budget -= 1
             self.pick(
-                [self.lane_store] * 3 + [self.let]
+                [self.lane_store] * 3 + [self.let] + [self.lane_exit] * self.chance(25)
                 + [self.lane_branch, self.lane_loop, self.lane_array, self.lane_variable, self.lane_while,
                    self.lane_vectors] * (nest > 0)
                 + [self.lane_print] * self.chance(10) + [self.lane_atomic] * (2 * self.chance(50))
@@ -84,6 +84,11 @@ class Lanes(Expressions):
             self.put("else:")
             with self.region(self.scope.inner()):
                 self.lane_statements(1, nest)
+
+    def lane_exit(self, nest: int) -> None:
+        self.saw("exit in nest")
+        self.put(f"if {self.truth()}:")
+        self.put("    continue")
 
     def lane_loop(self, nest: int) -> None:
         self.saw("loop in nest")

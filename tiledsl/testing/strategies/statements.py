@@ -39,7 +39,7 @@ class Statements(Memory):
             options += [self.copy_in, self.tile_copy, self.fill, self.store, self.scan, self.transpose]
             options += [self.atomic_tile] * bool(self.accumulators)
         options += [self.copy_out, self.let, self.variable, self.assign, self.hint, self.promise]
-        options += [self.show] * self.chance(12) + [self.reducer, self.im2col, self.word]
+        options += [self.show] * (2 * self.chance(20)) + [self.reducer, self.im2col, self.word]
         options += [self.owned] * 3 if self.single else [self.array]
         if nest > 0:
             options += [
@@ -187,7 +187,7 @@ class Statements(Memory):
 
     def loop(self, nest: int) -> None:
         form = self.pick(("serial", "Pipelined", "unroll", "range", "grid", "between", "down", "runtime", "typed",
-                          "empty", "vectorized", "Persistent"))  # fmt: skip
+                          "empty", "vectorized", "Persistent", "steps"))  # fmt: skip
         self.saw(f"loop {form}")
         v, n = self.fresh("k"), 1 + self.below(4)
         scope = self.scope.inner(exits=form not in ("unroll", "grid", "vectorized", "Persistent"))
@@ -217,6 +217,8 @@ class Statements(Memory):
             )
         elif form == "empty":
             header = self.pick(("T.serial(2, 2)", "T.serial(3, 1)", "T.serial(0)"))
+        elif form == "steps":  # at least 2, but no interval shows it
+            header, n = f"T.serial(0, {2 * n}, T.cast({self.whole(1)} % 2 ^ 2, 'int32'))", 2 * n
         elif form == "vectorized":
             header = f"T.vectorized({n})"
         elif form == "runtime":
@@ -253,7 +255,8 @@ class Statements(Memory):
         self.saw("while")
         w = self.fresh("w")
         self.put(f"{w} = T.alloc_var('int32', 0)")
-        self.put(f"while {w} < {1 + self.below(3)} and {self.pick((self.truth(), self.constant('bool')))}:")
+        tests = [f"{w} < {1 + self.below(3)}", self.pick((self.truth(), self.constant("bool")))]
+        self.put(f"while {' and '.join(tests[:: self.pick((1, -1))])}:")
         scope = self.scope.inner(exits=True)
         scope.names.append(Name(w, "int32", 4, cell=True))
         with self.region(scope):

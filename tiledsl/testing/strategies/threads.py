@@ -31,6 +31,7 @@ BLOCKS: tuple[int | tuple[int, ...], ...] = (
     (16, 2, 3),
     (3, 2),
     (4, 16),
+    (40, 2),
     33,
     96,
     256,
@@ -90,7 +91,7 @@ _WORDS = ("T.ballot({c})", "T.ballot_sync({c}{m})", "T.match_any_sync(({e}) % 3{
 _MASKS = ("T.ballot(v > 3)", "0x0F0F0F0F", "0xFFFFFFFF", "T.cast(w, 'uint32')")
 _LOOKS = ("T.assume(tid >= 0)", "T.assume(bx >= 0)", "T.device_assert(tid >= 0, 'never')",
           "assert f == f or v < 0 or v >= 0", "T.print(v)",
-          "T.print(own[1])", "T.print(bx, 'block')")  # fmt: skip
+          "T.print(own[1])", "T.print(own)", "T.print(bx, 'block')")  # fmt: skip
 _REDUCED = ("sum", "max", "min", "bitand", "bitor", "bitxor")
 _COMBINED = ("x + y", "T.max(x, y)", "T.min(x, y)")
 _NUMBERS = ("T.get_warp_idx() * 32 + T.get_lane_idx()", "T.get_warp_idx_sync() * 32 + T.get_lane_idx()")
@@ -173,8 +174,9 @@ class Threads(Groups):
         """Shared memory of which each thread touches its own element."""
         name = self.fresh("x")
         self.put(f'{name} = T.alloc_shared(({self.n},), "int32")')
-        self.put(f"{name}[tid] = {self.value()}")
-        self.put(f"w = w - {name}[tid]")
+        at = self.pick(("tid", "T.cast(tid, 'int64')"))
+        self.put(f"{name}[{at}] = {self.value()}")
+        self.put(f"w = w - {name}[{at}]")
 
     def look(self) -> None:
         """Promises, assertions and prints; a print of what threads share comes once."""
@@ -240,7 +242,10 @@ class Threads(Groups):
         self.put("T.sync_threads()")
         self.put(f"S[tid] = {e}")
         self.put("T.sync_threads()")
-        self.put(f"v = S[(tid + {self.below(41)}) % {self.n}]")
+        place = self.pick((f"(tid + {self.below(41)}) % {self.n}", f"tid * (({self.value(1)}) % 1)"))
+        if isinstance(self.threads, tuple) and self.chance(30):
+            place = "T.get_thread_binding(0) + T.get_thread_binding(1)"
+        self.put(f"v = S[{place}]")
         self.put("T.sync_threads()")
 
     def count(self) -> None:
@@ -251,7 +256,7 @@ class Threads(Groups):
         """Tile operations on what each thread has for itself."""
         self.saw("array of a thread")
         a, along = self.fresh("x"), self.below(2)
-        kind = self.pick(("copy", "copy out", "fill", "reduce", "reduce", "scan", "view", "bytes", "nest"))
+        kind = self.pick(("copy", "copy out", "fill", "reduce", "reduce", "scan", "view", "bytes", "nest", "product"))
         if kind == "copy":
             self.put(f"T.copy(A[bx, {self.pick(('tid', 'tid * 4', self.value(1)))}], own)")
         elif kind == "copy out":
@@ -285,6 +290,17 @@ class Threads(Groups):
         elif kind == "bytes":
             self.put(f"{a} = T.view(own, (8,), 'int16')")
             self.put(f'{a}[({self.value(1)}) % 8] = T.cast({self.value()}, "int16")')
+        elif kind == "product":
+            of = self.other if self.other in ("uint8", *FLOATS) else "float32"
+            into = {"uint8": "int32", "float64": "float64"}.get(of, "float32")
+            c, clear = self.fresh("x"), self.pick(("", ", clear_accum=True", f", clear_accum={self.condition(0)}"))
+            self.put(f"{a} = T.alloc_local((3, 2), '{of}')")
+            self.put(f"{c} = T.alloc_local((2, 2), '{into}')")
+            self.put(f"T.fill({a}, {self.value(1)})")
+            self.put(f"T.fill({c}, {self.value(1)})")
+            self.put(f'{a}[{along}, 1] = T.cast({self.value(1)}, "{of}")')
+            self.put(f"T.gemm({a}, {a}, {c}, transpose_A=True{clear})")
+            self.put(f'q = q + T.cast({c}[{along}, 0], "{self.other}")')
         else:
             i = self.fresh("x")
             self.put(f"for {i} in T.Parallel(4):")
@@ -346,7 +362,14 @@ class Threads(Groups):
         i, name = self.fresh("x"), self.fresh("x")
         self.put("T.sync_threads()")
         self.put(f'{name} = T.alloc_fragment(({self.n},), "int32")')
-        self.put(f"T.copy(S, {name})")
+        few = self.chance(30)
+        if few:
+            self.saw("copy by some threads")
+            self.put(f"if tid < {1 + self.below(self.n)}:")
+        self.put(f"{'    ' * few}T.copy(S, {name})")
+        if self.chance(20):
+            self.put("T.print(hist)")
+            self.put("T.sync_threads()")
         self.put(f"for {i} in T.Parallel({self.n}):")
         self.put(f"    S[{i}] = {name}[{self.n - 1} - {i}] + {self.pick(('v', 'u', '1', 'tid'))}")
 
