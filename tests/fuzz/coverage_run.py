@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import json
 import os
 import sys
 import tempfile
@@ -27,6 +29,7 @@ ROOMS = {
     "emitters": "backends/cpu/emit",
     "numba": "backends/numba_cpu",
     "llvm": "backends/llvm_cpu",
+    "threads of GPUs": "backends/simt",
     "verifier": "tiledsl/ir/verif",
     "frontend": "tiledsl/frontend",
     "interpreter": "tiledsl/interp",
@@ -79,10 +82,13 @@ def cpus() -> list[Any]:
 
 
 def reach(program: Any, seen: dict[str, set[str]], number: int) -> None:
-    """From the author's tree to the text of every CPU target, each tree verified; nothing is run."""
+    """From the author's tree to the text of every CPU target and of GPUs, each tree verified; nothing is run."""
     from tiledsl.backends.cpu.pipeline import cpu_pipeline
     from tiledsl.backends.llvm_cpu import LlvmCpu
     from tiledsl.backends.numba_cpu import NumbaCpu
+    from tiledsl.backends.simt.lower import lower
+    from tiledsl.backends.simt.pipeline import simt_pipeline
+    from tiledsl.errors import TileNotImplementedError
     from tiledsl.ir.verifier import verify
     from tiledsl.passes.instruments import Verify
     from tiledsl.passes.pipeline import run as run_passes
@@ -98,6 +104,9 @@ def reach(program: Any, seen: dict[str, set[str]], number: int) -> None:
     LlvmCpu().modules(lowered, machines[number % len(machines)])
     if number % 6 == 0:  # the printer and Numba's front end, which takes longer than all the rest
         NumbaCpu().modules(lowered, machines[0])
+    arch = ("", "sm_80", "sm_90a")[number % 3]
+    with contextlib.suppress(TileNotImplementedError):  # what GPUs cannot do, or not yet
+        lower(run_passes(function, simt_pipeline(arch), [Verify()]), arch)
 
 
 def run(count: int, start: int, most: int, every: int, minutes: float) -> dict[str, set[str]]:
@@ -142,16 +151,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--compile-every", type=int, default=20, help="run every n-th program; 0: none")
     parser.add_argument("--minutes", type=float, default=30.0, help="stops after so many")
     parser.add_argument("--rooms", default=",".join(GOAL), help="whose lines are listed; 'all'")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the programs")
     given = parser.parse_args(argv)
     listed = list(ROOMS) if given.rooms == "all" else given.rooms.split(",")
     sys.path.insert(0, str(ROOT))
     folder = tempfile.TemporaryDirectory(prefix="tiledsl-coverage-")
     os.environ["TILEDSL_CACHE_DIR"] = folder.name
     files = [f"{ROOT}/tiledsl/**", f"{ROOT}/backends/**"]
-    measure = coverage.Coverage(branch=True, data_file=None, config_file=False, include=files)
-    measure.start()
-    seen = run(given.count, given.start, given.most, given.compile_every, given.minutes)
-    measure.stop()
+    share = -(-given.count // given.jobs)
+    for job in range(given.jobs):
+        if os.fork() == 0:
+            part = coverage.Coverage(branch=True, data_file=f"{folder.name}/{job}", config_file=False, include=files)
+            part.start()
+            first = given.start + job * -(-share // 20)
+            found = run(share, first, given.most, given.compile_every, given.minutes)
+            part.stop()
+            part.save()
+            Path(f"{folder.name}/{job}.json").write_text(json.dumps({k: [*v] for k, v in found.items()}))
+            os._exit(0)
+    failed = [pid for pid, status in (os.wait() for _ in range(given.jobs)) if status]
+    assert not failed, "a process ended early"
+    measure = coverage.Coverage(branch=True, data_file=f"{folder.name}/all", config_file=False, include=files)
+    measure.combine([f"{folder.name}/{job}" for job in range(given.jobs)])
+    seen: dict[str, set[str]] = {}
+    for job in range(given.jobs):
+        for stage, names in json.loads(Path(f"{folder.name}/{job}.json").read_text()).items():
+            seen[stage] = seen.get(stage, set()) | set(names)
     totals: dict[str, list[int]] = {room: [0, 0, 0, 0] for room in ROOMS}
     stated, silent = 0, set()
     for file in sorted(measure.get_data().measured_files()):

@@ -317,10 +317,10 @@ def random_program(seed: int | str, most: int = 12) -> Program:
 
 
 def _program(draw: Any, most: int) -> Program:
-    """One in eight has results that do not depend on its tile sizes, one in four is of single threads."""
+    """One in eight has results that do not depend on its tile sizes, one in three is of single threads."""
     source = _Function(draw, most)
     kind = source.below(100)
-    if kind < 63:
+    if kind < 55:
         return source.program()
     return Threads(draw).program() if kind < 88 else Tiled(draw, most // 2).program()
 
