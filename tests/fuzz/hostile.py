@@ -132,17 +132,17 @@ def judge(program: Program, seconds: int = 20, depth: int = 1) -> tuple[str, str
     """("kernel" | "diagnostic" | "python" | "wrong", details): what becomes of the program.
 
     depth: 0 the frontend and the verifier, 1 the CPU pipeline down to the loop stage too, 2 a run by the checked
-    interpreter as well, where a kernel that does not end within `seconds` is the author's.
+    interpreter as well, where a kernel that does not end within `seconds` of CPU time is the author's.
     """
     from tiledsl.backends.cpu.pipeline import cpu_pipeline
     from tiledsl.ir.verifier import verify
 
     def stop(*_: Any) -> None:
-        raise _TooLong(f"longer than {seconds} s")
+        raise _TooLong(f"longer than {seconds} s of CPU time")
 
     running = False
-    old = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    old = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -171,8 +171,8 @@ def judge(program: Program, seconds: int = 20, depth: int = 1) -> tuple[str, str
             return "python", type(e).__name__
         return "wrong", f"{type(e).__name__}: {e}\n{traceback.format_exc()}"
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, old)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, old)
     return "kernel", ""
 
 

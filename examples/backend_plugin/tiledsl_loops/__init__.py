@@ -12,12 +12,11 @@ from typing import Any
 from tiledsl import ir
 from tiledsl.backend import Artifact, Availability, Call, Capabilities, Target
 from tiledsl.backends.cpu.pipeline import cpu_pipeline
+from tiledsl.dtypes import SCALARS
 from tiledsl.interp import Options, run
 from tiledsl.ir.printer import to_text
 
 __all__ = ["LoopsBackend", "backend"]
-
-DTYPES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64"
 
 
 class LoopsBackend:
@@ -30,8 +29,9 @@ class LoopsBackend:
         return Availability(True)
 
     def capabilities(self, target: Target) -> Capabilities:
-        # The CPU passes pack operands in advance, unless they are told that arguments overlap.
-        return Capabilities(frozenset(DTYPES.split()), facts=frozenset(["aliased"]), cacheable=False)
+        # Every dtype: the interpreter has them. The CPU passes pack operands in advance, unless they are told that
+        # arguments overlap.
+        return Capabilities(SCALARS, facts=frozenset(["aliased"]), cacheable=False)
 
     def pipeline(self, target: Target) -> Sequence[Callable[[ir.Function], ir.Function]]:
         """From the author's tiles to scalars, vectors of 16 lanes and loops; docs/architecture.md describes them."""
