@@ -273,7 +273,6 @@ def main(I: T.Tensor((n,), "int32"), Y: T.Tensor((n,), "float32")):
         ("Y[i] = F[i % 8, i + 16]", "F[-8...15, 16...31] is out of range: F is float32 of shape (8, 16)"),
         ("S[T.max(I[i], 64)] = 0.0", "S[64...2147483647] is out of range"),
         ("T.atomic_add(S[i * 2 + 64], 1.0)", "S[64...94] is out of range"),
-        ("Y[i] = T.if_then_else(I[i] > 0, S[i + n + 64], 0.0)", "S[65...2147418191] is out of range"),
     ],
 )
 def test_what_is_always_out_of_range_does_not_compile(statement: str, text: str) -> None:
@@ -297,6 +296,24 @@ def test_what_is_always_out_of_range_does_not_compile(statement: str, text: str)
 )
 def test_what_never_runs_is_not_refused(statement: str) -> None:
     assert pipeline.run(certain(statement), cpu_pipeline(), ()).stage == "loop"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "Y[i] = T.if_then_else(I[i] > 0, S[i + n + 64], 0.0)",
+        "if I[i] > 0: S[i + 64] = 0.0",
+        "for j in T.serial(I[i]): S[j + 64] = 0.0",
+        "for j in T.serial(2):\n                if I[i] <= 0: break\n                S[j + 64] = 0.0",
+        "while I[i] > 0: S[i + 64] = 0.0",
+    ],
+)
+@pytest.mark.parametrize("target", ["llvm", "numpy"])
+def test_what_the_data_decides_is_told_when_it_happens(statement: str, target: str) -> None:
+    kernel, y = tiledsl.compile(certain(statement), target=target), np.zeros(16, np.float32)
+    kernel(np.zeros(16, np.int32), y)
+    with pytest.raises(TileIndexError, match=r"S\[\d+\] is out of range"):
+        kernel(np.ones(16, np.int32), y)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ class JITKernel:
 
     def __init__(self, kernel: tiledsl.JITKernel) -> None:
         self._kernel = kernel
+        inputs = [p for i, p in enumerate(kernel.params) if i not in kernel.out_idx]
+        self._pointers = [i for i, p in enumerate(inputs) if p.var is not None and p.var.dtype.name == "int64"]
         self.config: Any = None
         self.latency: float | None = None
         self.ref_latency: float | None = None
@@ -54,7 +56,12 @@ class JITKernel:
 
     def __call__(self, *args: Any, **kw: Any) -> Any:
         with real():
-            return self._kernel(*args, **kw)
+            return self._kernel(*self._addresses(args), **kw)
+
+    def _addresses(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments, with the address of a tensor that is given for a T.ptr parameter."""
+        given = [i for i in self._pointers if i < len(args) and getattr(args[i], "ndim", 0)]
+        return tuple(x.data_ptr() if i in given else x for i, x in enumerate(args)) if given else args
 
     @property
     def native(self) -> tiledsl.JITKernel:

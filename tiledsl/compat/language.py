@@ -11,7 +11,7 @@ import inspect
 import operator
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import tiledsl.language as T
@@ -78,6 +78,18 @@ def annotate_pass_configs(configs: Any = None, **hints: Any) -> None:
     pass_configs("T.annotate_pass_configs", configs)
 
 
+def attr(node: Any, attr_key: str, value: Any = None) -> AbstractContextManager[None]:
+    """T.attr: reducers mean something, all other attributes are hints to a compiler."""
+    if attr_key == "reduce_scope":
+        return T.attr(node, attr_key, value)
+    if attr_key not in _ATTRIBUTES:
+        notice(f"T.attr: the attribute {attr_key} is passed over")
+    return nullcontext()
+
+
+_ATTRIBUTES = ("async_scope", "async_commit_queue_scope", "async_wait_queue_scope", "storage_scope", "thread_extent")
+
+
 def shfl_sync(*args: Any, **kw: Any) -> Any:
     """(value, lane, width, mask); before 0.1.9 the mask, a number, came first."""
     if len(args) >= 3 and isinstance(args[0], int) and isinstance(args[1], T.PrimExpr):
@@ -137,6 +149,7 @@ _OWN: dict[str, Any] = {
     "prim_func": prim_func,
     "macro": macro,
     "inline": macro,
+    "attr": attr,
     "annotate_pass_configs": annotate_pass_configs,
     "shfl_sync": shfl_sync,
     "all": _all,

@@ -101,6 +101,7 @@ class Builder:
         self._collecting: set[Buffer] = set()  # reducers that are not finalized
         self.attrs: list[tuple[str, Any]] = []
         self.kernel_attrs: list[tuple[str, Any]] = []
+        self.preamble: list[Stmt] = []  # what stands before T.Kernel: every kernel begins with it
         self.launch: Any = None  # the KernelLaunch that is open
         self.updates: list[Store] = []  # of the open kernel: stores that may read what they write
         self.barriers: Any = None  # what T.create_list_of_mbarrier made
@@ -265,6 +266,13 @@ class Builder:
                 loc=loc,
                 help="move it into the T.Kernel block",
             )
+
+    def at_start(self, s: Stmt, what: str) -> None:
+        """Emits a statement that may also stand before T.Kernel, where it depends on parameters and symbols only."""
+        if self.blocks:
+            self.emit(s, what)
+        else:
+            self.preamble.append(s)
 
     def emit(self, s: Stmt, what: str = "this operation", *, checked: bool = False) -> None:
         """Appends a statement to the innermost open block. checked: its operands were checked before its body."""

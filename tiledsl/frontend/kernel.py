@@ -78,6 +78,8 @@ class KernelLaunch:
         builder.launch, builder.updates, builder.barriers = self, [], None
         self.block_vars = self._vars(builder, "b", len(self.grid))
         self.thread_vars = self._vars(builder, "t", len(self.threads))
+        for s in builder.preamble:
+            builder.emit(s, "T.Kernel")
         values = tuple(Value(v) for v in self.block_vars)
         names = ", ".join(v.name for v in self.block_vars)
         return IndexTuple(values, f"name each: `as ({names})`") if len(values) > 1 else BlockIndex(self.block_vars[0])

@@ -65,10 +65,8 @@ def _text(what: str, msg: Any) -> str:
 @operation
 def assume(condition: Any) -> None:
     """Promises that the condition holds; compilers may use it, the checked mode tests it."""
-    builder = current("T.assume")
     value = as_bool(condition, "T.assume: condition")
-    if builder.in_kernel:
-        builder.emit(Debug("assume", (value,), "", loc=here()), "T.assume")
+    current("T.assume").at_start(Debug("assume", (value,), "", loc=here()), "T.assume")
 
 
 # -- hints: they may change speed, never values -----------------------------------------------------------

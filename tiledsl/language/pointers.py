@@ -25,11 +25,10 @@ def make_tensor(ptr: Any, shape: Any, dtype: Any = "float32", strides: Any = Non
 
     shape and strides (in elements; row-major contiguous where left out) are ints or integer values of the kernel.
     Accesses outside the shape read 0 and store nothing, as with arguments; what lies inside it must exist. Address 0
-    is an error unless the tensor has no elements.
+    is an error unless the tensor has no elements. What is made of parameters may stand before T.Kernel.
     """
     what = "T.make_tensor"
     builder = tracer(what)
-    builder.require_kernel(what)
     if builder.inside("parallel"):
         raise error(
             "make-tensor-in-parallel",
@@ -56,11 +55,11 @@ def make_tensor(ptr: Any, shape: Any, dtype: Any = "float32", strides: Any = Non
     for e in extents:
         present = build.or_(present, build.le(e, 0))
     text = f"{what}: the address is 0"
-    builder.emit(Debug("assert", (present,), text, loc=here()), what)
-    builder.emit(Alloc(buffer, loc=here()), what)
+    builder.at_start(Debug("assert", (present,), text, loc=here()), what)
+    builder.at_start(Alloc(buffer, loc=here()), what)
     return BufferRef(buffer)
 
 
 def _fixed(builder: Builder, name: str, e: Expr) -> Expr:
-    """The value that e has now."""
-    return e if isinstance(e, (Const, Var)) else builder.let(name, e)
+    """The value that e has now; before T.Kernel it stays the same."""
+    return e if isinstance(e, (Const, Var)) or not builder.in_kernel else builder.let(name, e)

@@ -2,8 +2,8 @@
 
 A global load that is not provably in range becomes `load if in range else 0` (or the buffer's safe value), a
 global store or atomic becomes an `If`. Only what is not proved is tested. Leaving a block's own tile is the author's
-error: what provably does is refused here, what may is tested where `checked` asks for it, before the statement
-(`Debug("bounds")`, whose message is the interpreter's). The interpreter reports it by itself, at the tile stage.
+error: what provably does, in a statement that every block comes to, is refused here; what may is tested where
+`checked` asks for it, before the statement (`Debug("bounds")`, whose message is the interpreter's). The interpreter reports it by itself, at the tile stage.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tiledsl.analysis.scopes import ScopedRewriter
+from tiledsl.analysis.scopes import ScopedRewriter, leaves
 from tiledsl.dtypes import INT64
 from tiledsl.errors import Loc, TileIndexError
 from tiledsl.ir import (
@@ -20,6 +20,7 @@ from tiledsl.ir import (
     Binary,
     Break,
     Buffer,
+    Const,
     Debug,
     Expr,
     For,
@@ -74,6 +75,8 @@ class _Guard(ScopedRewriter):
         self.path: list[Expr] = []  # conditions any of which keeps the operand at hand from being evaluated
         self.loops: tuple[Var, ...] = ()  # what the text of an error shows
         self.entering: tuple[Var, ...] = ()  # the variables of the loop whose body comes next
+        self.sure = True  # every block comes to the statement at hand
+        self.into = True  # and to what stands inside it
 
     def enter(self, kernel: Kernel) -> None:
         self.loops = kernel.block_vars
@@ -84,16 +87,33 @@ class _Guard(ScopedRewriter):
         outer, self.lets = self.lets, []
         if isinstance(s, (For, Parallel)):
             self.entering = (s.var,) if isinstance(s, For) else s.vars
+        into, self.into = self.into, self._happens(s)
         new = self._store(s) if isinstance(s, Store) else super().visit_stmt(s)
         lets, self.lets = self.lets, outer
+        self.into = into
         return (*lets, *(new if isinstance(new, tuple) else (new,))) if lets else new
+
+    def _happens(self, s: Stmt) -> bool:
+        """What stands in the statement's blocks is done at least once."""
+        if isinstance(s, For):
+            down = isinstance(s.step, Const) and s.step.value < 0
+            return self.facts.prove(build.binary("lt", *((s.stop, s.start) if down else (s.start, s.stop))))
+        if isinstance(s, Parallel):
+            return all(self.facts.prove(build.ge(e, 1)) for e in s.extents)
+        return not isinstance(s, (If, While))
 
     def visit_block(self, body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
         outer, self.loops, self.entering = self.loops, (*self.loops, *self.entering), ()
+        sure, self.sure = self.sure, self.sure and self.into
         try:
             return super().visit_block(body)
         finally:
-            self.loops = outer
+            self.loops, self.sure = outer, sure
+
+    def passed(self, s: Stmt) -> None:
+        if isinstance(s, If) and (leaves(s.then) or leaves(s.orelse)):
+            self.sure = False
+        super().passed(s)
 
     def _store(self, s: Store) -> Stmt:
         indices = tuple(self.visit_expr(i) for i in s.indices)
@@ -215,7 +235,8 @@ class _Guard(ScopedRewriter):
         notes, and help."""
         if not tests:
             return
-        if any(self.facts.prove(t, False) for t in tests) and not self.facts.contradictory():
+        sure = self.sure and not self.path  # what may never happen is tested when it does
+        if sure and any(self.facts.prove(t, False) for t in tests) and not self.facts.contradictory():
             ranges = [self.facts.interval(e) for e in shown]
             values = [str(low) if low == high else f"{low}...{high}" for low, high in ranges]
             raise TileIndexError(text.format(*values), loc, lines[:-1], lines[-1])
