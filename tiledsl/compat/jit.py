@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tiledsl
+from tiledsl.compat import graphs
 from tiledsl.compat.language import tilelang_meaning
 from tiledsl.compat.notices import notice, pass_configs
 from tiledsl.compat.pretended_cuda import real
@@ -56,7 +57,7 @@ class JITKernel:
 
     def __call__(self, *args: Any, **kw: Any) -> Any:
         with real():
-            return self._kernel(*self._addresses(args), **kw)
+            return graphs.launch(self._kernel, self._addresses(args), kw)
 
     def _addresses(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments, with the address of a tensor that is given for a T.ptr parameter."""
@@ -177,7 +178,7 @@ class JITImpl:
             if self._function.lazy:  # a factory is the program's own code, which may look at tensors
                 return self._wrapped(self._function(*args, **kw))
             with real():
-                return self._function(*args, **kw)
+                return graphs.launch(self._function, args, kw)
 
     def compile(self, *args: Any, **kw: Any) -> JITKernel:
         """The kernel for these values; arrays may be given for those of an eager kernel."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import tiledsl.language as T
 from tiledsl import frontend
+from tiledsl.compat import frames, quantize
 from tiledsl.compat.notices import notice, pass_configs
 from tiledsl.errors import TileError
 
@@ -90,6 +91,18 @@ def attr(node: Any, attr_key: str, value: Any = None) -> AbstractContextManager[
 _ATTRIBUTES = ("async_scope", "async_commit_queue_scope", "async_wait_queue_scope", "storage_scope", "thread_extent")
 
 
+def call_extern(*args: Any, **kw: Any) -> Any:
+    """T.call_extern, which knows TileLang's own decoders as well."""
+    names = [i for i, a in enumerate(args[:2]) if isinstance(a, str) and quantize.DECODERS.fullmatch(a)]
+    return quantize.decode(*args[names[0] :]) if names else T.call_extern(*args, **kw)
+
+
+def import_source(source: str | None = None) -> None:
+    """T.import_source: of C text, only the decoders that T.call_extern knows by name."""
+    if source and not quantize.DECODERS.fullmatch(source.removeprefix("// ")):
+        T.import_source(source)
+
+
 def shfl_sync(*args: Any, **kw: Any) -> Any:
     """(value, lane, width, mask); before 0.1.9 the mask, a number, came first."""
     if len(args) >= 3 and isinstance(args[0], int) and isinstance(args[1], T.PrimExpr):
@@ -150,6 +163,11 @@ _OWN: dict[str, Any] = {
     "macro": macro,
     "inline": macro,
     "attr": attr,
+    **{n: getattr(frames, n) for n in frames.__all__},
+    "call_extern": call_extern,
+    "cp_async_barrier_noinc": T.barrier_arrive,
+    "import_source": import_source,
+    "Var": T.PrimExpr,
     "annotate_pass_configs": annotate_pass_configs,
     "shfl_sync": shfl_sync,
     "all": _all,
@@ -179,7 +197,7 @@ _OWN: dict[str, Any] = {
     "truncate": T.trunc,
     "rint": T.nearbyint,
     "bitcast": T.reinterpret,
-    "call_pure_extern": T.call_extern,
+    "call_pure_extern": call_extern,
     "e8m0_float8": T.float8_e8m0fnu,
     "tvm_storage_sync": tvm_storage_sync,
     "tvm_warp_shuffle": lambda mask, value, lane, width=32, warp=32: T.shfl_sync(value, lane, width, mask),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from tiledsl.compat import autotuner, carver, hosts, profiler, quantize, testing
+from tiledsl.compat import autotuner, carver, hosts, profiler, quantize, testing, tools
 from tiledsl.compat import jit as jit_
 from tiledsl.compat.notices import notice
 
@@ -142,13 +142,16 @@ def build(top: dict[str, Any], language: ModuleType) -> None:
     )
     module("primitives", gemm=language.gemm)
     module("primitives.gemm", gemm=language.gemm)
-    module("quantize", **quantize.converters(), general_compress=quantize.general_compress)
+    packing = {n: getattr(quantize, n) for n in ("general_compress", "interleave_weight")}
+    lop3 = {"get_lop3_intrin_group": quantize.get_lop3_intrin_group}
+    module("quantize", **quantize.converters(), **packing, **lop3)
     module("quantize.quantization", **quantize.converters())
-    module("quantize.utils", general_compress=quantize.general_compress)
+    module("quantize.utils", **packing)
+    module("quantize.lop3", **lop3)
     module("intrinsics.mma_layout", make_mma_swizzle_layout=_swizzled)
     module("math", **numbers)
     module("env", env=hosts.Environment(**cache), **cache)
-    module("tools", __getattr__=_tool)
+    module("tools", Analyzer=tools.Analyzer, __getattr__=tools.tool)
     _carver(module)
     module("contrib")
     module("engine.callback", __getattr__=_callback)
@@ -217,14 +220,3 @@ def _callback(name: str) -> Any:
         return func if func is not None else lambda f: f
 
     return register
-
-
-def _tool(name: str) -> Any:
-    """Tools that draw or analyse: their result is not needed to run."""
-    if name.startswith("__"):
-        raise AttributeError(name)
-
-    def tool(*args: Any, **kw: Any) -> None:
-        notice(f"tilelang.tools.{name} does nothing here")
-
-    return tool

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from tiledsl.compat.notices import notice
+from tiledsl.compat import graphs
 
 __all__ = ["MULTIPROCESSORS", "pretended", "real"]
 
@@ -138,24 +138,6 @@ class _Stream:
         return True
 
 
-class _Graph:
-    """torch.cuda.CUDAGraph: what is captured runs while it is captured; there is nothing to replay it with."""
-
-    def __init__(self, keep_graph: bool = False) -> None:
-        pass
-
-    def replay(self) -> None:
-        notice("torch.cuda.CUDAGraph: replay does nothing, results are those of the capture")
-
-    def capture_begin(self, *args: Any, **kw: Any) -> None:
-        pass
-
-    capture_end = reset = capture_begin
-
-    def pool(self) -> tuple[int, int]:
-        return (0, 0)
-
-
 class _Device(contextlib.AbstractContextManager[None]):
     """torch.cuda.device."""
 
@@ -203,11 +185,11 @@ def _answers(capability: tuple[int, int]) -> dict[str, Any]:
         "default_stream": number(stream),
         "memory_stats": number({}),
         "stream": lambda s=None: contextlib.nullcontext(),
-        "graph": lambda *args, **kw: contextlib.nullcontext(),
-        "CUDAGraph": _Graph,
+        "graph": graphs.graph,
+        "CUDAGraph": graphs.CUDAGraph,
         "graph_pool_handle": number((0, 0)),
         "make_graphed_callables": lambda callables, *args, **kw: callables,
-        "is_current_stream_capturing": number(False),
+        "is_current_stream_capturing": lambda: graphs.capturing(),
         "is_bf16_supported": number(True),
         "ExternalStream": type("ExternalStream", (_Stream,), {}),
         "device_of": type("device_of", (_Device,), {}),
