@@ -144,10 +144,12 @@ class AutoTuner:
             given = get_autotune_inputs()
             if given is not None:
                 return list(given)
-            of = tuple(str(x) for x in kernel.params)
+            params = getattr(kernel, "native", kernel).params
+            of = tuple(str(x) for x in params)
             if of not in made:  # the same inputs for every configuration
                 profiler = Profiler(kernel, p.supply_type)
-                made[of] = profiler._get_inputs() if p.supply_prog is None else list(p.supply_prog(kernel.params))
+                own = p.supply_prog
+                made[of] = list(own([*map(jit_.KernelParam, params)])) if own else profiler._get_inputs()
             return made[of]
 
         def check(kernel: Any, given: Sequence[Any]) -> None:

@@ -1,5 +1,5 @@
-"""torch.cuda.CUDAGraph on CPU tensors: what is captured is remembered, operation by operation, and replayed into the same
-memory."""
+"""torch.cuda.CUDAGraph on CPU tensors: what is captured is remembered, operation by operation, and replayed into the
+same memory."""
 
 from __future__ import annotations
 
@@ -59,17 +59,17 @@ class CUDAGraph:
         """From here on, what torch and kernels do in this thread is remembered."""
         from torch.utils._python_dispatch import TorchDispatchMode
 
-        record, paused = self.record, lambda: self._paused
+        graph: CUDAGraph = self
 
-        class Recorder(TorchDispatchMode):
+        class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
                 kwargs = dict(kwargs or {})
-                if paused():
+                if graph._paused:
                     return func(*args, **kwargs)
-                return record(func, args, kwargs, _changed(func, args, kwargs))
+                return graph.record(func, args, kwargs, _changed(func, args, kwargs))
 
         self.reset()
-        _state.graph, self._mode = self, Recorder()
+        _state.graph, self._mode = self, Recorder()  # type: ignore[no-untyped-call]
         self._mode.__enter__()
 
     def capture_end(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from types import SimpleNamespace
 from typing import Any
 
 from tiledsl import config
@@ -58,8 +57,9 @@ def compute_version() -> str:
 
 def target(as_object: bool = False) -> Any:
     """What `determine_target` says."""
-    arch = f"sm_{compute_version().replace('.', '')}"
-    return SimpleNamespace(kind=SimpleNamespace(name="cuda"), arch=arch) if as_object else f"cuda -arch={arch}"
+    from tiledsl.compat.tvm import Target
+
+    return Target() if as_object else str(Target())
 
 
 def get_num_sms(device_id: int = 0) -> int:

@@ -18,7 +18,7 @@ from tiledsl.compat.notices import notice, pass_configs
 from tiledsl.compat.pretended_cuda import real
 from tiledsl.errors import TileError, TileNotImplementedError
 
-__all__ = ["JITImpl", "JITKernel", "compile", "jit", "lower", "par_compile"]
+__all__ = ["JITImpl", "JITKernel", "KernelParam", "compile", "jit", "lower", "par_compile"]
 
 _ACCEPTED = frozenset(
     "target_host execution_backend verbose debug_root_path compile_flags pass_configs debug supply_type ref_prog rtol "
@@ -39,11 +39,43 @@ def _target() -> str | None:
     return os.environ.get("TILEDSL_TARGET")
 
 
+class KernelParam:
+    """A parameter: its dtype and its shape (extents that are symbols are their names; scalars have none)."""
+
+    def __init__(self, param: Any) -> None:
+        self.name, self.buffer = param.name, param.buffer
+        self.dtype = param.var.dtype if param.buffer is None else param.buffer.dtype
+        extents = () if param.buffer is None else param.buffer.shape
+        self.shape = [getattr(e, "value", None) if hasattr(e, "value") else str(e) for e in extents]
+
+    def __repr__(self) -> str:
+        return f"KernelParam({self.name}: {self.dtype}{self.shape})"
+
+    def is_scalar(self) -> bool:
+        return self.buffer is None
+
+    def is_unsigned(self) -> bool:
+        return bool(self.dtype.is_int and not self.dtype.is_signed)
+
+    def is_float8(self) -> bool:
+        return bool(self.dtype.is_float and self.dtype.bits == 8)
+
+    def is_boolean(self) -> bool:
+        return bool(self.dtype.is_bool)
+
+    def torch_dtype(self) -> Any:
+        return self.dtype.as_torch()
+
+
 class JITKernel:
     """A kernel with the members of TileLang's."""
 
-    def __init__(self, kernel: tiledsl.JITKernel) -> None:
-        self._kernel = kernel
+    def __init__(self, kernel: Any, out_idx: Any = None, target: Any = None, **options: Any) -> None:
+        if not isinstance(kernel, tiledsl.JITKernel):  # programs may also give what tilelang.compile takes
+            _options("tilelang.JITKernel", options)
+            with tilelang_meaning():
+                kernel = tiledsl.compile(kernel, out_idx=out_idx, target=_target())
+        self._kernel: tiledsl.JITKernel = kernel
         inputs = [p for i, p in enumerate(kernel.params) if i not in kernel.out_idx]
         self._pointers = [i for i, p in enumerate(inputs) if p.var is not None and p.var.dtype.name == "int64"]
         self.config: Any = None
@@ -61,7 +93,7 @@ class JITKernel:
 
     def _addresses(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments, with the address of a tensor that is given for a T.ptr parameter."""
-        given = [i for i in self._pointers if i < len(args) and getattr(args[i], "ndim", 0)]
+        given = [i for i in self._pointers if i < len(args) and getattr(args[i], "ndim", None)]
         return tuple(x.data_ptr() if i in given else x for i, x in enumerate(args)) if given else args
 
     @property
@@ -70,8 +102,8 @@ class JITKernel:
         return self._kernel
 
     @property
-    def params(self) -> Any:
-        return self._kernel.params
+    def params(self) -> list[KernelParam]:
+        return [KernelParam(p) for p in self._kernel.params]
 
     @property
     def out_idx(self) -> list[int]:
@@ -236,9 +268,7 @@ def jit(
 
 def compile(func: Any, out_idx: Any = None, workspace_idx: Any = None, target: Any = None, **options: Any) -> JITKernel:
     """As tilelang.compile; the target is the run's."""
-    _options("tilelang.compile", options)
-    with tilelang_meaning():
-        return JITKernel(tiledsl.compile(func, out_idx=out_idx, target=_target()))
+    return JITKernel(func, out_idx, target, **options)
 
 
 def par_compile(funcs: Any, out_idx: Any = None, **options: Any) -> list[JITKernel]:

@@ -17,6 +17,7 @@ from typing import Any
 import tiledsl.language as T
 from tiledsl import frontend
 from tiledsl.compat import frames, quantize
+from tiledsl.compat.layouts import Fragment
 from tiledsl.compat.notices import notice, pass_configs
 from tiledsl.errors import TileError
 
@@ -158,6 +159,7 @@ class GemmWarpPolicy:
 
 
 _OWN: dict[str, Any] = {
+    "Fragment": Fragment,
     "GemmWarpPolicy": GemmWarpPolicy,
     "prim_func": prim_func,
     "macro": macro,

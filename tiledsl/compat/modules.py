@@ -6,11 +6,12 @@ import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
-from tiledsl.compat import autotuner, carver, hosts, profiler, quantize, testing, tools
+from tiledsl.compat import autotuner, carver, hosts, language, profiler, quantize, testing, tools
 from tiledsl.compat import jit as jit_
+from tiledsl.compat import layouts as layouts_
 from tiledsl.compat.notices import notice
 
 __all__ = ["Refused", "build"]
@@ -48,15 +49,7 @@ def _marks(name: str) -> Callable[..., Any]:
     raise AttributeError(f"module 'tilelang.testing' has no attribute {name!r}")
 
 
-def _swizzled(buffer: Any, *args: Any, **kw: Any) -> Any:
-    """A layout of shared memory, which is a hint: the identity."""
-    from tiledsl.language import Layout
-
-    shape = [getattr(n, "value", n) for n in buffer.shape]
-    return Layout(shape, lambda *indices: list(indices))
-
-
-def build(top: dict[str, Any], language: ModuleType) -> None:
+def build(top: dict[str, Any], words: ModuleType) -> None:
     """Fill the namespace of `tilelang` and register its submodules."""
 
     def module(name: str, made: ModuleType | None = None, **members: Any) -> None:
@@ -84,10 +77,10 @@ def build(top: dict[str, Any], language: ModuleType) -> None:
     kernels = {"JITKernel": jit_.JITKernel, "compile": jit_.compile, "par_compile": jit_.par_compile}
     numbers = {n: getattr(hosts, n) for n in hosts.__all__}
     layouts = {
-        "Layout": language.Layout,
-        "Fragment": language.Fragment,
+        "Layout": words.Layout,
+        "Fragment": words.Fragment,
         **{
-            f"make_{kind}layout": _swizzled
+            f"make_{kind}layout": layouts_.swizzled
             for kind in ("swizzled_", "full_bank_swizzled_", "half_bank_swizzled_", "quarter_bank_swizzled_", "linear_",
                          "wgmma_swizzled_", "volta_swizzled_", "tcgen05mma_swizzled_")
         },
@@ -98,8 +91,9 @@ def build(top: dict[str, Any], language: ModuleType) -> None:
         Profiler=profiler.Profiler,
         TensorSupplyType=kinds,
         JITImpl=jit_.JITImpl,
-        language=language,
+        language=words,
         lower=jit_.lower,
+        cached=jit_.compile,
         set_log_level=_nothing,
         **kernels,
         **numbers,
@@ -127,8 +121,8 @@ def build(top: dict[str, Any], language: ModuleType) -> None:
            map_torch_type=hosts.map_torch_type)  # fmt: skip
     module("utils.device", get_current_device=lambda: "cuda", IS_CUDA=True)
     module("engine", lower=jit_.lower)
-    module("engine.lower", lower=jit_.lower)
-    module("engine.param", KernelParam=SimpleNamespace)
+    module("engine.lower", _Callable("tilelang.engine.lower", jit_.lower), lower=jit_.lower)
+    module("engine.param", KernelParam=jit_.KernelParam)
     module("cache", cached=jit_.compile, **cache)
     module("transform", PassConfigKey=PassConfigKey, simplify_prim_func=lambda f: f)
     module("transform.pass_config", PassConfigKey=PassConfigKey)
@@ -137,18 +131,18 @@ def build(top: dict[str, Any], language: ModuleType) -> None:
     module(
         "intrinsics",
         **{n: f for n, f in layouts.items() if n.startswith("make_")},
-        make_mma_swizzle_layout=_swizzled,
+        make_mma_swizzle_layout=layouts_.swizzled,
         get_swizzle_layout=lambda row, col, size, dtype="float16", swizzle_bytes=None: (row, col),
     )
-    module("primitives", gemm=language.gemm)
-    module("primitives.gemm", gemm=language.gemm)
-    packing = {n: getattr(quantize, n) for n in ("general_compress", "interleave_weight")}
-    lop3 = {"get_lop3_intrin_group": quantize.get_lop3_intrin_group}
+    module("primitives", gemm=words.gemm)
+    module("primitives.gemm", gemm=words.gemm)
+    packing: dict[str, Any] = {n: getattr(quantize, n) for n in ("general_compress", "interleave_weight")}
+    lop3: dict[str, Any] = {"get_lop3_intrin_group": quantize.get_lop3_intrin_group}
     module("quantize", **quantize.converters(), **packing, **lop3)
     module("quantize.quantization", **quantize.converters())
     module("quantize.utils", **packing)
     module("quantize.lop3", **lop3)
-    module("intrinsics.mma_layout", make_mma_swizzle_layout=_swizzled)
+    module("intrinsics.mma_layout", make_mma_swizzle_layout=layouts_.swizzled)
     module("math", **numbers)
     module("env", env=hosts.Environment(**cache), **cache)
     module("tools", Analyzer=tools.Analyzer, __getattr__=tools.tool)
@@ -207,7 +201,15 @@ class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
     def exec_module(self, module: ModuleType) -> None:
-        vars(module)["__getattr__"] = _refusing(module.__name__.removeprefix("tilelang."))
+        name = module.__name__.removeprefix("tilelang.")
+        vars(module)["__getattr__"] = _words if name.startswith("language.") else _refusing(name)
+
+
+def _words(name: str) -> Any:
+    """What modules below `tilelang.language` hold: its names."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return language.lookup(name)
 
 
 def _callback(name: str) -> Any:

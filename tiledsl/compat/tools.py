@@ -36,7 +36,9 @@ class Analyzer:
         found = work(getattr(self.fn, "function", self.fn), {})
         flops, moved = (int(sum(getattr(w, name) for w in found)) for name in ("operations", "moved"))
         time = max(flops / (_TFLOPS * 1e12), moved / (_GBPS * 1e9))
-        return AnalysisResult(flops, moved, time, flops / time / 1e12 if time else 0.0, moved / time / 1e9 if time else 0.0)
+        return AnalysisResult(
+            flops, moved, time, flops / time / 1e12 if time else 0.0, moved / time / 1e9 if time else 0.0
+        )
 
     @classmethod
     def analysis(cls, fn: Any, device: Any = None) -> AnalysisResult:

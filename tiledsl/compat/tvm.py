@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from contextlib import AbstractContextManager
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import tiledsl.language as T
+from tiledsl.compat import hosts
 
 __all__ = ["build"]
 
@@ -14,6 +16,27 @@ __all__ = ["build"]
 def const(value: Any, dtype: Any = "int32", span: Any = None) -> Any:
     """A constant of a dtype."""
     return T.Cast(dtype, value)
+
+
+class Target(AbstractContextManager["Target"]):
+    """`tvm.target.Target("cuda")`: where a program thinks that it runs."""
+
+    def __init__(self, target: Any = "cuda", host: Any = None) -> None:
+        text = target.get("kind", "cuda") if isinstance(target, dict) else str(target)
+        self.kind = SimpleNamespace(name=text.split()[0] if text and text != "auto" else "cuda")
+        self.arch = f"sm_{hosts.compute_version().replace('.', '')}"
+        self.attrs = {"arch": self.arch, "thread_warp_size": 32, "max_num_threads": 1024}
+        self.keys, self.host = [self.kind.name, "gpu"], host
+
+    def __str__(self) -> str:
+        return f"{self.kind.name} -arch={self.arch}"
+
+    def __exit__(self, *exc: Any) -> None:
+        pass
+
+    @staticmethod
+    def current(allow_none: bool = True) -> Target:
+        return Target()
 
 
 def build(top: dict[str, Any]) -> None:
@@ -55,4 +78,6 @@ def build(top: dict[str, Any]) -> None:
             top[name] = made
         else:
             vars(sys.modules[f"tvm.{name.partition('.')[0]}"])["expr"] = made
+    sys.modules["tvm.target"] = top["target"] = ModuleType("tvm.target")
+    top["target"].Target = Target
     top.update(__version__="0.22", DataType=T.dtype, PrimExpr=T.PrimExpr)

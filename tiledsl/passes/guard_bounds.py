@@ -3,7 +3,8 @@
 A global load that is not provably in range becomes `load if in range else 0` (or the buffer's safe value), a
 global store or atomic becomes an `If`. Only what is not proved is tested. Leaving a block's own tile is the author's
 error: what provably does, in a statement that every block comes to, is refused here; what may is tested where
-`checked` asks for it, before the statement (`Debug("bounds")`, whose message is the interpreter's). The interpreter reports it by itself, at the tile stage.
+`checked` asks for it, before the statement (`Debug("bounds")`, whose message is the interpreter's). The interpreter
+reports it by itself, at the tile stage.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from tiledsl.compat import language as _language
 
 __all__ = _language.names()
+__path__: list[str] = []  # programs import from its modules, `tilelang.language.kernel`: the same names
 
 
 def __getattr__(name):
