@@ -165,3 +165,22 @@ def test_mistakes_are_those_of_a_call() -> None:
         gemm(64).explain(SQUARE)
     on_numpy = gemm(64).explain(SQUARE, SQUARE, SQUARE, target="numpy")
     assert on_numpy.bound is None and "bound" not in str(on_numpy)
+
+
+@tiledsl.jit
+def doubled(A, block=4):
+    n = T.const("n")
+    A: T.Tensor[(n,), T.float32]
+    B = T.empty((n,), T.float32)
+    with T.Kernel(T.ceildiv(n, block)) as b:
+        for i in T.Parallel(block):
+            B[b * block + i] = A[b * block + i] * 2.0
+    return B
+
+
+def test_eager_kernels_are_explained_and_shown() -> None:
+    a = np.ones(16, np.float32)
+    said = str(doubled.explain(a, block=8, target="llvm"))
+    assert said == str(doubled.kernel(a, block=8).explain(a, target="llvm")) and "2 times" in said
+    assert doubled.show(n=16, block=8).text == doubled.kernel(a, block=8).text()
+    assert doubled.show(a, stage="loop", target="numba").stage == "loop"

@@ -36,6 +36,8 @@ from thread_waiting import (
     warp_groups,
 )
 
+import tiledsl
+import tiledsl.language as T
 from tiledsl import ir
 from tiledsl.analysis.uniformity import thread_level
 from tiledsl.frontend.reader import from_text
@@ -387,3 +389,26 @@ def test_uniform_updates_are_refused_and_guarded_ones_are_not() -> None:
                 A[t] = t
                 x = A[3]
                 A[3] = x + 1
+
+
+@pytest.mark.parametrize("target", ["llvm", "numpy:exact"])
+def test_shuffles_of_constants_and_of_the_older_order(target: str) -> None:
+    """By position, a number and then a value are mask and value, unless a width stands behind them."""
+
+    @T.prim_func
+    def main(A: T.Tensor((8, 32), "int32")):
+        with T.Kernel(1, threads=32):
+            t = T.get_thread_binding()
+            A[0, t] = T.shfl_up(7, t, width=8)
+            A[1, t] = T.shfl_sync(7, t, 32)
+            A[2, t] = T.shfl_down(7, t, 32, 0xFFFFFFFF)
+            A[3, t] = T.shfl_sync(0xFFFFFFFF, t, 5, 8)
+            A[4, t] = T.shfl_sync(0xFFFFFFFF, t, t ^ 1)
+            A[5, t] = T.shfl_xor(0xFFFFFFFF, t, 1, width=8)
+            A[6, t] = T.shfl_sync(t, 5, 8)
+            A[7, t] = T.shfl_down(t, 30, 32, 0xFFFFFFFF)
+
+    a, t = np.zeros((8, 32), np.int32), np.arange(32)
+    tiledsl.compile(main, target=target)(a)
+    seven, fifth = np.full(32, 7), t // 8 * 8 + 5
+    assert np.array_equal(a, [seven, seven, seven, fifth, t ^ 1, t ^ 1, fifth, np.where(t < 2, t + 30, t)])

@@ -336,13 +336,17 @@ CPU_TARGETS = ("llvm", "numba")  # what "cpu" means: the first that is available
 
 def _unknown(text: str) -> TileError:
     """What to say of a target that no backend offers, with those that there are."""
-    known = [*ALIASES]
+    known, (name, _, arch) = [*ALIASES], text.partition(":")
+    if arch and name in backends():  # of what there is, only its own architectures
+        archs = load_backend(name).capabilities(Target(name, arch)).archs or ()
+        near = suggest(text, [f"{name}:{a}" for a in archs])
+        return TileValueError(f"unknown target {text!r}: {name} takes {', '.join(archs)}", help=near)
     for name in backends():
         try:
             archs = load_backend(name).capabilities(Target(name)).archs
         except TileError:  # not available here, but a name all the same
             archs = None
-        known += [name, *(f"{name}:{arch}" for arch in archs or ())]
+        known += [name, *(f"{name}:{arch}" for arch in archs or () if not arch.startswith("sm_"))]
     return TileValueError(f"unknown target {text!r}; known: {', '.join(sorted(known))}", help=suggest(text, known))
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "CACHE_DIR",
     "CHECK_SEMANTICS",
     "DISABLE_CACHE",
+    "FULL_TRACEBACK",
     "KNOBS",
     "Knob",
     "NUM_THREADS",
@@ -110,6 +111,9 @@ PASS_LIMIT = Knob("TILEDSL_PASS_LIMIT", -1, _count(-1), "run only the first N op
 CHECK_SEMANTICS = Knob(
     "TILEDSL_CHECK_SEMANTICS", False, _flag, "1: interpret before and after every pass; a difference names the pass"
 )
+FULL_TRACEBACK = Knob(
+    "TILEDSL_FULL_TRACEBACK", False, _flag, "1: uncaught errors of scripts are shown with the frames of tiledsl"
+)
 PRETEND = Knob("TILEDSL_PRETEND", "", str, "compute capability that TileLang programs are told; set by `tiledsl run`")
 
 KNOBS: tuple[Knob[str] | Knob[int] | Knob[bool], ...] = (
@@ -122,5 +126,6 @@ KNOBS: tuple[Knob[str] | Knob[int] | Knob[bool], ...] = (
     TIME_PASSES,
     PASS_LIMIT,
     CHECK_SEMANTICS,
+    FULL_TRACEBACK,
     PRETEND,
 )

@@ -18,6 +18,7 @@ from tiledsl.backends.cuda_emulator import toolchain
 from tiledsl.backends.cuda_emulator.function import EmulatedFunction
 from tiledsl.backends.cuda_emulator.machine import parse_options
 from tiledsl.backends.simt.launching import artifact_of, joined, sources
+from tiledsl.backends.simt.shared import ARCHS
 from tiledsl.dtypes import SCALARS
 from tiledsl.ir.walk import walk
 from tiledsl.passes.pipeline import Pass
@@ -30,7 +31,7 @@ ARCH = "sm_80"  # what text is generated for when a target names none
 def split_arch(target: Target) -> tuple[str, list[str]]:
     """(architecture, options) of a target."""
     arch, *words = target.arch.split(",") if target.arch else [ARCH]
-    if not arch.startswith("sm_"):
+    if not arch.startswith("sm"):
         arch, words = ARCH, [arch, *words]
     return arch, [w for w in words if w]
 
@@ -49,7 +50,10 @@ class CudaEmulator:
         return Availability(True, found.version)
 
     def capabilities(self, target: Target) -> Capabilities:
-        return Capabilities(dtypes=SCALARS, lines=True)
+        words = split_arch(target)[1]
+        parse_options(words)
+        archs = tuple(",".join([a, *words]) for a in ARCHS) if target.arch.startswith("sm") else None
+        return Capabilities(dtypes=SCALARS, lines=True, archs=archs)
 
     def pipeline(self, target: Target) -> Sequence[Pass]:
         from tiledsl.backends.simt.pipeline import simt_pipeline

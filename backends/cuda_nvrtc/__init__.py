@@ -17,6 +17,7 @@ from tiledsl.backends.cuda_nvrtc import compile as nvrtc
 from tiledsl.backends.cuda_nvrtc.driver import default_driver, driver_problem
 from tiledsl.backends.cuda_nvrtc.function import CudaFunction
 from tiledsl.backends.simt.launching import artifact_of, joined, sources
+from tiledsl.backends.simt.shared import ARCHS
 from tiledsl.dtypes import SCALARS
 from tiledsl.passes.pipeline import Pass
 
@@ -51,7 +52,7 @@ class CudaNvrtc:
         return Availability(True, f"NVRTC {nvrtc.nvrtc_version()}, {_own_arch()}")
 
     def capabilities(self, target: Target) -> Capabilities:
-        return Capabilities(dtypes=SCALARS, lines=True)
+        return Capabilities(dtypes=SCALARS, lines=True, archs=ARCHS)
 
     def pipeline(self, target: Target) -> Sequence[Pass]:
         from tiledsl.backends.simt.pipeline import simt_pipeline

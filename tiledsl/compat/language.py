@@ -104,14 +104,6 @@ def import_source(source: str | None = None) -> None:
         T.import_source(source)
 
 
-def shfl_sync(*args: Any, **kw: Any) -> Any:
-    """(value, lane, width, mask); before 0.1.9 the mask, a number, came first."""
-    if len(args) >= 3 and isinstance(args[0], int) and isinstance(args[1], T.PrimExpr):
-        mask, value, lane, *width = args
-        return T.shfl_sync(value, lane, **({"width": width[0]} if width else {}), mask=mask, **kw)
-    return T.shfl_sync(*args, **kw)
-
-
 def _all(*conditions: Any) -> Any:
     """All conditions hold."""
     return functools.reduce(lambda a, b: T.bitwise_and(a, b), conditions)
@@ -171,7 +163,6 @@ _OWN: dict[str, Any] = {
     "import_source": import_source,
     "Var": T.PrimExpr,
     "annotate_pass_configs": annotate_pass_configs,
-    "shfl_sync": shfl_sync,
     "all": _all,
     "any": _any,
     "likely": likely,

@@ -22,6 +22,7 @@ from tiledsl.frontend.promotion import as_number, is_number
 from tiledsl.frontend.regions import MISSING, Branch, ForLoop, Tracer, WhileLoop, freeze, rename, tracer
 from tiledsl.frontend.storage import BufferRef, Cell, RegionRef
 from tiledsl.frontend.strictness import refuse
+from tiledsl.frontend.text import check_text, is_staged, make_text, print_values
 from tiledsl.frontend.values import Undefined, Value, as_bool, as_value, common, describe, to_dtype
 from tiledsl.ir import (
     Binary,
@@ -282,6 +283,20 @@ class Control:
             current("assert").emit(Debug("assert", (as_bool(cond, "assert"),), str(message()), loc=here()), "assert")
         elif not cond:
             raise AssertionError(message())
+
+    def text(self, *parts: Any) -> str:
+        """An f-string."""
+        return make_text(parts)
+
+    def print_(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """`print(...)`: of run-time values, when the kernel runs."""
+        if function is not builtins.print or not current("print").in_kernel:
+            return function(*args, **options)
+        if any(map(is_staged, args)):
+            return print_values(args, options)
+        for x in args:
+            check_text("print", x)
+        return function(*args, **options)
 
     def breakpoint_(self, function: Callable[[], Any]) -> Any:
         """Stops the interpreter here, with the block's buffers in scope."""

@@ -16,6 +16,7 @@
     a and b, not a         tile.logical("and", a, lambda: b), tile.not_(a)
     a if c else b          tile.choose(c, lambda: a, lambda: b)
     0 <= i < n             tile.chain(0, ("le", lambda: i), ("lt", lambda: n))
+    f"{x}..", print(x)     tile.text((x, -1, ""), ".."), tile.print_(print, x)
 
 Every new node gets the position of what it replaces, so locations and tracebacks stay those of the author's file.
 """
@@ -162,7 +163,21 @@ class _Rewriter(ast.NodeTransformer):
         self.generic_visit(node)
         if isinstance(node.func, ast.Name) and node.func.id == "breakpoint" and not node.args and not node.keywords:
             return self.call(node, "breakpoint_", node.func)
+        if isinstance(node.func, ast.Name) and node.func.id == "print":
+            made = self.call(node, "print_", node.func, *node.args)
+            made.keywords = node.keywords
+            return made
         return node
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> Any:
+        parts: list[ast.expr] = []
+        for part in node.values:
+            if isinstance(part, ast.FormattedValue):
+                form = ast.Constant("") if part.format_spec is None else self.visit(part.format_spec)
+                parts.append(ast.Tuple([self.visit(part.value), ast.Constant(part.conversion), form], ast.Load()))
+            else:
+                parts.append(part)
+        return self.call(node, "text", *parts)
 
     def visit_Assign(self, node: ast.Assign) -> Any:
         value = self.visit(node.value)

@@ -333,8 +333,18 @@ def _operator_help(otherwise: str) -> str:
     return found[1] + ("" if "tile" in found[1] or " " in found[0][:4] else ", element by element in T.Parallel")
 
 
-refuse_operators(RegionRef, RegionRef._misuse)
-refuse_operators(BufferRef, BufferRef._binary_misuse)
+def _product(a: Any, b: Any) -> Any:
+    raise error(
+        "tile-product",
+        TileTypeError,
+        f"{a!r} @ {b!r}: products of tiles have a place that they go to",
+        help="C = T.alloc_fragment((m, n), T.float32); T.clear(C); T.gemm(A, B, C) adds A @ B to C",
+    )
+
+
+for _kind, _refuse in ((RegionRef, RegionRef._misuse), (BufferRef, BufferRef._binary_misuse)):
+    refuse_operators(_kind, _refuse)
+    setattr(_kind, "__matmul__", _product)  # noqa: B010
 
 
 class VectorBufferRef(BufferRef):

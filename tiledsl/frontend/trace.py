@@ -149,7 +149,8 @@ def located() -> Iterator[None]:
             TileNameError,
             f"{name} is not defined",
             loc=loc,
-            help=suggest(name, [n for n in known if not n.startswith("__")]),
+            help=suggest(name, [n for n in known if not n.startswith("__")])
+            or f"sizes are parameters of the factory, A.shape[0], or symbols: {name} = T.dynamic({name!r}) before it",
         ) from None
 
 

@@ -112,7 +112,9 @@ def _check_matrix(r: Region) -> None:
             TileTypeError,
             f"T.gemm needs matrices: {operand_text(r)}",
             notes=place_text(r.buffer),
-            help="slice it down to its last two dimensions",
+            help="slice it down to its last two dimensions"
+            if len(r.extents) > 2
+            else "a vector is a matrix of one row: T.reshape(x, (1, n)); or multiply in T.Parallel and T.reduce_sum",
         )
     for e in r_last(r):
         if not isinstance(e, Const):

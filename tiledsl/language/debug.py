@@ -10,6 +10,7 @@ from tiledsl.frontend.builder import current
 from tiledsl.frontend.control import tracer
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.storage import BufferRef, RegionRef
+from tiledsl.frontend.text import check_text
 from tiledsl.frontend.values import as_bool, as_value, describe, to_dtype
 from tiledsl.ir import Debug
 from tiledsl.ir.build import const
@@ -29,6 +30,8 @@ def print(obj: Any, msg: str = "", warp_group_id: int = 0, warp_id: int = 0) -> 
     """Prints a buffer, slice or scalar once per block, after the text `msg`; inside T.Parallel buffers and scalars,
     once per iteration."""
     msg = _text("T.print", msg)
+    for text in (obj, msg):
+        check_text("T.print", text)
     if isinstance(obj, str):
         values: tuple[Any, ...] = ()
         msg = f"{msg} {obj}".strip()
@@ -58,7 +61,7 @@ def _text(what: str, msg: Any) -> str:
         "message-text",
         TileTypeError,
         f"{what}: msg is a text, got {describe(msg)}",
-        help="values are shown by T.print(x)",
+        help='values are shown by T.print(x, msg="...")',
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.frontend.control import Tracer, tracer
@@ -314,13 +315,27 @@ def collective(
 
 
 _WIDTHS = (1, 2, 4, 8, 16, WARP)  # lanes of a segment
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _either_order(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The function, which also takes the order of older versions: (mask, value, lane[, width]), by position."""
+
+    @functools.wraps(function)
+    def shuffle(*args: _P.args, **kw: _P.kwargs) -> _R:
+        given: tuple[Any, ...] = (*args, *kw.values()) if [*kw] == ["width"] and len(args) == 3 else args
+        if kw and given is args or not 3 <= len(given) <= 4 or not is_number(given[0]) or is_number(given[1]):
+            return function(*args, **kw)
+        mask, value, lane, width = given if len(given) == 4 else (*given, WARP)
+        if is_number(lane) and (lane == WARP or not is_number(width) or width not in _WIDTHS):
+            return function(*args, **kw)
+        return function(value, lane, width, mask)  # type: ignore[call-arg, arg-type]
+
+    return shuffle
 
 
 def _shuffle(what: str, op: str, value: Any, lane: Any, width: Any, mask: Any) -> Value:
-    short = mask is None or (is_number(mask) and mask in _WIDTHS)  # no mask of lanes, but perhaps a width
-    if not is_number(width) or (is_number(value) and isinstance(lane, Value) and width != WARP and short):
-        # Older versions of the language: (mask, value, lane[, width]).
-        value, lane, width, mask = lane, width, WARP if mask is None else mask, value
     if width not in _WIDTHS:
         raise error(
             "shuffle-width",
@@ -331,27 +346,32 @@ def _shuffle(what: str, op: str, value: Any, lane: Any, width: Any, mask: Any) -
     return collective(what, op, (value, lane), mask, width=width)
 
 
+@_either_order
 @operation
 def shfl_sync(value: Any, srcLane: Any, width: Any = WARP, mask: Any = None) -> Any:
     """value of lane srcLane % width of this thread's segment of `width` lanes.
 
-    The older order (mask, value, srcLane, width) is understood too. Of a lane that does not take part: the own value.
+    The older order (mask, value, srcLane, width), by position, is understood too. Of a lane that does not take part:
+    the own value.
     """
     return _shuffle("T.shfl_sync", "shfl", value, srcLane, width, mask)
 
 
+@_either_order
 @operation
 def shfl_up(value: Any, delta: Any, width: Any = WARP, mask: Any = None) -> Any:
     """value of the lane delta below, in the segment of `width` lanes; the first delta lanes keep their own."""
     return _shuffle("T.shfl_up", "shfl_up", value, delta, width, mask)
 
 
+@_either_order
 @operation
 def shfl_down(value: Any, delta: Any, width: Any = WARP, mask: Any = None) -> Any:
     """value of the lane delta above, in the segment of `width` lanes; the last delta lanes keep their own."""
     return _shuffle("T.shfl_down", "shfl_down", value, delta, width, mask)
 
 
+@_either_order
 @operation
 def shfl_xor(value: Any, delta: Any, width: Any = WARP, mask: Any = None) -> Any:
     """value of lane (own lane ^ delta); of a lane in a later segment of `width` lanes: the own value."""

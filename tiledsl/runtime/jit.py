@@ -15,9 +15,11 @@ from tiledsl.dtypes import as_dtype
 from tiledsl.errors import TileError, TileTypeError, TileValueError, suggest
 from tiledsl.frontend.location import here
 from tiledsl.frontend.rewrite import read_source
+from tiledsl.runtime.explain import Explanation
 from tiledsl.runtime.kernel import JITKernel, call_key, compile
 from tiledsl.runtime.members import no_member
 from tiledsl.runtime.options import check_options, check_place
+from tiledsl.runtime.shown import Shown
 from tiledsl.runtime.views import describe, device_of, kind_of, view
 
 __all__ = ["JITFunction", "freeze", "jit"]
@@ -112,6 +114,22 @@ class JITFunction:
     def get_kernel_source(self, *args: Any, **kwargs: Any) -> str:
         """The text that the target's backend makes for these values."""
         return self.kernel(*args, **kwargs).get_kernel_source()
+
+    def explain(self, *args: Any, out: Any = None, target: str | Target | None = None, **kwargs: Any) -> Explanation:
+        """How an eager call with these arguments would be done (`JITKernel.explain`)."""
+        if self.lazy:
+            name, sizes = self.pyfunc.__name__, ", ".join(self._names)
+            raise TileTypeError(
+                f"{name} makes kernels, and a kernel can be explained",
+                here(),
+                help=f"make it first: {name}({sizes}).explain(a, b)",
+            )
+        kernel, values = self.kernel(*args, **kwargs), self._bind(args, kwargs, partial=True).arguments
+        return kernel.explain(*(values.get(n) for n in self.arguments), out=out, target=target)
+
+    def show(self, *args: Any, stage: str = "tile", target: str | Target | None = None, **kwargs: Any) -> Shown:
+        """The kernel for these values (and arrays), for reading (`JITKernel.show`)."""
+        return self.kernel(*args, **kwargs).show(stage, target)
 
     # -- finding kernels ------------------------------------------------------------------------------------------
 

@@ -183,6 +183,9 @@ class JITKernel:
         """The IR as runnable text: "tile" is what the author wrote, "loop" what a CPU target makes of it."""
         from tiledsl.ir.printer import to_text
 
+        if stage not in ("tile", "loop"):
+            near = suggest(stage, ("tile", "loop")) or "kernel.get_kernel_source() is what the target's compiler gets"
+            raise TileValueError(f"there is no stage {stage!r}; there are 'tile' and 'loop'", here(), help=near)
         if stage == "tile":
             return to_text(self.function)
         wanted = resolve(target or self.target)
