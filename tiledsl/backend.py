@@ -338,9 +338,9 @@ def _unknown(text: str) -> TileError:
     """What to say of a target that no backend offers, with those that there are."""
     known, (name, _, arch) = [*ALIASES], text.partition(":")
     if arch and name in backends():  # of what there is, only its own architectures
-        archs = load_backend(name).capabilities(Target(name, arch)).archs or ()
-        near = suggest(text, [f"{name}:{a}" for a in archs])
-        return TileValueError(f"unknown target {text!r}: {name} takes {', '.join(archs)}", help=near)
+        takes = load_backend(name).capabilities(Target(name, arch)).archs or ()
+        near = suggest(text, [f"{name}:{a}" for a in takes])
+        return TileValueError(f"unknown target {text!r}: {name} takes {', '.join(takes)}", help=near)
     for name in backends():
         try:
             archs = load_backend(name).capabilities(Target(name)).archs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tiledsl.errors import TileSyntaxError, TileTypeError
@@ -13,6 +14,9 @@ from tiledsl.frontend.values import Value, as_value
 from tiledsl.ir import Debug
 
 __all__ = ["StagedText", "check_text", "is_staged", "make_text", "print_values"]
+
+
+_CONVERSIONS: dict[int, Callable[[Any], Any]] = {-1: lambda x: x, ord("s"): str, ord("r"): repr, ord("a"): ascii}
 
 
 class StagedText(str):
@@ -38,11 +42,10 @@ def make_text(parts: tuple[Any, ...]) -> str:
             staged.append(value)
             found.append(repr(value))
         else:
-            convert = {ord("s"): str, ord("r"): repr, ord("a"): ascii}.get(conversion)
-            found.append(format(convert(value) if convert else value, form))
-    text = StagedText("".join(found))
-    text.values = tuple(staged)
-    return text if staged else "".join(found)
+            found.append(format(_CONVERSIONS[conversion](value), form))
+    made = StagedText("".join(found))
+    made.values = tuple(staged)
+    return made if staged else str(made)
 
 
 def check_text(what: str, text: Any) -> None:

@@ -330,7 +330,7 @@ def _either_order(function: Callable[_P, _R]) -> Callable[_P, _R]:
         mask, value, lane, width = given if len(given) == 4 else (*given, WARP)
         if is_number(lane) and (lane == WARP or not is_number(width) or width not in _WIDTHS):
             return function(*args, **kw)
-        return function(value, lane, width, mask)  # type: ignore[call-arg, arg-type]
+        return function(value, lane, width, mask)  # type: ignore[call-arg]
 
     return shuffle
 
