@@ -6,9 +6,7 @@ Every error is rendered in `__str__`, so Python, pytest and IPython show the sam
 from __future__ import annotations
 
 import linecache
-import sys
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 __all__ = [
@@ -49,6 +47,7 @@ class Loc:
 def _short(path: str) -> str:
     """The path relative to the working directory where it lies below it; of a notebook's cell, its number."""
     import os
+    import sys
 
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     compiler = getattr(shell, "compile", None)
@@ -80,8 +79,6 @@ class TileError(Exception):
 
     def __post_init__(self) -> None:
         super().__init__(self.message)
-        if sys.excepthook is sys.__excepthook__:  # nobody else shows what is not caught
-            sys.excepthook = _show_uncaught
 
     def __str__(self) -> str:
         return render(self)
@@ -137,36 +134,6 @@ class InternalError(TileError, RuntimeError):
         import traceback
 
         return "".join(traceback.format_exception(self)).splitlines()
-
-
-def _show_uncaught(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
-    """sys.excepthook of scripts: of a TileError's traceback the author's own frames."""
-    left_out = isinstance(value, TileError) and not isinstance(value, InternalError) and _own_frames(value, set())
-    sys.__excepthook__(kind, value, value.__traceback__ if left_out else trace)
-    if left_out:
-        print("(frames of tiledsl are left out; TILEDSL_FULL_TRACEBACK=1 shows them)", file=sys.stderr)
-
-
-def _own_frames(error: BaseException | None, seen: set[int]) -> bool:
-    """Shortens the tracebacks of an error and of those that led to it; False where all is to be shown."""
-    from tiledsl.config import FULL_TRACEBACK
-
-    if error is None or id(error) in seen or FULL_TRACEBACK.get():
-        return False
-    seen.add(id(error))
-    frames = []
-    at = error.__traceback__
-    while at is not None:
-        if at.tb_frame.f_globals.get("__name__", "").partition(".")[0] not in ("tiledsl", "contextlib"):
-            frames.append(at)
-        at = at.tb_next
-    short: TracebackType | None = None
-    for one in reversed(frames):
-        short = TracebackType(short, one.tb_frame, one.tb_lasti, one.tb_lineno)
-    error.__traceback__ = short
-    for other in (error.__cause__, error.__context__):
-        _own_frames(other, seen)
-    return True
 
 
 def render(error: TileError) -> str:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from typing import Any
 
+import tiledsl.language as T
 from tiledsl.errors import TileSyntaxError
-from tiledsl.frontend.builder import current
-from tiledsl.frontend.location import error
-from tiledsl.frontend.regions import Branch
-from tiledsl.frontend.values import Value, as_bool
+from tiledsl.frontend import CONTROL
 
 __all__ = ["Else", "If", "Then"]
 
 
 class _Open(threading.local):
     def __init__(self) -> None:
-        self.branches: list[Branch] = []
+        self.branches: list[Any] = []
 
 
 _open = _Open()
@@ -27,7 +24,7 @@ class If:
     """A branch whose sides are given by T.Then and T.Else."""
 
     def __init__(self, condition: Any) -> None:
-        self.branch = Branch(Value(as_bool(condition, "T.If")), (), sys._getframe(1))
+        self.branch = CONTROL.if_(T.cast(condition, "bool"), ())
 
     def __enter__(self) -> None:
         _open.branches.append(self.branch)
@@ -45,15 +42,13 @@ class Then:
 
     def __enter__(self) -> None:
         if not _open.branches:
-            raise error("branch-side", TileSyntaxError, f"T.{type(self).__name__} must be inside `with T.If(...)`")
+            raise TileSyntaxError(f"T.{type(self).__name__} must be inside `with T.If(...)`")
         self.branch = _open.branches[-1]
         getattr(self.branch, self.side)()
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
         if kind is None:
             self.branch.end()
-        elif self.branch.block is not None:
-            current("a branch").abandon(self.branch.block)
 
 
 class Else(Then):

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tiledsl.language as T
-from tiledsl.frontend.storage import BufferRef
-from tiledsl.frontend.values import Value
+from tiledsl.frontend import BufferRef
 
 __all__ = ["DECODERS", "converters", "decode", "general_compress", "get_lop3_intrin_group", "interleave_weight"]
 
@@ -149,7 +148,7 @@ def decode(name: str, source: Any, target: Any, count: int = 0) -> None:
     bits = int(match["bits"])
     less = 1 << (bits - 1) if match["sign"] == "s" else 0
     packed, values = BufferRef(source.buffer), BufferRef(target.buffer)
-    (*rows, first), (*to, begin) = ([Value(i) for i in place.indices] for place in (source, target))
+    (*rows, first), (*to, begin) = ([T.PrimExpr(i) for i in place.indices] for place in (source, target))
     where = places(bits, 16 if wide else 8)
     for i in range(count or (8 if wide else 16)):
         byte, shift = divmod(where[i % len(where)] + 32 * (i // len(where)), 8)

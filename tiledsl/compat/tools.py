@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tiledsl.analysis.work import work
 from tiledsl.compat.notices import notice
+from tiledsl.runtime import count_work
 
 __all__ = ["AnalysisResult", "Analyzer", "tool"]
 
@@ -33,7 +33,7 @@ class Analyzer:
 
     def calculate(self) -> AnalysisResult:
         """Counts the function."""
-        found = work(getattr(self.fn, "function", self.fn), {})
+        found = count_work(getattr(self.fn, "function", self.fn), {})
         flops, moved = (int(sum(getattr(w, name) for w in found)) for name in ("operations", "moved"))
         time = max(flops / (_TFLOPS * 1e12), moved / (_GBPS * 1e9))
         return AnalysisResult(

@@ -26,12 +26,20 @@ For the runtime room (everything else goes through `tiledsl.language`):
         part of an in-process cache key.
     lenient(report)
         A context manager: kernels traced inside may do what language.md 0.3 and 0.6 refuse, with TileLang's meaning.
+    BufferRef, CONTROL
+        What a kernel's tensors and tiles are while it is traced, and what its rewritten statements call.
 """
 
+from tiledsl.frontend import uncaught
+from tiledsl.frontend.control import CONTROL
 from tiledsl.frontend.eager import ArgInfo, EagerTemplate, is_lazy
+from tiledsl.frontend.storage import BufferRef
 from tiledsl.frontend.strictness import lenient
 from tiledsl.frontend.trace import Macro, PrimFunc, captures, trace_prim_func
 
 __all__ = [
-    "ArgInfo", "EagerTemplate", "Macro", "PrimFunc", "captures", "is_lazy", "lenient", "trace_prim_func",
+    "ArgInfo", "BufferRef", "CONTROL", "EagerTemplate", "Macro", "PrimFunc", "captures", "is_lazy",
+    "lenient", "trace_prim_func",
 ]  # fmt: skip
+
+uncaught.install()

@@ -1,5 +1,6 @@
 """Running kernels: jit, argument binding, the thread pool, launching, caches."""
 
+from tiledsl.analysis.work import work as count_work
 from tiledsl.runtime.cache import cache_state, default_cache
 from tiledsl.runtime.jit import JITFunction, jit
 from tiledsl.runtime.kernel import JITKernel, compile
@@ -15,6 +16,7 @@ __all__ = [
     "as_numpy",
     "cache_state",
     "compile",
+    "count_work",
     "default_cache",
     "device_of",
     "is_array",
