@@ -13,14 +13,25 @@ PYTEST_ARGS ?= -n 2
 FUZZ_ARGS ?=
 MUTATION_ARGS ?=
 HOSTILE_ARGS ?=
+EMULATOR_ARGS ?=
 
-.PHONY: demo test fuzz fuzz-long fuzz-coverage mutants hostile lint format types check clean
+# The orders of threads and copies that `make emulator` runs kernels in, the first of them under the checker.
+EMULATED ?= cuda-emulator:sm_80,checked,late cuda-emulator:sm_90a,last cuda-emulator:sm_80,random=1,any
+
+.PHONY: demo test emulator fuzz fuzz-long fuzz-coverage mutants hostile lint format types check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tiledsl demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# CUDA text on this machine's processor: the library's own tests, all programs, the conformance suite and generated
+# kernels, in every order. About an hour of one core.
+emulator: $(VENV)/.test
+	TILEDSL_TEST_TARGETS="$(EMULATED)" $(BIN)/python -m pytest $(PYTEST_ARGS) -k "not passes_keep" tests/test_emulator_library.py \
+		tests/test_programs.py tests/test_kernels*.py tests/test_quant*.py tests/test_moe.py tests/test_muon.py \
+		tests/test_engram.py tests/test_v4*.py tests/test_hyper_connections.py $(EMULATOR_ARGS)
 
 # Generated kernels on every target for ten minutes, or for eight hours. Failures are saved as files that run; the next
 # run tries them again and goes on with new kernels. `make clean` keeps what the long runs found.

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tiledsl import config
+from tiledsl.backend import load_backend
+
 # A first call compiles, so the time of one example says nothing. CI repeats the same examples on every run.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, print_blob=True)
@@ -49,6 +52,15 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(encoding="utf-8")
 
     return compare
+
+
+@pytest.fixture(params=config.TEST_TARGETS.get().split() or ["numpy", "llvm"], scope="module")
+def target(request: pytest.FixtureRequest) -> str:
+    """What the tests of the library run on: the meaning and the default target, unless others are named."""
+    state = load_backend(request.param.partition(":")[0]).probe()
+    if not state.ok:
+        pytest.skip(f"target {request.param} is not available: {state.reason}")
+    return str(request.param)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

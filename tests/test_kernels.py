@@ -30,14 +30,6 @@ K_SIZES = [0, 1, 2, 31, 33, 48, 127, 128, 129, 229, 300]
 dims = st.sampled_from(AWKWARD)
 
 
-@pytest.fixture(params=["numpy", "llvm"], scope="module")
-def target(request: pytest.FixtureRequest) -> str:
-    state = load_backend(request.param).probe()
-    if not state.ok:
-        pytest.skip(f"target {request.param} is not available: {state.reason}")
-    return str(request.param)
-
-
 @pytest.fixture(params=list(DTYPES), scope="module")
 def dtype(request: pytest.FixtureRequest) -> str:
     return str(request.param)

@@ -11,7 +11,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tiledsl import kernels
-from tiledsl.backend import load_backend
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels.tiles import KV_TILE
 from tiledsl.testing import assert_targets_agree
@@ -25,14 +24,6 @@ DTYPES = {
     "bfloat16": (np.dtype(ml_dtypes.bfloat16), 2.0**-8, 2.0**-134),
 }
 U = 2.0**-24
-
-
-@pytest.fixture(params=["numpy", "llvm"], scope="module")
-def target(request: pytest.FixtureRequest) -> str:
-    state = load_backend(request.param).probe()
-    if not state.ok:
-        pytest.skip(f"target {request.param} is not available: {state.reason}")
-    return str(request.param)
 
 
 @pytest.fixture(params=list(DTYPES), scope="module")

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiledsl import kernels
-from tiledsl.backend import load_backend
 from tiledsl.testing import assert_targets_agree
 
 Array = np.ndarray[Any, Any]
@@ -18,14 +16,6 @@ LD = np.longdouble
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.sampled_from([1, 2, 7, 17, 33, 130])
 TOLERANCE = 2.0**-44  # of the largest result: 2^9 roundings of float64, and 2^20 times less than one of float32
-
-
-@pytest.fixture(params=["numpy", "llvm"], scope="module")
-def target(request: pytest.FixtureRequest) -> str:
-    state = load_backend(request.param).probe()
-    if not state.ok:
-        pytest.skip(f"target {request.param} is not available: {state.reason}")
-    return str(request.param)
 
 
 def close(got: Array, exact: Array) -> bool:

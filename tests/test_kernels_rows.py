@@ -12,17 +12,8 @@ from hypothesis import strategies as st
 from kernels_support import DTYPES, Array, U, normal, rounding, same_bits, tensor, worst
 
 from tiledsl import kernels
-from tiledsl.backend import load_backend
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.testing import assert_targets_agree
-
-
-@pytest.fixture(params=["numpy", "llvm"], scope="module")
-def target(request: pytest.FixtureRequest) -> str:
-    state = load_backend(request.param).probe()
-    if not state.ok:
-        pytest.skip(f"target {request.param} is not available: {state.reason}")
-    return str(request.param)
 
 
 @pytest.fixture(params=list(DTYPES), scope="module")

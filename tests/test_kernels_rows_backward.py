@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from kernels_support import DTYPES, Array, normal, rounding, same_bits, tensor
 
 from tiledsl import kernels
-from tiledsl.backend import load_backend
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.testing import assert_targets_agree
 
@@ -19,14 +18,6 @@ NAMES = [*DTYPES, "float64"]
 ROWS = st.sampled_from([1, 3, 16, 17, 65, 130])
 COLUMNS = st.sampled_from([1, 2, 31, 48, 229, 512, 513, 700])
 seeds = st.integers(0, 2**32 - 1)
-
-
-@pytest.fixture(params=["numpy", "llvm"], scope="module")
-def target(request: pytest.FixtureRequest) -> str:
-    state = load_backend(request.param).probe()
-    if not state.ok:
-        pytest.skip(f"target {request.param} is not available: {state.reason}")
-    return str(request.param)
 
 
 @pytest.fixture(params=NAMES, scope="module")

@@ -331,6 +331,71 @@ def test_a_tile_operation_of_some_warps() -> None:
     assert [s.count for s in meets] == [64]
 
 
+@pytest.mark.parametrize("into_registers", [False, True])
+def test_iterations_that_read_what_they_stored(into_registers: bool) -> None:
+    """Several threads hold a row's scale; only one of them stores into shared memory, and it alone reads that again."""
+
+    @T.prim_func
+    def main(X: T.Tensor((8, 24), "float32"), Y: T.Tensor((8,), "float32"), Z: T.Tensor((8,), "float32")):
+        with T.Kernel(1, threads=64):
+            x = T.alloc_fragment((8, 24), "float32")
+            scale = T.alloc_fragment((8,), "float32")
+            steps = T.alloc_shared((3, 8), "float32")
+            T.copy(X, x)
+            T.reduce_max(x, scale, dim=1)
+            for i in T.Parallel(8):
+                for k in T.serial(3):
+                    steps[k, i] = scale[i] * k
+                if into_registers:
+                    scale[i] = steps[2, i] + 1
+                Y[i] = steps[1, i] + steps[2, i]
+            T.copy(scale, Z)
+
+    done = same_on_threads(tiledsl.compile(main))
+    assert ("scale" in registers(done)) is not into_registers
+
+
+def test_all_threads_are_back_behind_loops_that_some_leave() -> None:
+    @T.prim_func
+    def main(X: T.Tensor((64,), "int32"), Y: T.Tensor((40,), "int32"), Z: T.Tensor((64,), "int32")):
+        with T.Kernel(1, threads=64):
+            t = T.get_thread_binding()
+            s = T.alloc_shared((40,), "int32")
+            v = T.alloc_var("int32", 0)
+            T.clear(s)
+            for i in T.Parallel(40):
+                if (i + X[t]) % 3 == 0:
+                    continue
+                s[i] = i
+            if X[t] > 0:
+                for k in T.serial(5):
+                    if k > X[t]:
+                        break
+                    v += k
+            T.copy(s, Y)
+            Z[t] = v
+
+    same_on_threads(tiledsl.compile(main))
+
+
+def test_expressions_are_printed_once() -> None:
+    """Nested conversions and shifts make a text of their own length, and no two minus signs meet."""
+
+    @T.prim_func
+    def main(X: T.Tensor((64,), "uint32"), Y: T.Tensor((64,), "uint32"), Z: T.Tensor((64,), "float32")):
+        with T.Kernel(1, threads=64):
+            for i in T.Parallel(64):
+                e = T.cast(X[i], "uint64")
+                for _ in [None] * 60:
+                    e = T.cast(T.cast(e >> 1, "uint32"), "uint64")
+                Y[i] = T.cast(e, "uint32")
+                minus = T.cast(X[i], "float32") * -1.0
+                Z[i] = -(0.0 - minus) if X[i] > 3 else -T.abs(-minus)
+
+    text = lower(same_on_threads(tiledsl.compile(main)), "sm_80").kernels[0].text
+    assert text.count("tl_shr") == 60 and "--" not in text
+
+
 # -- what GPUs cannot do ---------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from tiledsl import config
 from tiledsl.backend import load_backend
 
 Array = np.ndarray[Any, Any]
@@ -16,7 +17,8 @@ E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 MOST = {E4M3: 448.0, E5M2: 57344.0}
 F = np.float32
 # The meaning and the default target; the others are compared with the meaning on fixed examples.
-TARGETS = [t for t in ("numpy:exact", "llvm") if load_backend(t.partition(":")[0]).probe().ok]
+NAMED = config.TEST_TARGETS.get().split() or ("numpy:exact", "llvm")
+TARGETS = [t for t in NAMED if load_backend(t.partition(":")[0]).probe().ok]
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6] + [-0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
 

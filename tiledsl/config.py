@@ -26,6 +26,7 @@ __all__ = [
     "PRETEND",
     "PRINT_IR",
     "TARGET",
+    "TEST_TARGETS",
     "TIME_PASSES",
     "VERSION",
 ]
@@ -115,6 +116,12 @@ FULL_TRACEBACK = Knob(
     "TILEDSL_FULL_TRACEBACK", False, _flag, "1: uncaught errors of scripts are shown with the frames of tiledsl"
 )
 PRETEND = Knob("TILEDSL_PRETEND", "", str, "compute capability that TileLang programs are told; set by `tiledsl run`")
+TEST_TARGETS = Knob(
+    "TILEDSL_TEST_TARGETS",
+    "",
+    str,
+    "targets, with blanks between, that tiledsl.testing compares with the reference; empty: all here but the emulator",
+)
 
 KNOBS: tuple[Knob[str] | Knob[int] | Knob[bool], ...] = (
     TARGET,
@@ -128,4 +135,5 @@ KNOBS: tuple[Knob[str] | Knob[int] | Knob[bool], ...] = (
     CHECK_SEMANTICS,
     FULL_TRACEBACK,
     PRETEND,
+    TEST_TARGETS,
 )

@@ -16,7 +16,7 @@ import tempfile
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from tiledsl import config
@@ -130,6 +130,11 @@ def build_kernel(text: str, names: Sequence[str], *, watched: bool) -> bytes:
 
     names: of the kernels, each of which gets an entry; watched: loads and stores call the checker
     """
+    return _built(text, tuple(names), watched)
+
+
+@lru_cache(maxsize=32)  # options of a target that choose an order of threads do not change the library
+def _built(text: str, names: tuple[str, ...], watched: bool) -> bytes:
     cxx, library = compiler(), _runtime_path()
     spaces = [n for n in names if f"namespace {n}_ {{" in text]  # where several kernels share a text
     entries = "".join(f"using {n}_::{n};\n" for n in spaces) + "".join(f"TL_ENTRY_({name})\n" for name in names)

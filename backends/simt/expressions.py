@@ -25,6 +25,11 @@ _DIVISIONS = {"floordiv", "floormod", "truncdiv", "truncmod", "div"}
 _EXACT = ("max", "min")
 
 
+def bracketed(text: str, own: int, precedence: int) -> str:
+    """An operand's text, in brackets where it binds less tightly than what is around it."""
+    return f"({text})" if own < precedence else text
+
+
 class Functions:
     """Definitions that the text of a kernel uses and the prelude does not have, in order: the math functions, which are
     the language's own expansions."""
@@ -173,11 +178,15 @@ class ExpressionPrinter:
 
     def expr(self, e: ir.Expr, precedence: int = 0) -> str:
         """The text of e, in brackets where it binds less tightly than what is around it."""
+        return bracketed(*self.parts(e), precedence)
+
+    def parts(self, e: ir.Expr) -> tuple[str, int]:
+        """The text of e and how tightly it binds; asked for once per operand: the tree below is gone through."""
         if isinstance(e, ir.Const):
             text = constant(e.value, e.type)
-            return f"({text})" if text.startswith("-") and precedence > _TERNARY else text
-        text, own = getattr(self, f"on_{type(e).__name__}")(e)
-        return f"({text})" if own < precedence else text
+            return text, _TERNARY if text.startswith("-") else _ATOM
+        found: tuple[str, int] = getattr(self, f"on_{type(e).__name__}")(e)
+        return found
 
     def on_Var(self, e: ir.Var) -> tuple[str, int]:
         if e not in self.names:
@@ -218,8 +227,9 @@ class ExpressionPrinter:
             inner = self.float_unary(op, self.widened(e.x), _F32)
             return self.narrowed(inner, d)
         if d.is_float:
-            return self.float_unary(op, self.expr(e.x, _UNARY), d), _UNARY
-        x = self.expr(e.x, _UNARY)
+            return self.float_unary(op, self.expr(e.x, _ATOM if op == "neg" else 0), d), _UNARY
+        parts = self.parts(e.x)
+        x = bracketed(*parts, _UNARY)
         if op == "not" or (d.is_bool and op == "bitnot"):
             return f"!{x}", _UNARY
         if d.is_bool:
@@ -229,13 +239,15 @@ class ExpressionPrinter:
         if op == "bitnot":
             return self.wrapped(f"~{x}", d), _UNARY
         wide = natural(d)
-        return self.wrapped(f"tl_{op}_{suffix(wide)}({self.expr(e.x)})", d, cast_only_if_narrow=True), _UNARY
+        return self.wrapped(f"tl_{op}_{suffix(wide)}({parts[0]})", d, cast_only_if_narrow=True), _UNARY
 
     def float_unary(self, op: str, x: str, d: DType) -> str:
         return f"-{x}" if op == "neg" else f"tl_{op}_{suffix(d)}({x})"
 
     def wrapped(self, text: str, d: DType, cast_only_if_narrow: bool = False) -> str:
         """What C computed in int, as the narrower type again."""
+        if d.is_packed:
+            return self.to_nibble(text, d, saturate=False)[0]
         return text if d.bits >= 32 and cast_only_if_narrow or natural(d) is d else f"({c_type(d)})({text})"
 
     def on_Binary(self, e: ir.Binary) -> tuple[str, int]:
@@ -287,10 +299,11 @@ class ExpressionPrinter:
             own = _OPERATORS[op][1]
             return self.infix(op, self.expr(e.a, own), self.expr(e.b, own + 1))
         wide = natural(d)
-        a, b = self.expr(e.a), self.expr(e.b)
+        left, b = self.parts(e.a), self.expr(e.b)
+        a = left[0]
         if op in ("shl", "shr"):
             b = b if e.b.dtype.bits <= 32 else f"(tl_i32)tl_min_u64({b}, 64)"
-            a, b = (f"(tl_u32){self.expr(e.a, _UNARY)}", b) if d.name in ("uint8", "uint16") else (a, b)
+            a = f"(tl_u32){bracketed(*left, _UNARY)}" if d.name in ("uint8", "uint16") else a
         name = {"div": "truncdiv"}.get(op, op)
         unsigned = d.kind == "uint" and d.bits < 32
         own_suffix = "u32" if unsigned else suffix(wide)
@@ -320,7 +333,8 @@ class ExpressionPrinter:
     on_IfThenElse = on_Select
 
     def on_Cast(self, e: ir.Cast) -> tuple[str, int]:
-        return self.cast(self.expr(e.x), self.expr(e.x, _UNARY), e.x.dtype, e.type)
+        x = self.parts(e.x)
+        return self.cast(x[0], bracketed(*x, _UNARY), e.x.dtype, e.type)
 
     def cast(self, x: str, tight: str, src: DType, dst: DType) -> tuple[str, int]:
         """A conversion; tight: the operand's text where it is an operand of a C cast."""
@@ -359,7 +373,6 @@ class ExpressionPrinter:
                 texts = [self.widened(a) for a in e.args]
                 return self.narrowed(f"{self.functions.math(e.name, _F32)}({', '.join(texts)})", e.type)
             return f"{self.functions.math(e.name, d)}({', '.join(self.expr(a) for a in e.args)})", _ATOM
-        x = self.expr(e.args[0])
         if e.name == "reinterpret":
             return self.reinterpret(e.args[0], e.type)
         if e.name in ("isnan", "isinf", "isfinite"):
@@ -367,7 +380,7 @@ class ExpressionPrinter:
         if e.name in ("popcount", "clz", "brev"):
             u = f"u{d.bits}"
             return f"({c_type(e.type)})tl_{e.name}_{u}((tl_{u}){self.expr(e.args[0], _UNARY)})", _UNARY
-        raise InternalError(f"{e.name}({x}) is no function of the thread stage")
+        raise InternalError(f"{e.name} is no function of the thread stage")
 
     def reinterpret(self, x: ir.Expr, dst: DType) -> tuple[str, int]:
         src, text = x.dtype, self.expr(x)
@@ -375,7 +388,9 @@ class ExpressionPrinter:
             text = f"tl_bits_{suffix(src)}({text})"
         if dst.name in ("float32", "float64"):
             return f"tl_{suffix(dst)}_bits((tl_u{dst.bits})({text}))", _ATOM
-        return f"({c_type(dst)})({text})", _UNARY
+        if dst.is_packed and dst.is_int:
+            return self.to_nibble(text, dst, saturate=False)
+        return f"({c_type(dst)})({text}{' & 15' if src.is_packed else ''})", _UNARY
 
     def predicate(self, name: str, x: ir.Expr) -> tuple[str, int]:
         wide = self.widened(x) if x.dtype.is_narrow else self.expr(x)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from tiledsl import ir
 from tiledsl.analysis.uniformity import thread_level, varying
 from tiledsl.ir.build import is_const
-from tiledsl.ir.walk import children, walk, writes
+from tiledsl.ir.walk import children, free_vars, walk, writes
 
 from .fragment import Axis, ThreadGrid
 
@@ -129,6 +129,9 @@ class _Attempt:
                 self.rejected |= {b for b in s.values if isinstance(b, ir.Buffer)} & set(self.buffers)
             elif isinstance(s, ir.Store):
                 self._access(s.buffer, s.indices, nest)
+                if s.buffer in self.buffers and nest is not None:  # who holds a copy of the element has to come to it
+                    places = [e for e in s.indices if plain(e) not in nest.vars]
+                    self.whole |= {v for e in places for v in free_vars(e)} & set(nest.vars)
             for e in _expressions(s):
                 for n in walk(e):
                     if isinstance(n, ir.Load):
@@ -248,8 +251,28 @@ class _Attempt:
             constant = all(isinstance(n, ir.Const) for n in nest.extents)
             if touched and not (constant and _fit([self.kind(v) for v in own])):
                 self.rejected.add(min(touched, key=lambda b: math.prod(self.buffers[b])))
-            if touched and any(isinstance(n, ir.Atomic) and n.result is not None for n in walk(nest)):
-                self.rejected |= set(touched)  # each replica would draw its own
+            if touched and self._replicated(nest) and self._one_sided(nest):
+                self.rejected |= set(touched)
+            classes = {self.find(v) for v in own if self.kind(v) != "whole"}
+            for n in walk(nest.body) if touched else ():
+                if isinstance(n, ir.Store) and n.buffer in self.buffers:  # not all who hold the element come to it
+                    if classes - {self.find((n.buffer, d)) for d in range(n.buffer.rank)}:
+                        self.rejected.add(n.buffer)
+
+    def _replicated(self, nest: ir.Parallel) -> bool:
+        """Several threads do the same iterations, for each its own registers."""
+        digits = [d for v in nest.vars for d in self.grid.pattern(self.kind(v) or "whole") if d.stride]
+        return math.prod(d.extent for d in digits) < self.grid.threads
+
+    def _one_sided(self, nest: ir.Parallel) -> bool:
+        """An iteration writes registers, which all of its replicas do, and goes on with what only one of them has: what
+        it stored into memory, or what an atomic operation found."""
+        inside = {n.buffer for n in walk(nest.body) if isinstance(n, ir.Alloc)}
+        stored = {b.root for n in walk(nest.body) if isinstance(n, ir.Stmt) for b in writes(n)} - inside
+        read = {n.buffer.root for n in walk(nest.body) if isinstance(n, ir.Load)}
+        again = {b for b in stored & read - set(self.buffers) if b.scope not in ("local", "var")}
+        draws = any(isinstance(n, ir.Atomic) and n.result is not None for n in walk(nest))
+        return bool(stored & set(self.buffers)) and (draws or bool(again))
 
     def _small(self, b: ir.Buffer, kinds: Iterable[str | None]) -> bool:
         axes = self._axes(b)

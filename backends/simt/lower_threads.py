@@ -15,7 +15,7 @@ from tiledsl.errors import InternalError, TileNotImplementedError
 from tiledsl.ir import build
 from tiledsl.ir.build import INT32
 from tiledsl.ir.collectives import COLLECTIVE_REDUCTIONS
-from tiledsl.ir.walk import Rewriter, map_kernels, walk
+from tiledsl.ir.walk import Rewriter, map_kernels, walk, writes
 from tiledsl.passes.expand_threads import thread_number
 
 from .fragment import Axis, replicas
@@ -116,6 +116,10 @@ class Lowering:
         once = self.threads > 1 and self._once(s)
         if isinstance(s, ir.If) and self.varying.expr(s.cond):
             s = self._parted(s)
+        elif isinstance(s, (ir.For, ir.While)):
+            outer = self.group
+            s = s.replace(body=self.block(s.body))
+            self.group = None if any(isinstance(n, ir.Return) for n in walk(s.body)) else outer
         else:
             changes = {n: self.block(getattr(s, n)) for n in ("body", "then", "orelse") if hasattr(s, n)}
             s = s.replace(**changes) if changes else s
@@ -231,6 +235,8 @@ class Lowering:
         axes = {v: self.layouts.nests[v] for v in s.vars}
         guard = replicas(axes.values(), self.thread, self.threads)
         loops, lets, tests, held = self.over(axes)
+        if guard is not None and not any(w in self.registers for n in walk(s.body) for w in _written(n)):
+            tests, guard = [*tests, guard], None  # one of those who hold the same elements does it all
         body = _Body(self, held, guard).visit_block(s.body)
         inner: tuple[ir.Stmt, ...] = body
         if tests:
@@ -313,6 +319,10 @@ class _Body(Rewriter):
         new = self.visit_stmt(bare)
         assert isinstance(new, ir.Stmt)
         return new.replace(**blocks)
+
+
+def _written(n: ir.Node) -> Iterable[ir.Buffer]:
+    return writes(n) if isinstance(n, ir.Stmt) else ()
 
 
 def _values(s: ir.Stmt) -> list[ir.Expr]:

@@ -8,7 +8,7 @@ from tiledsl.analysis.evaluate import evaluate
 from tiledsl.errors import TileError
 from tiledsl.ir import build
 from tiledsl.ir.expr import Const, Expr, Var
-from tiledsl.ir.stmt import Break, Continue, If, Kernel, Let, Return, Stmt
+from tiledsl.ir.stmt import Break, Continue, For, If, Kernel, Let, Parallel, Return, Stmt, While
 from tiledsl.ir.walk import free_vars, substitute, walk
 
 __all__ = ["Ranges", "ThreadGroups", "rank", "size"]
@@ -43,10 +43,10 @@ class ThreadGroups:
         """Of those who come to a statement, the ones that go on behind it. Who leaves a loop is not followed."""
         if isinstance(s, Return):
             return ()
-        if not any(isinstance(n, (Return, Break, Continue)) for n in walk(s)):
+        if not _leaves((s,)):
             return group
         if not isinstance(s, If):
-            return None if any(isinstance(n, Return) for n in walk(s)) else group
+            return None
         stay: list[int] = []
         for side, body in zip(self.split(group, s.cond), (s.then, s.orelse), strict=True):
             for inner in body:
@@ -70,6 +70,17 @@ class ThreadGroups:
         while inner := {v: self._lets[v] for v in free_vars(e) if v in self._lets}:
             e = substitute(e, inner)
         return e
+
+
+def _leaves(body: tuple[Stmt, ...], inner: bool = False) -> bool:
+    """Somebody may not come to what is behind; inner: of a loop, whose own break and continue end there."""
+    for s in body:
+        if isinstance(s, Return) or (isinstance(s, (Break, Continue)) and not inner):
+            return True
+        loop = inner or isinstance(s, (For, While, Parallel))
+        if any(_leaves(getattr(s, name, ()), loop) for name in ("body", "then", "orelse")):
+            return True
+    return False
 
 
 def _runs(numbers: list[int]) -> Ranges | None:

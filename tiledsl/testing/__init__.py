@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tiledsl import config
 from tiledsl.backend import backends, load_backend
 from tiledsl.dtypes import as_dtype
 from tiledsl.runtime import address_of, as_numpy, is_array
@@ -24,7 +25,9 @@ Bound = float | Callable[[np.ndarray[Any, Any]], Any]
 
 def available_targets() -> list[str]:
     """The targets that can run here, besides the reference; not the emulator, which takes a C++ compiler half a second
-    per kernel and is asked for by name."""
+    per kernel and is asked for by name. The environment variable TILEDSL_TEST_TARGETS names others instead."""
+    if named := config.TEST_TARGETS.get().split():
+        return named
     left_out = ("numpy", "cuda-emulator")
     return [name for name in backends() if name not in left_out and load_backend(name).probe().ok]
 
