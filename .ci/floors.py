@@ -47,7 +47,7 @@ BACKEND_ROOMS = {
     "cpu": frozenset[str](),
     "numba_cpu": frozenset({"cpu"}),
     "llvm_cpu": frozenset({"cpu"}),
-    "simt": frozenset[str](),
+    "simt": frozenset({"cpu"}),  # how threads are spread over nests
     "cuda_nvrtc": frozenset({"simt"}),
     "cuda_emulator": frozenset({"simt"}),
 }

@@ -433,8 +433,9 @@ class Spreader(Writer):
         start = [ir.Store(b, at, e, loc=s.loc) for b, e in ((count, s.start), (last, s.stop), (by, s.step))]
         self.level.pending += start
 
-        def step() -> None:
-            self.level.pending.append(ir.Store(count, at, build.add(count.load(*at), by.load(*at)), loc=s.loc))
+        def step(going: ir.Buffer) -> None:  # who is not here has no count
+            more = ir.Store(count, at, build.add(count.load(*at), by.load(*at)), loc=s.loc)
+            self.level.pending.append(ir.If(self.holds(going), (more,), loc=s.loc))
 
         self._rounds(s.body, inside, (ir.Let(s.var, count.load(*at), loc=s.loc),), step, s)
 
@@ -442,13 +443,13 @@ class Spreader(Writer):
         if self.stays_inside(s):
             self._each(s)
         elif self.varying.uneven(s) or self.varying.leaves(s.body) or self._returns(s):
-            self._rounds(s.body, s.cond, (), lambda: None, s)
+            self._rounds(s.body, s.cond, (), lambda going: None, s)
         else:
             self._together(s)
 
     def _rounds(
-        self, body: tuple[ir.Stmt, ...], cond: ir.Expr, before: tuple[ir.Stmt, ...], step: Callable[[], None],
-        s: ir.Stmt,
+        self, body: tuple[ir.Stmt, ...], cond: ir.Expr, before: tuple[ir.Stmt, ...],
+        step: Callable[[ir.Buffer], None], s: ir.Stmt,
     ) -> None:  # fmt: skip
         """Rounds while cond holds for some thread that is still here."""
         going, flag = self.mask("going"), self.regions.array("some", INT32, 1)
@@ -457,7 +458,7 @@ class Spreader(Writer):
         some = self.some(going, flag)
 
         def after() -> None:
-            step()
+            step(going)
             self.level.pending.append(self.set(going, self._going(going, cond)))
             self.flush()
             self.some(going, flag)

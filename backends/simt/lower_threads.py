@@ -119,7 +119,8 @@ class Lowering:
         elif isinstance(s, (ir.For, ir.While)):
             outer = self.group
             s = s.replace(body=self.block(s.body))
-            self.group = None if any(isinstance(n, ir.Return) for n in walk(s.body)) else outer
+            returns = any(isinstance(n, ir.Return) and self.varying.partial(n) for n in walk(s.body))
+            self.group = None if returns else outer
         else:
             changes = {n: self.block(getattr(s, n)) for n in ("body", "then", "orelse") if hasattr(s, n)}
             s = s.replace(**changes) if changes else s

@@ -18,7 +18,7 @@ from .stages import ASYNC
 __all__ = ["OrderThreads", "one_warp"]
 
 _TILES = (ir.Parallel, ir.Gemm, ir.Reduce)
-_BARRIERS = 14  # numbers of barriers that groups get, downwards from here
+BARRIERS = 14  # numbers of barriers that groups get, downwards from here
 
 
 @dataclass(frozen=True)
@@ -100,5 +100,5 @@ class _GroupOrderer(Orderer):
                     help="make the group a multiple of 32 threads, or a part of one warp",
                 )
             return ()
-        number = self.numbers.setdefault(group, _BARRIERS - len(self.numbers))
+        number = self.numbers.setdefault(group, BARRIERS - len(self.numbers))
         return (ir.Sync("block", count=n, barrier=number, loc=s.loc),)

@@ -10,6 +10,7 @@ from tiledsl.passes.guard_bounds import GuardBounds
 from tiledsl.passes.pipeline import Pass
 from tiledsl.passes.private_locals import PrivateLocals
 
+from .apart import SpreadApart
 from .lower_threads import LowerThreads
 from .order import OrderThreads
 from .place import PlaceFragments
@@ -27,6 +28,6 @@ def simt_pipeline(arch: str = "") -> tuple[Pass, ...]:
     decided which fragments live in registers; what does not fit moves to shared memory. Barriers go between operations
     that touch the same memory from different threads, and at last operations become what each thread does.
     """
-    first = (ExplainDebug(), PrivateLocals(apart=True), Fold())
+    first = (ExplainDebug(), SpreadApart(), PrivateLocals(apart=True), Fold())
     explicit = (ExpandMoves(), GuardBounds(checked=True), ApplyLayouts(), Fold())
     return (*first, *explicit, PipelineLoops(arch=arch), PlaceFragments(arch), OrderThreads(), LowerThreads(), Fold())
