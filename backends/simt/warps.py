@@ -30,14 +30,19 @@ class WarpText:
         self.groups = ThreadGroups(printer.kernel)
         self.group: Ranges | None = self.groups.everyone  # the threads that come to what is being printed
 
-    def here(self) -> str:
-        """The mask of the lanes that are here: a constant per warp where the group is known."""
-        if not self.group:
-            return "tl_activemask()"
+    def masks(self) -> dict[int, int]:
+        """The lanes that are here, per warp; empty where that is not known."""
         masks: dict[int, int] = {}
-        for first, end in self.group:
+        for first, end in self.group or ():
             for t in range(first, end):
                 masks[t // WARP] = masks.get(t // WARP, 0) | 1 << t % WARP
+        return masks
+
+    def here(self) -> str:
+        """The mask of the lanes that are here: a constant per warp where the group is known."""
+        masks = self.masks()
+        if not masks:
+            return "tl_activemask()"
         odd = {w: f"0x{m:x}u" for w, m in masks.items() if m != (1 << WARP) - 1}
         if len(masks) == len(odd) == 1:
             return next(iter(odd.values()))
@@ -60,24 +65,86 @@ class WarpText:
         elif op in COLLECTIVE_REDUCTIONS:
             self.reduction(s)
         else:
-            here = self.here()
-            mask = here if s.mask is None else f"{self.p.expr(s.mask, 5)} & {here}"
-            if op == "activemask":
-                self.p.declare(s.result, mask)
-            elif op.startswith("shfl"):
-                self.p.declare(s.result, self.shuffle(op, mask, self.p.expr(s.args[0]), s))
-            elif op.startswith("match"):
-                self.p.declare(s.result, self.match(s, mask))
-            else:
-                self.p.declare(s.result, f"tl_{op}({mask}, {self.p.expr(s.args[0])})")
+            self.lanes(s)
 
-    def shuffle(self, op: str, mask: str, value: str, s: ir.Collective) -> str:
-        """A shuffle; types that hardware does not move travel in 32 bits."""
+    def lanes(self, s: ir.Collective) -> None:
+        """A shuffle or a vote. Hardware wants the lanes that are here and in one mask; whom an author's mask names does
+        not have to be the asking lane, and lanes that it leaves out give their neighbours nothing."""
+        p, op = self.p, s.op
+        own = p.expr(s.args[0]) if s.args else ""
+        here = self.named("here", "tl_u32", self.here())
+        mask = here if s.mask is None else f"({p.expr(s.mask, 5)} & {here})"
+        if op == "activemask":
+            p.declare(s.result, mask)
+        elif op.startswith("shfl"):
+            p.declare(s.result, self.shuffle(s, own, here, mask))
+        elif s.mask is None:
+            p.declare(s.result, self.match(s, here) if op.startswith("match") else f"tl_{op}({here}, {own})")
+        else:
+            mask = self.named("mask", "tl_u32", mask)
+            vote = self.match(s, here, "match_any") if op.startswith("match") else f"tl_ballot({here}, {own})"
+            vote = f"{vote} & {mask}"
+            texts = {
+                "any": f"({vote}) != 0",
+                "all": f"({vote}) == {mask}",
+                "match_all": f"({vote}) == {mask} ? {mask} : 0",
+            }
+            p.declare(s.result, texts.get(op, vote))
+
+    def named(self, name: str, kind: str, value: str) -> str:
+        """A value that is asked for several times: a constant, or the name that it gets."""
+        if value == "TL_FULL" or value.startswith("0x"):
+            return value
+        name = unique(name, self.p.taken)
+        self.p.line(f"const {kind} {name} = {value};")
+        return name
+
+    def shuffle(self, s: ir.Collective, own: str, here: str, mask: str) -> str:
+        """A shuffle; where the lane that is read may be none of those that count, the asking lane reads itself."""
         by = self.p.expr(s.args[1])
-        if not (isinstance(s.args[1], ir.Const) and 0 <= s.args[1].value < WARP):  # hardware looks at five bits
-            near = f"(int)tl_min_u32((tl_u32)({by}), {WARP}u)"
-            by = f"({by}) & {s.width - 1}" if op == "shfl" else f"({near} & {WARP - 1})" if op == "shfl_xor" else near
-        return self.moved(op, mask, value, s.args[0].dtype, by, s.width)
+        if s.mask is None and self._all_there(s):
+            if not (isinstance(s.args[1], ir.Const) and 0 <= s.args[1].value < WARP):  # hardware looks at five bits
+                near = f"(int)tl_min_u32((tl_u32)({by}), {WARP}u)"
+                by = (
+                    f"({by}) & {s.width - 1}"
+                    if s.op == "shfl"
+                    else f"({near} & {WARP - 1})"
+                    if s.op == "shfl_xor"
+                    else near
+                )
+            return self.moved(s.op, here, own, s.args[0].dtype, by, s.width)
+        lane = self.named("lane", "int", "tl_lane()")
+        by = self.named("by", "int", by)
+        segment, end = f"({lane} & {-s.width})", f"({lane} & {-s.width}) + {s.width}"
+        places = {
+            "shfl": (f"{segment} + ({by} & {s.width - 1})", ""),
+            "shfl_up": (f"{lane} - {by}", f"{by} >= 0 && {{0}} >= {segment} && "),
+            "shfl_down": (f"{lane} + {by}", f"{by} >= 0 && {by} < {WARP} && {{0}} < {end} && "),
+            "shfl_xor": (f"{lane} ^ {by}", f"{by} >= 0 && {{0}} < {end} && "),
+        }
+        place, inside = places[s.op]
+        source = self.named("source", "int", place)
+        there = f"{inside.format(source)}{mask} >> ({source} & {WARP - 1}) & 1"
+        return self.moved("shfl", here, own, s.args[0].dtype, f"{there} ? {source} : {lane}", WARP)
+
+    def _all_there(self, s: ir.Collective) -> bool:
+        """Each lane that is here reads one that is here, or beyond its segment."""
+        masks = set(self.masks().values())
+        if masks == {(1 << WARP) - 1}:
+            return True
+        if not masks or not isinstance(s.args[1], ir.Const):
+            return False
+        by, width = int(s.args[1].value), s.width
+        for mask in masks:
+            for lane in (i for i in range(WARP) if mask >> i & 1):
+                base = lane & -width
+                at = {"shfl": base + by % width, "shfl_up": lane - by, "shfl_down": lane + by, "shfl_xor": lane ^ by}[
+                    s.op
+                ]
+                inside = at >= base if s.op == "shfl_up" else at < base + width
+                if by < 0 or (inside and not mask >> at & 1):
+                    return False
+        return True
 
     def moved(self, op: str, mask: str, value: str, d: DType, by: str, width: int) -> str:
         kind = "u32" if d.is_bool or d.is_narrow else suffix(d)
@@ -85,14 +152,14 @@ class WarpText:
             return f"tl_{op}_{kind}({mask}, {value}, {by}, {width})"
         return f"({c_type(d)})tl_{op}_{'i32' if d.kind == 'int' else 'u32'}({mask}, {value}, {by}, {width})"
 
-    def match(self, s: ir.Collective, mask: str) -> str:
+    def match(self, s: ir.Collective, mask: str, op: str = "") -> str:
         d = s.args[0].dtype
         value = self.p.expr(s.args[0])
         if d.name in ("float32", "float64"):
             value = f"tl_bits_{suffix(d)}({value})"
         bits = 64 if d.bits == 64 else 32
         narrow = f"(tl_u{bits})" + (f"(tl_u{d.bits})" if d.is_int and d.bits < 32 else "")
-        return f"tl_{s.op}_u{bits}({mask}, {narrow}({value}))"
+        return f"tl_{op or s.op}_u{bits}({mask}, {narrow}({value}))"
 
     # -- reductions ------------------------------------------------------------------------------------------------
 
