@@ -13,7 +13,7 @@ from weights import BF16, HEAD, INDEX_HEAD, Array, Compressor, Config, Hyper, Li
 
 from tiledsl.kernels import deepseek_v4 as v4
 from tiledsl.kernels import matmul, rms_norm
-from tiledsl.kernels.moe import moe_forward
+from tiledsl.kernels.moe import moe_forward, route
 from tiledsl.kernels.quant import per_token_cast, scaled_gemm
 
 PAGE = 256  # tokens of a page: 64 entries of compressed sparse attention, 2 of heavily compressed attention
@@ -53,7 +53,8 @@ class Cache:
 class Block:
     """A block with the state of one sequence of up to `tokens` tokens. `seen` is how many there were so far.
 
-    trace: where not None, a dict that receives what the layers computed, by name, for the tokens of the last call.
+    trace: where not None, a dict that receives what the layers computed in the last call, by name. forced: values that
+    take the place of those computed, so that each stage can be compared with another source given the same inputs.
     """
 
     def __init__(self, weights: Weights, tokens: int, target: Any = None) -> None:
@@ -61,6 +62,7 @@ class Block:
         self.cache, self.seen, self.most = Cache(weights.config, tokens), 0, tokens
         self.rope = v4.rope_tables(tokens, **self.config.rope)
         self.trace: dict[str, Array] | None = None
+        self.forced: dict[str, Array] = {}
 
     def __call__(self, x: Array, token_ids: Array | None = None) -> Array:
         """x [tokens, streams, d] bfloat16, the next tokens; token_ids [tokens] for hash-routed layers. Returns the
@@ -74,9 +76,12 @@ class Block:
         self.seen += s
         return x
 
-    def keep(self, **values: Array) -> None:
+    def seam(self, name: str, value: Array) -> Array:
+        """What goes on from here: the value, or the one forced in its place."""
         if self.trace is not None:
-            self.trace |= values
+            self.trace[name] = value.copy()
+        given = self.forced.get(name)
+        return value if given is None else np.ascontiguousarray(given).astype(value.dtype)
 
     def around(self, name: str, x: Array, hyper: Hyper, norm: Array, layer: Any) -> Array:
         """Hyper-connections around one layer: mix the streams, norm, layer, back into the streams."""
@@ -84,10 +89,9 @@ class Block:
         y, post, comb, _ = v4.hyper_pre(
             x, hyper.fn, hyper.scale, hyper.base, iterations=c.iterations, eps=c.eps, norm_eps=c.eps, **at
         )
-        f = layer(rms_norm(y, norm, eps=c.eps, **at))
-        out: Array = v4.hyper_post(f, x, post, comb, **at)
-        self.keep(**{f"{name}_in": y, f"{name}_post": post, f"{name}_comb": comb, f"{name}_out": f, name: out})
-        return out
+        y, post, comb = (self.seam(f"{name}.{k}", v) for k, v in (("mixed", y), ("post", post), ("comb", comb)))
+        f = layer(self.seam(f"{name}.normed", rms_norm(y, norm, eps=c.eps, **at)))
+        return self.seam(f"{name}.x", v4.hyper_post(f, x, post, comb, **at))
 
     def linear(self, x: Array, w: Linear) -> Array:
         """FP8 product: activations cast per token and 128 columns, scales powers of two."""
@@ -99,22 +103,24 @@ class Block:
         """x [tokens, d] at positions `at` -> [tokens, d]."""
         c, w, on = self.config, self.weights, {"target": self.target}
         cos, sin = self.rope
-        qr = rms_norm(self.linear(x, w.wq_a), w.q_norm, eps=c.eps, **on)
+        qr = self.seam("attn.qr", rms_norm(self.linear(x, w.wq_a), w.q_norm, eps=c.eps, **on))
         q = self.linear(qr, w.wq_b).reshape(len(x), c.heads, HEAD)
-        q = v4.prepare_queries(q, cos, sin, at, eps=c.eps, **on)
+        q = self.seam("attn.q", v4.prepare_queries(q, cos, sin, at, eps=c.eps, **on))
         near, near_slots, near_page = self.window_entries(self.linear(x, w.wkv), at)
         far: dict[str, Any] = {}
         if c.ratio:
             blocks = self.compress(x, w.compressor, self.cache.state)
             self.write(v4.write_entries, *blocks, w.compressor, self.cache.compressed)
+            used = self.cache.compressed[: -(-((self.seen + len(at)) // c.ratio) // self.cache.page)]
+            used[:] = self.seam("attn.compressed_pages", used)
             slots = self.select(x, qr, at) if c.ratio == 4 else v4.block_slots(at, c.ratio)
             far = {"extra": self.cache.compressed, "extra_slots": slots, "extra_page_size": self.cache.page}
-            self.keep(slots=slots)
-        o = v4.sparse_attention(q, near, near_slots, page_size=near_page, **far, scale=HEAD**-0.5, sink=w.sink, **on)
-        self.keep(q=q, o=o.copy())
-        v4.inverse_rope(o, cos, sin, at, **on)
-        y: Array = v4.output_projection(o, w.wo_a, w.wo_b.codes, w.wo_b.scale, **on)
-        return y
+        o, lse = v4.sparse_attention(
+            q, near, near_slots, page_size=near_page, **far, scale=HEAD**-0.5, sink=w.sink, return_lse=True, **on
+        )
+        self.seam("attn.lse", lse)
+        o = self.seam("attn.o", v4.inverse_rope(self.seam("attn.raw", o), cos, sin, at, **on))
+        return self.seam("attn.out", v4.output_projection(o, w.wo_a, w.wo_b.codes, w.wo_b.scale, **on))
 
     def window_entries(self, kv: Array, at: Array) -> tuple[Array, Array, int]:
         """Write the tokens' entries into the ring. Returns what attention reads, its slots and its page size.
@@ -127,15 +133,15 @@ class Block:
         place = (at % c.window).astype(np.int32)
         if s == 1:
             v4.write_entries(kv, w.kv_norm, *cos_sin, at, place, ring, c.window, **eps, **on)
+            self.seam("attn.window_kv", v4.read_entries(ring, place, c.window, **on))
             return ring, v4.window_slots(at, c.window, ring=True), c.window
         before = np.arange(max(0, self.seen - c.window + 1), self.seen, dtype=np.int32)
         old = v4.read_entries(ring, (before % c.window).astype(np.int32), c.window, **on)
-        chunk, mine = np.zeros((1, v4.page_bytes(s)), np.uint8), np.arange(s, dtype=np.int32)
-        v4.write_entries(kv, w.kv_norm, *cos_sin, at, mine, chunk, s, **eps, **on)
+        chunk, mine = np.zeros((-(-s // 64), v4.page_bytes(64)), np.uint8), np.arange(s, dtype=np.int32)
+        v4.write_entries(kv, w.kv_norm, *cos_sin, at, mine, chunk, 64, **eps, **on)
         last = slice(max(0, s - c.window), s)
         v4.write_entries(kv[last], w.kv_norm, *cos_sin, at[last], place[last], ring, c.window, **eps, **on)
-        rows = np.concatenate([old, v4.read_entries(chunk, mine, s, **on)])
-        self.keep(window=rows[len(old) :])
+        rows = np.concatenate([old, self.seam("attn.window_kv", v4.read_entries(chunk, mine, 64, **on))])
         slots = v4.window_slots(at, c.window)
         return rows, np.where(slots < 0, -1, slots - (self.seen - len(old))).astype(np.int32), 0
 
@@ -163,9 +169,9 @@ class Block:
         weights *= np.float32((INDEX_HEAD * c.index_heads) ** -0.5)
         visible = v4.visible_blocks(at, c.ratio)
         logits = v4.index_logits(q, weights, cache.keys, cache.page, visible, int(visible.max(initial=0)), **on)
-        self.keep(index=logits)
-        chosen: Array = v4.select_blocks(logits, c.top_k, visible, **on)
-        return chosen
+        self.seam("indexer.weights", weights)
+        self.seam("indexer.scores", logits)
+        return self.seam("indexer.topk", v4.select_blocks(logits, c.top_k, visible, **on))
 
     def experts(self, x: Array, token_ids: Array | None) -> Array:
         """x [tokens, d] -> [tokens, d]."""
@@ -173,10 +179,14 @@ class Block:
         how: dict[str, Any] = {"bias": w.bias, "k": c.active}
         if w.table is not None:
             how = {"token_ids": token_ids, "table": w.table}
-        y: Array = moe_forward(
+        if self.trace is not None:
+            logits = matmul(x, w.gate.T, out_dtype="float32", target=self.target)
+            weights, chosen = route(logits, **how, scale=c.route_scale, target=self.target)
+            self.seam("moe.experts", chosen), self.seam("moe.weights", weights)
+        y = moe_forward(
             x, w.gate, w.routed, **how, scale=c.route_scale, shared=w.shared, limit=c.limit, target=self.target
         )
-        return y
+        return self.seam("moe.out", y)
 
 
 def embed(weights: Weights, token_ids: Array) -> Array:
