@@ -54,7 +54,8 @@ class Block:
     """A block with the state of one sequence of up to `tokens` tokens. `seen` is how many there were so far.
 
     trace: where not None, a dict that receives what the layers computed in the last call, by name. forced: values that
-    take the place of those computed, so that each stage can be compared with another source given the same inputs.
+    take the place of those computed (with a trace), so that each stage can be compared with another source given the
+    same inputs.
     """
 
     def __init__(self, weights: Weights, tokens: int, target: Any = None) -> None:
@@ -77,11 +78,13 @@ class Block:
         return x
 
     def seam(self, name: str, value: Array) -> Array:
-        """What goes on from here: the value, or the one forced in its place."""
+        """What goes on from here: the value, or the one of its shape that is forced in its place."""
         if self.trace is not None:
             self.trace[name] = value.copy()
         given = self.forced.get(name)
-        return value if given is None else np.ascontiguousarray(given).astype(value.dtype)
+        if given is None or given.shape != value.shape:
+            return value
+        return np.ascontiguousarray(given).astype(value.dtype)
 
     def around(self, name: str, x: Array, hyper: Hyper, norm: Array, layer: Any) -> Array:
         """Hyper-connections around one layer: mix the streams, norm, layer, back into the streams."""
@@ -129,21 +132,27 @@ class Block:
         the entries, those before them from the ring: the same numbers.
         """
         c, w, s, on = self.config, self.weights, len(at), {"target": self.target}
-        ring, cos_sin, eps = self.cache.window, self.rope, {"eps": c.eps}
-        place = (at % c.window).astype(np.int32)
+        ring, place = self.cache.window, (at % c.window).astype(np.int32)
+        how: dict[str, Any] = {"eps": c.eps, **on}
         if s == 1:
-            v4.write_entries(kv, w.kv_norm, *cos_sin, at, place, ring, c.window, **eps, **on)
+            v4.write_entries(kv, w.kv_norm, *self.rope, at, place, ring, c.window, **how)
+            self.entries_seam(ring, place, c.window)
             self.seam("attn.window_kv", v4.read_entries(ring, place, c.window, **on))
             return ring, v4.window_slots(at, c.window, ring=True), c.window
         before = np.arange(max(0, self.seen - c.window + 1), self.seen, dtype=np.int32)
         old = v4.read_entries(ring, (before % c.window).astype(np.int32), c.window, **on)
         chunk, mine = np.zeros((-(-s // 64), v4.page_bytes(64)), np.uint8), np.arange(s, dtype=np.int32)
-        v4.write_entries(kv, w.kv_norm, *cos_sin, at, mine, chunk, 64, **eps, **on)
-        last = slice(max(0, s - c.window), s)
-        v4.write_entries(kv[last], w.kv_norm, *cos_sin, at[last], place[last], ring, c.window, **eps, **on)
+        v4.write_entries(kv, w.kv_norm, *self.rope, at, mine, chunk, 64, **how)
+        self.entries_seam(chunk, mine, 64)
+        put_rows(ring, place[-c.window :], c.window, entry_rows(chunk, mine[-c.window :], 64))
         rows = np.concatenate([old, self.seam("attn.window_kv", v4.read_entries(chunk, mine, 64, **on))])
         slots = v4.window_slots(at, c.window)
         return rows, np.where(slots < 0, -1, slots - (self.seen - len(old))).astype(np.int32), 0
+
+    def entries_seam(self, cache: Array, slots: Array, page: int) -> None:
+        """The seam of entries just written, as bytes."""
+        if self.trace is not None:
+            put_rows(cache, slots, page, self.seam("attn.window_rows", entry_rows(cache, slots, page)))
 
     def compress(self, x: Array, w: Compressor, state: Any) -> tuple[Array, Array]:
         """(entries float32 [blocks, width] that these tokens complete, their numbers int32)."""
@@ -193,3 +202,21 @@ def embed(weights: Weights, token_ids: Array) -> Array:
     """[tokens, streams, d] bfloat16: a token's row of the embedding, repeated for each stream."""
     rows = weights.embedding[token_ids]
     return np.repeat(rows[:, None], weights.config.streams, 1).astype(BF16)
+
+
+def entry_rows(cache: Array, slots: Array, page: int) -> Array:
+    """uint8 [n, 584]: entries' bytes, 576 of data and 8 of scales."""
+    return cache[_places(slots, page)]
+
+
+def put_rows(cache: Array, slots: Array, page: int, rows: Array) -> None:
+    """Entries' bytes back to their slots."""
+    cache[_places(slots, page)] = rows
+
+
+def _places(slots: Array, page: int) -> tuple[Array, Array]:
+    """Indices of entries' bytes in a cache of such pages."""
+    entry = slots[:, None] % page
+    return slots[:, None] // page, np.concatenate(
+        [entry * 576 + np.arange(576), page * 576 + entry * 8 + np.arange(8)], 1
+    )

@@ -146,7 +146,7 @@ def random_weights(config: Config, seed: int = 0, target: Any = None) -> Weights
 
     def hyper() -> Hyper:
         n = c.streams
-        base = normal(n * (n + 2), size=0.5)
+        base = normal(n * (n + 2)) * np.repeat([F(0.5), F(3)], [2 * n, n * n])  # Sinkhorn has something to do
         return Hyper(normal(n * (n + 2), n * d, size=(n * d) ** -0.5), np.ones(3, F), base)
 
     def compressor(width: int, entry: int) -> Compressor:
