@@ -493,3 +493,18 @@ def test_a_macro_that_a_function_inside_it_names() -> None:
             outer_names_itself(A)
 
     agree(main, np.zeros(1, np.float32))
+
+
+@pytest.mark.parametrize("of", ["A", "A[bx]", "x", "A[0:2]"])
+def test_a_name_with_an_underscore_is_no_attribute(of: str) -> None:
+    """The hostile edits asked a tile for .__pow, which is a name of T: a bare AttributeError."""
+    with pytest.raises(TileError, match="has no member .__pow") as caught:
+
+        @T.prim_func
+        def kernel(A: T.Tensor((4,), "float32")):
+            with T.Kernel(1) as bx:
+                x = T.alloc_var("float32", 0)
+                things = {"A": A, "A[bx]": A[bx], "x": x, "A[0:2]": A[0:2]}
+                getattr(things[of], "__pow")
+
+    assert caught.value.loc is not None and caught.value.loc.file == __file__

@@ -90,7 +90,7 @@ def refuse_operators(cls: type, refuse: Callable[..., Any]) -> None:
 
 def no_attribute(x: Any, name: str) -> NoReturn:
     """What `x.name` says when there is no such attribute."""
-    if name.startswith("_"):
+    if name[0] == name[-1] == "_":  # Python, NumPy and notebooks ask for such names
         raise AttributeError(name)
     known = [n for n in dir(type(x)) if not n.startswith("_")]
     found = instead(name)
