@@ -10,6 +10,7 @@ import pytest
 
 from tiledsl import ir
 from tiledsl.backends.cpu.lower import Lower
+from tiledsl.backends.simt.lower_threads import LowerThreads
 from tiledsl.errors import TileError
 from tiledsl.interp import run as interpret
 from tiledsl.ir.walk import Rewriter, walk
@@ -67,6 +68,11 @@ Patch = pytest.MonkeyPatch
 def in_lowering(m: Patch) -> None:
     right = Lower.__call__
     m.setattr(Lower, "__call__", lambda self, f: wrong(right(self, f)))
+
+
+def in_threads(m: Patch) -> None:
+    right = LowerThreads.__call__
+    m.setattr(LowerThreads, "__call__", lambda self, f: wrong(right(self, f)))
 
 
 def in_fold(m: Patch) -> None:
@@ -174,6 +180,7 @@ FAULTS: dict[str, Callable[[Patch], None]] = {
     "targets": in_target(1),
     "workers": in_target(3),
     "variants": in_variant,
+    "threads": in_threads,
 }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tiledsl import config, ir
-from tiledsl.errors import TileRuntimeError
+from tiledsl.errors import TileNotImplementedError, TileRuntimeError
 from tiledsl.interp import Options, run
 from tiledsl.ir import Function
 from tiledsl.ir.walk import Rewriter
@@ -338,6 +338,18 @@ def _variants(case: Case) -> None:
             case.same(f"batch position, target {target}", back)
 
 
+def _threads(case: Case) -> None:
+    """The thread stage that a GPU gets, of a generation that the seed chooses, run by the interpreter."""
+    from tiledsl.backends.simt.pipeline import simt_pipeline
+
+    arch = ("sm_90a", "sm_80", "")[case.seed % 3]
+    try:
+        function = run_passes(case.function, simt_pipeline(arch), [Verify()])
+    except TileNotImplementedError:  # GPUs cannot do it, or not yet
+        return
+    case.gives_same(f"threads of {arch or 'a GPU'}", function)
+
+
 ORACLES: dict[str, Callable[[Case], None]] = {
     "checked": _checked,
     "order": _order,
@@ -352,8 +364,9 @@ ORACLES: dict[str, Callable[[Case], None]] = {
     "targets": _targets,
     "workers": _workers,
     "variants": _variants,
+    "threads": _threads,
 }
-COMPILING = frozenset(["targets", "workers", "variants"])
+COMPILING = frozenset(["targets", "workers", "variants", "threads"])  # those that take long
 
 
 def applies(name: str, program: Program) -> bool:
