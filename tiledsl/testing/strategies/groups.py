@@ -85,7 +85,7 @@ class Groups(Source):
         self.put(f"{n} = {self.pick((self.value(), self.uniform(), 'C[0]', 'bx * 7'))}")
         self.values.append(n)
         how = self.below(6)
-        if self.chance(12):
+        if self.chance(20):
             self.saw("block return")
             self.put(f"if {self.pick(('C[0] > 50', 'C[1] + bx > 40'))}:")
             self.put("    T.thread_return()")

@@ -141,7 +141,7 @@ class Threads(Groups):
         if self.depth < 5:
             kinds += [self.branch, self.branch, self.loop, self.loop, self.rounds]
         if self.depth == 2:
-            kinds += [self.tile, self.allreduce, self.grid, self.reducer, self.shares, self.chain]
+            kinds += [self.tile, self.allreduce, self.grid, self.grid, self.reducer, self.shares, self.chain]
             kinds += [self.meet, *([] if self.n < 2 or self.returned else [self.roles, self.roles])]
         self.pick(kinds)()
 
@@ -157,9 +157,14 @@ class Threads(Groups):
         name, value = self.fresh("x"), self.value()
         if self.chance(20):  # the old value of an element that no other thread touches
             place = self.pick(("R[tid]", "O[bx, 4, tid]"))
+            value = self.much()
             value = f"T.atomic_{self.pick(('add', 'max', 'xor'))}({place}, {value}, return_prev=True)"
         self.put(f"{name} = {value}")
         self.values.append(name)
+
+    def much(self) -> str:
+        """A value, at times one beside which an atomic is cheap."""
+        return " + ".join(self.value() for _ in range(self.pick((1, 1, 12))))
 
     def plain(self) -> None:
         self.pick((self.assign, self.exchange, self.reduction, self.array, self.unset))()
@@ -236,7 +241,7 @@ class Threads(Groups):
 
     def shared(self) -> None:
         if self.chance(30):
-            self.put(f"T.atomic_add(hist[({self.value()} + tid) % 8], {self.value(1)})")
+            self.put(f"T.atomic_add(hist[({self.value()} + tid) % 8], {self.much()})")
             return
         e = self.value()
         self.put("T.sync_threads()")
