@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tiledsl import ir
 from tiledsl.dtypes import FLOAT32, INT32, INT64, as_dtype
+from tiledsl.ir import build
 from tiledsl.ir.build import add, lt, mul, sub
 
 I32, I64, F32 = INT32, INT64, FLOAT32
@@ -49,8 +50,8 @@ def widen(e: ir.Expr) -> ir.Expr:
     """The value of a narrow integer (or bool) as int64."""
     if e.dtype == I64:
         return e
-    if isinstance(e, ir.Const):
-        return i64(int(e.value))
+    if isinstance(e, ir.Const):  # one of 64 bits without a sign wraps, as the conversion does
+        return build.cast(e, I64)
     return ir.Cast(e, I64)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from tiledsl import ir
 from tiledsl.analysis.bounds import kernel_facts
 from tiledsl.analysis.scopes import ScopedRewriter
-from tiledsl.ir.walk import walk
 
 __all__ = ["plain_arithmetic"]
 
@@ -15,18 +14,27 @@ def plain_arithmetic(function: ir.Function, kernel: ir.Kernel) -> set[int]:
     finder = _Finder()
     finder.facts = kernel_facts(function, kernel)
     finder.visit_block(kernel.body)
-    return finder.found
+    return {number for number, held in finder.held.items() if held}
 
 
 class _Finder(ScopedRewriter):
+    """held: by the ids of operators, whether they hold wherever they stand; asked: those that the expression at hand,
+    or one around it, was asked about."""
+
     def __init__(self) -> None:
-        self.found: set[int] = set()
+        self.held: dict[int, bool] = {}
+        self.asked: set[int] = set()
 
     def visit_expr(self, e: ir.Expr) -> ir.Expr:
-        if _counts(e) and id(e) not in self.found and self.facts.fits(e):
-            self.found |= {id(n) for n in walk(e) if isinstance(n, ir.Expr) and _counts(n)}
-            return e
-        return super().visit_expr(e)
+        outer = self.asked
+        if _counts(e) and id(e) not in self.asked:
+            found = self.facts.held(e)
+            self.asked = outer | found.keys()
+            for number, held in found.items():
+                self.held[number] = held and self.held.get(number, True)
+        new = super().visit_expr(e)
+        self.asked = outer
+        return new
 
 
 def _counts(e: ir.Expr) -> bool:

@@ -361,3 +361,33 @@ def test_one_barrier_of_groups_of_different_size() -> None:
     agree(kernel, A)
     run(kernel.function, [A], Options(exact=True))
     assert A.tolist() == [(t + 1) % 12 * 2 for t in range(12)] + [0] * 20
+
+
+@pytest.mark.parametrize("target", ["numpy:checked", "numpy"])
+def test_a_tile_without_axes_is_copied(target: str) -> None:
+    """The checked mode stopped with an internal error."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((6,), "float32"), O: T.Tensor((11,), "float32")):
+        with T.Kernel(3) as bx:
+            one = T.alloc_fragment((), "float32")
+            T.copy(A[bx], one)
+            T.copy(one, O[bx * 4])
+
+    A, O = np.arange(6, dtype=np.float32) + 1, np.zeros(11, np.float32)
+    agree(kernel, A, O)
+    tiledsl.compile(kernel)(A, O, target=target)
+    assert O.tolist() == [1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0]
+
+
+@pytest.mark.parametrize("index", [2**63, 2**64 - 1])
+def test_an_index_beyond_all_signed_ones(index: int) -> None:
+    """Where the guard of another axis kept the load, the lowering gave a literal that 64 signed bits cannot hold."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((4, 4), "float32"), I: T.Tensor((4,), "int32"), B: T.Tensor((4,), "float32")):
+        with T.Kernel(1):
+            for i in T.Parallel(4):
+                B[i] = T.if_then_else(I[I[i]] > 0, A[I[i], index], 1)
+
+    agree(kernel, np.ones((4, 4), np.float32), np.array([0, 3, 9, 1], np.int32), np.zeros(4, np.float32))

@@ -59,7 +59,7 @@ class Facts(System):
         self._scoped: dict[Expr, int] = dict(parent._scoped) if parent else {}
         self._told: set[tuple[Expr, bool]] = set(parent._told) if parent else set()  # comparisons, as assumed
         self._memo: dict[int, tuple[Expr, Linear]] = {}
-        self._wrapped = False
+        self._held: dict[int, bool] = {}  # ids of operators and conversions: whether they certainly stay in their type
 
     def child(self) -> Facts:
         return Facts(self)
@@ -220,9 +220,14 @@ class Facts(System):
 
     def fits(self, e: Expr) -> bool:
         """True when no integer operator in e can leave its type, so that e may be computed in a wider one."""
+        return all(self.held(e).values())
+
+    def held(self, e: Expr) -> dict[int, bool]:
+        """By the ids of the integer operators and conversions in e whether they certainly stay in their type. What
+        indices of loads compute is not looked at."""
         inner = self.child()
         inner.linear(e)
-        return not inner._wrapped
+        return inner._held
 
     def multiple(self, e: Expr, n: int) -> bool:
         """True when e is a multiple of n for sure."""
@@ -280,12 +285,14 @@ class Facts(System):
         """form, when the value that it states is one of e's type."""
         low, high = int_range(e.dtype)
         value_low, value_high = self._range(form)
-        if (value_low >= low or self._nonneg(form.shift(-low))) and (
+        held = (value_low >= low or self._nonneg(form.shift(-low))) and (
             value_high <= high or self._nonneg(form.scale(-1).shift(high))
-        ):
-            return form
-        self._wrapped = True
-        return self._opaque(e)
+        )
+        self._hold(id(e), held)
+        return form if held else self._opaque(e)
+
+    def _hold(self, number: int, held: bool) -> None:
+        self._held[number] = held and self._held.get(number, True)
 
     def _linear(self, e: Expr) -> Linear:
         if isinstance(e, Cast):
@@ -337,7 +344,7 @@ class Facts(System):
             if low >= 1:
                 self._assume(b.plus(result, -1).shift(-1))
             return result
-        self._wrapped = True
+        self._hold(id(e), False)
         return self._opaque(e)
 
     def _product(self, a: Linear, b: Linear) -> Linear:
@@ -386,7 +393,8 @@ class Facts(System):
     def _choice(self, e: IfThenElse | Select) -> Linear:
         yes, no = self._given(e.cond, True), self._given(e.cond, False)
         t, f = yes.linear(e.t), no.linear(e.f)
-        self._wrapped |= yes._wrapped or no._wrapped
+        for number, held in (*yes._held.items(), *no._held.items()):
+            self._hold(number, held)
         if self.prove(e.cond):
             return t
         low, high = int_range(e.dtype)

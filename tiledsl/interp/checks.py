@@ -65,6 +65,11 @@ class _Cells:
         return np.asarray(cells)
 
 
+def _with_axis(view: Array) -> Array:
+    """The view, of one axis where it has none: cells are counted along axes."""
+    return view if view.shape else view.reshape(1)
+
+
 class Tracker:
     """What one run knows about its memory."""
 
@@ -249,11 +254,13 @@ class Tracker:
     # -- whole views (tile operations) -------------------------------------------------------------------
 
     def read_view(self, buffer: Buffer, env: Env, view: Array, fail: Fail) -> None:
+        view = _with_axis(view)
         if view.size:
             self.read(buffer, env, view, tuple(np.ogrid[tuple(slice(n) for n in view.shape)]), None, fail)
 
     def write_view(self, buffer: Buffer, env: Env, view: Array, before: Array, fail: Fail) -> None:
         """view has been written; before: what it held."""
+        view, before = _with_axis(view), _with_axis(before)
         cells = self.cells.get(buffer.root)
         if cells is None or view.size == 0:
             return

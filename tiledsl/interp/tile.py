@@ -180,11 +180,12 @@ class Tiles:
                     low = [max(a, b) for a, b in zip(low, from_part[0], strict=True)]
                     high = [min(a, b) for a, b in zip(high, from_part[1], strict=True)]
                     if pads and (low, high) != stored and _nonempty(*stored):
-                        store(env, pad, _aligned(target[dst_box.part(to_key, *stored)], perm_dst))
+                        store(env, pad, _aligned(_boxed(target, dst_box.part(to_key, *stored)), perm_dst))
                 if not _nonempty(low, high):
                     return mask
                 from_key, to_key = src_box.part(from_key, low, high), dst_box.part(to_key, low, high)
-            data, place = _aligned(source[from_key], perm_src), _aligned(target[to_key], perm_dst)
+            data = _aligned(_boxed(source, from_key), perm_src)
+            place = _aligned(_boxed(target, to_key), perm_dst)
             if perm_dst is not None:
                 data = _last(data, place)
             if tracks:
@@ -345,6 +346,11 @@ def _alignment(axes: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], tuple
     if perm == tuple(range(rank)):
         return None
     return perm, expand
+
+
+def _boxed(data: Any, key: tuple[Any, ...]) -> Any:
+    """A view of a box; data[()] of an array without axes would be a copy."""
+    return data[key] if key else data
 
 
 def _aligned(view: Any, alignment: tuple[tuple[int, ...], tuple[Any, ...]] | None) -> Any:
