@@ -41,6 +41,17 @@ def test_all_programs_on_the_default_target() -> None:
     assert passed(done) >= 55 and "1 skipped" in done.stdout  # requires_rocm
 
 
+@pytest.mark.slow
+def test_programs_in_the_manner_of_many_authors() -> None:
+    done = tiledsl("pytest", "--", *NEVER, "inference.py", "attention_kinds.py", "models.py", "puzzles.py")
+    assert passed(done) >= 28
+
+
+def test_what_programs_ask_of_the_host() -> None:
+    done = tiledsl("pytest", "--", *NEVER, "host_tools.py", "surface.py")
+    assert passed(done) >= 22
+
+
 def test_traps_on_the_reference_and_in_workers() -> None:
     done = tiledsl("pytest", "--target", "numpy", "--", *NEVER, "-n", "1", "traps.py")
     assert passed(done) >= 11

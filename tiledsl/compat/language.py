@@ -26,7 +26,7 @@ __all__ = ["lookup", "names", "tilelang_meaning"]
 
 def names() -> list[str]:
     """The public names."""
-    return [*T.__all__, *(n for n in _OWN if n not in T.__all__)]
+    return [*T.__all__, *(n for n in _OWN if n not in T.__all__ and n not in T._REFUSED)]
 
 
 def tilelang_meaning() -> AbstractContextManager[None]:

@@ -112,7 +112,7 @@ def _found(name: str) -> Any:
 def state(name: str) -> str | None:
     """Why the language does not have `T.<name>`, and what to write; None when it has it."""
     try:
-        value = lookup(name)
+        value = getattr(T, name) if name in T._REFUSED else lookup(name)
         if type(value).__name__ == "Missing":
             value()  # says why
     except TileError as e:
