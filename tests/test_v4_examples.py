@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from v4_examples import FOLDER, load
 
-import tiledsl.kernels  # noqa: F401  (what these examples are about)
 from tiledsl.backend import load_backend
 
-FOLDER = Path(__file__).parents[1] / "examples" / "deepseek_v4"
-MODULES = ("measure", "cache_bytes", "decode", "million_tokens", "moe", "paged", "serve")
+measure, decode, million, moe, paged, serve = map(
+    load, ("measure", "decode", "million_tokens", "moe", "paged", "serve")
+)
 
-pytestmark = [
-    pytest.mark.skipif(not FOLDER.is_dir(), reason="not in a checkout"),
-    pytest.mark.skipif(not load_backend("llvm").probe().ok, reason="sizes for compiled code"),
-]
+pytestmark = pytest.mark.skipif(not load_backend("llvm").probe().ok, reason="sizes for compiled code")
 
 
 def run(name: str, *options: str, fails: bool = False) -> str:
@@ -41,19 +37,6 @@ def run(name: str, *options: str, fails: bool = False) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.fixture
-def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """The examples as modules."""
-    before = {name: sys.modules.pop(name, None) for name in MODULES}
-    monkeypatch.syspath_prepend(str(FOLDER))
-    try:
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-    finally:
-        for name in MODULES:
-            sys.modules.pop(name, None)
-        sys.modules.update({name: m for name, m in before.items() if m is not None})
-
-
 def test_million_tokens(tmp_path: Path) -> None:
     small = "--tokens 8192 --layers 4 --steps 2 --related 400 --threads 1 --sample 1".split()
     printed = run("million_tokens", *small, "--json", str(tmp_path / "out.json"))
@@ -66,29 +49,28 @@ def test_million_tokens(tmp_path: Path) -> None:
     assert "FAILED: needles" in run("million_tokens", *weak, fails=True)
 
 
-def test_what_a_step_cannot_do_without(modules: SimpleNamespace) -> None:
+def test_what_a_step_cannot_do_without() -> None:
     """Bytes and operations by hand: 8192 tokens have 2048 CSA entries and 64 of HCA."""
-    csa, hca = modules.decode.work(4, 8192), modules.decode.work(128, 8192)
-    assert csa["CSA: index scores"] == modules.measure.Work(2048 * 68.0, 0.0, 2.0 * 64 * 128 * 2048)
+    csa, hca = decode.work(4, 8192), decode.work(128, 8192)
+    assert csa["CSA: index scores"] == measure.Work(2048 * 68.0, 0.0, 2.0 * 64 * 128 * 2048)
     assert csa["CSA: attention"].floats == 4.0 * 64 * 512 * (128 + 512)
     assert hca["HCA: attention"].floats == 4.0 * 64 * 512 * (128 + 64)
     machine = SimpleNamespace(read=10.0, fma=4.0, bytes=8.0)
-    assert modules.measure.Work(30.0, 4.0, 8.0).seconds(machine) == 3.0
-    assert modules.measure.Work(10.0, 4.0, 8.0).seconds(machine) == 2.0
+    assert measure.Work(30.0, 4.0, 8.0).seconds(machine) == 3.0
+    assert measure.Work(10.0, 4.0, 8.0).seconds(machine) == 2.0
 
 
-def decoded(modules: SimpleNamespace, number: int) -> tuple[Any, Any]:
-    layer = modules.decode.Layer(number, 4096, 3, 8, 0.9, 300)
+def decoded(number: int) -> tuple[Any, Any]:
+    layer = decode.Layer(number, 4096, 3, 8, 0.9, 300)
     layer.fill(1)
     step = layer.inputs(4095)
-    layer.decode(step, modules.measure.Clock(1))
+    layer.decode(step, measure.Clock(1))
     return layer, step
 
 
 @pytest.mark.parametrize("number", [2, 3])
-def test_the_checks_of_caches_and_steps_find_changes(modules: SimpleNamespace, number: int) -> None:
-    million = modules.million_tokens
-    layer, step = decoded(modules, number)
+def test_the_checks_of_caches_and_steps_find_changes(number: int) -> None:
+    layer, step = decoded(number)
     assert million.check_entries(layer) and all(million.check_step(layer, step).values())
     first = layer.comp[0].copy()
     layer.comp[0, 3] ^= 0x40  # an exponent's bit of one FP8 element
@@ -117,16 +99,16 @@ def test_moe(tmp_path: Path) -> None:
     assert one["moved"] == found["bytes"] / 2 and five["moved"] > one["moved"]
 
 
-def test_the_reference_of_an_expert_layer_tells_experts_apart(modules: SimpleNamespace) -> None:
+def test_the_reference_of_an_expert_layer_tells_experts_apart() -> None:
     options = SimpleNamespace(experts=8, top=2, dim=128, inner=64, seed=1, peer_experts=0)
-    with modules.moe.Progress(1) as progress:
-        model = modules.moe.Model(options, progress)
-    batch = modules.moe.Batch(np.random.default_rng(0), 3, options, 8)
-    y = modules.moe.run(batch, model)
+    with moe.Progress(1) as progress:
+        model = moe.Model(options, progress)
+    batch = moe.Batch(np.random.default_rng(0), 3, options, 8)
+    y = moe.run(batch, model)
     for t in range(3):
-        assert modules.moe.far(y[t], modules.moe.exact(batch, t, model)) < modules.moe.NEAR
+        assert moe.far(y[t], moe.exact(batch, t, model)) < moe.NEAR
     batch.chosen[0] = batch.chosen[0, ::-1]
-    assert modules.moe.far(y[0], modules.moe.exact(batch, 0, model)) > modules.moe.NEAR
+    assert moe.far(y[0], moe.exact(batch, 0, model)) > moe.NEAR
 
 
 def test_serve(tmp_path: Path) -> None:
@@ -138,11 +120,10 @@ def test_serve(tmp_path: Path) -> None:
     assert found["allocated"] == (37440 + 64 * 68 + 1728) / 256
 
 
-def test_a_damaged_prefix_is_noticed(modules: SimpleNamespace, tmp_path: Path) -> None:
-    serve, paged = modules.serve, modules.paged
+def test_a_damaged_prefix_is_noticed(tmp_path: Path) -> None:
     model = paged.Model((0, 4), 64, 4, 300, 0)
     prefixes = serve.Prefixes(tmp_path, 256)
-    server = serve.Server(model, 2, 5, prefixes, modules.measure.Clock(1))
+    server = serve.Server(model, 2, 5, prefixes, measure.Clock(1))
     tokens = [int(x) for x in np.random.default_rng(0).integers(0, 256, 260)]
     first = serve.Request("first", tokens, 2)
     server.serve([first])
