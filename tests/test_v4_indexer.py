@@ -143,6 +143,35 @@ def test_logits_and_selection(m: int, heads: int, n: int, page: int, seed: int) 
             np.testing.assert_array_equal(chosen[t], np.where(order < visible[t], order, -1))
 
 
+def test_one_sum_and_four_are_the_same_number() -> None:
+    """Scales close together go through one sum of integers, others through four: no bit tells which, so a key does not
+    depend on its neighbours. A NaN is no relevance: 0. 17 heads: a multiple of nothing."""
+    rng = np.random.default_rng(4)
+    codes, scales = rng.integers(0, 256, (128, 64)).astype(np.uint8), rng.integers(124, 128, (128, 4)).astype(np.uint8)
+    q = rng.integers(0, 256, (2, 17, 68)).astype(np.uint8)
+    q[:, :, 64:] = rng.integers(125, 129, (2, 17, 4))
+    w, visible = rng.standard_normal((2, 17)).astype(F), np.full(2, 128, np.int32)
+    far = scales.copy()
+    far[[5, 80, 127]] = [[0, 130, 120, 255], [97, 97, 97, 101], [158, 157, 157, 157]]
+    others = np.setdiff1d(np.arange(128), [5, 80, 127])
+    k = fp4_values(codes, scales)
+    wanted = np.einsum(
+        "th,ths->ts", w, np.maximum(np.einsum("thd,sd->ths", fp4_values(q[..., :64], q[..., 64:]), k), 0)
+    )
+    for target in TARGETS:
+        near, mixed = (
+            v4.index_logits(
+                q, w, np.concatenate([codes.reshape(2, -1), s.reshape(2, -1)], 1), 64, visible, 128, target=target
+            )
+            for s in (scales, far)
+        )
+        np.testing.assert_allclose(near, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+        assert same_bits(near[:, others].copy(), mixed[:, others].copy())
+        assert not mixed[:, 5].any() and np.isfinite(mixed[:, 127]).all()
+        exact = np.maximum(np.einsum("hd,d->h", fp4_values(q[1, :, :64], q[1, :, 64:]), fp4_values(codes, far)[80]), 0)
+        np.testing.assert_allclose(mixed[1, 80], w[1].astype(np.float64) @ exact, rtol=1e-4)
+
+
 def test_needles_are_found() -> None:
     """Queries find the keys that are near them among 4096 others, through rotation and four bits."""
     rng = np.random.default_rng(1)

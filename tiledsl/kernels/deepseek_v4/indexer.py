@@ -5,6 +5,7 @@ the same form, one to a page. indexer_fp8.py has those of DeepSeek-V3.2.
 """
 
 # mypy: disable-error-code="no-untyped-def,valid-type"
+import sys
 from functools import cache
 from typing import Any
 
@@ -20,7 +21,7 @@ from tiledsl.kernels.quant.casts import FP4_FLOOR
 from tiledsl.kernels.quant.scales import E8M0, scale_of
 from tiledsl.kernels.reorder import top_k
 from tiledsl.kernels.tiles import tiles_for
-from tiledsl.runtime import allocate
+from tiledsl.runtime import address_of, allocate, is_torch
 
 __all__ = ["DIM", "KEYS", "ROPE", "ROWS", "check_lookup", "index_logits", "index_logits_kernel"]
 __all__ += ["index_page_bytes", "index_queries", "query_slots", "rotate_all", "select_blocks", "write_index_keys"]
@@ -29,6 +30,8 @@ __all__ += ["write_index_keys_kernel"]
 DIM, ROPE, CODES, SCALES = 128, 64, 64, 4  # elements of a key, its rotated part; bytes
 ROWS = 4
 KEYS, STEPS = 64, 8  # keys of a tile, tiles of a block
+SHIFT = 3  # 12 * 2^3 is the largest that fits into int8
+LEAST, MOST = 97, 157  # e8m0 codes, of 2^-30 and 2^30: their products, and sums of so many, are far from any bound
 
 
 def index_page_bytes(page_size: int) -> int:
@@ -184,47 +187,102 @@ def index_queries(q: Any, cos: Any, sin: Any, positions: Any, *, target: Any = N
     return made.reshape(m, heads, CODES + SCALES)
 
 
+def above_middle(words: Any, shift: Any) -> Any:
+    """The e2m1 in the low half of each of four bytes, as uint8: 128 and twice its value times 2^shift, shift <= 3.
+
+    All four at once, in the bits of a word: twice the values are 0, 1, 2, 3, 4, 6, 8, 12, that is the code c, and from
+    4 on c + l + 2 [l = 3] with l the lower two bits of c.
+    """
+    ones = T.uint32(0x01010101)
+    code = words & 0x07070707
+    large = (code >> 2) & ones
+    low = code & (large | (large << 1))
+    size = (code + low + ((low & (low >> 1) & ones) << 1)) << shift
+    negative = (words >> 3) & ones
+    return (size ^ ((negative << 8) - negative) ^ 0x80808080) + negative  # 128 - x is (127 ^ x) + 1
+
+
+@T.macro
+def examine(scales, base, far, i):
+    """base[i] = the least of four e8m0 codes; far[i] = 0 where one exact sum of all 128 products takes their place."""
+    a, b, c, d = scales & 255, (scales >> 8) & 255, (scales >> 16) & 255, scales >> 24
+    base[i] = T.min(T.min(a, b), T.min(c, d))
+    most = T.max(T.max(a, b), T.max(c, d))
+    far[i] = T.if_then_else(most - base[i] <= SHIFT and base[i] >= LEAST and most <= MOST, 0, 1)
+
+
+def power(code: Any) -> Any:
+    """The float32 of an e8m0 code."""
+    return T.cast(T.reinterpret(T.cast(code, T.uint8), E8M0), T.float32)
+
+
 @tiledsl.jit
 def index_logits_kernel(heads: int, page_size: int, out_dtype: DType, threads: int = 128) -> Any:
-    """L[t, s] = sum over h of w[t, h] max(q[t, h] . k[s], 0) for s < Visible[t], -inf beyond.
+    """L[t, s] = sum over h of w[t, h] max(q[t, h] . k[s], 0) for s < Visible[t], -inf beyond. Words hold four bytes.
 
     Twice an e2m1 is a small integer: products of 32 that share scales are exact int32 sums, in any order, so the low
-    halves of their bytes come first and then the high ones, for keys and queries alike.
+    halves of all bytes come first and then the high ones, for keys and queries alike. The four sums are scaled and
+    added in float32. Where the four scales lie close together, as those of rotated vectors do, the integers take up
+    their differences: one sum of 128 products, which is exact in float32 as well, so that it is the same number.
     """
     M, S, pages, per, sequences = (T.dynamic(s) for s in ("M", "S", "pages", "per", "sequences"))
-
-    def doubled(code: Any) -> Any:
-        return T.cast(T.if_then_else(code & 8 != 0, -1, 1) * ((0xC8643210 >> ((code & 7) * 4)) & 15), T.int8)
+    words, groups = DIM // 4, CODES // 4  # of 8-bit integers, of pairs
+    half = groups // SCALES  # words of pairs that share a scale
+    rows = -(-heads // 16) * 16  # heads, with zeros up to a multiple of 16: sums over heads are 16 partial ones
 
     @T.prim_func
     def index_logits(
-        Q: T.Tensor((M, heads, CODES + SCALES), T.uint8),
+        Q: T.Tensor((M, heads, groups + 1), T.int32),
         W: T.Tensor((M, heads), T.float32),
-        Cache: T.Tensor((pages, page_size * (CODES + SCALES)), T.uint8),
+        Cache: T.Tensor((pages, page_size * (groups + 1)), T.int32),
         Table: T.Tensor((sequences, per), T.int32),
         Sequence: T.Tensor((M,), T.int32),
         Visible: T.Tensor((M,), T.int32),
         L: T.Tensor((M, S), out_dtype),
     ):
         with T.Kernel(T.ceildiv(S, KEYS * STEPS), M, threads=threads) as (bx, t):
-            q = T.alloc_shared((heads, DIM), T.int8)
-            q_scale = T.alloc_fragment((SCALES, heads), T.float32)
-            weight = T.alloc_fragment((heads,), T.float32)
-            k = T.alloc_shared((KEYS, DIM), T.int8)
-            k_scale = T.alloc_fragment((KEYS, SCALES), T.float32)
+            q_plain = T.alloc_shared((rows, DIM), T.int8)
+            q_words = T.view(q_plain, (rows, words), T.uint32)
+            q = T.alloc_shared((rows, DIM), T.int8)
+            q_part = T.alloc_shared((rows, 32), T.int8)
+            q_scales = T.alloc_fragment((rows,), T.uint32)
+            q_base = T.alloc_fragment((rows,), T.uint32)
+            q_far = T.alloc_fragment((rows,), T.int32)
+            q_apart = T.alloc_fragment((1,), T.int32)
+            q_scale = T.alloc_fragment((rows,), T.float32)
+            q_sum = T.alloc_fragment((rows,), T.int32)
+            weight = T.alloc_fragment((rows,), T.float32)
+            k = T.alloc_shared((KEYS, DIM), T.uint8)  # 128 more than the integer, so that nothing else has to be added
+            k_words = T.view(k, (KEYS, words), T.uint32)
+            k_part = T.alloc_shared((KEYS, 32), T.int8)
+            k_scales = T.alloc_fragment((KEYS,), T.uint32)
+            k_base = T.alloc_fragment((KEYS,), T.uint32)
+            k_far = T.alloc_fragment((KEYS,), T.int32)
+            apart = T.alloc_fragment((1,), T.int32)
+            k_scale = T.alloc_fragment((KEYS,), T.float32)
             page = T.alloc_fragment((KEYS,), T.int32)
             entry = T.alloc_fragment((KEYS,), T.int32)
-            dot = T.alloc_fragment((KEYS, heads), T.int32)
-            score = T.alloc_fragment((KEYS, heads), T.float32)
+            dot = T.alloc_fragment((KEYS, rows), T.int32)
+            score = T.alloc_fragment((KEYS, rows), T.float32)
+            part = T.alloc_fragment((KEYS, 16), T.float32)
             logit = T.alloc_fragment((KEYS,), T.float32)
-            T.copy(W[t, 0:heads], weight)
-            for b in T.serial(SCALES):
-                for h, j in T.Parallel(heads, 16):
-                    pair = T.cast(Q[t, h, b * 16 + j], T.uint32)
-                    q[h, b * 32 + j] = doubled(pair)
-                    q[h, b * 32 + 16 + j] = doubled(pair >> 4)
-            for b, h in T.Parallel(SCALES, heads):
-                q_scale[b, h] = T.cast(T.reinterpret(Q[t, h, CODES + b], E8M0), T.float32) * 0.25
+            T.copy(W[t, 0:rows], weight)
+            for h in T.Parallel(rows):
+                near = T.uint32(127 * 0x01010101)
+                q_scales[h] = T.if_then_else(h < heads, T.reinterpret(Q[t, h, groups], T.uint32), near)
+            for h in T.Parallel(rows):
+                examine(q_scales[h], q_base, q_far, h)
+            T.reduce_max(q_far, q_apart, dim=0)
+            for h in T.Parallel(rows):
+                q_scale[h] = power(q_base[h]) * 0.25
+            for h, j in T.Parallel(rows, groups):
+                code = (q_scales[h] >> T.cast(j // half * 8, T.uint32)) & 255
+                shift = T.if_then_else(q_apart[0] == 0, code - q_base[h], 0)
+                pairs = T.reinterpret(Q[t, h, j], T.uint32)
+                q_words[h, j] = above_middle(pairs, shift) ^ 0x80808080
+                q_words[h, groups + j] = above_middle(pairs >> 4, shift) ^ 0x80808080
+            T.copy(q_plain, q)
+            T.reduce_sum(q_plain, q_sum, dim=1)
             for step in T.serial(STEPS):
                 first = (bx * STEPS + step) * KEYS
                 if first < S:
@@ -232,39 +290,57 @@ def index_logits_kernel(heads: int, page_size: int, out_dtype: DType, threads: i
                         if page_size % KEYS == 0:  # a tile is a piece of one page
                             whole = Table[Sequence[t], first // page_size]
                             start = first % page_size
-                            for b in T.serial(SCALES):
-                                for c, j in T.Parallel(KEYS, 16):
-                                    byte = T.cast(Cache[whole, (start + c) * CODES + b * 16 + j], T.uint32)
-                                    k[c, b * 32 + j] = doubled(byte)
-                                    k[c, b * 32 + 16 + j] = doubled(byte >> 4)
-                            for c, b in T.Parallel(KEYS, SCALES):
-                                code = Cache[whole, page_size * CODES + (start + c) * SCALES + b]
-                                k_scale[c, b] = T.cast(T.reinterpret(code, E8M0), T.float32)
+                            for c in T.Parallel(KEYS):
+                                k_scales[c] = T.reinterpret(Cache[whole, page_size * groups + start + c], T.uint32)
                         else:
                             for c in T.Parallel(KEYS):
                                 at = T.min(first + c, Visible[t] - 1)
                                 page[c] = Table[Sequence[t], at // page_size]
                                 entry[c] = at % page_size
+                                k_scales[c] = T.reinterpret(Cache[page[c], page_size * groups + entry[c]], T.uint32)
+                        for c in T.Parallel(KEYS):
+                            examine(k_scales[c], k_base, k_far, c)
+                        T.reduce_max(k_far, apart, dim=0)
+                        apart[0] = T.max(apart[0], q_apart[0])
+                        for c, j in T.Parallel(KEYS, groups):
+                            code = (k_scales[c] >> T.cast(j // half * 8, T.uint32)) & 255
+                            shift = T.if_then_else(apart[0] == 0, code - k_base[c], 0)
+                            if page_size % KEYS == 0:
+                                pairs = T.reinterpret(Cache[whole, (start + c) * groups + j], T.uint32)
+                            else:
+                                pairs = T.reinterpret(Cache[page[c], entry[c] * groups + j], T.uint32)
+                            k_words[c, j] = above_middle(pairs, shift)
+                            k_words[c, groups + j] = above_middle(pairs >> 4, shift)
+                        if apart[0] == 0:
+                            for c in T.Parallel(KEYS):
+                                k_scale[c] = power(k_base[c])
+                            T.gemm(k, q, dot, transpose_B=True, clear_accum=True)
+                            for c, p in T.Parallel(KEYS, 16):
+                                total = T.alloc_var(T.float32, 0.0)
+                                for g in T.unroll(rows // 16):
+                                    h = g * 16 + p
+                                    value = T.cast(dot[c, h] - 128 * q_sum[h], T.float32) * (q_scale[h] * k_scale[c])
+                                    total = total + weight[h] * T.max(value, 0.0)
+                                part[c, p] = total
+                        else:
+                            T.clear(score)
                             for b in T.serial(SCALES):
-                                for c, j in T.Parallel(KEYS, 16):
-                                    byte = T.cast(Cache[page[c], entry[c] * CODES + b * 16 + j], T.uint32)
-                                    k[c, b * 32 + j] = doubled(byte)
-                                    k[c, b * 32 + 16 + j] = doubled(byte >> 4)
-                            for c, b in T.Parallel(KEYS, SCALES):
-                                code = Cache[page[c], page_size * CODES + entry[c] * SCALES + b]
-                                k_scale[c, b] = T.cast(T.reinterpret(code, E8M0), T.float32)
-                        T.clear(score)
-                        for b in T.serial(SCALES):
-                            T.gemm(
-                                k[:, b * 32 : (b + 1) * 32], q[:, b * 32 : (b + 1) * 32], dot,
-                                transpose_B=True, clear_accum=True,
-                            )  # fmt: skip
-                            for c, h in T.Parallel(KEYS, heads):
-                                factor = q_scale[b, h] * k_scale[c, b]
-                                score[c, h] = score[c, h] + T.cast(dot[c, h], T.float32) * factor
-                        for c, h in T.Parallel(KEYS, heads):
-                            score[c, h] = weight[h] * T.max(score[c, h], 0.0)
-                        T.reduce_sum(score, logit, dim=1)
+                                byte = T.cast(b * 8, T.uint32)
+                                for c, j in T.Parallel(KEYS, 32):
+                                    k_part[c, j] = T.cast(k[c, j // 16 * CODES + b * 16 + j % 16], T.int32) - 128
+                                for h, j in T.Parallel(rows, 32):
+                                    q_part[h, j] = q_plain[h, j // 16 * CODES + b * 16 + j % 16]
+                                T.gemm(k_part, q_part, dot, transpose_B=True, clear_accum=True)
+                                for c, h in T.Parallel(KEYS, rows):
+                                    own = T.if_then_else(q_apart[0] == 0, q_base[h], (q_scales[h] >> byte) & 255)
+                                    factor = power(own) * 0.25 * power((k_scales[c] >> byte) & 255)
+                                    score[c, h] = score[c, h] + T.cast(dot[c, h], T.float32) * factor
+                            for c, p in T.Parallel(KEYS, 16):
+                                total = T.alloc_var(T.float32, 0.0)
+                                for g in T.unroll(rows // 16):
+                                    total = total + weight[g * 16 + p] * T.max(score[c, g * 16 + p], 0.0)
+                                part[c, p] = total
+                        T.reduce_sum(part, logit, dim=1)
                         for c in T.Parallel(KEYS):
                             seen = first + c < Visible[t]
                             L[t, first + c] = T.if_then_else(seen, logit[c], -T.infinity(T.float32))
@@ -276,6 +352,14 @@ def index_logits_kernel(heads: int, page_size: int, out_dtype: DType, threads: i
 
 
 _index_logits_kernel = cache(index_logits_kernel)
+
+
+def as_words(x: Any) -> Any:
+    """Bytes [..., n] as int32 [..., n / 4], copied where they do not begin at one."""
+    x = arrays.dense(x)
+    if is_torch(x):
+        return (x.clone() if address_of(x) % 4 else x).view(sys.modules["torch"].int32)
+    return (x.copy() if address_of(x) % 4 else x).view(np.int32)
 
 
 def index_logits(
@@ -347,7 +431,9 @@ def check_lookup(
     arrays.check_size(name, "visible", visible, 0, min(int(length), per * page_size))
     arrays.check_size(name, "block_table", block_table, 0, max(pages - 1, 0))
     arrays.check_size(name, "sequence", sequence, 0, rows - 1)
-    return m, heads, [arrays.dense(x) for x in (q, weights, cache, block_table, sequence, visible)]
+        kernel = _index_logits_kernel(heads, page_size, out, tiles_for(target).threads)
+        given[0], given[2] = as_words(given[0]), as_words(given[2])
+        kernel(*given, logits, target=target)
 
 
 @tiledsl.jit
