@@ -402,6 +402,7 @@ def index_logits(
     logits = allocate((m, int(length)), out, q)
     if m and length:
         kernel = _index_logits_kernel(heads, page_size, out, tiles_for(target).threads)
+        given[0], given[2] = as_words(given[0]), as_words(given[2])
         kernel(*given, logits, target=target)
     return logits
 
@@ -431,9 +432,7 @@ def check_lookup(
     arrays.check_size(name, "visible", visible, 0, min(int(length), per * page_size))
     arrays.check_size(name, "block_table", block_table, 0, max(pages - 1, 0))
     arrays.check_size(name, "sequence", sequence, 0, rows - 1)
-        kernel = _index_logits_kernel(heads, page_size, out, tiles_for(target).threads)
-        given[0], given[2] = as_words(given[0]), as_words(given[2])
-        kernel(*given, logits, target=target)
+    return m, heads, [arrays.dense(x) for x in (q, weights, cache, block_table, sequence, visible)]
 
 
 @tiledsl.jit
