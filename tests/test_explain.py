@@ -184,3 +184,26 @@ def test_eager_kernels_are_explained_and_shown() -> None:
     assert said == str(doubled.kernel(a, block=8).explain(a, target="llvm")) and "2 times" in said
     assert doubled.show(n=16, block=8).text == doubled.kernel(a, block=8).text()
     assert doubled.show(a, stage="loop", target="numba").stage == "loop"
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_of_two_sides_that_data_choose_from_one_counts(swapped: bool) -> None:
+    """The heavier one, wherever it stands; the other is there, without runs."""
+
+    @T.prim_func
+    def main(n: T.Tensor((1,), "int32"), A: T.Tensor((16, 16), "float32"), C: T.Tensor((16, 16), "float32")):
+        with T.Kernel(3) as bx:
+            a = T.alloc_shared((16, 16), "float32")
+            c = T.alloc_fragment((16, 16), "float32")
+            T.copy(A, a)
+            if (n[0] > bx) == swapped:
+                T.fill(c, 0.0)
+            else:
+                T.gemm(a, a, c, clear_accum=True)
+            T.copy(c, C)
+
+    counted = work(tiledsl.compile(main).function, {})
+    gemm = [w for w in counted if w.operations]
+    assert len(gemm) == 1 and gemm[0].operations == 3 * 2 * 16**3 and gemm[0].runs == 3 and gemm[0].at_least
+    (fill,) = (w for w in counted if type(w.statement).__name__ == "Fill")
+    assert fill.runs == 0 and fill.at_least and len(counted) == 4

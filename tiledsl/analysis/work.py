@@ -1,7 +1,7 @@
 """How much a function computes and moves, statement by statement, for given arguments.
 
 Trip counts are evaluated for blocks of the grid (a sample of a large one); what depends on data is counted once, and
-said to be a lower bound.
+said to be a lower bound; of two sides of a branch that data decide about, one counts.
 """
 
 from __future__ import annotations
@@ -107,12 +107,26 @@ class _Counter:
             self.block(s.body, times, True)
         elif isinstance(s, ir.If):
             taken = self.value(s.cond)
-            if taken is None or taken:
-                self.block(s.then, times, loose or taken is None)
-            if not taken:
-                self.block(s.orelse, times, loose or taken is None)
+            if taken is None:
+                self.either(s, times)
+            else:
+                self.block(s.then if taken else s.orelse, times, loose)
         elif isinstance(s, (ir.Copy, ir.Gemm, ir.Reduce, ir.Scan, ir.Fill, ir.Parallel, ir.Store, ir.Atomic)):
             self.count(s, times, loose)
+
+    def either(self, s: ir.If, times: float) -> None:
+        """Data choose one side: the one with more operations counts, the other's statements are there without runs."""
+        sides = [_Counter({}, self.parts, dict(self.env)) for _ in range(2)]
+        for side, body in zip(sides, (s.then, s.orelse), strict=True):
+            side.block(body, times, True)
+        heavier = max(
+            sides, key=lambda c: [sum(getattr(w, f) for w in c.found.values()) for f in ("operations", "moved")]
+        )
+        for side in sides:
+            for key, w in side.found.items():
+                one, share = self.found.setdefault(key, Work(w.statement)), float(side is heavier)
+                one.runs, one.at_least = one.runs + share * w.runs, True
+                one.operations, one.moved = one.operations + share * w.operations, one.moved + share * w.moved
 
     def loop(self, s: ir.For, times: float, loose: bool) -> None:
         bounds = [self.value(e) for e in (s.start, s.stop, s.step)]
