@@ -32,7 +32,7 @@ def cpus() -> dict[str, Cpu]:
 def gemm(cpu: str, dtype: str, panel: int, shape: Blocking | None = None) -> tuple[Any, Loaded]:
     d, target, module = as_dtype(dtype), cpus()[cpu], ll.Module()
     f = emit_gemm(module, d, panel, shape or blocking(d, panel, target.register_bytes))
-    return entry(module, f, target, [1, 0, 1, 0, 0, 1, 0, 0, 0, 0])
+    return entry(module, f, target, [1, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0])
 
 
 @cache
@@ -69,7 +69,7 @@ def check_gemm(run: Any, dtype: str, panel: int, m: int, n: int, k: int, a_trans
     rows, inner = (a.strides[1], a.strides[0]) if a_trans else a.strides
     run(
         c_all.ctypes.data, c_all.shape[1], a.ctypes.data, rows // size, inner // size, panels.ctypes.data,
-        panels.strides[0] // size, m, n, k,
+        panels.strides[0] // size, panel, m, n, k,
     )  # fmt: skip
     assert c_all.tobytes() == wanted.tobytes(), (dtype, panel, m, n, k, a_trans)
 
@@ -110,7 +110,7 @@ def test_gemm_of_bytes(form: str, cpu: str, left: str, right: str) -> None:
     for clear in (False, True):
         module = ll.Module()
         f = emit_gemm(module, as_dtype("int32"), panel, shape, clear, Bytes(left == "int8", flip, form))
-        run, _keep = entry(module, f, target, [1, 0, 1, 0, 0, 1, 0, 0, 0, 0])
+        run, _keep = entry(module, f, target, [1, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0])
         for m, n, k in [*SIZES, (7, 33, 64), (13, 31, 67), (3, 32, 130), (2, 7, 2), (9, 40, 61)]:
             rng = np.random.default_rng(k)
             a_all, b = rng.integers(0, 256, (m + 1, k + 3), "u1").view(left), rng.integers(0, 256, (k, n), "u1")
@@ -127,7 +127,7 @@ def test_gemm_of_bytes(form: str, cpu: str, left: str, right: str) -> None:
             MICRO["gemm"]([meant[:m, :n]], [a, panels], [m, n, k], attrs, True)
             assert meant.tobytes() == wanted.tobytes()
             run(c_all.ctypes.data, c_all.shape[1], a_all.ctypes.data, k + 3, 1, panels.ctypes.data,
-                panels.strides[0] // 4, m, n, k)  # fmt: skip
+                panels.strides[0] // 4, panel, m, n, k)  # fmt: skip
             assert c_all.tobytes() == wanted.tobytes(), (m, n, k, clear)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from tiledsl import ir
 from tiledsl.analysis.remarks import remark
-from tiledsl.dtypes import DType
+from tiledsl.dtypes import INT32, DType
 
 from .context import Context, vstore
 from .pack import pack_rows, pack_transposed, rows_of, transpose_panels, transposed_bytes
 from .rows import copy_rows, element, round_rows, rows, whole, zero_of
-from .storage import Panels, accumulator_type, flip_of, panel_width
+from .storage import FEW_ROWS, Panels, accumulator_type, flip_of, is_unit, panel_width
 from .values import constant, index, scalar
-from .wide import TRUE, ZERO, i64
+from .wide import F32, LANES, TRUE, ZERO, i64
 
 __all__ = ["lower_gemm"]
 
@@ -22,24 +22,25 @@ def lower_gemm(cx: Context, s: ir.Gemm) -> None:
     m, k = [constant(cx, e, s) for e in s.a.extents[-2:]][:: -1 if s.transpose_a else 1]
     n = constant(cx, s.c.extents[-1], s)
     a = _left(cx, s, t)
-    b, width = _right(cx, s, t, n, k)
+    b, width, form = _right(cx, s, t, m, n, k)
     c, back = _result(cx, s, t, m, n)
     _clear(cx, s, c, m, n, t)
-    attrs: tuple[tuple[str, object], ...] = (("NR", width), ("a_trans", s.transpose_a))
+    attrs: tuple[tuple[str, object], ...] = (("NR", width), ("a_trans", s.transpose_a), *form)
     flip = flip_of(s)
     if flip is not None:
         attrs = (*attrs[:1], ("flip", flip))
     if s.clear == TRUE:
         attrs = (*attrs, ("clear", True))
     cx.emit(ir.MicroCall("gemm", (c,), (a, b), (i64(m), i64(n), i64(k)), attrs))
-    remark(s.loc, f"micro-kernel of {t}, {m}x{n}x{k}, panels of {width}", ", ".join(_detours(cx, s, t)))
+    how = f"rows of {s.b.buffer.root.name} in place" if dict(form).get("in_place") else f"panels of {width}"
+    remark(s.loc, f"micro-kernel of {t}, {m}x{n}x{k}, {how}", ", ".join(_detours(cx, s, t, bool(form))))
     if back is not None:
         copy_rows(cx, c, back, m, n)
     elif s.c.buffer.dtype.is_narrow:
         round_rows(cx, c, m, n, s.c.buffer.dtype)
 
 
-def _detours(cx: Context, s: ir.Gemm, t: DType) -> list[str]:
+def _detours(cx: Context, s: ir.Gemm, t: DType, in_place: bool) -> list[str]:
     """What has to happen before and after the micro-kernel in every call of it."""
     a, b, c = s.a.buffer, s.b.buffer, s.c.buffer
     found = []
@@ -47,7 +48,7 @@ def _detours(cx: Context, s: ir.Gemm, t: DType) -> list[str]:
         found.append(f"{a.name} is widened to {t}")
     if flip_of(s) is not None and s.transpose_a:
         found.append(f"{a.name} is transposed")
-    if cx.places[b].panels is None:
+    if cx.places[b].panels is None and not in_place:
         shared = b.scope == "shared" and b.alias_of is None
         why = "more than whole copies and gemms touch it" if shared else "it is no shared tile of its own"
         found.append(f"{b.name} is packed each time: {why}")
@@ -75,15 +76,27 @@ def _left(cx: Context, s: ir.Gemm, t: DType) -> ir.Region:
     return temp
 
 
-def _right(cx: Context, s: ir.Gemm, t: DType, n: int, k: int) -> tuple[ir.Region, int]:
+def _right(
+    cx: Context, s: ir.Gemm, t: DType, m: int, n: int, k: int
+) -> tuple[ir.Region, int, tuple[tuple[str, object], ...]]:
+    """The right operand, the width of its panels, and how it is held where that is not in panels of type t."""
     place = cx.places[s.b.buffer]
     if place.panels is not None:
         lead = tuple(index(cx, x).expr for x in s.b.starts[:-2])
         ones = tuple(i64(1) for _ in lead)
-        return ir.Region(place.buffer, (*lead, ZERO, ZERO, ZERO), (*ones, *place.buffer.shape[-3:])), place.panels.width
+        whole_panels = (*lead, ZERO, ZERO, ZERO), (*ones, *place.buffer.shape[-3:])
+        return ir.Region(place.buffer, *whole_panels), place.panels.width, ()
     region = _region(cx, s.b)
-    width = panel_width(n)
+    width, stored = panel_width(n), region.buffer.dtype
     form = Panels(n, k, width, s.transpose_b, flip_of(s))
+    halves = stored.is_narrow and stored.bits == 16
+    if t == F32 and (stored == t or halves) and m <= (FEW_ROWS if s.transpose_b else 2 * FEW_ROWS):
+        if not s.transpose_b and n % LANES == 0 and is_unit(region.buffer):
+            return region, max(w for w in (64, 48, 32, 16) if n % w == 0), (("in_place", True),)
+        if s.transpose_b and halves and k % 2 == 0 and is_unit(region.buffer):
+            words = cx.scratch(f"{s.b.buffer.name}_pairs", INT32, (-(-n // width), k // 2, width))
+            transpose_panels(cx, region, words, (), Panels(n, k // 2, width, True))
+            return whole(words), width, (("pairs", stored.name),)
     packed = cx.scratch(f"{s.b.buffer.name}_panels", t, (-(-n // width), form.depth, width))
     if s.transpose_b and form.flip is not None:
         pack_transposed(cx, packed, (), form, lambda rows: rows(rows_of(region)))
@@ -95,7 +108,7 @@ def _right(cx: Context, s: ir.Gemm, t: DType, n: int, k: int) -> tuple[ir.Region
         transpose_panels(cx, region, packed, (), form)
     else:
         pack_rows(cx, packed, (), form, rows_of(region))
-    return whole(packed), width
+    return whole(packed), width, ()
 
 
 def _result(cx: Context, s: ir.Gemm, t: DType, m: int, n: int) -> tuple[ir.Region, ir.Region | None]:

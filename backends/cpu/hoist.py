@@ -1,10 +1,13 @@
-"""Grid packing: read-only right operands of gemm are packed once per launch instead of once per block.
+"""Grid packing: read-only right operands of gemm are packed once per launch instead of once per block, or not at all.
 
 A kernel whose blocks copy the same tiles of an argument into shared memory for T.gemm repeats the packing in every
 block. This pass puts a kernel before it that copies all tiles of the argument into a workspace, tile by tile
 (which the lowering keeps packed), and lets the blocks multiply with the workspace's tiles. It pays when tiles are
 used more than once, which the grid tells at run time: otherwise the workspace is empty and the blocks copy as the
 author wrote. Nothing of a value changes: the workspace holds exactly what the copy would have written.
+
+A product of few rows that would be the only one to use what the copy packs reads the argument itself, where the tile
+lies inside it.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from tiledsl.dtypes import INT32, INT64
 from tiledsl.ir import build
 from tiledsl.ir.walk import free_vars, walk, writes
 
-from .storage import can_pack, gemm_operands
+from .printing import row_major_strides
+from .storage import FEW_ROWS, can_pack, gemm_operands
 
 __all__ = ["HoistPacks"]
 
@@ -41,7 +45,7 @@ class HoistPacks:
             hoist = _Hoist(function, k)
             kernels += hoist.run()
             workspaces += [p.workspace for p in hoist.packs]
-        if len(kernels) == len(function.kernels):
+        if all(a is b for a, b in zip(kernels, function.kernels, strict=False)):
             return function
         return function.replace(kernels=tuple(kernels), workspaces=tuple(workspaces))
 
@@ -54,6 +58,10 @@ class _Pack:
     workspace: ir.Buffer
     counts: tuple[ir.Expr, ...]
     worth: ir.Var
+
+
+_Way = tuple[ir.Var, ir.Region]  # what tells whether it is open, and the tile there
+_Ways = list[_Way]
 
 
 @dataclass
@@ -69,6 +77,10 @@ class _Hoist:
         self.written = {b.root for n in walk(self.kernel.body) if isinstance(n, ir.Stmt) for b in writes(n)}
         self.bad: set[ir.Buffer] = set()
         self.good: set[ir.Buffer] = set()
+        self.gemms: dict[ir.Buffer, list[ir.Gemm]] = {}
+        for n in walk(self.kernel.body):
+            if isinstance(n, ir.Gemm):
+                self.gemms.setdefault(n.b.buffer, []).append(n)
         self.prologue: list[ir.Stmt] = []
 
     def run(self) -> list[ir.Kernel]:
@@ -90,7 +102,7 @@ class _Hoist:
         for s in body:
             if isinstance(s, ir.Copy) and s.dst.buffer in self.tiles:
                 seen.pop(s.dst.buffer, None)
-                if self._hoistable(s):
+                if self._hoistable(s, body):
                     seen[s.dst.buffer] = s
                     self.good.add(s.dst.buffer)
             elif isinstance(s, ir.Gemm):
@@ -113,13 +125,25 @@ class _Hoist:
         for b in touched:
             seen.pop(b, None)
 
-    def _hoistable(self, s: ir.Copy) -> bool:
-        why = self._against(s)
-        remark(s.loc, "packed once per launch where blocks share tiles" if not why else "packed by each block", why)
-        return not why
+    def _hoistable(self, s: ir.Copy, body: tuple[ir.Stmt, ...]) -> bool:
+        why, there = self._against(s), self._in_place(s, body)
+        shared = "packed once per launch where blocks share tiles" if not why else "packed by each block"
+        remark(s.loc, "read in place by products, packed only at a boundary" if there else shared, "" if there else why)
+        return not why or there
 
-    def _against(self, s: ir.Copy) -> str:
-        """Why blocks cannot share what this copy packs."""
+    def _in_place(self, s: ir.Copy, body: tuple[ir.Stmt, ...]) -> bool:
+        """Whether products of few rows may read the copy's source instead of the tile. What has to be turned is better
+        packed, unless the only product comes once for each copy in `body`."""
+        gemms, t = self.gemms[s.dst.buffer], s.src.buffer.dtype
+        if self._unfit(s) or t is not s.dst.buffer.dtype or t.name not in ("float32", "bfloat16", "float16"):
+            return False
+        if gemms[0].transpose_b and (len(gemms) > 1 or all(n is not gemms[0] for n in body)):
+            return False
+        few = FEW_ROWS if gemms[0].transpose_b else 2 * FEW_ROWS
+        return all(isinstance(m, ir.Const) and m.value <= few for g in gemms for m in g.c.extents[-2:-1])
+
+    def _unfit(self, s: ir.Copy) -> str:
+        """Why something else than the tile cannot stand for it."""
         src = s.src.buffer
         if src not in self.params:
             return f"{src.name} is no argument"
@@ -127,6 +151,12 @@ class _Hoist:
             return f"the kernel writes {src.name}"
         if not can_pack(s):
             return f"rows of {src.name} are not side by side, are converted or have a safe value"
+        return ""
+
+    def _against(self, s: ir.Copy) -> str:
+        """Why blocks cannot share what this copy packs."""
+        if why := self._unfit(s):
+            return why
         starts = zip(s.src_axes, _tile(s), strict=True)
         aligned = all(self._multiple(s.src.starts[axis], n) for axis, n in starts)
         return "" if aligned else "its start is not known to be a multiple of the tile"
@@ -147,33 +177,50 @@ class _Hoist:
 
     # -- rewriting ------------------------------------------------------------------------------------------
 
-    def _rewrite(
-        self, body: tuple[ir.Stmt, ...], seen: dict[ir.Buffer, tuple[ir.Var, ir.Region]]
-    ) -> tuple[ir.Stmt, ...]:
+    def _rewrite(self, body: tuple[ir.Stmt, ...], seen: dict[ir.Buffer, _Ways]) -> tuple[ir.Stmt, ...]:
         out: list[ir.Stmt] = []
         for s in body:
             if isinstance(s, ir.Copy) and s.dst.buffer in self.good - self.bad:
-                out += self._replace_copy(s, seen)
+                out += self._replace_copy(s, body, seen)
             elif isinstance(s, ir.Gemm) and s.b.buffer in seen:
-                use, region = seen[s.b.buffer]
-                out.append(ir.If(use, (s.replace(b=region),), (s,), loc=s.loc))
+                product: tuple[ir.Stmt, ...] = (s,)
+                for use, region in reversed(seen[s.b.buffer]):
+                    product = (ir.If(use, (s.replace(b=region),), product, loc=s.loc),)
+                out += product
             else:
                 blocks = {f.name: getattr(s, f.name) for f in ir.fields_of(type(s)) if f.role == "block"}
                 out.append(s.replace(**{k: self._rewrite(b, dict(seen)) for k, b in blocks.items()}) if blocks else s)
         return tuple(out)
 
-    def _replace_copy(self, s: ir.Copy, seen: dict[ir.Buffer, tuple[ir.Var, ir.Region]]) -> list[ir.Stmt]:
-        pack = self._pack(s)
-        index = [_index(s, d) for d in _dims(s)]
+    def _replace_copy(
+        self, s: ir.Copy, body: tuple[ir.Stmt, ...], seen: dict[ir.Buffer, _Ways]
+    ) -> list[ir.Stmt]:
+        """The copy, done where no product has another way to its tile; before it what the ways need."""
         lets: list[ir.Stmt] = []
+        ways = seen[s.dst.buffer] = []
+        there = self._in_place(s, body)
+        if not self._against(s) and not (there and not self.gemms[s.dst.buffer][0].transpose_b):
+            ways.append(self._packed(s, lets))
+        if there:
+            ways.append(self._there(s, lets))
+        kept: ir.Stmt = s
+        for use, _ in ways:
+            kept = ir.If(build.not_(use), (kept,), loc=s.loc)
+        return [*lets, kept]
+
+    def _named(self, name: str, e: ir.Expr, lets: list[ir.Stmt]) -> ir.Expr:
+        """The value of e at the copy."""
+        if isinstance(e, (ir.Const, ir.Var)):
+            return e
+        v = ir.Var(name, e.dtype)
+        lets.append(ir.Let(v, e, loc=self.kernel.loc))
+        return v
+
+    def _packed(self, s: ir.Copy, lets: list[ir.Stmt]) -> _Way:
+        pack = self._pack(s)
         inside: ir.Expr = pack.worth
-        named: list[ir.Expr] = []
-        for i, count in zip(index, pack.counts, strict=True):
-            v: ir.Expr = i
-            if not isinstance(i, (ir.Const, ir.Var)):
-                v = ir.Var("tile", i.dtype)
-                lets.append(ir.Let(v, i, loc=s.loc))
-            named.append(v)
+        named = [self._named("tile", _index(s, d), lets) for d in _dims(s)]
+        for v, count in zip(named, pack.counts, strict=True):
             for test in (build.ge(v, 0), build.lt(v, count)):
                 inside = build.and_(inside, test)
         use = ir.Var("packed", ir.BOOL)
@@ -181,8 +228,24 @@ class _Hoist:
         zero = ir.Const(0, INT32)
         h, w = (ir.Const(n, INT32) for n in _tile(s))
         ones = tuple(ir.Const(1, INT32) for _ in named)
-        seen[s.dst.buffer] = (use, ir.Region(pack.workspace, (*named, zero, zero), (*ones, h, w)))
-        return [*lets, ir.If(build.not_(use), (s,), loc=s.loc)]
+        return use, ir.Region(pack.workspace, (*named, zero, zero), (*ones, h, w))
+
+    def _there(self, s: ir.Copy, lets: list[ir.Stmt]) -> _Way:
+        """The tile in the argument; where its axes are not the last ones, in a view that has them there."""
+        src, order = s.src.buffer, _dims(s)
+        starts = [self._named("start", s.src.starts[d], lets) for d in order]
+        extents = tuple(s.src.extents[d] for d in order)
+        inside: ir.Expr = build.TRUE
+        for start, n, d in zip(starts, extents, order, strict=True):
+            for test in (build.ge(start, 0), build.le(start, build.sub(src.shape[d], n))):
+                inside = build.and_(inside, test)
+        use = ir.Var("in_place", ir.BOOL)
+        lets.append(ir.Let(use, inside, loc=s.loc))
+        if order != tuple(range(src.rank)):
+            strides = row_major_strides(src)
+            shape, moved = (tuple(x[d] for d in order) for x in (src.shape, strides))
+            src = ir.Buffer(src.name, src.dtype, shape, "global", moved, alias_of=src, loc=src.loc)
+        return use, ir.Region(src, tuple(starts), extents)
 
     def _pack(self, s: ir.Copy) -> _Pack:
         """The pack of this copy's source in this tile form; shared by copies that differ only in their starts."""
@@ -215,7 +278,18 @@ class _Hoist:
         return build.ge(blocks, tiles)
 
     def _looped(self, e: ir.Expr) -> bool:
-        return any(v in self.loops or (v in self.lets and self._looped(self.lets[v])) for v in free_vars(e))
+        """Whether loops alone run over what starts at e: not where they begin elsewhere in every block."""
+        e = self.lets[e] if isinstance(e, ir.Var) and e in self.lets else e
+        if isinstance(e, ir.Cast):
+            return self._looped(e.x)
+        if isinstance(e, ir.Binary) and e.op == "add":
+            sides = [(self._looped(x), self._mentions(x, set(self.kernel.block_vars))) for x in (e.a, e.b)]
+            if (False, True) in sides:
+                return False
+        return self._mentions(e, self.loops)
+
+    def _mentions(self, e: ir.Expr, variables: set[ir.Var]) -> bool:
+        return any(v in variables or (v in self.lets and self._mentions(self.lets[v], variables)) for v in free_vars(e))
 
 
 def _packing_kernel(p: _Pack, number: int, kernel: ir.Kernel) -> ir.Kernel:

@@ -19,6 +19,7 @@ from .nibbles import bytes_of, holder
 from .wide import F32, I64, i64
 
 __all__ = [
+    "FEW_ROWS",
     "GemmTile",
     "Panels",
     "Place",
@@ -28,11 +29,15 @@ __all__ = [
     "gemm_operands",
     "global_place",
     "held",
+    "is_unit",
     "packed_buffers",
     "panel_width",
     "place_buffers",
     "place_workspaces",
 ]
+
+
+FEW_ROWS = 8  # of a product's left operand: bringing the right one into panels would take longer than the product
 
 
 @dataclass(frozen=True)
@@ -262,11 +267,15 @@ def can_pack(s: ir.Copy) -> bool:
         return False
     if s.src_axes[1] != src.rank - 1 or s.src_axes[0] == s.src_axes[1]:
         return False
-    unit = src.strides is None or (isinstance(src.strides[-1], ir.Const) and src.strides[-1].value == 1)
     same = src.dtype == s.dst.buffer.dtype or (
         src.dtype.is_float and s.dst.buffer.dtype in (F32,) and src.dtype.is_narrow
     )
-    return unit and same and not src.dtype.is_bool and not src.dtype.is_packed and src.scope != "var"
+    return is_unit(src) and same and not src.dtype.is_bool and not src.dtype.is_packed and src.scope != "var"
+
+
+def is_unit(b: ir.Buffer) -> bool:
+    """Elements of a row lie side by side."""
+    return b.strides is None or (isinstance(b.strides[-1], ir.Const) and b.strides[-1].value == 1)
 
 
 def accumulator_type(g: ir.Gemm) -> DType:

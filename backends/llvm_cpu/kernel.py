@@ -17,17 +17,14 @@ from llvmlite import ir as ll
 from tiledsl import ir
 from tiledsl.backend import Site
 from tiledsl.backends.cpu.emit import ring, values
-from tiledsl.backends.cpu.emit.bytes import Bytes
 from tiledsl.backends.cpu.emit.entry import emit_entry
-from tiledsl.backends.cpu.emit.gemm import blocking, emit_gemm
-from tiledsl.backends.cpu.emit.transpose import emit_transpose
+from tiledsl.backends.cpu.emit.micro import Micro, operands
 from tiledsl.backends.cpu.native import Cpu
 from tiledsl.backends.cpu.printing import (
     buffers_of,
     constant_index,
     count_of,
     may_wait,
-    row_major_strides,
 )
 from tiledsl.backends.llvm_cpu.expressions import ExpressionEmitter
 from tiledsl.dtypes import INT64
@@ -260,31 +257,11 @@ class _KernelEmitter(ExpressionEmitter):
         self.go(self.next_block)
 
     def do_MicroCall(self, s: ir.MicroCall) -> None:
-        attrs, d = dict(s.attrs), s.writes[0].buffer.dtype
         args: list[Value] = []
-        for r in (*s.writes, *s.reads):
+        for r, strides in operands(s):
             base, index = self.place(r.buffer, r.starts)
-            args.append(self.moved(base, r.buffer.dtype, index))
-            strides = row_major_strides(r.buffer)
-            if s.name == "gemm" and r is s.reads[1]:
-                axes: tuple[int, ...] = (-3,)
-            elif s.name == "gemm" and r is s.reads[0]:
-                axes = (-1, -2) if attrs.get("a_trans") else (-2, -1)
-            else:
-                axes = (-2,)
-            args += [self.index(strides[i]) for i in axes]
-        args += [self.index(x) for x in s.scalars]
-        width = values.register_bytes(self.b)
-        if s.name == "gemm":
-            panel = int(attrs["NR"])
-            left, module = s.reads[0].buffer.dtype, self.b.module
-            small = Bytes.of(left, bool(attrs["flip"]), module) if left.bits == 8 else None
-            f = emit_gemm(module, d, panel, blocking(d, panel, width), bool(attrs.get("clear")), small)
-        elif s.name == "transpose":
-            f = emit_transpose(self.b.module, d.bits, min(16, max(4, width * 8 // d.bits)))
-        else:
-            raise InternalError(f"no micro-kernel {s.name} for {d}")
-        self.b.call(f, args)
+            args += [self.moved(base, r.buffer.dtype, index), *(self.index(x) for x in strides)]
+        self.b.call(Micro.of(s).emit(self.b), [*args, *(self.index(x) for x in s.scalars)])
 
     def do_Atomic(self, s: ir.Atomic) -> None:
         base, index = self.place(s.buffer, s.indices)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tiledsl import ir
 from tiledsl.backend import Site
+from tiledsl.backends.cpu.emit.micro import operands
 from tiledsl.backends.cpu.printing import buffers_of, constant_index, count_of, may_wait
 from tiledsl.backends.numba_cpu.dialect import TYPE_NAMES
 from tiledsl.backends.numba_cpu.expressions import (
@@ -280,22 +281,13 @@ class _KernelPrinter(ExpressionPrinter):
             self.line("continue")
 
     def do_MicroCall(self, s: ir.MicroCall) -> None:
-        attrs = dict(s.attrs)
-        regions = [*s.writes, *s.reads]
         name, definition = micro_names(s)
         self.use(name, definition)
         pieces = []
-        for r in regions:
+        for r, strides in operands(s):
             base, index = self.place(r.buffer, r.starts)
             pieces.append(base if index == "0" else f"{base} + ({index})" if " " in index else f"{base} + {index}")
-            strides = self.strides_of(r.buffer)
-            if s.name == "gemm" and r is s.reads[1]:
-                pieces.append(self.stride(strides[-3]))
-            elif s.name == "gemm" and r is s.reads[0]:
-                order = (-1, -2) if attrs.get("a_trans") else (-2, -1)
-                pieces += [self.stride(strides[i]) for i in order]
-            else:
-                pieces.append(self.stride(strides[-2]))
+            pieces += [self.stride(x) for x in strides]
         pieces += [self.as_index(x, 0) for x in s.scalars]
         self.line(f"{name}({', '.join(pieces)})")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tiledsl.dtypes import as_dtype
 from tiledsl.ir.exact import gemm_chain
 from tiledsl.ir.micro_warp import WARP_MICRO
 
@@ -24,25 +25,33 @@ Meaning = Callable[[Sequence[Array], Sequence[Array], Sequence[Any], Mapping[str
 def _gemm(
     writes: Sequence[Array], reads: Sequence[Array], scalars: Sequence[int], attrs: Mapping[str, Any], exact: bool
 ) -> None:
-    """c[:m, :n] += a[:m, :k] @ b, with b packed in column panels; attrs: clear starts from 0 instead.
+    """c[:m, :n] += a[:m, :k] @ b, with b packed in column panels, or as it lies, in rows; attrs: clear starts from 0.
 
     c [M, N], a [M, K] ([K, M] with a_trans), panels [ceil(N / NR), K, NR]; float32, float64 or int32 (wrapping).
     With a of 8 bits (and c int32) the panels are [ceil(N / NR), ceil(K / 4), NR] words of four bytes along k, lowest
     first; flip: b has a's signedness, and the bytes' top bits are flipped; else b has the other signedness.
+    in_place: b is [K, N], of c's type or of a half one. pairs, the name of a half type: the panels are
+    [ceil(N / NR), K / 2, NR] words of two along k, the first lowest.
     Leading dimensions of extent 1 are dropped. Floats: each element is one k-ascending fma chain from c.
     """
     m, n, k = scalars
     c, a = (x.reshape(x.shape[-2:]) if x.ndim > 2 else x for x in (writes[0], reads[0]))
-    panels = reads[1].reshape(reads[1].shape[-3:]) if reads[1].ndim > 3 else reads[1]
     if m <= 0 or n <= 0:
         return
     if attrs.get("a_trans"):
         a = a.T
-    width = int(attrs["NR"])
-    count = -(-n // width)
-    if a.dtype.itemsize == 1:
-        panels = _bytes_of_words(panels, a.dtype, bool(attrs["flip"]))
-    b = panels[:count, :k].transpose(1, 0, 2).reshape(k, count * width)[:, :n]
+    if attrs.get("in_place"):
+        b = reads[1].reshape(reads[1].shape[-2:])[:k, :n].astype(c.dtype)
+    else:
+        panels = reads[1].reshape(reads[1].shape[-3:]) if reads[1].ndim > 3 else reads[1]
+        width = int(attrs["NR"])
+        count = -(-n // width)
+        if a.dtype.itemsize == 1:
+            panels = _parts_of_words(panels, "u1") ^ np.uint8(0x80 * bool(attrs["flip"]))
+            panels = panels.view(np.int8 if (a.dtype.kind == "i") == bool(attrs["flip"]) else np.uint8)
+        elif attrs.get("pairs"):
+            panels = _parts_of_words(panels, as_dtype(str(attrs["pairs"])).numpy).astype(c.dtype)
+        b = panels[:count, :k].transpose(1, 0, 2).reshape(k, count * width)[:, :n]
     out, a = c[:m, :n], a[:m, :k]
     if attrs.get("clear"):
         out[...] = 0
@@ -54,20 +63,24 @@ def _gemm(
         out += a @ b
 
 
-def _bytes_of_words(panels: Array, left: Any, flip: bool) -> Array:
-    """[P, K / 4, NR] words as [P, K, NR] bytes of B."""
+def _parts_of_words(panels: Array, dtype: Any) -> Array:
+    """[P, words, NR] words of 32 bits as [P, K, NR] elements of a smaller type."""
     p, words, width = panels.shape
-    signed = (left.kind == "i") == flip
-    b = np.ascontiguousarray(panels).view(np.uint8).reshape(p, words, width, 4).swapaxes(2, 3) ^ (0x80 * flip)
-    return b.astype(np.uint8).reshape(p, 4 * words, width).view(np.int8 if signed else np.uint8)
+    count = 4 // np.dtype(dtype).itemsize
+    parts = np.ascontiguousarray(panels).view(dtype).reshape(p, words, width, count).swapaxes(2, 3)
+    return np.ascontiguousarray(parts).reshape(p, words * count, width)
 
 
 def _transpose(
     writes: Sequence[Array], reads: Sequence[Array], scalars: Sequence[int], attrs: Mapping[str, Any], exact: bool
 ) -> None:
-    """dst[j, i] = src[i, j] for i < rows, j < cols."""
+    """dst[j, i] = src[i, j] for i < rows, j < cols; with a src of smaller elements, which lie side by side, words of
+    them are moved, and src[i, j] is its j-th word."""
     rows, cols = scalars
     dst, src = (x.reshape(x.shape[-2:]) if x.ndim > 2 else x for x in (writes[0], reads[0]))
+    part = dst.dtype.itemsize // src.dtype.itemsize
+    if part > 1:
+        src = np.ascontiguousarray(src[:rows, : cols * part]).view(dst.dtype)
     dst[:cols, :rows] = src[:rows, :cols].T
 
 

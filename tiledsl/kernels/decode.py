@@ -23,8 +23,6 @@ from tiledsl.runtime import allocate
 
 __all__ = ["attention_decode", "attention_decode_kernel", "mla_decode"]
 
-FEW = 4  # query heads per key head for which keys are read as they lie; more are worth a matrix product
-
 
 @tiledsl.jit
 def attention_decode_kernel(
@@ -35,7 +33,6 @@ def attention_decode_kernel(
     dtype: DType,
     paged: bool = False,
     scattered: bool = False,
-    few: bool = False,
     sink: bool = False,
     window: bool = False,
     threads: int = 128,
@@ -43,7 +40,7 @@ def attention_decode_kernel(
     """part "split": unnormalised output, maximum and sum of every split; part "combine": O and LSE.
 
     paged: token t of sequence b lies in row t % page_size of page table[b, t // page_size]; scattered: a tile of
-    keys may lie in several pages. Else page b is the cache of sequence b. few: at most FEW query heads share keys.
+    keys may lie in several pages. Else page b is the cache of sequence b.
     window: keys older than `left` tokens do not count, and are not read.
     """
     batch, heads, kv_heads = T.dynamic("batch"), T.dynamic("heads"), T.dynamic("kv_heads")
@@ -82,10 +79,6 @@ def attention_decode_kernel(
             before = T.alloc_fragment((block_H,), wide)
             origin = T.alloc_fragment((block_H,), wide)
             shrink = T.alloc_fragment((block_H,), wide)
-            wide_k = T.alloc_fragment((KV_TILE, head_dim), wide)
-            product = T.alloc_fragment((KV_TILE, head_dim), wide)
-            wide_v = T.alloc_fragment((KV_TILE, value_dim), wide)
-            score = T.alloc_fragment((KV_TILE,), wide)
             part_sum = T.alloc_fragment((block_H,), wide)
             total = T.alloc_fragment((block_H,), wide)
 
@@ -111,32 +104,16 @@ def attention_decode_kernel(
                     rest[j, d] = T.if_then_else(counts(at), cache[page, row, kv_head, d], T.cast(0, dtype))
 
             @T.macro
-            def multiply():
-                """S = Q K^T for a few queries, keys in `wide_k`: packing them would take longer than the product."""
-                for i in T.serial(block_H):
-                    for j, d in T.Parallel(KV_TILE, head_dim):
-                        product[j, d] = wide_k[j, d] * T.cast(Q_s[i, d], wide)
-                    T.reduce_sum(product, score, dim=1)
-                    for j in T.Parallel(KV_TILE):
-                        S[i, j] = score[j]
-
-            @T.macro
             def tile(key, whole):
                 """Keys key ... key + KV_TILE - 1, all of them (whole), or those that count."""
                 page = table[b, key // page_size] if paged and whole else b
                 row = key % page_size if paged and whole else key
-                if not whole:
-                    fetch(K, wide_k if few else K_rest, key, head_dim)
-                    fetch(V, wide_v if few else V_rest, key, value_dim)
-                elif few:
-                    T.copy(K[page, row : row + KV_TILE, kv_head, 0:head_dim], wide_k)
-                    T.copy(V[page, row : row + KV_TILE, kv_head, 0:value_dim], wide_v)
-                if few:
-                    multiply()
-                elif whole:
+                if whole:
                     T.copy(K[page, row : row + KV_TILE, kv_head, 0:head_dim], K_s)
                     T.gemm(Q_s, K_s, S, transpose_B=True, clear_accum=True)
                 else:
+                    fetch(K, K_rest, key, head_dim)
+                    fetch(V, V_rest, key, value_dim)
                     T.gemm(Q_s, K_rest, S, transpose_B=True, clear_accum=True)
                 for i, j in T.Parallel(block_H, KV_TILE):
                     if whole:
@@ -147,11 +124,7 @@ def attention_decode_kernel(
                     S, P, acc, peak, before, origin, shrink, part_sum, total,
                     rows=block_H, keys=KV_TILE, value_dim=value_dim,
                 )  # fmt: skip
-                if few:
-                    for j in T.serial(KV_TILE):
-                        for i, d in T.Parallel(block_H, value_dim):
-                            acc[i, d] = T.fma(T.cast(P[i, j], wide), wide_v[j, d], acc[i, d])
-                elif whole:
+                if whole:
                     T.copy(V[page, row : row + KV_TILE, kv_head, 0:value_dim], V_s)
                     T.gemm(P, V_s, acc)
                 else:
@@ -339,17 +312,17 @@ def _decode(
         scattered = paged and page_size % KV_TILE != 0
         group = heads // kv_heads
         least, most = tiles.decode
-        form = min(max(group, least), most) if group > FEW else group, head_dim, value_dim, dtype
+        form = min(max(group, least), most), head_dim, value_dim, dtype
         K, V = (arrays.unit_last(x) for x in (k, v))
         if longest:
             cut = limits is not None
-            kernel = _attention_decode_kernel("split", *form, paged, scattered, group <= FEW, False, cut, tiles.threads)
+            kernel = _attention_decode_kernel("split", *form, paged, scattered, False, cut, tiles.threads)
             kernel(
                 arrays.unit_last(q), K, V, lengths, block_table if paged else lengths[:, None], scale * LOG2_E, left,
                 part, peak, total, target=target,
             )  # fmt: skip
         flags = sink is not None, limits is not None
-        kernel = _attention_decode_kernel("combine", *form, False, False, False, *flags, tiles.threads)
+        kernel = _attention_decode_kernel("combine", *form, False, False, *flags, tiles.threads)
         kernel(lengths, left, part, peak, total, sink, out, lse, target=target)
     return (out, lse) if return_lse else out
 

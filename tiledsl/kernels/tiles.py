@@ -60,7 +60,7 @@ class Tiles(NamedTuple):
 COMPILED = Tiles(
     gemm_m=(1, 4, 16, 256),
     gemm_n=(64, 512),
-    grouped_m=(16,),
+    grouped_m=(1, 4, 16),
     attention=(16,),
     rows=(16,),
     wide_rows=(1,),

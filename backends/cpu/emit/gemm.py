@@ -1,4 +1,4 @@
-"""The gemm micro-kernel: C[m, n] (+)= A[m, k] @ B with B packed in column panels, as LLVM IR.
+"""The gemm micro-kernel: C[m, n] (+)= A[m, k] @ B with B packed in column panels, or as rows in place, as LLVM IR.
 
 Each element of C is one k-ascending chain of fused multiply-adds (for integers: multiply, add, wrap) that starts from
 C, or from 0 with `clear`. Register blocking only decides which elements are computed together, so every blocking
@@ -7,6 +7,9 @@ gives the same bits.
 A block of MR rows by NV registers lives in vector registers over the whole K loop; per k it takes NV loads of the
 panel and MR broadcasts of A. The tile is covered panel by panel (a panel stays in the first-level cache), rows from
 the top; what is left of the rows goes through smaller blocks, what is left of the columns through masked C accesses.
+
+B may be of a half type: it is widened in registers (`emit.halves`), which costs a product of few rows less than a pass
+through memory would.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Any
 from llvmlite import ir
 
 from tiledsl.backends.cpu.emit.bytes import Bytes, four_products, row_shifts
+from tiledsl.backends.cpu.emit.halves import Halves, rows_of
 from tiledsl.backends.cpu.emit.values import (
     I8,
     I32,
@@ -32,10 +36,12 @@ from tiledsl.backends.cpu.emit.values import (
 )
 from tiledsl.dtypes import DType
 
-__all__ = ["Blocking", "blocking", "emit_gemm"]
+__all__ = ["Blocking", "Form", "blocking", "emit_gemm", "prefetch"]
 
 Value = Any
+Form = Bytes | Halves | None  # of operands narrower than what is multiplied
 _PREFETCH_B = 2048  # bytes ahead in the panel; the panel is read as one stream
+_PREFETCH_ROWS = 32  # ahead of rows in place, which come from memory
 
 
 @dataclass(frozen=True)
@@ -62,40 +68,46 @@ def blocking(d: DType, panel: int, register_bytes: int) -> Blocking:
 
 
 def emit_gemm(
-    module: Any, d: DType, panel: int, shape: Blocking, clear: bool = False, small: Bytes | None = None
+    module: Any, d: DType, panel: int, shape: Blocking, clear: bool = False, form: Form = None, in_place: bool = False
 ) -> Any:
-    """The function `void (C, ldc, A, a_row, a_k, B, panel_stride, m, n, k)`; strides in elements, all int64.
+    """The function `void (C, ldc, A, a_row, a_k, B, panel_stride, b_k, m, n, k)`; strides in elements, all int64.
 
-    C row-major; A[i, k] at i * a_row + k * a_k; B[p, k, j] at p * panel_stride + k * panel + j, zero or anything beyond
+    C row-major; A[i, k] at i * a_row + k * a_k; B[p, k, j] at p * panel_stride + k * b_k + j, zero or anything beyond
     n. Memory of C beyond column n is neither read nor written.
 
-    small: operands of 8 bits, d is int32. A's bytes follow each other along k (a_k is 1); a panel holds words of four
-    bytes along k, [ceil(k / 4), panel], zero beyond k; panel_stride counts words.
+    form: Bytes, operands of 8 bits, d is int32. A's bytes follow each other along k (a_k is 1); a panel holds words of
+    four bytes along k, [ceil(k / 4), panel], zero beyond k. Halves: B's elements, or words of two along k (k is even).
+    Strides of B count words then.
+    in_place: B lies in rows, of which every `panel` columns are a panel; n is a multiple of panel.
     """
-    name = f"gemm_{d.name}_{panel}_{shape.lanes}x{shape.nv}x{shape.mr}" + _variant(clear, small)
+    more = ("_clear" * clear) + (form.name if form else "") + "_rows" * in_place
+    name = f"gemm_{d.name}_{panel}_{shape.lanes}x{shape.nv}x{shape.mr}{more}"
     if name in module.globals:
         return module.globals[name]
-    f = ir.Function(module, ir.FunctionType(VOID, [PTR, I64, PTR, I64, I64, PTR, I64, I64, I64, I64]), name)
+    small = form if isinstance(form, Bytes) else None
+    f = ir.Function(module, ir.FunctionType(VOID, [PTR, I64, PTR, I64, I64, PTR, I64, I64, I64, I64, I64]), name)
     f.linkage = "internal"
     f.attributes.add("noinline")
-    blocks = {mr: _emit_block(module, d, panel, shape, mr, clear, small) for mr in _heights(shape.mr)}
-    c, ldc, a, a_row, a_k, bp, panel_stride, m, n, k = f.args
+    blocks = {mr: _emit_block(module, d, shape, mr, clear, form, in_place, f"{name}_{mr}") for mr in _heights(shape.mr)}
+    c, ldc, a, a_row, a_k, bp, panel_stride, b_k, m, n, k = f.args
     b = ir.IRBuilder(f.append_basic_block())
     size = d.bits // 8
+    b_size = form.bytes if isinstance(form, Halves) else size
     width = shape.lanes * shape.nv
-    ldc, a_k, panel_stride = (b.mul(s, _i64(size)) for s in (ldc, a_k, panel_stride))
+    ldc, a_k = (b.mul(s, _i64(size)) for s in (ldc, a_k))
+    panel_stride, b_k = (b.mul(s, _i64(b_size)) for s in (panel_stride, b_k))
     a_row = a_row if small else b.mul(a_row, _i64(size))
 
     def columns(j: Value) -> None:
         """One block column: columns j .. j + width of C."""
-        in_panel = b.mul(b.urem(j, _i64(panel)), _i64(size))
+        in_panel = b.mul(b.urem(j, _i64(panel)), _i64(b_size))
         b_column = _at(b, _at(b, bp, b.mul(b.udiv(j, _i64(panel)), panel_stride)), in_panel)
         c_column = _at(b, c, b.mul(j, _i64(size)))
         left = b.sub(n, j)
 
         def rows(mr: int, i: Value) -> None:
             b.call(blocks[mr], [_at(b, c_column, b.mul(i, ldc)), ldc, _at(b, a, b.mul(i, a_row)), a_row, a_k, b_column,
-                                left, k])  # fmt: skip
+                                b_k, left, k])  # fmt: skip
 
         full = b.sub(m, b.urem(m, _i64(shape.mr)))
         counted(b, _i64(0), full, shape.mr, lambda i: rows(shape.mr, i))
@@ -109,10 +121,6 @@ def emit_gemm(
     counted(b, _i64(0), n, width, columns)
     b.ret_void()
     return f
-
-
-def _variant(clear: bool, small: Bytes | None) -> str:
-    return (small.name if small else "") + "_clear" * clear
 
 
 def _heights(mr: int) -> list[int]:
@@ -129,15 +137,17 @@ def _at(b: Any, p: Value, offset: Value) -> Value:
     return b.gep(p, [offset], inbounds=True, source_etype=I8)
 
 
-def _emit_block(module: Any, d: DType, panel: int, shape: Blocking, mr: int, clear: bool, small: Bytes | None) -> Any:
-    """`void (C, ldc, A, a_row, a_k, B, columns left, k)` for one block of mr rows; strides in bytes."""
-    name = f"gemm_block_{d.name}_{panel}_{shape.lanes}x{shape.nv}x{mr}" + _variant(clear, small)
-    f = ir.Function(module, ir.FunctionType(VOID, [PTR, I64, PTR, I64, I64, PTR, I64, I64]), name)
+def _emit_block(
+    module: Any, d: DType, shape: Blocking, mr: int, clear: bool, form: Form, in_place: bool, name: str
+) -> Any:
+    """`void (C, ldc, A, a_row, a_k, B, b_k, columns left, k)` for one block of mr rows; strides in bytes."""
+    small = form if isinstance(form, Bytes) else None
+    f = ir.Function(module, ir.FunctionType(VOID, [PTR, I64, PTR, I64, I64, PTR, I64, I64, I64]), name)
     f.linkage = "internal"
     f.attributes.add("noinline")
     for i in (0, 2, 5):
         f.args[i].attributes.add("noalias")
-    c, ldc, a, a_row, a_k, bp, left, k = f.args
+    c, ldc, a, a_row, a_k, bp, b_k, left, k = f.args
     b = ir.IRBuilder(f.append_basic_block())
     vector = ir.VectorType(value_type(d), shape.lanes)
     size, register = d.bits // 8, shape.lanes * d.bits // 8
@@ -145,7 +155,7 @@ def _emit_block(module: Any, d: DType, panel: int, shape: Blocking, mr: int, cle
     rows = [_at(b, c, b.mul(ldc, _i64(i))) for i in range(mr)]
     whole = b.icmp_signed(">=", left, _i64(shape.lanes * shape.nv))
     for i, j in places:
-        _prefetch(b, _at(b, rows[i], _i64(j * register)))
+        prefetch(b, _at(b, rows[i], _i64(j * register)))
 
     start: list[Value] = []
     if clear:
@@ -170,7 +180,9 @@ def _emit_block(module: Any, d: DType, panel: int, shape: Blocking, mr: int, cle
             lines = [_at(b, a, b.mul(a_row, _i64(i))) for i in range(mr)]
             shifts = [splat(b, x, shape.lanes) for x in row_shifts(b, small, lines, k, shape.lanes)]
             start = [b.add(v, shifts[i]) for (i, _), v in zip(places, start, strict=True)]
-    final = _k_loop(b, d, panel, shape, mr, (a, a_row, a_k), bp, steps, start, small)
+    if isinstance(form, Halves) and form.pairs:
+        steps = b.ashr(k, _i64(1))
+    final = _k_loop(b, d, shape, mr, (a, a_row, a_k), (bp, b_k), steps, start, form, in_place)
 
     with b.if_else(whole) as (then, otherwise):
         with then:
@@ -185,33 +197,46 @@ def _emit_block(module: Any, d: DType, panel: int, shape: Blocking, mr: int, cle
 
 
 def _k_loop(
-    b: Any, d: DType, panel: int, shape: Blocking, mr: int, left: tuple[Value, Value, Value], bp: Value, k: Value,
-    start: list[Value], small: Bytes | None,
+    b: Any, d: DType, shape: Blocking, mr: int, left: tuple[Value, Value, Value], right: tuple[Value, Value],
+    steps: Value, start: list[Value], form: Form, in_place: bool,
 ) -> list[Value]:  # fmt: skip
-    """The accumulators after all k. left: address, row stride and k stride of A, in bytes.
+    """The accumulators after all k. left: address, row stride and k stride of A; right: address and k stride of B, in
+    bytes; steps: along k, a word of B each.
 
     Not unrolled: the multiply-adds of one k hide the loop, and any strides of A run at full speed.
     """
-    size, register = d.bits // 8, shape.lanes * d.bits // 8
-    a, a_row, a_k = left
+    size = d.bits // 8
+    (a, a_row, a_k), (bp, b_k) = left, right
     offsets = [b.mul(a_row, _i64(i)) for i in range(mr)]
     vector = start[0].type
+    halves = form if isinstance(form, Halves) else None
+    register = shape.lanes * (halves.bytes if halves else size)
+    ahead = b.mul(b_k, _i64(_PREFETCH_ROWS)) if in_place else _i64(_PREFETCH_B)
+    a_step = b.mul(a_k, _i64(2)) if halves and halves.pairs else a_k
 
     def one(i: Value, a_now: Value, b_now: Value, *acc: Value) -> list[Value]:
-        columns = [b.load(_at(b, b_now, _i64(j * register)), align=size, typ=vector) for j in range(shape.nv)]
-        for ahead in range(0, shape.nv * register, 64):
-            _prefetch(b, _at(b, b_now, _i64(ahead + _PREFETCH_B)))
-        following = [_at(b, a_now, a_k), _at(b, b_now, _i64(panel * size))]
-        for row in range(mr):
-            scalar = b.load(_at(b, a_now, offsets[row]), align=1 if small else size, typ=value_type(d))
-            spread = splat(b, scalar, shape.lanes)
-            for j in range(shape.nv):
-                x, y, z = spread, columns[j], acc[row * shape.nv + j]
-                fma = [f"llvm.fma.{suffix(vector)}", vector, [x, y, z]]
-                following.append(four_products(b, small, x, y, z) if small else intrinsic(b, *fma))
-        return following
+        places = [_at(b, b_now, _i64(j * register)) for j in range(shape.nv)]
+        if halves:
+            rows = rows_of(b, halves, places, vector)
+        else:
+            rows = [[b.load(p, align=size, typ=vector) for p in places]]
+        for line in range(0, shape.nv * register, 64):
+            prefetch(b, _at(b, _at(b, b_now, ahead), _i64(line)))
+        following = [_at(b, a_now, a_step), _at(b, b_now, b_k)]
+        total = list(acc)
+        for columns in rows:
+            for row in range(mr):
+                scalar = b.load(_at(b, a_now, offsets[row]), align=1 if d.is_int else size, typ=value_type(d))
+                spread = splat(b, scalar, shape.lanes)
+                for j in range(shape.nv):
+                    x, y, z = spread, columns[j], total[row * shape.nv + j]
+                    fma = [f"llvm.fma.{suffix(vector)}", vector, [x, y, z]]
+                    bytes_ = isinstance(form, Bytes)
+                    total[row * shape.nv + j] = four_products(b, form, x, y, z) if bytes_ else intrinsic(b, *fma)
+            a_now = _at(b, a_now, a_k)
+        return [*following, *total]
 
-    return counted(b, _i64(0), k, 1, one, a, bp, *start)[3:]
+    return counted(b, _i64(0), steps, 1, one, a, bp, *start)[3:]
 
 
 def _mask(b: Any, left: Value, first: int, lanes: int) -> Value:
@@ -229,5 +254,6 @@ def _masked_store(b: Any, v: Value, p: Value, mask: Value, align: int) -> None:
     intrinsic(b, f"llvm.masked.store.{suffix(v.type)}.p0", VOID, [v, p, mask], {1: align})
 
 
-def _prefetch(b: Any, p: Value) -> None:
+def prefetch(b: Any, p: Value) -> None:
+    """Asks for the line of memory at p, which need not exist."""
     intrinsic(b, "llvm.prefetch.p0", VOID, [p, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
