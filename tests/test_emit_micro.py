@@ -12,9 +12,11 @@ from llvmlite import ir as ll
 
 from tiledsl.backends.cpu.emit.bytes import Bytes
 from tiledsl.backends.cpu.emit.gemm import Blocking, blocking, emit_gemm
+from tiledsl.backends.cpu.emit.halves import Halves
 from tiledsl.backends.cpu.emit.transpose import emit_transpose
 from tiledsl.backends.cpu.native import Cpu, Loaded, compile_module, host_cpu, load_object, x86_level
 from tiledsl.dtypes import as_dtype
+from tiledsl.ir.exact import gemm_chain
 from tiledsl.ir.micro import MICRO
 
 Array = np.ndarray[Any, Any]
@@ -129,6 +131,65 @@ def test_gemm_of_bytes(form: str, cpu: str, left: str, right: str) -> None:
             run(c_all.ctypes.data, c_all.shape[1], a_all.ctypes.data, k + 3, 1, panels.ctypes.data,
                 panels.strides[0] // 4, panel, m, n, k)  # fmt: skip
             assert c_all.tobytes() == wanted.tobytes(), (m, n, k, clear)
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("cpu", cpus())
+def test_gemm_with_rows_in_place(cpu: str, stored: str) -> None:
+    """The right operand as it lies, widened in registers; what lies between its rows is NaN."""
+    target, d = cpus()[cpu], as_dtype(stored)
+    form = None if stored == "float32" else Halves(d)
+    for panel, apart in ((16, "apart"), (32, "apart"), (48, "together"), (64, "together")):
+        for clear in (False, True):
+            module = ll.Module()
+            shape = blocking(as_dtype("float32"), panel, target.register_bytes)
+            f = emit_gemm(module, as_dtype("float32"), panel, shape, clear, form, apart)
+            run, _keep = entry(module, f, target, [1, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0])
+            for m, k in [(1, 1), (2, 7), (4, 128), (7, 33), (8, 16), (13, 5), (16, 64), (0, 3), (3, 0)]:
+                n = panel * 2
+                a, c_all = random((m + 1, k + 3), "float32", 1), np.full((m + 2, n + 3), GUARD, "float32")
+                rows = np.full((k, n + (0 if apart == "together" else 5)), np.nan, d.numpy)
+                rows[:, :n] = np.clip(random((k, n), "float32", 2), -6e4, 6e4).astype(d.numpy)
+                c_all[:m, :n] = random((m, n), "float32", 3)
+                wanted = c_all.copy()
+                attrs = {"NR": panel, "in_place": apart, "clear": clear}
+                MICRO["gemm"]([wanted[:m, :n]], [a[:m, :k], rows], [m, n, k], attrs, True)
+                run(c_all.ctypes.data, c_all.shape[1], a.ctypes.data, k + 3, 1, rows.ctypes.data, panel, rows.shape[1],
+                    m, n, k)  # fmt: skip
+                assert c_all.tobytes() == wanted.tobytes(), (panel, m, k, clear)
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16"])
+@pytest.mark.parametrize("cpu", cpus())
+def test_gemm_of_turned_pairs(cpu: str, stored: str) -> None:
+    """[n, k] halves turned by words of two, then multiplied: the product of the widened operands, chain by chain."""
+    target, d, panel = cpus()[cpu], as_dtype(stored), 32
+    side = target.register_bytes // 4
+    module = ll.Module()
+    turn, _one = entry(module, emit_transpose(module, 32, side, 16, True), target, [1, 0, 1, 0, 0, 0])
+    module = ll.Module()
+    shape = blocking(as_dtype("float32"), panel, target.register_bytes)
+    f = emit_gemm(module, as_dtype("float32"), panel, shape, True, Halves(d, True))
+    run, _two = entry(module, f, target, [1, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0])
+    for m, n, k in [(1, 1, 2), (4, 17, 34), (3, 64, 128), (8, 33, 6), (7, 70, 66), (5, 16, 32)]:
+        a, b = (
+            random((m, k), "float32", 1),
+            np.clip(random((n, k + 3), "float32", 2), -6e4, 6e4).astype(d.numpy),
+        )  # odd rows: odd addresses
+        count = -(-n // panel)
+        words = np.zeros((count, k // 2, panel), np.int32)
+        for p in range(count):
+            first = p * panel
+            rows = min(panel, n - first)
+            MICRO["transpose"]([meant := np.zeros((k // 2, panel), np.int32)], [b[first:]], [rows, k // 2], {}, True)
+            turn(words[p].ctypes.data, panel, b[first:].ctypes.data, k + 3, rows, k // 2)
+            assert (words[p] == meant).all()
+        wanted, got = np.zeros((m, n), np.float32), np.full((m, n), GUARD, np.float32)
+        MICRO["gemm"]([wanted], [a, words], [m, n, k], {"NR": panel, "pairs": stored, "clear": True}, True)
+        run(got.ctypes.data, n, a.ctypes.data, k, 1, words.ctypes.data, panel * k // 2, panel, m, n, k)
+        assert got.tobytes() == wanted.tobytes(), (m, n, k)
+        chain = gemm_chain(a, b[:, :k].T.astype(np.float32), np.zeros((m, n), np.float32))
+        assert got.tobytes() == chain.tobytes()
 
 
 def words_of(b: Array, panel: int, flip: bool) -> Array:

@@ -8,6 +8,7 @@ from tiledsl.dtypes import INT32, DType
 
 from .context import Context, vstore
 from .pack import pack_rows, pack_transposed, rows_of, transpose_panels, transposed_bytes
+from .printing import row_major_strides
 from .rows import copy_rows, element, round_rows, rows, whole, zero_of
 from .storage import FEW_ROWS, Panels, accumulator_type, flip_of, is_unit, panel_width
 from .values import constant, index, scalar
@@ -92,7 +93,12 @@ def _right(
     halves = stored.is_narrow and stored.bits == 16
     if t == F32 and (stored == t or halves) and m <= (FEW_ROWS if s.transpose_b else 2 * FEW_ROWS):
         if not s.transpose_b and n % LANES == 0 and is_unit(region.buffer):
-            return region, max(w for w in (64, 48, 32, 16) if n % w == 0), (("in_place", True),)
+            stride = row_major_strides(region.buffer)[-2]
+            together = region.buffer.scope != "global" or (isinstance(stride, ir.Const) and stride.value == n)
+            # Where rows lie apart, a line of memory of each: several make the CPU fetch what follows, for nobody.
+            most = 64 if together else max(LANES, 512 // stored.bits)
+            columns = max(w for w in (64, 48, 32, 16) if n % w == 0 and w <= most)
+            return region, columns, (("in_place", "together" if together else "apart"),)
         if s.transpose_b and halves and k % 2 == 0 and is_unit(region.buffer):
             words = cx.scratch(f"{s.b.buffer.name}_pairs", INT32, (-(-n // width), k // 2, width))
             transpose_panels(cx, region, words, (), Panels(n, k // 2, width, True))

@@ -192,9 +192,7 @@ class _Hoist:
                 out.append(s.replace(**{k: self._rewrite(b, dict(seen)) for k, b in blocks.items()}) if blocks else s)
         return tuple(out)
 
-    def _replace_copy(
-        self, s: ir.Copy, body: tuple[ir.Stmt, ...], seen: dict[ir.Buffer, _Ways]
-    ) -> list[ir.Stmt]:
+    def _replace_copy(self, s: ir.Copy, body: tuple[ir.Stmt, ...], seen: dict[ir.Buffer, _Ways]) -> list[ir.Stmt]:
         """The copy, done where no product has another way to its tile; before it what the ways need."""
         lets: list[ir.Stmt] = []
         ways = seen[s.dst.buffer] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -53,8 +54,16 @@ def array(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array
 
 
 def large(shape: tuple[int, ...], dtype: Any, seed: int) -> Array:
-    """Random numbers, a mebi of them repeated: what is large takes time to draw."""
-    return np.resize(array(np.random.default_rng(seed), (1 << 20,), dtype), shape)
+    """Random numbers, a mebi of them repeated: what is large takes time to draw. It begins with a line of memory, as
+    torch's arrays do."""
+    drawn = array(np.random.default_rng(seed), (1 << 20,), dtype)
+    count = math.prod(shape)
+    memory = np.empty(count * drawn.itemsize + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    made = memory[start : start + count * drawn.itemsize].view(dtype)
+    for i in range(0, count, len(drawn)):
+        made[i : i + len(drawn)] = drawn[: count - i]
+    return made.reshape(shape)
 
 
 def tensor(torch: Any, x: Array) -> Any:

@@ -30,8 +30,8 @@ def _gemm(
     c [M, N], a [M, K] ([K, M] with a_trans), panels [ceil(N / NR), K, NR]; float32, float64 or int32 (wrapping).
     With a of 8 bits (and c int32) the panels are [ceil(N / NR), ceil(K / 4), NR] words of four bytes along k, lowest
     first; flip: b has a's signedness, and the bytes' top bits are flipped; else b has the other signedness.
-    in_place: b is [K, N], of c's type or of a half one. pairs, the name of a half type: the panels are
-    [ceil(N / NR), K / 2, NR] words of two along k, the first lowest.
+    in_place ("together", "apart": how far rows are): b is [K, N], of c's type or of a half one. pairs, the name of a
+    half type: the panels are [ceil(N / NR), K / 2, NR] words of two along k, the first lowest.
     Leading dimensions of extent 1 are dropped. Floats: each element is one k-ascending fma chain from c.
     """
     m, n, k = scalars

@@ -41,7 +41,7 @@ __all__ = ["Blocking", "Form", "blocking", "emit_gemm", "prefetch"]
 Value = Any
 Form = Bytes | Halves | None  # of operands narrower than what is multiplied
 _PREFETCH_B = 2048  # bytes ahead in the panel; the panel is read as one stream
-_PREFETCH_ROWS = 32  # ahead of rows in place, which come from memory
+_PREFETCH_ROWS = 64  # ahead of rows in place, which come from memory
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def blocking(d: DType, panel: int, register_bytes: int) -> Blocking:
 
 
 def emit_gemm(
-    module: Any, d: DType, panel: int, shape: Blocking, clear: bool = False, form: Form = None, in_place: bool = False
+    module: Any, d: DType, panel: int, shape: Blocking, clear: bool = False, form: Form = None, in_place: str = ""
 ) -> Any:
     """The function `void (C, ldc, A, a_row, a_k, B, panel_stride, b_k, m, n, k)`; strides in elements, all int64.
 
@@ -78,9 +78,10 @@ def emit_gemm(
     form: Bytes, operands of 8 bits, d is int32. A's bytes follow each other along k (a_k is 1); a panel holds words of
     four bytes along k, [ceil(k / 4), panel], zero beyond k. Halves: B's elements, or words of two along k (k is even).
     Strides of B count words then.
-    in_place: B lies in rows, of which every `panel` columns are a panel; n is a multiple of panel.
+    in_place: B lies in rows, of which every `panel` columns are a panel; n is a multiple of panel. "together": one row
+    after the other; else "apart".
     """
-    more = ("_clear" * clear) + (form.name if form else "") + "_rows" * in_place
+    more = ("_clear" * clear) + (form.name if form else "") + (f"_rows_{in_place}" if in_place else "")
     name = f"gemm_{d.name}_{panel}_{shape.lanes}x{shape.nv}x{shape.mr}{more}"
     if name in module.globals:
         return module.globals[name]
@@ -138,7 +139,7 @@ def _at(b: Any, p: Value, offset: Value) -> Value:
 
 
 def _emit_block(
-    module: Any, d: DType, shape: Blocking, mr: int, clear: bool, form: Form, in_place: bool, name: str
+    module: Any, d: DType, shape: Blocking, mr: int, clear: bool, form: Form, in_place: str, name: str
 ) -> Any:
     """`void (C, ldc, A, a_row, a_k, B, b_k, columns left, k)` for one block of mr rows; strides in bytes."""
     small = form if isinstance(form, Bytes) else None
@@ -198,7 +199,7 @@ def _emit_block(
 
 def _k_loop(
     b: Any, d: DType, shape: Blocking, mr: int, left: tuple[Value, Value, Value], right: tuple[Value, Value],
-    steps: Value, start: list[Value], form: Form, in_place: bool,
+    steps: Value, start: list[Value], form: Form, in_place: str,
 ) -> list[Value]:  # fmt: skip
     """The accumulators after all k. left: address, row stride and k stride of A; right: address and k stride of B, in
     bytes; steps: along k, a word of B each.
@@ -220,8 +221,9 @@ def _k_loop(
             rows = rows_of(b, halves, places, vector)
         else:
             rows = [[b.load(p, align=size, typ=vector) for p in places]]
-        for line in range(0, shape.nv * register, 64):
-            prefetch(b, _at(b, _at(b, b_now, ahead), _i64(line)))
+        last = (shape.nv * register - 1,) if in_place == "apart" else ()  # rows may begin anywhere in a line
+        for line in (*range(0, shape.nv * register, 64), *last):
+            prefetch(b, _at(b, _at(b, b_now, ahead), _i64(line)), in_place == "apart")
         following = [_at(b, a_now, a_step), _at(b, b_now, b_k)]
         total = list(acc)
         for columns in rows:
@@ -254,6 +256,6 @@ def _masked_store(b: Any, v: Value, p: Value, mask: Value, align: int) -> None:
     intrinsic(b, f"llvm.masked.store.{suffix(v.type)}.p0", VOID, [v, p, mask], {1: align})
 
 
-def prefetch(b: Any, p: Value) -> None:
-    """Asks for the line of memory at p, which need not exist."""
-    intrinsic(b, "llvm.prefetch.p0", VOID, [p, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
+def prefetch(b: Any, p: Value, far: bool = False) -> None:
+    """Asks for the line of memory at p, which need not exist. far: into the second-level cache."""
+    intrinsic(b, "llvm.prefetch.p0", VOID, [p, *(ir.Constant(I32, x) for x in (0, 2 if far else 3, 1))])

@@ -31,7 +31,7 @@ class Micro:
     right     gemm: the half type of right operands that are not of C's type; transpose: the type of src's elements,
               where several make what is moved
     pairs     gemm: the right operand has words of two halves along k
-    in_place  gemm: the right operand lies in rows; transpose: src comes from memory
+    in_place  gemm: the right operand lies in rows, "together" or "apart"; transpose: src comes from memory, "apart"
     """
 
     name: str
@@ -42,14 +42,14 @@ class Micro:
     flip: bool = False
     right: str = ""
     pairs: bool = False
-    in_place: bool = False
+    in_place: str = ""
 
     @classmethod
     def of(cls, s: ir.MicroCall) -> Micro:
         attrs, d, left = dict(s.attrs), s.writes[0].buffer.dtype, s.reads[0].buffer.dtype
         if s.name == "transpose":
             apart = left.name if left.bits != d.bits else ""
-            return cls(s.name, d.name, right=apart, in_place=s.reads[0].buffer.root.scope == "global")
+            return cls(s.name, d.name, right=apart, in_place="apart" * (s.reads[0].buffer.root.scope == "global"))
         pairs, right = attrs.get("pairs"), s.reads[1].buffer.dtype
         return cls(
             s.name,
@@ -60,7 +60,7 @@ class Micro:
             bool(attrs.get("flip")),
             str(pairs) if pairs else right.name if right != d and left.bits != 8 else "",
             bool(pairs),
-            bool(attrs.get("in_place")),
+            str(attrs.get("in_place", "")),
         )
 
     def options(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Micro:
         d, width, module = as_dtype(self.dtype), register_bytes(b), b.module
         if self.name == "transpose":
             part = as_dtype(self.right).bits if self.right else None
-            return emit_transpose(module, d.bits, min(16, max(4, width * 8 // d.bits)), part, self.in_place)
+            return emit_transpose(module, d.bits, min(16, max(4, width * 8 // d.bits)), part, bool(self.in_place))
         form: Form = None
         if self.left:
             form = Bytes.of(as_dtype(self.left), self.flip, module)

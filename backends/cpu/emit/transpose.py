@@ -1,4 +1,4 @@
-"""The transpose micro-kernel: dst[j, i] = src[i, j] for elements of 4 or 8 bytes, or words of smaller ones, for packing.
+"""The transpose micro-kernel: dst[j, i] = src[i, j] for elements, or words of smaller ones, of 4 or 8 bytes.
 
 Squares of 16x16 (8x8 for 8 bytes) are transposed in registers by rounds of two-input shuffles; the edges go element
 by element.
@@ -53,7 +53,9 @@ def emit_transpose(module: Any, bits: int, side: int, part: int | None = None, f
         top, out = place(src, ld_src, i, j), place(dst, ld_dst, j, i)
         lines = [b.load(_at(b, top, b.mul(ld_src, _i64(r))), align=align, typ=vector) for r in range(side)]
         for r in range(side) if far else ():
-            prefetch(b, _at(b, top, b.mul(ld_src, _i64(r + _AHEAD))))
+            ahead = _at(b, top, b.mul(ld_src, _i64(r + _AHEAD)))
+            prefetch(b, ahead, True)
+            prefetch(b, _at(b, ahead, _i64(side * size - 1)), True)
         for r, v in enumerate(_transposed(b, lines)):
             b.store(v, _at(b, out, b.mul(ld_dst, _i64(r))), align=size)
 
