@@ -138,3 +138,39 @@ def test_it_can_be_asked_for_by_name() -> None:
     from tiledsl.testing import available_targets
 
     assert "cuda-emulator" not in available_targets()  # a C++ compiler for every kernel takes its time
+
+
+def test_what_mutants_of_the_text_changed() -> None:
+    """Shuffles by a distance that only the running kernel knows, beyond the warp too; rows of half bytes of odd,
+    dynamic width; a workspace of elements that are not one byte."""
+    n = T.dynamic("n")
+
+    @T.prim_func
+    def main(
+        D: T.Tensor((4,), "int32"), P: T.Tensor((3, n), "int4"), O: T.Tensor((4, 2, 32), "int32"),
+        Q: T.Tensor((3, n), "int32"), R: T.Tensor((4, 32), "float64"),
+    ):  # fmt: skip
+        W = T.alloc_global((4, 32), "float64")
+        with T.Kernel(4, threads=32) as b:
+            t = T.get_thread_binding()
+            O[b, 0, t] = T.shfl_down(t + 100, D[b])
+            O[b, 1, t] = T.shfl_xor(t + 100, D[b])
+            W[b, t] = t * 0.5 + b
+        with T.Kernel(4, threads=32) as b:
+            if b == 0:
+                for i, j in T.Parallel(3, n):
+                    Q[i, j] = P[i, j]
+            for i in T.Parallel(32):
+                R[b, i] = W[3 - b, 31 - i]
+
+    rng = np.random.default_rng(5)
+    made = [
+        np.array([1, 5, 31, 40], np.int32), rng.integers(0, 256, (3, 4), np.uint8), np.zeros((4, 2, 32), np.int32),
+        np.zeros((3, 7), np.int32), np.zeros((4, 32)),
+    ]  # fmt: skip
+    kernel = tiledsl.compile(main)
+    want, got = support.copies(made), support.copies(made)
+    kernel(*want, target=EXACT)
+    kernel(*got, target="cuda-emulator:sm_80,checked")
+    for a, b in zip(want, got, strict=True):
+        support.assert_same(b, a, "on threads")

@@ -3,6 +3,8 @@
 # mypy: disable-error-code="no-untyped-def,valid-type,misc"
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,7 @@ from tiledsl.ir.equal import equal
 from tiledsl.ir.printer import to_text
 from tiledsl.ir.verifier import verify
 from tiledsl.ir.walk import Rewriter, walk
+from tiledsl.passes.instruments import TimePasses
 from tiledsl.passes.pipeline import run as run_passes
 from tiledsl.testing import assert_targets_agree
 
@@ -249,3 +252,79 @@ def test_a_view_behind_the_start_of_its_buffer() -> None:
         A, B = np.arange(12, dtype=np.float32), np.zeros(12, np.float32)
         run(f, [A, B], Options(exact=True))
         assert B.tolist() == [*range(4), *range(5, 13)]
+
+
+def test_copies_by_other_engines_go_the_same_way() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((8,), "float32"), B: T.Tensor((2, 8), "float32")):
+        with T.Kernel(1):
+            x, y = T.alloc_shared((8,), "float32"), T.alloc_shared((8,), "float32")
+            T.tma_copy(A, x, eviction_policy="evict_first")
+            T.async_copy(A, y)
+            T.ptx_wait_group(0)
+            T.copy(x, B[0, 0:8])
+            T.copy(y, B[1, 0:8])
+
+    A, B = np.arange(8, dtype=np.float32), np.zeros((2, 8), np.float32)
+    assert_targets_agree(tiledsl.compile(kernel), A, B)
+    tiledsl.compile(kernel)(A, B, target="numpy")
+    assert (B == A).all()
+
+
+def test_what_a_branch_left_undefined_is_no_operand() -> None:
+    with pytest.raises(TileError, match="x has no value here"):
+
+        @T.prim_func
+        def kernel(A: T.Tensor((8,), "float32")):
+            with T.Kernel(1) as bx:
+                if A[bx] > 0:
+                    x = A[bx] * 2
+                T.print(x)
+
+
+def test_the_workers_of_a_scheduler_are_all_blocks_of_the_grid() -> None:
+    @T.prim_func
+    def kernel(B: T.Tensor((5, 7), "int32")):
+        with T.Kernel(2, 3, threads=1) as (bx, by):
+            tiles = T.PersistentTileScheduler(5, 7)
+            tiles.init(by * 2 + bx)
+            while tiles.valid():
+                B[tiles.m_idx, tiles.n_idx] = by * 2 + bx + 1
+                tiles.next_tile()
+
+    B = np.zeros((5, 7), np.int32)
+    tiledsl.compile(kernel)(B, target="numpy")
+    counts = np.bincount(B.ravel(), minlength=7)
+    assert counts.tolist() == [0, 6, 6, 6, 6, 6, 5]
+
+
+def test_the_bits_of_a_mask_bound_a_value() -> None:
+    x, y = ir.Var("x", INT32), ir.Var("y", INT32)
+    few, many = (ir.Binary(op, x, build.const(5, INT32)) for op in ("bitand", "bitor"))
+    facts = Facts()
+    facts.bound(y, 0, 2)
+    assert facts.interval(ir.Binary("bitxor", few, y)) == (0, 7)
+    assert facts.interval(ir.Binary("bitxor", many, y))[1] > 7
+
+
+def test_the_checked_mode_runs_blocks_in_another_order(capfd: pytest.CaptureFixture[str]) -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((16,), "int32")):
+        with T.Kernel(16) as bx:
+            A[bx] = bx
+            T.print(bx)
+
+    tiledsl.compile(kernel)(np.zeros(16, np.int32), target="numpy:checked")
+    seen = [int(line.split()[-1]) for line in capfd.readouterr().out.splitlines()]
+    assert sorted(seen) == [*range(16)] != seen
+
+
+def test_passes_are_timed_in_seconds() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((16,), "int32")):
+        with T.Kernel(16) as bx:
+            A[bx] = bx
+
+    times = TimePasses(io.StringIO())
+    run_passes(kernel.function, cpu_pipeline(), [times])
+    assert len(times.seconds) == len(cpu_pipeline()) and all(0 <= t < 60 for _, t in times.seconds)

@@ -67,8 +67,7 @@ class Expressions(Source):
         if how == "mod":
             return f"({self.whole(depth - 1)} % {limit})"
         if how == "bits":  # in range, but no interval shows it
-            span = 1 << limit.bit_length() - 1
-            return f"({self.whole(depth - 1)} % {span} ^ {self.whole(depth - 1)} % {span})"
+            return f"({self.whole(depth - 1)} % {limit} & {self.whole(depth - 1)} % {limit})"
         return f"T.min(T.max({self.whole(depth - 1)}, 0), {limit - 1})"
 
     def anywhere(self, limit: int, depth: int = 1) -> str:
