@@ -328,3 +328,31 @@ def test_passes_are_timed_in_seconds() -> None:
     times = TimePasses(io.StringIO())
     run_passes(kernel.function, cpu_pipeline(), [times])
     assert len(times.seconds) == len(cpu_pipeline()) and all(0 <= t < 60 for _, t in times.seconds)
+
+
+@pytest.mark.parametrize("pointer", [5, "A", None])
+def test_an_address_is_a_value_of_the_kernel(pointer: object) -> None:
+    with pytest.raises(TileError, match="the address must be an element of a T.ptr tensor"):
+
+        @T.prim_func
+        def kernel(A: T.Tensor((8,), "float32")):
+            with T.Kernel(1):
+                T.make_tensor(pointer, (4,), "float32")
+
+
+def test_two_rows_in_reverse_are_refused() -> None:
+    @T.prim_func
+    def kernel(A: T.StridedTensor((2, 3), (T.dynamic("s"), 1), "float32"), B: T.Tensor((2,), "float32")):
+        with T.Kernel(2) as bx:
+            B[bx] = A[bx, 0]
+
+    A = np.arange(6, dtype=np.float32).reshape(2, 3)
+    with pytest.raises(TileError, match="negative stride"):
+        tiledsl.compile(kernel)(A[::-1], np.zeros(2, np.float32))
+
+
+def test_a_size_in_another_type_of_as_many_bits_is_the_same_size() -> None:
+    n = ir.Var("n", INT32)
+    unsigned = ir.Cast(n, as_dtype("uint32"))
+    assert difference(ir.Binary("add", unsigned, build.const(2, as_dtype("uint32"))), unsigned) == 2
+    assert difference(unsigned, n) == 0
