@@ -155,7 +155,7 @@ class Lowering:
                 )
             self.prologue.insert(0, s)
             return []
-        return [s]
+        return [_Body(self, {}, None).shallow(s)]
 
     def _cleared(self, b: ir.Buffer, s: ir.Stmt) -> list[ir.Stmt]:
         """Accumulators whose registers stand for more than the tile: all are multiplied, so all have values."""

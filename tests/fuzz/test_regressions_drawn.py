@@ -11,10 +11,13 @@ import pytest
 import tiledsl
 import tiledsl.language as T
 from tiledsl.backends.cpu.pipeline import cpu_pipeline
+from tiledsl.backends.simt.pipeline import simt_pipeline
 from tiledsl.interp import Options, run
 from tiledsl.ir.intrinsics import INTRINSICS
 from tiledsl.ir.operations import OPERATIONS
 from tiledsl.passes import ExpandMoves
+from tiledsl.passes.instruments import Verify
+from tiledsl.passes.pipeline import run as run_passes
 from tiledsl.testing import assert_targets_agree
 
 
@@ -391,3 +394,22 @@ def test_an_index_beyond_all_signed_ones(index: int) -> None:
                 B[i] = T.if_then_else(I[I[i]] > 0, A[I[i], index], 1)
 
     agree(kernel, np.ones((4, 4), np.float32), np.array([0, 3, 9, 1], np.int32), np.zeros(4, np.float32))
+
+
+def test_a_variable_that_begins_with_an_element_of_registers() -> None:
+    """Threads of GPUs: the element was looked for in the tile that had become registers."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((4,), "int32"), O: T.Tensor((4,), "int32")):
+        with T.Kernel(1, threads=32) as bx:
+            tile = T.alloc_fragment((4,), "int32")
+            T.copy(A, tile)
+            v = T.alloc_var("int32", tile[A[bx] % 4] * 3)
+            O[1] = v
+
+    A = np.array([2, 5, 7, 9], np.int32)
+    lowered = run_passes(kernel.function, simt_pipeline("sm_80"), [Verify()])
+    for function in (kernel.function, lowered):
+        O = np.zeros(4, np.int32)
+        run(function, [A, O], Options(exact=True))
+        assert O.tolist() == [0, 21, 0, 0]
