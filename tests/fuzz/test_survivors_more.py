@@ -356,3 +356,46 @@ def test_a_size_in_another_type_of_as_many_bits_is_the_same_size() -> None:
     unsigned = ir.Cast(n, as_dtype("uint32"))
     assert difference(ir.Binary("add", unsigned, build.const(2, as_dtype("uint32"))), unsigned) == 2
     assert difference(unsigned, n) == 0
+
+
+def test_each_of_several_symbols_is_a_name() -> None:
+    for names in ("m, 1x", "1x, m", "m n-1"):
+        with pytest.raises(TileError, match="is not a list of names"):
+            T.dynamic(names)
+
+
+def test_products_that_vanish_are_rounded_up_and_down() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((4,), "float32"), B: T.Tensor((2, 4), "float32")):
+        with T.Kernel(1):
+            for i in T.Parallel(4):
+                B[0, i] = T.ieee_mul(A[i], T.float32(1e-30), "rd")
+                B[1, i] = T.ieee_mul(A[i], T.float32(1e-30), "ru")
+
+    A, B = np.array([1e-30, -1e-30, 0, 1], np.float32), np.zeros((2, 4), np.float32)
+    assert_targets_agree(tiledsl.compile(kernel), A, B)
+    tiledsl.compile(kernel)(A, B, target="numpy")
+    tiny = np.float32(1e-45)
+    assert B[0, :3].tolist() == [0, -tiny, 0] and B[1, :3].tolist() == [tiny, 0, 0]
+    assert (B[:, 3] == np.float32(1e-30)).all()
+
+
+def test_sums_of_a_thread_wrap_at_their_type() -> None:
+    """Narrow integers are no narrow floats, which are added as float32."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((8, 3), "int16"), B: T.Tensor((8, 2), "int16")):
+        with T.Kernel(1, threads=8):
+            t = T.get_thread_binding()
+            own, total = T.alloc_local((3,), "int16"), T.alloc_local((1,), "int16")
+            for j in T.serial(3):
+                own[j] = A[t, j]
+            T.reduce_sum(own, total, dim=0)
+            B[t, 0] = total[0]
+            T.cumsum(own, dim=0)
+            B[t, 1] = own[2]
+
+    A, B = np.full((8, 3), 20000, np.int16), np.zeros((8, 2), np.int16)
+    assert_targets_agree(tiledsl.compile(kernel), A, B)
+    tiledsl.compile(kernel)(A, B, target="numpy")
+    assert (B == 60000 - 65536).all()
