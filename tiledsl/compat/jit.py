@@ -177,6 +177,13 @@ class JITKernel:
 
         return Profiler(self, tensor_supply_type or TensorSupplyType.Auto)
 
+    def assert_allclose(self, *args: Any, **options: Any) -> None:
+        """`Profiler.assert_allclose`, on inputs of its own."""
+        self.get_profiler().assert_allclose(*args, **options)
+
+    def assert_consistent(self, *args: Any, **options: Any) -> None:
+        self.get_profiler().assert_consistent(*args, **options)
+
     def run_once(self, func: Callable[..., Any] | None = None) -> None:
         self.get_profiler().run_once(func)
 

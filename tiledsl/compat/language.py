@@ -16,7 +16,7 @@ from typing import Any
 
 import tiledsl.language as T
 from tiledsl import frontend
-from tiledsl.compat import frames, quantize
+from tiledsl.compat import frames, quantize, sparse
 from tiledsl.compat.layouts import Fragment
 from tiledsl.compat.notices import notice, pass_configs
 from tiledsl.errors import TileError
@@ -26,7 +26,7 @@ __all__ = ["lookup", "names", "tilelang_meaning"]
 
 def names() -> list[str]:
     """The public names."""
-    return [*T.__all__, *(n for n in _OWN if n not in T.__all__ and n not in T._REFUSED)]
+    return [*T.__all__, *(n for n in _OWN if n not in T.__all__ and n != "import_source")]
 
 
 def tilelang_meaning() -> AbstractContextManager[None]:
@@ -47,14 +47,29 @@ def lookup(name: str) -> Any:
     return _lenient(f"T.{name}", value) if inspect.isfunction(value) else value
 
 
+# Parameters that TileLang calls otherwise: theirs=ours.
+_NAMES = {
+    "fill": "buffer=dst", "clear": "buffer=dst", "annotate_layout": "layout_map=layouts",
+    "annotate_safe_value": "safe_value_map=values", "atomic_store": "src=value",
+    "if_then_else": "condition=cond true_value=t false_value=f", "ceildiv": "lhs=a rhs=b", "dynamic": "name=names",
+    "Select": "condition=cond true_value=t false_value=f", "clamp": "dst=x min_val=low max_val=high",
+    "symbolic": "name=names", "const": "name=names", "get_mbarrier": "id=barrier_id", "assume": "expr=condition",
+    "address_of": "buffer_load=place", "fma": "x=a y=b z=c", "reducer_init": "value=init",
+}  # fmt: skip
+
+
 def _lenient(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function without the keywords that it does not have."""
     parameters = inspect.signature(function).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return function
 
+    renamed = dict(pair.split("=") for pair in _NAMES.get(what[2:], "").split())
+
     @functools.wraps(function)
     def accepting(*args: Any, **kw: Any) -> Any:
+        for theirs in [k for k in kw if k in renamed]:
+            kw[renamed[theirs]] = kw.pop(theirs)
         for unknown in [k for k in kw if k not in parameters]:
             notice(f"{what}: the hint {unknown}={kw.pop(unknown)!r} is passed over")
         return function(*args, **kw)
@@ -159,6 +174,8 @@ _OWN: dict[str, Any] = {
     "attr": attr,
     **{n: getattr(frames, n) for n in frames.__all__},
     "call_extern": call_extern,
+    "gemm_sp": _lenient("T.gemm_sp", sparse.gemm_sp),
+    "gemm_sp_v2": _lenient("T.gemm_sp", sparse.gemm_sp),
     "cp_async_barrier_noinc": T.barrier_arrive,
     "import_source": import_source,
     "Var": T.PrimExpr,

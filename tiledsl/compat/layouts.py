@@ -8,13 +8,16 @@ from typing import Any
 
 import tiledsl.language as T
 
-__all__ = ["Fragment", "swizzled"]
+__all__ = ["Fragment", "identity", "swizzled"]
 
 
-def swizzled(buffer: Any, *args: Any, **kw: Any) -> Any:
-    """A layout of shared memory, which is a hint: the identity."""
+def identity(buffer: Any, *args: Any, **kw: Any) -> Any:
+    """The layout in which a buffer lies anyway."""
     shape = [getattr(n, "value", n) for n in buffer.shape]
     return T.Layout(shape, lambda *indices: list(indices))
+
+
+swizzled = identity  # of shared memory a layout is a hint
 
 
 class Fragment(T.Fragment):

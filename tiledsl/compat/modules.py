@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from tiledsl.compat import autotuner, carver, hosts, language, profiler, quantize, testing, tools
+from tiledsl.compat import autotuner, carver, hosts, language, profiler, quantize, sparse, testing, tools
 from tiledsl.compat import jit as jit_
 from tiledsl.compat import layouts as layouts_
 from tiledsl.compat.notices import notice
@@ -79,6 +79,7 @@ def build(top: dict[str, Any], words: ModuleType) -> None:
     layouts = {
         "Layout": words.Layout,
         "Fragment": words.Fragment,
+        "make_cutlass_metadata_layout": layouts_.identity,
         **{
             f"make_{kind}layout": layouts_.swizzled
             for kind in ("swizzled_", "full_bank_swizzled_", "half_bank_swizzled_", "quarter_bank_swizzled_", "linear_",
@@ -119,6 +120,7 @@ def build(top: dict[str, Any], words: ModuleType) -> None:
     module("utils.deprecated", deprecated=_deprecated, deprecated_warning=_nothing)
     module("utils.tensor", TensorSupplyType=kinds, torch_assert_close=testing.torch_assert_close,
            map_torch_type=hosts.map_torch_type)  # fmt: skip
+    module("utils.sparse", **{n: getattr(sparse, n) for n in sparse.__all__ if n != "gemm_sp"})
     module("utils.device", get_current_device=lambda: "cuda", IS_CUDA=True)
     module("engine", lower=jit_.lower)
     module("engine.lower", _Callable("tilelang.engine.lower", jit_.lower), lower=jit_.lower)

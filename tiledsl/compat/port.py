@@ -112,7 +112,7 @@ def _found(name: str) -> Any:
 def state(name: str) -> str | None:
     """Why the language does not have `T.<name>`, and what to write; None when it has it."""
     try:
-        value = getattr(T, name) if name in T._REFUSED else lookup(name)
+        value = getattr(T, name) if name == "import_source" else lookup(name)
         if type(value).__name__ == "Missing":
             value()  # says why
     except TileError as e:
@@ -195,7 +195,7 @@ def complaints(found: Iterable[Row], file: str) -> list[str]:
 def support() -> str:
     """The support list: names that run on every target, and names that are refused, by reason."""
     refused: dict[str, list[str]] = {}
-    for name in T._REFUSED:
+    for name in [n for n in T._REFUSED if state(n)]:
         refused.setdefault((state(name) or "").removeprefix(f"T.{name} "), []).append(name)
     lacks: dict[str, list[str]] = {}
     for target, able in targets().items():
