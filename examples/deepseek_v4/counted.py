@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from block import Cache
 from cost_model import V3_2, V4, V4_FLASH, V4_PRO, V32, Product, table
-from weights import BF16, Config, F
+from weights import Config, F
 
 from tiledsl import ir
 from tiledsl.analysis.work import work
 from tiledsl.dtypes import as_dtype
 from tiledsl.kernels import deepseek_v4 as v4
 from tiledsl.kernels import matmul_kernel
-from tiledsl.kernels.quant import fp4_grouped_gemm_kernel, per_token_cast, scaled_gemm_kernel
+from tiledsl.kernels.quant import fp4_grouped_gemm_kernel, scaled_gemm_kernel
 
 ROWS = 16  # tokens that a counted product has: whole tiles
 
@@ -49,10 +49,9 @@ def of_product(p: Product) -> float:
     return products(kernel, M=ROWS, N=p.n, K=p.k, tiles=1) / ROWS
 
 
-def of_attention(heads: int, dim: int, values: int, lists: tuple[int, ...], paged: bool = True) -> float:
+def of_attention(heads: int, dim: int, values: int, lists: tuple[int, ...]) -> float:
     """Operations of one query over lists of so many entries (multiples of 64)."""
-    pages = tuple(64 if paged else 0 for _ in lists)
-    kernel = v4.sparse_attention_kernel(64, dim, values, pages, paged)
+    kernel = v4.sparse_attention_kernel(64, dim, values, (64,) * len(lists), True)
     sizes = {f"N{i + 1}": n for i, n in enumerate(lists)}
     return products(kernel, M=1, H=heads, **sizes)
 
@@ -70,9 +69,9 @@ def of_model(m: V4, position: int) -> tuple[float, float]:
 
 
 def of_v32(m: V32, position: int) -> tuple[float, float]:
-    """The same of V3.2, its attention over plain rows."""
+    """The same of V3.2, which scores every token."""
     seen = min(m.top_k, position)
-    core = m.layers * of_attention(m.heads, m.latent + m.rope, m.latent, (seen,), paged=False)
+    core = m.layers * of_attention(m.heads, m.latent + m.rope, m.latent, (seen,))
     logits = v4.index_logits_fp8_kernel(m.index_heads)
     return core, m.layers * products(logits, M=1, S=position)
 
@@ -84,28 +83,27 @@ def caches(m: V4, tokens: int) -> tuple[int, int]:
     return sum(n * c.nbytes for n, c in made), sum(n * c.state_bytes for n, c in made)
 
 
-def written_bytes() -> tuple[float, float]:
-    """Bytes of a cache entry, and of a key of the indexer, that the kernels write: what changes whatever was there."""
+def written_bytes() -> dict[str, tuple[float, float]]:
+    """Of each kind of cache entry: the published bytes, and those that the kernel writes: what changes whatever was
+    there."""
     n, page = 128, 64
-    rng, (cos, sin) = np.random.default_rng(0), v4.rope_tables(n, 160000.0)
+    rng, tables = np.random.default_rng(0), v4.rope_tables(n, 160000.0)
     at = np.arange(n, dtype=np.int32)
-
-    def kept(write: Any, width: int, page_bytes: int) -> float:
+    kinds: dict[str, tuple[Any, int, int, int, tuple[None, ...]]] = {
+        "V4 entry": (v4.write_entries, 512, v4.page_bytes(page), 584, (None,)),
+        "V4 indexer key": (v4.write_index_keys, 128, v4.index_page_bytes(page), 68, (None,)),
+        "V3.2 entry": (v4.write_mla_entries, 576, v4.mla_page_bytes(page), 656, (None,)),
+        "V3.2 indexer key": (v4.write_index_keys_fp8, 128, v4.index_page_bytes_fp8(page), 132, (None, None)),
+    }
+    found = {}
+    for name, (write, width, page_bytes, published, weights) in kinds.items():
         x, same = rng.standard_normal((n, width), dtype=F), np.ones((n // page, page_bytes), bool)
         for before in (3, 250):
-            cache = np.full((n // page, page_bytes), before, np.uint8)
-            write(x, None, cos, sin, at, at, cache, page)
+            cache = np.full(same.shape, before, np.uint8)
+            write(x, *weights, *tables, at, at, cache, page)
             same &= cache == before
-        return float((~same).sum()) / n
-
-    entry = kept(v4.write_entries, 512, v4.page_bytes(page))
-    return entry, kept(v4.write_index_keys, 128, v4.index_page_bytes(page))
-
-
-def index_key_bytes() -> int:
-    """Bytes of one key of V3.2's indexer, as the cast writes it."""
-    codes, scale = per_token_cast(np.ones((1, V3_2.index_dim), BF16))
-    return int(codes.nbytes + scale.nbytes)
+        found[name] = published, float((~same).sum()) / n
+    return found
 
 
 def report(position: int = 1 << 20) -> str:
@@ -125,8 +123,6 @@ def report(position: int = 1 << 20) -> str:
         allocated, state = caches(m, position)
         row(f"{m.name} cache, bytes (pages padded)", m.cache_bytes(position), allocated)
         rows.append([f"{m.name} states, bytes", "", f"{state:,}", ""])
-    entry, key = written_bytes()
-    row("V4 entry, bytes written", 584, entry)
-    row("V4 indexer key, bytes written", 68, key)
-    row("V3.2 indexer key, bytes", 132, index_key_bytes())
+    for name, (published, written) in written_bytes().items():
+        row(f"{name}, bytes written", published, written)
     return table(rows)
