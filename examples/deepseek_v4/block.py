@@ -31,7 +31,10 @@ class Cache:
     def __init__(self, config: Config, tokens: int) -> None:
         pages, self.page = -(-tokens // PAGE), PAGE // config.ratio if config.ratio else 0
         self.window = np.zeros((1, v4.page_bytes(config.window)), np.uint8)
-        self.compressed = self.keys = self.state = self.key_state = None
+        self.compressed: Any = None
+        self.keys: Any = None
+        self.state: Any = None
+        self.key_state: Any = None
         if config.ratio:
             self.compressed = np.zeros((pages, v4.page_bytes(self.page)), np.uint8)
             self.state = v4.compressor_state(1, config.ratio, config.compressed_width)

@@ -8,15 +8,16 @@ the blocks run side by side: with attention's result alone the whole block agree
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from block import Block
-from reference import NO_TRAPS, Values
 from reference import Block as Reference
+from reference import Values
+from reference_formats import NO_TRAPS
 from reference_weights import (
     AttentionWeights,
     BlockWeights,
@@ -75,45 +76,46 @@ def to_reference(w: Weights) -> tuple[ReferenceConfig, BlockWeights]:
     def compressor(p: Compressor | None) -> CompressorWeights | None:
         return None if p is None else CompressorWeights(wide(p.kv), wide(p.gate), wide(p.ape), wide(p.norm))
 
-    indexer = None
-    if w.index_wq_b is not None:
-        keys = compressor(w.index_compressor)
-        assert keys is not None
-        indexer = IndexerWeights(_Matrix(w.index_wq_b), wide(w.index_weights), keys)  # type: ignore[arg-type]
-    attn: Any = AttentionWeights(  # type: ignore[call-arg]
-        *(_Matrix(x) if isinstance(x, Linear) else wide(x) for x in (w.wq_a, w.q_norm, w.wq_b, w.wkv, w.kv_norm)),
-        _Plain(wide(w.wo_a).reshape(-1, w.wo_a.shape[-1])), _Matrix(w.wo_b), wide(w.sink),
-        compressor(w.compressor), indexer,
+    def matrix(w: Linear, rows: slice = slice(None)) -> Any:
+        return _Values(w.values()[rows].astype(np.float64))
+
+    def experts(packed: PackedMXFP4, rows: slice) -> Any:
+        return _Experts(packed, rows)
+
+    indexer, keys = None, compressor(w.index_compressor)
+    if w.index_wq_b is not None and keys is not None:
+        indexer = IndexerWeights(matrix(w.index_wq_b), wide(w.index_weights), keys)
+    wo_a: Any = _Values(wide(w.wo_a).reshape(-1, w.wo_a.shape[-1]))
+    attn = AttentionWeights(
+        matrix(w.wq_a), wide(w.q_norm), matrix(w.wq_b), matrix(w.wkv), wide(w.kv_norm), wo_a, matrix(w.wo_b),
+        wide(w.sink), compressor(w.compressor), indexer,
     )  # fmt: skip
-    up, half = w.routed.gate_up, slice(0, c.inter)
-    rest = slice(c.inter, 2 * c.inter)
-    moe: Any = MoEWeights(  # type: ignore[call-arg]
-        wide(w.gate), wide(w.bias), w.table,
-        *(_Experts(packed, rows) for packed, rows in ((up, half), (w.routed.down, slice(None)), (up, rest))),
-        _Matrix(w.shared_gate_up, half), _Matrix(w.shared_down), _Matrix(w.shared_gate_up, rest),
+    gate, up, every = slice(0, c.inter), slice(c.inter, 2 * c.inter), slice(None)
+    moe = MoEWeights(
+        gate=wide(w.gate), bias=wide(w.bias), tid2eid=w.table,
+        w1=experts(w.routed.gate_up, gate), w2=experts(w.routed.down, every), w3=experts(w.routed.gate_up, up),
+        shared_w1=matrix(w.shared_gate_up, gate), shared_w2=matrix(w.shared_down),
+        shared_w3=matrix(w.shared_gate_up, up),
     )  # fmt: skip
     norms = wide(w.attn_norm), wide(w.ffn_norm)
     return config, BlockWeights(hyper(w.attn_hyper), norms[0], attn, hyper(w.ffn_hyper), norms[1], moe)
 
 
-class _Plain:
+class _Values:
+    """What the reference asks of a matrix."""
+
     def __init__(self, values: Array) -> None:
         self.values = values
 
 
-class _Matrix(_Plain):
-    def __init__(self, w: Linear, rows: slice = slice(None)) -> None:
-        super().__init__(w.values()[rows].astype(np.float64))
-
-
 class _Experts:
-    """Some rows of every expert, widened when they are asked for: all at once would take 200 GB."""
+    """Some rows of every expert, widened when they are asked for: all at once would take 50 GB."""
 
     def __init__(self, packed: PackedMXFP4, rows: slice) -> None:
         self.packed, self.rows = packed, rows
 
-    def __getitem__(self, expert: int) -> _Plain:
-        return _Plain(_widened(_Same(self.packed), int(expert))[self.rows])
+    def __getitem__(self, expert: int) -> _Values:
+        return _Values(_widened(_Same(self.packed), int(expert))[self.rows])
 
 
 class _Same:
@@ -172,7 +174,7 @@ def compare(
     return out
 
 
-def findings(ours: dict[str, Array], theirs: Values, w: Weights) -> Any:
+def findings(ours: dict[str, Array], theirs: Values, w: Weights) -> Iterator[Finding]:
     """One Finding for each stage that both have."""
     ours = dict(ours)
     lse = ours.pop("attn.lse").astype(np.float64)
@@ -217,7 +219,8 @@ def picks_apart(name: str, value: Array, theirs: Values) -> float:
         return float((np.sort(value, 1) != np.sort(wanted, 1)).mean())
 
     def total(picks: Array) -> Array:
-        return np.where(picks >= 0, np.take_along_axis(scores, np.maximum(picks, 0).astype(np.int64), 1), 0).sum(1)
+        chosen = np.take_along_axis(scores, np.maximum(picks, 0).astype(np.int64), 1)
+        return np.asarray(np.where(picks >= 0, chosen, 0).sum(1))
 
     if value.shape[1] == 0:
         return 0.0
@@ -229,7 +232,7 @@ def peaks(theirs: Values) -> Array:
     """The largest logit of each query and head, which the reference's sums are relative to."""
     q, kv, indices = theirs["attn.q"], theirs["attn.kv"], theirs["attn.indices"]
     found = [(q[t] @ kv[row[row >= 0]].T).max(1) for t, row in enumerate(indices)]
-    return np.array(found) * q.shape[-1] ** -0.5
+    return np.asarray(np.array(found) * q.shape[-1] ** -0.5)
 
 
 def failures(calls: Sequence[Sequence[Finding]]) -> set[str]:

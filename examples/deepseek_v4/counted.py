@@ -95,7 +95,7 @@ def written_bytes() -> dict[str, tuple[float, float]]:
         "V3.2 entry": (v4.write_mla_entries, 576, v4.mla_page_bytes(page), 656, (None,)),
         "V3.2 indexer key": (v4.write_index_keys_fp8, 128, v4.index_page_bytes_fp8(page), 132, (None, None)),
     }
-    found = {}
+    found: dict[str, tuple[float, float]] = {}
     for name, (write, width, page_bytes, published, weights) in kinds.items():
         x, same = rng.standard_normal((n, width), dtype=F), np.ones((n // page, page_bytes), bool)
         for before in (3, 250):

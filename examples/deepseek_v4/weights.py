@@ -47,7 +47,7 @@ class Config:
     vocab: int = 256  # bytes: the checkpoint's 129,280 words would only make the table longer
 
     @property
-    def rope(self) -> dict[str, float]:
+    def rope(self) -> dict[str, Any]:
         """Arguments of rope_tables."""
         return {"theta": 160000.0, "factor": 16.0} if self.ratio else {"theta": 10000.0}
 
@@ -110,10 +110,10 @@ class Weights:
     wo_a: Array  # bfloat16 [groups, o_rank, heads * 512 / groups]: FP8 in the checkpoint, bfloat16 where it is used
     wo_b: Linear
     sink: Array
-    compressor: Compressor | None
-    index_wq_b: Linear | None
-    index_weights: Array | None  # bfloat16 [index_heads, d]
-    index_compressor: Compressor | None
+    compressor: Any  # a Compressor, of layers that compress
+    index_wq_b: Any  # a Linear, of compressed sparse attention, like what follows
+    index_weights: Any  # bfloat16 [index_heads, d]
+    index_compressor: Any  # a Compressor
     ffn_hyper: Hyper
     ffn_norm: Array
     gate: Array  # bfloat16 [experts, d]
@@ -157,7 +157,7 @@ def random_weights(config: Config, seed: int = 0, target: Any = None) -> Weights
     if c.hashed:
         every = np.tile(np.arange(c.experts, dtype=np.int32), (c.vocab, 1))
         table = rng.permuted(every, axis=1)[:, : c.active].copy()
-    experts = (2 * c.inter, c.d), (c.d, c.inter)
+    up, down = (random_fp4(rng, c.experts, *shape, target) for shape in ((2 * c.inter, c.d), (c.d, c.inter)))
     return Weights(
         config=c,
         embedding=normal(c.vocab, d).astype(BF16),
@@ -180,7 +180,7 @@ def random_weights(config: Config, seed: int = 0, target: Any = None) -> Weights
         gate=normal(c.experts, d, size=d**-0.5).astype(BF16),
         bias=None if c.hashed else normal(c.experts, size=0.1),
         table=table,
-        routed=Experts(*(random_fp4(rng, c.experts, *shape, target) for shape in experts), cast=True),
+        routed=Experts(up, down, cast=True),
         shared_gate_up=linear(2 * c.inter, d),
         shared_down=linear(d, c.inter),
     )
@@ -214,7 +214,7 @@ def fp4_values(packed: PackedMXFP4, expert: int) -> Array:
     data, scale = packed.data[expert], packed.scale[expert].astype(F)
     columns = np.concatenate([e2m1[data & 15], e2m1[data >> 4]], -1)  # [panels, k, 64]
     wide = columns * np.repeat(scale, 32, 1)
-    return wide.transpose(0, 2, 1).reshape(-1, k)[:n]
+    return np.asarray(wide.transpose(0, 2, 1).reshape(-1, k)[:n])
 
 
 def with_ratio(config: Config, ratio: int, hashed: bool = False) -> Config:
