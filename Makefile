@@ -7,8 +7,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # setuptools greets every editable install with a general warning.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Two workers: the suite compiles a lot, and worker start-up is small against that.
-PYTEST_ARGS ?= -n 2
+# Two workers: the suite compiles a lot, and worker start-up is small against that. Neighbours stay together, for they
+# share kernels and references.
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 FUZZ_ARGS ?=
 MUTATION_ARGS ?=
@@ -23,6 +24,8 @@ EMULATED ?= cuda-emulator:sm_80,checked,late cuda-emulator:sm_90a,last cuda-emul
 demo: $(VENV)/.demo
 	$(BIN)/tiledsl demo
 
+# Tests start many processes: each would compile the sources again.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import tempfile
@@ -25,6 +26,16 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 if "TILEDSL_CACHE_DIR" not in os.environ:
     CACHE = tempfile.TemporaryDirectory(prefix="tiledsl-tests-", ignore_cleanup_errors=True)
     os.environ["TILEDSL_CACHE_DIR"] = CACHE.name
+
+
+# Compiling makes many small objects and few cycles: with the default thresholds a quarter of its time went into looking
+# for them, and every full collection visited all of NumPy, torch and the collected tests.
+gc.set_threshold(20_000, 20, 20)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
 
 
 GOLDENS = Path(__file__).parent / "goldens"

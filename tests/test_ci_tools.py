@@ -183,3 +183,4 @@ def test_sample_is_spread(count: int, size: int) -> None:
     chosen = tool("sample").chosen(count)
     assert len(chosen) == size and chosen <= set(range(count))
     assert not count or {0, count - 1} <= chosen
+    assert tool("sample").chosen(count, 1) == set(range(count)[:1])

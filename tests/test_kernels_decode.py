@@ -148,7 +148,7 @@ def test_mla_at_full_size() -> None:
     assert worst(o, exact, bound) <= 1
 
 
-@pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
+@pytest.mark.parametrize(("dtype", "heads"), [("float32", (2, 2)), *((d, (4, 2)) for d in DTYPES)])
 def test_targets_agree_bit_for_bit(dtype: str, heads: tuple[int, int]) -> None:
     rng = np.random.default_rng(3)
     lengths = [150, 0, 70]

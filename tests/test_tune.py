@@ -121,16 +121,17 @@ def misbehaving(n: int, how: str = "well") -> Any:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_crash_and_a_hang_are_failed_configurations(workers: int, tmp_path: Path) -> None:
     given = [np.zeros(8, np.float32), np.zeros(1, np.int32)]
-    found = tune(misbehaving, {"how": ["crashes", "well", "hangs", "asserts"]}, args=(8,), inputs=lambda k: given,
-                 warmup=0, rep=1, store=Store(tmp_path), workers=workers, timeout=10)  # fmt: skip
+    how = ["crashes", "well", *(["hangs"] if workers == 1 else []), "asserts"]  # waiting for it once is enough
+    found = tune(misbehaving, {"how": how}, args=(8,), inputs=lambda k: given, warmup=0, rep=1, store=Store(tmp_path),
+                 workers=workers, timeout=10)  # fmt: skip
     assert found.config == {"how": "well"} and found.latency > 0
-    crashed, hung, failed = (t.error or "" for t in found.failures)
+    crashed, *hung, failed = (t.error or "" for t in found.failures)
     assert "SIG" in crashed and "Fatal" in crashed
-    assert "longer than 10 seconds" in hung
+    assert len(hung) == (workers == 1) and all("longer than 10 seconds" in h for h in hung)
     assert "device_assert failed: no flag" in failed
     assert not given[0].any(), "workers run on copies"
     stored = [json.loads(f.read_text()) for f in tmp_path.glob("*.json")]
-    assert sorted("error" in s for s in stored) == [False, True, True, True]
+    assert sorted("error" in s for s in stored) == [False, *[True] * (len(how) - 1)]
     again = tune(misbehaving, {"how": ["crashes", "well"]}, args=(8,), inputs=lambda k: given, store=Store(tmp_path))
     assert [t.stored for t in again.trials] == [False, True], "failures are tried again"
 
