@@ -39,6 +39,13 @@ def product_bound(a: Array, b: Array, out: str) -> tuple[Array, Array]:
     return exact, slack + rounding(np.abs(exact) + slack, out)
 
 
+def close(got: Array, exact: Array, roundings: float, size: Array | None = None, dtype: str = "float32") -> bool:
+    """Whether `got` comes from `exact` by so many roundings of float32 to values of at most `size` (default: the
+    result's own) and one to the dtype."""
+    slack = roundings * U * (1 + roundings * U) * np.abs(exact if size is None else size)
+    return worst(got, exact, slack + rounding(np.abs(exact) + slack, dtype)) <= 1
+
+
 def worst(got: Array, exact: Array, bound: Array) -> float:
     """Largest error in units of its bound; equal infinities count as none, NaN as an infinite one."""
     assert got.shape == exact.shape
@@ -97,6 +104,70 @@ def attention_reference(
     lse_bound = (chance * r).sum(axis=-1, keepdims=True) + (2 * n + 4 * -(-n // 64) + 6) * U
     lse_bound = lse_bound + 6 * U * (1 + finite_lse + np.abs(base))
     return o, lse[..., 0], o_bound, lse_bound[..., 0]
+
+
+def attention_gradients(
+    q: Array, k: Array, v: Array, do: Array, dlse: Array, mask: Array, scale: float, dtype: str, sink: Array | None
+) -> tuple[list[Array], list[Array], Array, Array]:
+    """Float64 dq, dk, dv (and dsink), the bounds of their errors, and o, lse; arrays [batch, heads, seq, dim].
+
+    P is off by r relative (as in attention_reference, lse given to u |lse|), dP by 6 sqrt(d) u sum |do v|, delta by
+    the rounding of o and its own sum; P and dS are rounded to the dtype; then sums over queries or keys.
+    """
+    _, u, tiny = DTYPES[dtype]
+    half = 0.0 if dtype == "float32" else u
+    o, lse, _, _ = attention_reference(q, k, v, mask, scale, dtype, sink)
+    q, k, v, do, dlse = (x.astype(np.float64) for x in (q, k, v, do, dlse))
+    group, d, n = q.shape[1] // k.shape[1], q.shape[-1], k.shape[2]
+    kk, vv = (np.repeat(x, group, axis=1) for x in (k, v))
+    seen = np.isfinite(lse)[..., None]
+    base = np.where(seen, lse[..., None], 0)
+    whole = base if sink is None else np.logaddexp(base, sink[None, :, None, None].astype(np.float64))
+    s = q @ kk.swapaxes(2, 3) * scale
+    p = np.where(mask & seen, np.exp(np.where(mask & seen, s - whole, 0)), 0)
+    plain = np.where(mask & seen, np.exp(np.where(mask & seen, s - base, 0)), 0)
+    dp = do @ vv.swapaxes(2, 3)
+    delta = (do * o).sum(axis=-1, keepdims=True)
+    ds = p * (dp - delta) + plain * dlse[..., None]
+    size = np.abs(q) @ np.abs(kk).swapaxes(2, 3) * abs(scale)
+    r = (min(d, 6 * d**0.5) * size + 6 * np.abs(np.where(mask, s, 0)) + 6 * np.abs(whole) + 12) * U
+    off_dp = 6 * d**0.5 * U * (np.abs(do) @ np.abs(vv).swapaxes(2, 3))
+    off_delta = (np.abs(do) * (u * np.abs(o) + tiny)).sum(-1, keepdims=True) + d * U * np.abs(do * o).sum(
+        -1, keepdims=True
+    )
+    off_ds = p * ((r + 4 * U) * (np.abs(dp) + np.abs(delta)) + off_dp + off_delta) + plain * np.abs(dlse)[..., None] * (
+        2 * r + 8 * U
+    )
+    off_ds += half * np.abs(ds) + tiny
+
+    def fold(x: Array) -> Array:
+        """Sum over the query heads of a group."""
+        return x.reshape(x.shape[0], -1, group, *x.shape[2:]).sum(axis=2)
+
+    def sum_bound(a: Array, off: Array, b: Array) -> Array:
+        """Error of the sum over the last axis of a times b, where a is off by `off`."""
+        m = a.shape[-1] * group
+        return (off @ np.abs(b)) + (min(m, 6 * m**0.5) + 2) * U * ((np.abs(a) + off) @ np.abs(b))
+
+    pt, dst = p.swapaxes(2, 3), ds.swapaxes(2, 3)
+    off_p = (p * (r + half) + tiny).swapaxes(2, 3)
+    exact = [scale * ds @ kk, fold(scale * dst @ q), fold(pt @ do)]
+    bounds = [
+        abs(scale) * sum_bound(ds, off_ds, kk),
+        fold(abs(scale) * sum_bound(dst, off_ds.swapaxes(2, 3), q)),
+        fold(sum_bound(pt, off_p, do)),
+    ]
+    bounds = [b + u * (np.abs(e) + b) + n * tiny for e, b in zip(exact, bounds, strict=True)]
+    if sink is not None:
+        chance = np.where(seen, np.exp(sink[None, :, None, None] - whole), 0)
+        share = -chance * delta
+        off = chance * (
+            off_delta + np.abs(delta) * (8 * np.abs(whole) + 8 * np.abs(sink[None, :, None, None]) + 20) * U
+        )
+        m = share.shape[0] * share.shape[2]
+        exact.append(share.sum(axis=(0, 2, 3)))
+        bounds.append((off + m * U * (np.abs(share) + off)).sum(axis=(0, 2, 3)) + tiny)
+    return exact, bounds, o, lse
 
 
 def window_mask(rows: int, cols: int, causal: bool, window: tuple[int | None, int | None] | None) -> Array:

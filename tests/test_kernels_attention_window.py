@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from kernels_support import DTYPES, Array, U, attention_reference, normal, same_bits, tensor, window_mask, worst
+from kernels_support import (
+    DTYPES,
+    attention_gradients,
+    attention_reference,
+    normal,
+    same_bits,
+    tensor,
+    window_mask,
+    worst,
+)
 
 from tiledsl import kernels
 from tiledsl.errors import TileTypeError, TileValueError
@@ -96,70 +105,6 @@ def test_window_does_not_depend_on_other_queries(dtype: str) -> None:
 # -- the gradient -----------------------------------------------------------------------------------------------------
 
 
-def gradients(
-    q: Array, k: Array, v: Array, do: Array, dlse: Array, mask: Array, scale: float, dtype: str, sink: Array | None
-) -> tuple[list[Array], list[Array], Array, Array]:
-    """Float64 dq, dk, dv (and dsink), the bounds of their errors, and o, lse; arrays [batch, heads, seq, dim].
-
-    P is off by r relative (as in attention_reference, lse given to u |lse|), dP by 6 sqrt(d) u sum |do v|, delta by
-    the rounding of o and its own sum; P and dS are rounded to the dtype; then sums over queries or keys.
-    """
-    _, u, tiny = DTYPES[dtype]
-    half = 0.0 if dtype == "float32" else u
-    o, lse, _, _ = attention_reference(q, k, v, mask, scale, dtype, sink)
-    q, k, v, do, dlse = (x.astype(np.float64) for x in (q, k, v, do, dlse))
-    group, d, n = q.shape[1] // k.shape[1], q.shape[-1], k.shape[2]
-    kk, vv = (np.repeat(x, group, axis=1) for x in (k, v))
-    seen = np.isfinite(lse)[..., None]
-    base = np.where(seen, lse[..., None], 0)
-    whole = base if sink is None else np.logaddexp(base, sink[None, :, None, None].astype(np.float64))
-    s = q @ kk.swapaxes(2, 3) * scale
-    p = np.where(mask & seen, np.exp(np.where(mask & seen, s - whole, 0)), 0)
-    plain = np.where(mask & seen, np.exp(np.where(mask & seen, s - base, 0)), 0)
-    dp = do @ vv.swapaxes(2, 3)
-    delta = (do * o).sum(axis=-1, keepdims=True)
-    ds = p * (dp - delta) + plain * dlse[..., None]
-    size = np.abs(q) @ np.abs(kk).swapaxes(2, 3) * abs(scale)
-    r = (min(d, 6 * d**0.5) * size + 6 * np.abs(np.where(mask, s, 0)) + 6 * np.abs(whole) + 12) * U
-    off_dp = 6 * d**0.5 * U * (np.abs(do) @ np.abs(vv).swapaxes(2, 3))
-    off_delta = (np.abs(do) * (u * np.abs(o) + tiny)).sum(-1, keepdims=True) + d * U * np.abs(do * o).sum(
-        -1, keepdims=True
-    )
-    off_ds = p * ((r + 4 * U) * (np.abs(dp) + np.abs(delta)) + off_dp + off_delta) + plain * np.abs(dlse)[..., None] * (
-        2 * r + 8 * U
-    )
-    off_ds += half * np.abs(ds) + tiny
-
-    def fold(x: Array) -> Array:
-        """Sum over the query heads of a group."""
-        return x.reshape(x.shape[0], -1, group, *x.shape[2:]).sum(axis=2)
-
-    def sum_bound(a: Array, off: Array, b: Array) -> Array:
-        """Error of the sum over the last axis of a times b, where a is off by `off`."""
-        m = a.shape[-1] * group
-        return (off @ np.abs(b)) + (min(m, 6 * m**0.5) + 2) * U * ((np.abs(a) + off) @ np.abs(b))
-
-    pt, dst = p.swapaxes(2, 3), ds.swapaxes(2, 3)
-    off_p = (p * (r + half) + tiny).swapaxes(2, 3)
-    exact = [scale * ds @ kk, fold(scale * dst @ q), fold(pt @ do)]
-    bounds = [
-        abs(scale) * sum_bound(ds, off_ds, kk),
-        fold(abs(scale) * sum_bound(dst, off_ds.swapaxes(2, 3), q)),
-        fold(sum_bound(pt, off_p, do)),
-    ]
-    bounds = [b + u * (np.abs(e) + b) + n * tiny for e, b in zip(exact, bounds, strict=True)]
-    if sink is not None:
-        chance = np.where(seen, np.exp(sink[None, :, None, None] - whole), 0)
-        share = -chance * delta
-        off = chance * (
-            off_delta + np.abs(delta) * (8 * np.abs(whole) + 8 * np.abs(sink[None, :, None, None]) + 20) * U
-        )
-        m = share.shape[0] * share.shape[2]
-        exact.append(share.sum(axis=(0, 2, 3)))
-        bounds.append((off + m * U * (np.abs(share) + off)).sum(axis=(0, 2, 3)) + tiny)
-    return exact, bounds, o, lse
-
-
 @settings(max_examples=4)
 @given(
     seq_q=LENGTHS, seq_kv=LENGTHS, heads=st.sampled_from([(1, 1), (4, 2), (3, 3)]), causal=st.booleans(),
@@ -182,7 +127,7 @@ def test_gradient_error(
     dlse = normal(rng, (2, heads[0], seq_q), "float32") * np.float32(lse_gradient)
     sinks = None if sink is None else sink + normal(rng, (heads[0],), "float32")
     mask = window_mask(seq_q, seq_kv, causal, window)
-    exact, bounds, o, lse = gradients(q, k, v, do, dlse, mask, 32**-0.5, dtype, sinks)
+    exact, bounds, o, lse = attention_gradients(q, k, v, do, dlse, mask, 32**-0.5, dtype, sinks)
     given = [np.ascontiguousarray(x.swapaxes(1, 2)) if bshd else x for x in (q, k, v, o.astype(q.dtype), do)]
     got = kernels.flash_attention_backward(
         *given[:4], lse.astype(np.float32), given[4], dlse=dlse if lse_gradient else None, causal=causal, window=window,
@@ -200,11 +145,13 @@ def test_gradient_bound_has_teeth() -> None:
     q, do = (normal(rng, (1, 2, 100, 32), "float32") for _ in "qo")
     k, v = (normal(rng, (1, 2, 100, 32), "float32") for _ in "kv")
     none = np.zeros((1, 2, 100), np.float32)
-    exact, bounds, _, _ = gradients(q, k, v, do, none, window_mask(100, 100, True, None), 0.2, "float32", None)
-    shifted = gradients(q, k, v, do, none, window_mask(100, 100, False, (None, 1)), 0.2, "float32", None)[0]
+    exact, bounds, _, _ = attention_gradients(
+        q, k, v, do, none, window_mask(100, 100, True, None), 0.2, "float32", None
+    )
+    shifted = attention_gradients(q, k, v, do, none, window_mask(100, 100, False, (None, 1)), 0.2, "float32", None)[0]
     for a, e, b in zip(shifted, exact, bounds, strict=True):
         assert (np.abs(a - e) > b)[:, :, 1:-1].mean() > 0.9
-    wrong = gradients(q, k, v, do, none + 1, window_mask(100, 100, True, None), 0.2, "float32", None)[0]
+    wrong = attention_gradients(q, k, v, do, none + 1, window_mask(100, 100, True, None), 0.2, "float32", None)[0]
     assert all(worst(wrong[i], exact[i], bounds[i]) > 1 for i in (0, 1))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from kernels_support import product_bound, worst
 from properties.support import TARGETS, kernel_from
 
 from tiledsl.errors import TileError
@@ -49,7 +50,7 @@ def test_grouped_gemm_by_pointers(dtype: str, target: str) -> None:
     made = kernel_from(GROUPED.replace("G,", "4,").replace("Kernel(G", "Kernel(4").replace("{dtype}", dtype))
     made(*tables, np.array(sizes, np.int32), target=target)
     for m, x, y, z in zip(sizes, a, b, c, strict=True):
-        np.testing.assert_allclose(z[:m, :40], x.astype(np.float64) @ y.astype(np.float64), rtol=2e-3, atol=2e-3)
+        assert worst(z[:m, :40], *product_bound(x, y, "float32")) <= 1
         assert (z[m:] == 9).all() and (z[:, 40:] == 9).all()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kernels_support import product_bound, worst
 from thread_kernels import (
     allreduce_gemv,
     bitonic_sort,
@@ -77,7 +78,7 @@ def butterfly(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def test_block_sum_by_warp_shuffles(n: int, threads: int) -> None:
     a = RNG.standard_normal(n).astype(np.float32)
     _, out = every_mode(block_sum(n, threads), a, np.zeros(1, np.float32))
-    np.testing.assert_allclose(out[0], a.astype(np.float64).sum(), rtol=1e-4, atol=1e-4)
+    assert worst(out[None], *product_bound(a[None], np.ones((n, 1)), "float32")) <= 1
     padded = np.zeros(-(-n // threads) * threads, np.float32)
     padded[:n] = a
     own = np.zeros(threads, np.float32)
@@ -105,10 +106,9 @@ def test_histogram_with_shared_atomics(n: int) -> None:
 @pytest.mark.parametrize(("n", "k"), [(4, 64), (7, 33), (9, 100)])
 def test_gemv_by_warp_reductions(n: int, k: int) -> None:
     a, x = RNG.standard_normal((n, k)).astype(np.float32), RNG.standard_normal(k).astype(np.float32)
-    expected = a.astype(np.float64) @ x
     for made in (gemv(n, k), allreduce_gemv(n, k)):
         *_, out = every_mode(made, a, x, np.zeros(n, np.float32))
-        np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+        assert worst(out[:, None], *product_bound(a, x[:, None], "float32")) <= 1
 
 
 @pytest.mark.parametrize("n", [2, 32, 64, 256])

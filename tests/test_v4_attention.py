@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels_support import same_bits
+from kernels_support import U, attention_gradients, attention_reference, same_bits, worst
 from v4_reference import BF16, E4M3, E8M0, TARGETS, Array, F, fp8_cast, loud
 
 from tiledsl.errors import TileTypeError, TileValueError
@@ -201,19 +201,15 @@ def test_published_page_sizes_and_tables() -> None:
 
 
 def attention(q: Array, rows: list[Array], slots: list[Array], scale: float, sink: Array | None, values: int) -> Any:
-    """Float64 output and lse; rows [n, dim] of each source."""
-    m, heads, _ = q.shape
-    o, lse = np.zeros((m, heads, values)), np.full((m, heads), -np.inf)
-    for t in range(m):
-        kv = np.concatenate([r[s[t][s[t] >= 0]] for r, s in zip(rows, slots, strict=True)]).astype(np.float64)
-        if len(kv):
-            s = q[t].astype(np.float64) @ kv.T * scale
-            peak = s.max(1, keepdims=True)
-            p = np.exp(s - peak)
-            lse[t] = (peak + np.log(p.sum(1, keepdims=True)))[:, 0]
-            total = p.sum(1) + (0 if sink is None else np.exp(sink.astype(np.float64) - peak[:, 0]))
-            o[t] = p @ kv[:, :values] / total[:, None]
-    return o, lse
+    """Float64 o and lse (without the sink), and the bounds of their errors, token by token."""
+    found = []
+    for t in range(len(q)):
+        kv = np.concatenate([r[s[t][s[t] >= 0]] for r, s in zip(rows, slots, strict=True)])[None, None]
+        parts = attention_reference(
+            q[t][None, :, None], kv, kv[..., :values], np.ones(1, bool), scale, "bfloat16", sink
+        )
+        found.append([x[0, :, 0] for x in parts])
+    return tuple(map(np.stack, zip(*found, strict=True)))
 
 
 @settings(max_examples=6)
@@ -243,13 +239,12 @@ def test_sparse_attention_of_caches(m: int, heads: int, n: int, extra: int, sink
     sinks = rng.standard_normal(heads).astype(F) * 3 if sink else None
     more: dict[str, Any] = {"extra": caches[1], "extra_slots": slots[1], "extra_page_size": 2} if extra else {}
     count = 2 if extra else 1
-    wanted, wanted_lse = attention(q, rows[:count], slots[:count], 512**-0.5, sinks, 512)
+    wanted, wanted_lse, bound, lse_bound = attention(q, rows[:count], slots[:count], 512**-0.5, sinks, 512)
     for target in TARGETS:
         o, lse = v4.sparse_attention(
             q, caches[0], slots[0], page_size=64, sink=sinks, return_lse=True, target=target, **more
         )
-        np.testing.assert_allclose(o.astype(np.float64), wanted, atol=2.0**-7 * np.abs(wanted).max() + 1e-30)
-        np.testing.assert_allclose(lse, wanted_lse, rtol=1e-5, atol=1e-5)
+        assert worst(o, wanted, bound) <= 1 and worst(lse, wanted_lse, lse_bound) <= 1
         if not extra:
             assert not o[-1].astype(F).any() and np.isneginf(lse[-1]).all()
         few = {**more, "extra_slots": slots[1][:1]} if extra else {}
@@ -269,9 +264,9 @@ def test_sparse_attention_is_dense_attention_over_everything() -> None:
     assert v4.visible_blocks(np.array([2, 3, 4, 6, 7]), 4).tolist() == [0, 1, 1, 1, 2]
     slots = v4.block_slots(positions, 128)
     assert slots.shape == (3, 62) and (slots >= 0).sum(1).tolist() == [1, 2, 62]
-    wanted, _ = attention(q, [rows], [slots], 576**-0.5, None, 512)
+    wanted, _, bound, _ = attention(q, [rows], [slots], 576**-0.5, None, 512)
     o = v4.sparse_attention(q, rows, slots, value_dim=512)
-    np.testing.assert_allclose(o.astype(np.float64), wanted, atol=2.0**-7 * np.abs(wanted).max())
+    assert worst(o, wanted, bound) <= 1
     window = v4.window_slots(np.array([2, 130]), 128)
     assert window[0].tolist() == [-1] * 125 + [0, 1, 2] and window[1].tolist() == list(range(3, 131))
     assert v4.window_slots(np.array([130]), 128, ring=True)[0].tolist() == [t % 128 for t in range(3, 131)]
@@ -334,13 +329,29 @@ def test_gradients_are_those_of_automatic_differentiation(sink: bool) -> None:
     p = torch.softmax(torch.where(seen.any(1)[:, None, None], s, 0.0), -1)[..., :-1]
     out = torch.einsum("thn,tnd->thd", p, kv[..., :values]) * seen.any(1)[:, None, None]
     (out * torch.from_numpy(do.astype(np.float64))).sum().backward()
+    exact, lse, bound, _ = attention(q, [rows], [slots], dim**-0.5, sinks, values)
+    np.testing.assert_allclose(exact, out.detach().numpy(), rtol=0, atol=1e-12)
+    bounds = [np.full(x.shape, 2.0**-134) for x in (q, rows, tail)]  # what nobody reads has a gradient of 0
+    for t in np.flatnonzero((slots >= 0).any(1)):
+        seen_rows = slots[t][slots[t] >= 0]
+        kv = rows[seen_rows][None, None]
+        parts, off, _, _ = attention_gradients(
+            q[None].swapaxes(1, 2)[:, :, t : t + 1], kv, kv[..., :values], do[None].swapaxes(1, 2)[:, :, t : t + 1],
+            np.zeros((1, heads, 1)), np.ones(1, bool), dim**-0.5, "bfloat16", sinks,
+        )  # fmt: skip
+        bounds[0][t] = off[0][0, :, 0]
+        more = [b[0, 0] + m * U * (np.abs(e[0, 0]) + b[0, 0]) for e, b in zip(parts[1:3], off[1:3], strict=True)]
+        bounds[1][seen_rows] += more[0]
+        bounds[1][seen_rows, :values] += more[1]
+        if sink:
+            bounds[2] += off[3] + m * U * (np.abs(parts[3]) + off[3])
     for target in TARGETS:
-        o, lse = v4.sparse_attention(q, rows, slots, value_dim=values, sink=sinks, return_lse=True, target=target)
-        np.testing.assert_allclose(o.astype(np.float64), out.detach().numpy(), atol=0.02)
-        got = v4.sparse_attention_backward(q, rows, slots, o, lse, do, sink=sinks, target=target)
-        for g, leaf in zip(got, [*leaves, tail], strict=False):
-            wanted = leaf.grad.numpy()
-            assert np.abs(g.astype(np.float64) - wanted).max() <= 0.02 * np.abs(wanted).max()
+        o = v4.sparse_attention(q, rows, slots, value_dim=values, sink=sinks, target=target)
+        assert worst(o, exact, bound) <= 1
+        given = exact.astype(F).astype(BF16), lse.astype(F)
+        got = v4.sparse_attention_backward(q, rows, slots, *given, do, sink=sinks, target=target)
+        for g, leaf, b in zip(got, [*leaves, tail], bounds, strict=False):
+            assert worst(g, leaf.grad.numpy(), b) <= 1
         assert not got[0][4].astype(F).any() and len(got) == 2 + sink
 
 
