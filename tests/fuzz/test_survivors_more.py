@@ -268,7 +268,7 @@ def test_copies_by_other_engines_go_the_same_way() -> None:
     A, B = np.arange(8, dtype=np.float32), np.zeros((2, 8), np.float32)
     assert_targets_agree(tiledsl.compile(kernel), A, B)
     tiledsl.compile(kernel)(A, B, target="numpy")
-    assert (B == A).all()
+    assert (B == np.arange(8)).all()
 
 
 def test_what_a_branch_left_undefined_is_no_operand() -> None:
@@ -285,7 +285,7 @@ def test_what_a_branch_left_undefined_is_no_operand() -> None:
 def test_the_workers_of_a_scheduler_are_all_blocks_of_the_grid() -> None:
     @T.prim_func
     def kernel(B: T.Tensor((5, 7), "int32")):
-        with T.Kernel(2, 3, threads=1) as (bx, by):
+        with T.Kernel(2, 4, threads=1) as (bx, by):
             tiles = T.PersistentTileScheduler(5, 7)
             tiles.init(by * 2 + bx)
             while tiles.valid():
@@ -294,8 +294,7 @@ def test_the_workers_of_a_scheduler_are_all_blocks_of_the_grid() -> None:
 
     B = np.zeros((5, 7), np.int32)
     tiledsl.compile(kernel)(B, target="numpy")
-    counts = np.bincount(B.ravel(), minlength=7)
-    assert counts.tolist() == [0, 6, 6, 6, 6, 6, 5]
+    assert np.bincount(B.ravel(), minlength=9).tolist() == [0, 5, 5, 5, 4, 4, 4, 4, 4]
 
 
 def test_the_bits_of_a_mask_bound_a_value() -> None:

@@ -130,12 +130,13 @@ def table(name: str) -> list[dict[str, str]]:
 
 
 def planted(root: Path) -> Iterator[Mutant]:
-    """The mutants chosen by hand. Raises ValueError for one whose text does not stand there just once."""
+    """The mutants chosen by hand, but those whose text does not stand there just once any more."""
     for row in table("planted.toml"):
         file, old, new = row["file"], row["old"], row["new"]
         text = (root / file).read_text(encoding="utf-8")
         if text.count(old) != 1:
-            raise ValueError(f"planted mutant does not apply to {file}: {old!r}")
+            print(f"not planted, since {file} has changed: {old!r}")
+            continue
         before = text[: text.index(old)].encode()
         end = len(before) + len(old.encode())
         yield Mutant(file, before.count(b"\n") + 1, "planted()", row["kind"], old, new, len(before), end)
