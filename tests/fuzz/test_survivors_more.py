@@ -398,3 +398,22 @@ def test_sums_of_a_thread_wrap_at_their_type() -> None:
     assert_targets_agree(tiledsl.compile(kernel), A, B)
     tiledsl.compile(kernel)(A, B, target="numpy")
     assert (B == 60000 - 65536).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_halves_are_rounded_between_operators(dtype: str) -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((40,), dtype), B: T.Tensor((40,), dtype), C: T.Tensor((2,), dtype)):
+        with T.Kernel(1) as bx:
+            for i in T.Parallel(40):
+                B[i] = (A[i] + A[i] * 0.0001) - A[i]
+            C[bx] = (A[1] + A[0]) - A[1]
+            C[1] = (A[1] * A[2]) - A[2]
+
+    numpy = as_dtype(dtype).numpy
+    A = np.full(40, 3, np.float32).astype(numpy)
+    A[0], A[1], A[2] = 1e-4, 1, 1
+    B, C = np.ones(40, numpy), np.ones(2, numpy)
+    assert_targets_agree(tiledsl.compile(kernel), A, B, C)
+    tiledsl.compile(kernel)(A, B, C, target="numpy")
+    assert C.astype(np.float32).tolist() == [0, 0]
