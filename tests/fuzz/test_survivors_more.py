@@ -299,7 +299,7 @@ def test_the_workers_of_a_scheduler_are_all_blocks_of_the_grid() -> None:
 
 def test_the_bits_of_a_mask_bound_a_value() -> None:
     x, y = ir.Var("x", INT32), ir.Var("y", INT32)
-    few, many = (ir.Binary(op, x, build.const(5, INT32)) for op in ("bitand", "bitor"))
+    few, many = (ir.Binary(op, x, build.const(7, INT32)) for op in ("bitand", "bitor"))
     facts = Facts()
     facts.bound(y, 0, 2)
     assert facts.interval(ir.Binary("bitxor", few, y)) == (0, 7)
@@ -417,3 +417,30 @@ def test_halves_are_rounded_between_operators(dtype: str) -> None:
     assert_targets_agree(tiledsl.compile(kernel), A, B, C)
     tiledsl.compile(kernel)(A, B, C, target="numpy")
     assert C.astype(np.float32).tolist() == [0, 0]
+
+
+def test_the_bits_of_a_warp() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((32,), "int32"), B: T.Tensor((3,), "int32")):
+        with T.Kernel(1, threads=32):
+            t = T.get_thread_binding()
+            every, some, odd = T.warp_reduce_bitand(A[t]), T.warp_reduce_bitor(A[t]), T.warp_reduce_bitxor(A[t])
+            if t == 0:
+                B[0] = every
+                B[1] = some
+                B[2] = odd
+
+    A, B = np.arange(32, dtype=np.int32) * 8 + 1, np.zeros(3, np.int32)
+    A[3] += 2
+    assert_targets_agree(tiledsl.compile(kernel), A, B)
+    tiledsl.compile(kernel)(A, B, target="numpy")
+    assert B.tolist() == [op.reduce(A) for op in (np.bitwise_and, np.bitwise_or, np.bitwise_xor)]
+
+
+@pytest.mark.parametrize("op", ["bitand", "bitor", "bitxor", "shl", "shr", "floordiv", "truncmod", "min", "max"])
+def test_every_operator_on_integers_is_legal(op: str) -> None:
+    x, y, out = ir.Var("x", INT32), ir.Var("y", INT32), ir.Buffer("A", INT32, (build.const(1, INT32),), "global")
+    store = ir.Store(out, (build.zero(INT32),), ir.Binary(op, x, y))
+    params = (ir.Param("A", buffer=out), ir.Param("x", var=x), ir.Param("y", var=y))
+    kernel = ir.Kernel("k", (), (), (), (), (store,))
+    verify(ir.Function("f", params, (kernel,)))
