@@ -14,9 +14,9 @@ from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.runtime import address_of, allocate, device_of, is_torch
 
 __all__ = [
-    "accumulator", "as_int32", "check_eps", "check_lengths", "check_size", "check_vector", "dense", "describe",
-    "dtype_of", "floats", "like_kind", "has_unit_last", "matrix", "on_host", "out_dtype", "output", "rank",
-    "strides", "unit_last",
+    "accumulator", "as_int32", "check_array", "check_eps", "check_lengths", "check_size", "check_vector", "choice",
+    "dense", "describe", "dtype_of", "floats", "like_kind", "has_unit_last", "matrix", "on_host", "out_dtype",
+    "output", "rank", "strides", "unit_last",
 ]  # fmt: skip
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
@@ -27,13 +27,18 @@ def accumulator(dtype: Any) -> DType:
     return as_dtype("float64" if as_dtype(dtype).name == "float64" else "float32")
 
 
-def dtype_of(function: str, name: str, x: Any, allowed: Sequence[str] = FLOATS) -> DType:
-    """The dtype of argument `name`. Raises TileTypeError when x is no array or its dtype is not in `allowed`."""
+def check_array(function: str, name: str, x: Any) -> None:
+    """Raises TileTypeError unless x is an array."""
     if not is_torch(x) and not isinstance(x, np.ndarray):
         raise TileTypeError(
             f"{function}: {name} is {type(x).__name__}, expected a NumPy array or a torch tensor",
             help="numpy.asarray(...) makes an array of lists and scalars",
         )
+
+
+def dtype_of(function: str, name: str, x: Any, allowed: Sequence[str] = FLOATS) -> DType:
+    """The dtype of argument `name`. Raises TileTypeError when x is no array or its dtype is not in `allowed`."""
+    check_array(function, name, x)
     try:
         dtype = as_dtype(x.dtype)
     except TypeError:
@@ -61,6 +66,7 @@ def floats(function: str, **arrays: Any) -> DType:
 
 def rank(function: str, name: str, x: Any, dims: str) -> tuple[int, ...]:
     """The shape of x, which must have the named dimensions ("m, k"). Raises TileTypeError otherwise."""
+    check_array(function, name, x)
     expected = len(dims.split(","))
     shape = tuple(int(n) for n in x.shape)
     if len(shape) != expected:

@@ -19,6 +19,17 @@ from tiledsl.runtime import allocate
 __all__ = ["inverse_rope", "output_projection", "prepare_queries"]
 
 
+def rotated_part(name: str, which: str, x: Any, cos: Any) -> Any:
+    """The last elements of each head, as rope takes them: [1, tokens, heads, 2 half], a view. Raises TileTypeError."""
+    dim, half = (
+        arrays.rank(name, which, x, "tokens, heads, dim")[2],
+        arrays.rank(name, "cos", cos, "positions, half")[1],
+    )
+    if 2 * half > dim:
+        raise TileTypeError(f"{name}: {arrays.describe(**{which: x}, cos=cos)}, expected at most {dim // 2} angles")
+    return x[None, :, :, dim - 2 * half :]
+
+
 def prepare_queries(q: Any, cos: Any, sin: Any, positions: Any, *, eps: float = 1e-6, target: Any = None) -> Any:
     """y = q / sqrt(mean q^2 + eps) over each head, without a weight, then its last elements rotated.
 
@@ -28,11 +39,11 @@ def prepare_queries(q: Any, cos: Any, sin: Any, positions: Any, *, eps: float = 
     target     where to run (default: TILEDSL_TARGET, else auto)
 
     Returns an array like q; rounded to its dtype after the norm and after the rotation. Raises what rms_norm and rope
-    raise.
+    raise, TileTypeError for tables that are wider than a head.
     """
-    arrays.rank("prepare_queries", "q", q, "tokens, heads, dim")
+    rotated_part("prepare_queries", "q", q, cos)
     y = rms_norm(q, arrays.like_kind(np.ones(q.shape[2], np.float32), q), eps=eps, target=target)
-    tail = y[None, :, :, q.shape[2] - 2 * cos.shape[1] :]
+    tail = rotated_part("prepare_queries", "q", y, cos)
     rope(tail, cos, sin, positions=positions, interleaved=True, out=tail, target=target)
     return y
 
@@ -45,10 +56,9 @@ def inverse_rope(o: Any, cos: Any, sin: Any, positions: Any, *, target: Any = No
     positions  [tokens] int32 or int64
     target     where to run (default: TILEDSL_TARGET, else auto)
 
-    Returns o. Raises what rope raises.
+    Returns o. Raises what rope raises, TileTypeError for tables that are wider than a head.
     """
-    arrays.rank("inverse_rope", "o", o, "tokens, heads, dim")
-    tail = o[None, :, :, o.shape[2] - 2 * cos.shape[1] :]
+    tail = rotated_part("inverse_rope", "o", o, cos)
     rope(tail, cos, sin, positions=positions, interleaved=True, inverse=True, out=tail, target=target)
     return o
 

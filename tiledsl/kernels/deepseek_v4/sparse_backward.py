@@ -163,6 +163,7 @@ def sparse_attention_backward(
     name = "sparse_attention_backward"
     for which, x in (("q", q), ("source", source), ("o", o), ("do", do)):
         arrays.dtype_of(name, which, x, ("bfloat16",))
+    arrays.dtype_of(name, "lse", lse, ("float32",))
     m, heads, dim = arrays.rank(name, "q", q, "tokens, heads, dim")
     values = int(o.shape[-1])
     if tuple(o.shape) != (m, heads, values) or tuple(do.shape) != tuple(o.shape) or tuple(lse.shape) != (m, heads):

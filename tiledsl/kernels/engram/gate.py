@@ -226,6 +226,8 @@ def engram_gate_backward(
     arrays.floats(name, x=x, dy=dy)
     if tuple(dy.shape) != (m, s, d):
         raise TileTypeError(f"{name}: {arrays.describe(x=x, dy=dy)}, expected the same shape")
+    if len(saved) != 3 or any(arrays.rank(name, "saved", a, "tokens, streams") != (m, s) for a in saved):
+        raise TileTypeError(f"{name}: saved is not what engram_gate returned for {arrays.describe(x=x)}")
     f32 = as_dtype("float32")
     inner = [allocate((m, s), f32, x) for _ in range(2)]
     made = [allocate(shape, dtype, x) for shape in ((m, s, d), (m, s, d), (m, d))]

@@ -253,6 +253,8 @@ def scaled_grouped_gemm(
 
 def check_groups(name: str, group_sizes: Any, a: Any, b: Any) -> None:
     """Raises TileTypeError or TileValueError unless the sizes are one per group and count rows that exist."""
+    for which, x in (("a", a), ("b", b)):
+        arrays.check_array(name, which, x)
     arrays.dtype_of(name, "group_sizes", group_sizes, ("int32", "int64"))
     if arrays.rank(name, "group_sizes", group_sizes, "groups") != (b.shape[0],):
         raise TileTypeError(f"{name}: one size per group expected: {arrays.describe(group_sizes=group_sizes, b=b)}")
@@ -288,6 +290,7 @@ def scaled_masked_gemm(
     name = "scaled_masked_gemm"
     groups, room, k = arrays.rank(name, "a", a, "groups, max_m, k")
     scales = arrays.rank(name, "a_scale", a_scale, "groups, max_m, blocks")
+    arrays.check_array(name, "b", b)
     if scales[:2] != (groups, room) or b.shape[0] != groups:
         raise TileTypeError(f"{name}: groups differ: {arrays.describe(a=a, a_scale=a_scale, b=b)}")
     arrays.dtype_of(name, "counts", counts, ("int32", "int64"))
