@@ -126,7 +126,7 @@ def check_tokens(name: str, kv: Any, scores: Any, ape: Any, ratio: int) -> tuple
         arrays.dtype_of(name, which, x, ("float32",))
     batch, seq, width = arrays.rank(name, "kv", kv, "batch, seq, width")
     if ratio < 1 or (ratio == 4 and width % 2):
-        raise TileValueError(f"{name}: ratio is {ratio}, width {width}; ratio 4 takes an even width")
+        raise TileValueError(f"{name}: ratio is {ratio}: {arrays.describe(kv=kv)}", help="ratio 4 takes an even width")
     for which, x, shape in (("scores", scores, (batch, seq, width)), ("ape", ape, (ratio, width))):
         if tuple(x.shape) != shape:
             raise TileTypeError(f"{name}: {which} is {tuple(x.shape)}, expected {shape}: {arrays.describe(kv=kv)}")
