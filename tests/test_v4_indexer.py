@@ -191,6 +191,37 @@ def test_needles_are_found() -> None:
     assert min(overlap) >= 0.98
 
 
+def test_prefill_chunks_and_decode_select_the_same() -> None:
+    """From the compressor's input to the chosen blocks: one call, chunks and single tokens, in pages of two kinds."""
+    rng, tokens = np.random.default_rng(7), 45
+    kv, z = (rng.standard_normal((1, tokens, 256)).astype(F) for _ in range(2))
+    ape, weight = rng.standard_normal((4, 256)).astype(F), rng.uniform(0.5, 2, 128).astype(F)
+    q, w = rng.standard_normal((tokens, 8, 128)).astype(F), rng.standard_normal((tokens, 8)).astype(F)
+    cos, sin = v4.rope_tables(tokens, 160000.0, factor=16.0)
+
+    def run(cuts: list[int], page: int, target: str) -> list[Array]:
+        state, keys = v4.compressor_state(1, 4, 256), np.zeros((-(-12 // page), v4.index_page_bytes(page)), np.uint8)
+        logits, chosen = [], []
+        for first, end in zip([0, *cuts], [*cuts, tokens], strict=True):
+            part = slice(first, end)
+            made, counts = v4.compress(kv[:, part], z[:, part], ape, 4, state, target=target)
+            blocks = np.arange(first // 4, first // 4 + int(counts[0]), dtype=np.int32)
+            entries = made[0, : counts[0]]
+            v4.write_index_keys(entries, weight, cos, sin, 4 * blocks, blocks, keys, page, target=target)
+            at = np.arange(first, end, dtype=np.int32)
+            seen = v4.visible_blocks(at, 4)
+            codes = v4.index_queries(q[part], cos, sin, at, target=target)
+            logits.append(v4.index_logits(codes, w[part], keys, page, seen, 11, target=target))
+            chosen.append(v4.select_blocks(logits[-1], 5, seen, target=target))
+        return [np.concatenate(logits), np.concatenate(chosen)]
+
+    for target in TARGETS:
+        for page in (4, 64):
+            whole = run([], page, target)
+            for cuts in ([3, 4, 21, 40], list(range(1, tokens))) if target == "llvm" else ([3, 21],):
+                assert all(same_bits(a, b) for a, b in zip(run(list(cuts), page, target), whole, strict=True))
+
+
 @pytest.mark.parametrize("groups", [1, 4])
 def test_output(groups: int) -> None:
     rng = np.random.default_rng(3)

@@ -26,7 +26,8 @@ from tiledsl.kernels import optim
 
 # As DeepSeek-V4: matrices by Muon, these by AdamW, and with them whatever is no matrix.
 ADAMW_ALONE = ("embedding", "head", "ape")
-# Peak learning rates, the best of 0.005, 0.01, 0.02 and 0.03 for each in runs of 100 steps; and their share at the end.
+# Peak learning rates, the best in runs of 100 steps (of 0.005, 0.01, 0.02, 0.03 and of 0.004, 0.01, 0.02); and their
+# share at the end.
 MUON_RATE, ADAMW_RATE, LAST = 0.02, 0.01, 0.1
 
 
