@@ -174,7 +174,10 @@ def sparse_attention_backward(
         ordered = known.copy()
         ordered.sort(axis=1)
         if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
-            raise TileValueError(f"{name}: a query names a row twice", help="its gradients would meet in one place")
+            raise TileValueError(
+                f"{name}: a query names a row twice: {arrays.describe(slots=slots)}",
+                help="its gradients would meet in one place",
+            )
     factor = check_scale(name, scale, dim)
     sink = check_sink(name, sink, heads, as_dtype("float32"))
     rows, f32, bf16 = int(source.shape[0]), as_dtype("float32"), as_dtype("bfloat16")
