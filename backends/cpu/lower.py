@@ -25,6 +25,7 @@ from .reduce import lower_reduce
 from .reducer import lower_reducer, plan_reducers
 from .scan import lower_scan
 from .storage import Place, global_place, place_buffers, place_workspaces
+from .tables import spelt
 from .values import (
     address,
     as_held,
@@ -121,6 +122,8 @@ def _let(cx: Context, s: ir.Let) -> None:
     v = value(cx, s.value)
     if s.var.type.is_int:
         cx.facts.let(s.var, s.value)
+    if cx.lane is not None and (known := spelt(s.value, cx.lane.spelt)) is not None:
+        cx.lane.spelt[s.var] = known
     if cx.lane is not None and any(v is h for h in cx.lane.hoisted.values()):
         cx.lane.inner.discard(s.var)
         cx.env[s.var] = v

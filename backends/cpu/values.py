@@ -8,7 +8,7 @@ number, or a vector.
 from __future__ import annotations
 
 from tiledsl import ir
-from tiledsl.dtypes import UINT8, UINT64, DType, as_dtype
+from tiledsl.dtypes import INT32, UINT8, UINT64, DType, as_dtype
 from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir.build import int_range
 from tiledsl.ir.walk import free_vars, loads_of
@@ -16,6 +16,7 @@ from tiledsl.ir.walk import free_vars, loads_of
 from .context import Context, Lane, LaneLoop
 from .nibbles import byte_at, decoded
 from .storage import Place, held
+from .tables import coded
 from .wide import BOOL, F32, I64, LANES, add, and_, mul, narrow, sub, widen
 
 __all__ = [
@@ -142,11 +143,26 @@ def _hoist(cx: Context, lane: LaneLoop, e: ir.Expr) -> Lane:
     return Lane(x, 0)
 
 
+def _table(cx: Context, lane: LaneLoop, e: ir.Expr, number: ir.Var) -> ir.Expr:
+    """e for the numbers 0 to 15, in front of the nest."""
+    if e not in lane.hoisted:
+        outer, cx.out, cx.lane = cx.out, lane.pre, None
+        cx.env[number] = Lane(ir.Ramp(ir.Const(0, number.type), 1, LANES), None)
+        lane.hoisted[e] = Lane(cx.let("table", vector(cx, _value(cx, e), F32)), None)
+        cx.out, cx.lane = outer, lane
+    return lane.hoisted[e].expr
+
+
 def _value(cx: Context, e: ir.Expr) -> Lane:
     if isinstance(e, ir.Const):
         return Lane(_const(e))
     if isinstance(e, ir.Var):
         return cx.env[e]
+    if cx.lane is not None and (found := coded(e, cx.lane.spelt)) is not None:
+        source = value(cx, found[0])
+        if source.coef is None:
+            number = ir.Cast(vector(cx, source, found[0].dtype), INT32.with_lanes(LANES))
+            return Lane(ir.Call("permute", (_table(cx, cx.lane, *found[1:]), number), F32.with_lanes(LANES)), None)
     if isinstance(e, ir.Load):
         return _load(cx, e)
     if isinstance(e, ir.Cast):

@@ -164,6 +164,8 @@ class ExpressionEmitter:
             return arith.any_all(self.b, e.name, args[0])
         if e.name in BIT_FUNCTIONS:
             return arith.bit_function(self.b, e.name, args[0])
+        if e.name == "permute":
+            return arith.permute(self.b, *args)
         if e.name.startswith("hreduce_"):
             return arith.hreduce(self.b, e.name.removeprefix("hreduce_"), e.args[0].dtype, args[0])
         assert INTRINSICS[e.name].kind == "math"

@@ -325,6 +325,7 @@ def dialect_names() -> dict[str, Op]:
         *(_classify(name) for name in ("isnan", "isinf", "isfinite")),
         *(_bits(name) for name in ("popcount", "clz", "brev")),
         *(_hreduce(op) for op in ("add", "max", "min", "bitand", "bitor", "bitxor")),
+        Op("permute", lambda kinds: kinds[0], lambda b, kinds, result, args: arith.permute(b, *args)),
         _any_all("any_lane", "any"),
         _any_all("all_lanes", "all"),
     ]

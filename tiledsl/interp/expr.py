@@ -252,6 +252,9 @@ class Expressions:
                 if array
                 else lambda env, mask: bool(predicate(x(env, mask)))
             )
+        if e.name == "permute":
+            y = self.compile(e.args[1])
+            return lambda env, mask: _permuted(x(env, mask), y(env, mask))
         return self._horizontal(e, x)
 
     def _horizontal(self, e: Call, x: Fn) -> Fn:
@@ -389,6 +392,12 @@ def _first(where: Any) -> tuple[int, ...] | None:
     """Indices of the first true element of an array."""
     where = np.asarray(where)
     return tuple(int(i) for i in np.argwhere(where)[0]) if where.ndim else None
+
+
+def _permuted(table: Any, index: Any) -> Any:
+    """Lanes of the last axis, chosen for each lane."""
+    table, index = np.broadcast_arrays(table, index & 15)
+    return np.take_along_axis(table, index.astype(np.intp), -1)
 
 
 def _reinterpret(x: Fn, src: DType, dst: DType, array: bool) -> Fn:

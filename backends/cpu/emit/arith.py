@@ -19,12 +19,13 @@ from tiledsl.backends.cpu.emit.values import (
     lanes_of,
     register_bytes,
     shuffle,
+    splat,
     suffix,
     value_type,
 )
 from tiledsl.dtypes import DType
 
-__all__ = ["any_all", "binary", "bit_function", "classify", "fma", "hreduce", "reinterpret", "unary"]
+__all__ = ["any_all", "binary", "bit_function", "classify", "fma", "hreduce", "permute", "reinterpret", "unary"]
 
 Value = Any
 
@@ -190,6 +191,29 @@ def hreduce(b: Any, op: str, d: DType, v: Value) -> Value:
             low, high = (b.extract_element(x, ir.Constant(I32, 0)) for x in (low, high))
         v = binary(b, op, half, low, high)
     return v
+
+
+def permute(b: Any, x: Value, index: Value) -> Value:
+    """Lane index mod 16 of x, for each lane of index; 16 lanes of 32 bits."""
+    x86, width = getattr(b.module, "byte_products", "plain") != "plain", register_bytes(b)
+    if x86 and width == 64:
+        floats = ir.VectorType(ir.FloatType(), 16)
+        return b.bitcast(intrinsic(b, "llvm.x86.avx512.permvar.sf.512", floats, [b.bitcast(x, floats), index]), x.type)
+    if x86 and width == 32:
+        floats = ir.VectorType(ir.FloatType(), 8)
+        low, high = (b.bitcast(shuffle(b, x, None, range(at, at + 8)), floats) for at in (0, 8))
+        halves = []
+        for at in (0, 8):
+            i = shuffle(b, index, None, range(at, at + 8))
+            one, two = (intrinsic(b, "llvm.x86.avx2.permps", floats, [t, i]) for t in (low, high))
+            eight = splat(b, ir.Constant(I32, 8), 8)
+            upper = b.icmp_unsigned("!=", b.and_(i, eight), ir.Constant(i.type, None))
+            halves.append(b.select(upper, two, one))
+        return b.bitcast(shuffle(b, *halves, range(16)), x.type)
+    index, found = b.and_(index, splat(b, ir.Constant(I32, 15), 16)), ir.Constant(x.type, ir.Undefined)
+    for lane in (ir.Constant(I32, i) for i in range(16)):
+        found = b.insert_element(found, b.extract_element(x, b.extract_element(index, lane)), lane)
+    return found
 
 
 def any_all(b: Any, name: str, v: Value) -> Value:

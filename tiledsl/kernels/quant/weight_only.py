@@ -25,6 +25,7 @@ from tiledsl.runtime import allocate
 __all__ = ["PackedMXFP4", "fp4_grouped_gemm", "fp4_grouped_gemm_kernel", "fp4_prepack", "fp4_prepack_kernel"]
 
 HALF = PANEL // 2
+STRIP = HALF // 2
 FEW = 3  # rows of a group that are multiplied one by one: unpacking costs less than passing through a tile
 DOUBLES = 0xC8643210  # twice the sizes of the eight codes: 0, 1, 2, 3, 4, 6, 8, 12
 
@@ -127,22 +128,24 @@ def fp4_grouped_gemm_kernel(
                 T.clear(total)
                 for k in T.serial(K // 32):
                     T.copy(A[row, k * 32], A_s)
-                    for j in T.Parallel(HALF):
-                        low = T.alloc_var(T.float32, 0.0)
-                        high = T.alloc_var(T.float32, 0.0)
+                    for j in T.Parallel(STRIP):  # four chains side by side: one or two would wait for themselves
+                        first = T.alloc_var(T.float32, 0.0)
+                        second = T.alloc_var(T.float32, 0.0)
+                        third = T.alloc_var(T.float32, 0.0)
+                        fourth = T.alloc_var(T.float32, 0.0)
                         for i in T.unroll(32):
-                            code = T.cast(W[group, bx, k * 32 + i, j], T.uint32)
-                            low = T.fma(T.cast(A_s[0, i], T.float32), value(code), low)
-                            high = T.fma(T.cast(A_s[0, i], T.float32), value(code >> 4), high)
-                        low_scale = T.cast(S[group, bx, k, j], T.float32) * 0.5
-                        high_scale = T.cast(S[group, bx, k, j + HALF], T.float32) * 0.5
-                        if a_block:
-                            by_row = T.cast(SA[row, k * 32 // a_block], T.float32)
-                            total[0, j] = total[0, j] + low * (by_row * low_scale)
-                            total[0, j + HALF] = total[0, j + HALF] + high * (by_row * high_scale)
-                        else:
-                            total[0, j] = total[0, j] + low * low_scale
-                            total[0, j + HALF] = total[0, j + HALF] + high * high_scale
+                            x = T.cast(A_s[0, i], T.float32)
+                            left = T.cast(W[group, bx, k * 32 + i, j], T.uint32)
+                            right = T.cast(W[group, bx, k * 32 + i, j + STRIP], T.uint32)
+                            first = T.fma(x, value(left), first)
+                            second = T.fma(x, value(right), second)
+                            third = T.fma(x, value(left >> 4), third)
+                            fourth = T.fma(x, value(right >> 4), fourth)
+                        for at, part_sum in ((0, first), (1, second), (2, third), (3, fourth)):
+                            by_column = T.cast(S[group, bx, k, j + at * STRIP], T.float32) * 0.5
+                            if a_block:
+                                by_column = T.cast(SA[row, k * 32 // a_block], T.float32) * by_column
+                            total[0, j + at * STRIP] = total[0, j + at * STRIP] + part_sum * by_column
                 for j in T.Parallel(PANEL):
                     C[row, bx * PANEL + j] = total[0, j]
             elif rows > 0:
@@ -222,7 +225,7 @@ def fp4_grouped_gemm(
         tiles = tiles_for(target)
         known = arrays.on_host(group_sizes)
         active = groups if known is None else max(int((known > 0).sum()), 1)
-        block_m = 1 if m <= FEW * active else fit_rows(ROWS, -(-m // active))
+        block_m = 1 if m <= FEW * active else fit_rows((4, *ROWS[1:]), -(-m // active))
         # What CPUs hold as float32 anyway needs no rounding on its way; matrix units want the narrow type.
         wide = as_dtype("float32") if resolve(target).name in ("llvm", "numba", "numpy") else dtype
         kernel = _fp4_grouped_gemm_kernel(block_m, dtype, result, wide, a_scales, a_block, tiles.threads)
