@@ -41,7 +41,7 @@ def coded(e: ir.Expr, known: dict[ir.Var, ir.Expr]) -> tuple[ir.Expr, ir.Expr, i
 
 
 def _operators(e: ir.Expr, looked: list[ir.Binary]) -> float:
-    """How many operators e has above what it looks at, which is noted; less than any number where it looks elsewhere."""
+    """How many operators e has above what it looks at, which is noted; -inf where it looks at more than four bits."""
     if isinstance(e, ir.Const):
         return 0
     if isinstance(e, ir.Binary) and e.op == "bitand" and isinstance(e.b, ir.Const) and 0 <= e.b.value <= 15:

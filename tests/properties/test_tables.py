@@ -1,4 +1,4 @@
-"""Functions of four bits, which compiled code looks up: every target has the bits of the arithmetic that was written."""
+"""Functions of four bits, which compiled code looks up: every target has the bits of the arithmetic as written."""
 
 # mypy: disable-error-code="no-untyped-def,valid-type"
 import ctypes

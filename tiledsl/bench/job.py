@@ -60,7 +60,7 @@ def large(shape: tuple[int, ...], dtype: Any, seed: int) -> Array:
     count = math.prod(shape)
     memory = np.empty(count * drawn.itemsize + 64, np.uint8)
     start = -memory.ctypes.data % 64
-    made = memory[start : start + count * drawn.itemsize].view(dtype)
+    made: Array = memory[start : start + count * drawn.itemsize].view(dtype)
     for i in range(0, count, len(drawn)):
         made[i : i + len(drawn)] = drawn[: count - i]
     return made.reshape(shape)

@@ -209,7 +209,7 @@ def permute(b: Any, x: Value, index: Value) -> Value:
             eight = splat(b, ir.Constant(I32, 8), 8)
             upper = b.icmp_unsigned("!=", b.and_(i, eight), ir.Constant(i.type, None))
             halves.append(b.select(upper, two, one))
-        return b.bitcast(shuffle(b, *halves, range(16)), x.type)
+        return b.bitcast(shuffle(b, halves[0], halves[1], range(16)), x.type)
     index, found = b.and_(index, splat(b, ir.Constant(I32, 15), 16)), ir.Constant(x.type, ir.Undefined)
     for lane in (ir.Constant(I32, i) for i in range(16)):
         found = b.insert_element(found, b.extract_element(x, b.extract_element(index, lane)), lane)

@@ -232,9 +232,11 @@ def _k_loop(
                 spread = splat(b, scalar, shape.lanes)
                 for j in range(shape.nv):
                     x, y, z = spread, columns[j], total[row * shape.nv + j]
-                    fma = [f"llvm.fma.{suffix(vector)}", vector, [x, y, z]]
-                    bytes_ = isinstance(form, Bytes)
-                    total[row * shape.nv + j] = four_products(b, form, x, y, z) if bytes_ else intrinsic(b, *fma)
+                    if isinstance(form, Bytes):
+                        z = four_products(b, form, x, y, z)
+                    else:
+                        z = intrinsic(b, f"llvm.fma.{suffix(vector)}", vector, [x, y, z])
+                    total[row * shape.nv + j] = z
             a_now = _at(b, a_now, a_k)
         return [*following, *total]
 
