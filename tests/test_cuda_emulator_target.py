@@ -57,6 +57,30 @@ def test_right_kernels_run_checked() -> None:
     np.testing.assert_array_equal(got, x[:, ::-1])
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_threads_that_write_one_element(same: bool) -> None:
+    """Equal values are no race (language.md 0.4); others are one, whatever the bytes were before."""
+
+    @T.prim_func
+    def main(x: T.Tensor((64,), "int32"), y: T.Tensor((2,), "int32")):
+        with T.Kernel(1, threads=64):
+            s = T.alloc_shared((1,), "int32")
+            for i in T.Parallel(64):
+                s[0] = x[0] if same else x[i] // 63
+            y[0] = s[0]
+            for i in T.Parallel(64):
+                y[1] = x[0] + 5 if same else x[i]
+
+    kernel = tiledsl.compile(main, out_idx=-1)
+    x = np.arange(64, dtype=np.int32)
+    if same:
+        np.testing.assert_array_equal(kernel(x, target="cuda-emulator:checked"), [0, 5])
+        return
+    with pytest.raises(TileRuntimeError, match="race: (shared|y).*: written by thread") as e:
+        kernel(x, target="cuda-emulator:checked")
+    assert "s[0] = x[0] if same" in str(e.value) and "y[1] = x[0] + 5" in str(e.value)
+
+
 def test_torch_tensors() -> None:
     torch = pytest.importorskip("torch")
     x = torch.arange(256, dtype=torch.float32).reshape(4, 64)

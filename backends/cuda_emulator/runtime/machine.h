@@ -140,6 +140,7 @@ void report(const char* kind, u64 pc, u64 other, const char* format, ...) __attr
 void check_begin(const LaunchOptions& o);
 void check_block(Block* b);
 enum Touch { READ, WRITE, ATOMIC_LOAD, ATOMIC_STORE, ATOMIC_UPDATE };
+void judge_suspects();
 void check_access(const void* p, int bytes, Touch touch, u64 pc);
 void check_async_begin(const AsyncCopy& c);
 void check_async_end(const AsyncCopy& c);

@@ -326,6 +326,7 @@ static int run_blocks(const LaunchOptions& o, Result* result, std::atomic<u64>& 
     machine.head = machine.spins = 0;
     for (size_t i = 0; i < resident; i++) prepare(machine.blocks[i].get(), first + i, i);
     switch_to(&machine.home, take());  // back when the last thread has ended
+    if (o.check) judge_suspects();
     if (o.check & CHECK_BANKS)
       for (auto& b : machine.blocks) flush_conflicts(b.get());
   }
