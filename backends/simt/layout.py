@@ -21,10 +21,11 @@ from tiledsl.ir.walk import children, free_vars, walk, writes
 
 from .fragment import Axis, ThreadGrid
 
-__all__ = ["Layouts", "axis_key", "infer", "plain"]
+__all__ = ["Layouts", "axis_key", "infer", "plain", "unrolled"]
 
 Key = tuple[ir.Buffer, int] | ir.Var
 _WHOLE_LIMIT = 64  # elements that every thread of the block may hold a copy of
+_WRITTEN_OUT = 16  # rounds of a loop that may number registers
 _REGISTERS = 512  # elements that one thread may hold of one fragment
 
 
@@ -77,6 +78,7 @@ class _Attempt:
         self.reductions: list[ir.Reduce] = []
         self.gemms: list[ir.Gemm] = []
         self.whole: set[Key] = set()
+        self.written_out = {n.var for n in walk(kernel.body) if isinstance(n, ir.For) and unrolled(n)}
         self.threaded = thread_level(kernel)
         self.varying = varying(kernel.body, kernel.thread_vars)
         allocated = [s.buffer for s in walk(kernel.body) if isinstance(s, ir.Alloc)]
@@ -156,6 +158,8 @@ class _Attempt:
                 self.union((b, d), v)
             else:
                 self.whole.add((b, d))
+                if free_vars(e) - self.written_out - set(variables) or any(isinstance(n, ir.Load) for n in walk(e)):
+                    self.rejected.add(b)  # registers have no numbers when the kernel runs
 
     def _region(self, r: ir.Region, axes: int) -> bool:
         """The last axes of a region are whole axes of a fragment; indices of the others are free."""
@@ -302,6 +306,15 @@ class _Attempt:
 
     def all_kinds(self) -> dict[Key, str]:
         return {(b, d): self.kind((b, d)) or "whole" for b, shape in self.buffers.items() for d in range(len(shape))}
+
+
+def unrolled(s: ir.For) -> bool:
+    """The rounds of a loop are written out: few, or as the author says."""
+    bounds = (s.start, s.stop, s.step)
+    if not all(isinstance(e, ir.Const) for e in bounds):
+        return False
+    start, stop, step = (int(e.value) for e in bounds if isinstance(e, ir.Const))
+    return len(range(start, stop, step)) <= _WRITTEN_OUT
 
 
 def _fit(kinds: Iterable[str | None]) -> bool:

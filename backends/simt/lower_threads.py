@@ -15,11 +15,11 @@ from tiledsl.errors import InternalError, TileNotImplementedError
 from tiledsl.ir import build
 from tiledsl.ir.build import INT32
 from tiledsl.ir.collectives import COLLECTIVE_REDUCTIONS
-from tiledsl.ir.walk import Rewriter, map_kernels, walk, writes
+from tiledsl.ir.walk import Rewriter, free_vars, map_kernels, walk, writes
 from tiledsl.passes.expand_threads import thread_number
 
 from .fragment import Axis, replicas
-from .layout import infer, plain
+from .layout import infer, plain, unrolled
 from .place import thread_count, thread_grid
 from .stages import ASYNC
 from .vectors import copied_rows
@@ -118,7 +118,8 @@ class Lowering:
             s = self._parted(s)
         elif isinstance(s, (ir.For, ir.While)):
             outer = self.group
-            s = s.replace(body=self.block(s.body))
+            numbers = isinstance(s, ir.For) and unrolled(s) and self._numbers(s)
+            s = s.replace(body=self.block(s.body), **({"kind": "unroll"} if numbers else {}))
             returns = any(isinstance(n, ir.Return) and self.varying.partial(n) for n in walk(s.body))
             self.group = None if returns else outer
         else:
@@ -177,6 +178,11 @@ class Lowering:
         if isinstance(s, ir.Atomic):
             return s.result is None and s.op != "arrive"
         return isinstance(s, ir.Debug) and s.kind == "print"  # who goes on has to know that nothing failed
+
+    def _numbers(self, s: ir.For) -> bool:
+        """The loop's variable says which register is meant."""
+        accesses = (n for n in walk(s.body) if isinstance(n, (ir.Load, ir.Store)) and n.buffer in self.registers)
+        return any(s.var in free_vars(e) for n in accesses for e in n.indices)
 
     def touches(self, s: ir.Stmt) -> bool:
         """Some fragment in registers is touched."""

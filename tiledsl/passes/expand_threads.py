@@ -217,19 +217,28 @@ def serial_reduce(s: Reduce) -> tuple[Stmt, ...]:
         raise TileNotImplementedError(f"a reduction of one thread over {length} elements is not supported yet", s.loc)
     n, acc = length.value, _wide(s.dst.buffer.dtype)
     kept = [None if k == s.axis else Var(f"i{k}", e.dtype) for k, e in enumerate(s.src.extents)]
-    j = Var("j", INT32)
     part = Buffer("part", acc, (build.const(min(n, _PARTIALS), INT32),), "local", loc=s.loc)
-    index = [j if k == s.axis else v for k, v in enumerate(kept)]
-    value: Expr = build.cast(Load(s.src.buffer, _indices(s.src, index), loc=s.loc), acc)
-    if s.op in ("abssum", "absmax"):
-        value = Unary("abs", value)
-    at = build.floormod(j, _PARTIALS)
-    joined = Store(part, (at,), combine(s.op, Load(part, (at,)), value, s.nan_propagate), loc=s.loc)
-    fresh = Store(part, (at,), value, loc=s.loc)
-    body: list[Stmt] = [
-        Alloc(part, loc=s.loc),
-        up_to(j, length, (If(build.lt(j, _PARTIALS), (fresh,), (joined,)),), s),
-    ]
+
+    def joined(count: int, first: Expr | None) -> Stmt:
+        """The next `count` elements join their partials, whose numbers are constants once the loop is unrolled."""
+        k, j = Var("k", INT32), Var("j", INT32)
+        index = [j if d == s.axis else v for d, v in enumerate(kept)]
+        value: Expr = build.cast(Load(s.src.buffer, _indices(s.src, index), loc=s.loc), acc)
+        if s.op in ("abssum", "absmax"):
+            value = Unary("abs", value)
+        if first is not None:
+            value = combine(s.op, Load(part, (k,)), value, s.nan_propagate)
+        place = Let(j, k if first is None else build.add(first, k), loc=s.loc)
+        loop = up_to(k, build.const(count, INT32), (place, Store(part, (k,), value, loc=s.loc)), s)
+        return loop.replace(kind="unroll")
+
+    rounds = Var("round", INT32)
+    body: list[Stmt] = [Alloc(part, loc=s.loc), joined(min(n, _PARTIALS), None)]
+    if n >= 2 * _PARTIALS:
+        more = joined(_PARTIALS, build.mul(build.add(rounds, 1), _PARTIALS))
+        body.append(up_to(rounds, build.const(n // _PARTIALS - 1, INT32), (more,), s))
+    if n > _PARTIALS and n % _PARTIALS:
+        body.append(joined(n % _PARTIALS, build.const(n - n % _PARTIALS, INT32)))
     have = min(n, _PARTIALS)
     for half in (8, 4, 2, 1):
         for k in range(max(0, have - half)):
