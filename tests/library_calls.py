@@ -248,7 +248,7 @@ def swiglu_cast(rng: np.random.Generator, target: str) -> Any:
 
 @call
 def moe_forward(rng: np.random.Generator, target: str) -> Any:
-    """route, token_mapping, expand, reduce_rows, feed_forward."""
+    """route, route_backward, token_mapping, expand, reduce_rows, feed_forward."""
     x, z = normal(rng, 9, 40), normal(rng, 9, 16, dtype=F)
     w, chosen = moe.route(z, 4, bias=z[0], target=target)
     mapping = moe.token_mapping(chosen, 16, alignment=4, target=target)
@@ -258,7 +258,8 @@ def moe_forward(rng: np.random.Generator, target: str) -> Any:
     weights = q13.reshape(5, 128, 64), q2.reshape(5, 128, 32), s13.reshape(5, 128, 4), s2.reshape(5, 128, 2)
     tokens, gate = normal(rng, 7, 128), normal(rng, 5, 128)
     whole = moe.moe_forward(tokens, gate, moe.Experts(*weights), 2, limit=10.0, target=target)
-    return [w, chosen, *(m for m in vars(mapping).values() if isinstance(m, np.ndarray)), back, whole]
+    dz = moe.route_backward(z, chosen, w, target=target)
+    return [w, chosen, dz, *(m for m in vars(mapping).values() if isinstance(m, np.ndarray)), back, whole]
 
 
 @call
@@ -307,15 +308,17 @@ def sparse_attention(rng: np.random.Generator, target: str) -> Any:
 
 @call
 def compress(rng: np.random.Generator, target: str) -> Any:
+    """compress_backward."""
     kv, z, ape = normal(rng, 1, 11, 6, dtype=F), normal(rng, 1, 11, 6, dtype=F), normal(rng, 4, 6, dtype=F)
     state = v4.compressor_state(1, 4, 6)
     made, _ = v4.compress(kv, z, ape, 4, state, target=target)
-    return [made[:, :2], state.kv, state.score]  # rows of whole blocks
+    grads = v4.compress_backward(kv, z, ape, 4, normal(rng, *made.shape, dtype=F), target=target)
+    return [made[:, :2], state.kv, state.score, *grads]  # rows of whole blocks
 
 
 @call
 def index_logits(rng: np.random.Generator, target: str) -> Any:
-    """write_index_keys, index_queries, index_logits_fp8, select_blocks."""
+    """write_index_keys, index_queries, select_blocks."""
     cos, sin = v4.rope_tables(20, 10000.0)
     x, w = normal(rng, 9, 128, dtype=F), normal(rng, 128, dtype=F)
     at, visible = np.arange(9, dtype=I), np.array([9, 5], I)
@@ -324,19 +327,33 @@ def index_logits(rng: np.random.Generator, target: str) -> Any:
     codes = v4.index_queries(normal(rng, 2, 4, 128, dtype=F), cos, sin, at[:2], target=target)
     weights = normal(rng, 2, 4, dtype=F)
     logits = v4.index_logits(codes, weights, cache, 2, visible, 9, target=target)
-    q8, k8 = (normal(rng, *s, dtype=ml_dtypes.float8_e4m3fn) for s in ((2, 4, 128), (9, 128)))
-    fp8 = v4.index_logits_fp8(q8, weights, k8, np.abs(x[:, 0]), visible, target=target)
-    return [cache, codes, logits, fp8, v4.select_blocks(logits, 6, visible, target=target)]
+    return [cache, codes, logits, v4.select_blocks(logits, 6, visible, target=target)]
+
+
+@call
+def index_logits_fp8(rng: np.random.Generator, target: str) -> Any:
+    """write_index_keys_fp8, index_queries_fp8, write_mla_entries, read_mla_entries."""
+    cos, sin = v4.rope_tables(20, 10000.0)
+    at, visible = np.arange(5, dtype=I), np.array([5, 3], I)
+    keys, cache = np.zeros((5, v4.index_page_bytes_fp8(2)), np.uint8), np.zeros((5, v4.mla_page_bytes(2)), np.uint8)
+    x, w, bias = normal(rng, 5, 128, dtype=F), normal(rng, 128, dtype=F), normal(rng, 128, dtype=F)
+    v4.write_index_keys_fp8(x, w, bias, cos, sin, at, at, keys, 2, target=target)
+    codes = v4.index_queries_fp8(normal(rng, 2, 4, 128, dtype=F), cos, sin, at[:2], target=target)
+    logits = v4.index_logits_fp8(codes, normal(rng, 2, 4, dtype=F), keys, 2, visible, 7, target=target)
+    v4.write_mla_entries(normal(rng, 5, 576), None, cos, sin, at, at, cache, 2, target=target)
+    return [keys, codes, logits, cache, v4.read_mla_entries(cache, at, 2, target=target)]
 
 
 @call
 def hyper_pre(rng: np.random.Generator, target: str) -> Any:
-    """hyper_post, hyper_head, hyper_pre_backward, hyper_post_backward."""
+    """hyper_post, hyper_head, hyper_pre_backward, hyper_post_backward, hyper_head_backward."""
     x, dy, dpost, dcomb = (normal(rng, *s, dtype=F) for s in ((5, 4, 40), (5, 40), (5, 4), (5, 4, 4)))
     fn, scale, base = (normal(rng, *s, dtype=F) for s in ((24, 160), (3,), (24,)))
     y, post, comb, saved = v4.hyper_pre(x, fn, scale, base, iterations=3, target=target)
     after = v4.hyper_post(y, x, post, comb, target=target)
     grads = v4.hyper_post_backward(y, x, post, comb, after, target=target)
     more = v4.hyper_pre_backward(x, fn, scale, base, saved, dy, dpost, dcomb, iterations=3, target=target)
-    head = v4.hyper_head(x, fn[:4].copy(), scale[:1].copy(), base[:4].copy(), target=target)
-    return [y, post, comb, after, *grads, *more, head]
+    small = x, fn[:4].copy(), scale[:1].copy(), base[:4].copy()
+    head, kept = v4.hyper_head(*small, return_mixes=True, target=target)
+    last = v4.hyper_head_backward(*small, kept, dy, target=target)
+    return [y, post, comb, after, *grads, *more, head, *last]

@@ -378,6 +378,28 @@ def test_all_threads_are_back_behind_loops_that_some_leave() -> None:
     same_on_threads(tiledsl.compile(main))
 
 
+def test_registers_are_numbered_when_the_text_is_made() -> None:
+    """A fragment that every thread holds whole is in registers where loops are written out, else in shared memory; the
+    first value of a variable may come from one."""
+
+    @T.prim_func
+    def main(X: T.Tensor((40,), "float32"), Y: T.Tensor((40,), "float32"), Z: T.Tensor((1,), "float32")):
+        with T.Kernel(1, threads=32):
+            few = T.alloc_fragment((4,), "float32")
+            many = T.alloc_fragment((40,), "float32")
+            T.copy(X[0:4], few)
+            T.copy(X, many)
+            first = T.alloc_var("float32", few[1])
+            for k in T.serial(4):
+                few[k] = few[k] + 1.0
+            for k in T.serial(39):
+                many[k + 1] = many[k + 1] + many[k]
+            T.copy(many, Y)
+            Z[0] = first + few[3]
+
+    assert {"few", "many"} & registers(same_on_threads(tiledsl.compile(main))) == {"few"}
+
+
 def test_expressions_are_printed_once() -> None:
     """Nested conversions and shifts make a text of their own length, and no two minus signs meet."""
 
