@@ -10,6 +10,8 @@ import pytest
 from kernels_support import product_bound, worst
 from properties.support import TARGETS, kernel_from
 
+import tiledsl
+import tiledsl.language as T
 from tiledsl.errors import TileError
 from tiledsl.frontend.reader import from_text
 from tiledsl.ir.equal import equal
@@ -173,3 +175,28 @@ def main(P: T.Tensor((4,), T.ptr), O: T.Tensor((4, 64), "float32")):
         made(np.array([x.ctypes.data for x in tensors]), out, target=target)
         np.testing.assert_array_equal(np.stack(tensors), before[:, ::-1] * 2)
         np.testing.assert_array_equal(out, before[:, ::-1] * 2 + before)
+
+
+@T.prim_func
+def before_kernels(a: T.ptr, c: T.ptr, m: T.int32, n: T.int32):
+    A = T.make_tensor(a, (m, n), "float32")
+    half = (n + 1) // 2
+    C = T.make_tensor(c, (m, half), "float32")
+    T.assume(n > 0)
+    with T.Kernel(m, threads=32) as by:
+        for i in T.Parallel(32):
+            C[by, i] = A[by, i] * 2
+    with T.Kernel(m, threads=32) as by:
+        for i in T.Parallel(32):
+            C[by, i] += A[by, i + half]
+
+
+@pytest.mark.parametrize("target", ["llvm", "numba", "numpy:exact", "numpy:checked"])
+def test_tensors_made_before_the_kernels(target: str) -> None:
+    """Every kernel of the function sees them; an address of 0 is found."""
+    kernel = tiledsl.compile(before_kernels, target=target)
+    a, c = np.arange(100, dtype=np.float32).reshape(5, 20), np.zeros((5, 10), np.float32)
+    kernel(a.ctypes.data, c.ctypes.data, 5, 20)
+    assert np.array_equal(c, a[:, :10] * 2 + a[:, 10:])
+    with pytest.raises(TileError, match="the address is 0"):
+        kernel(0, c.ctypes.data, 5, 20)
