@@ -209,8 +209,9 @@ class Layer:
             more = {"extra": self.comp, "extra_slots": step.chosen, "extra_page_size": self.page}
         with clock(f"{kind}: attention"):
             step.o = v4.sparse_attention(step.queries, self.window, window, page_size=64, sink=self.sink, **more)
+        turned = step.o.copy()  # in place; the checks want what was before
         with clock(f"{kind}: rotation back"):
-            v4.inverse_rope(step.o.copy(), *cos_sin, at)
+            v4.inverse_rope(turned, *cos_sin, at)
 
     @property
     def bytes(self) -> tuple[int, int]:
