@@ -71,6 +71,22 @@ def test_attention() -> None:
     equal(results[1], results[0])
 
 
+def test_baseline() -> None:
+    (cos, sin), at = v4.rope_tables(20, 1e4), np.arange(5, dtype=np.int32)
+    results: list[list[Any]] = []
+    for kind in (lambda a: a, to):
+        cache, keys = (kind(np.zeros((3, n(2)), np.uint8)) for n in (v4.mla_page_bytes, v4.index_page_bytes_fp8))
+        places = [kind(x) for x in (cos, sin, at, at)]
+        v4.write_mla_entries(kind(f(5, 576)), kind(f(512)), *places, cache, 2)
+        v4.write_index_keys_fp8(kind(f(5, 128)), kind(f(128)), kind(f(128)), *places, keys, 2)
+        codes = v4.index_queries_fp8(kind(f(5, 2, 128)), *places[:3])
+        logits = v4.index_logits_fp8(codes, kind(f(5, 2)), keys, 2, kind(at + 1), 5)
+        slots = v4.select_blocks(logits, 3, kind(at + 1))
+        o = v4.sparse_attention(kind(b(5, 4, 576)), cache, slots, page_size=2, value_dim=512)
+        results.append([cache, keys, codes, logits, slots, o, v4.read_mla_entries(cache, kind(at), 2)])
+    equal(results[1], results[0])
+
+
 def test_muon_and_engram() -> None:
     w, g, v = f(20, 33), f(33, 20).T.copy(), f(20, 33) * 2
     mine, momentum = to(w), to(v)

@@ -152,17 +152,16 @@ def train(
 
 
 def draw(runs: list[Run], path: Path) -> None:
-    """The curves: training (thin, the mean of 10 steps) and validation (dots)."""
+    """The curves of Muon, AdamW and Muon with MXFP4: training (thin, the mean of 10 steps) and validation (dots)."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
-    for panel, title in zip(axes, ("Muon against AdamW", "MXFP4 experts against float32"), strict=True):
-        for run in runs if panel is axes[0] else runs[::2]:
-            if panel is axes[0] and run is runs[-1]:
-                continue
+    panels = (("Muon against AdamW", runs[:2]), ("MXFP4 experts against float32", runs[::2]))
+    for panel, (title, pair) in zip(axes, panels, strict=True):
+        for run in pair:
             smooth = [sum(run.training[max(i - 9, 0) : i + 1]) / min(i + 1, 10) for i in range(len(run.training))]
             (line,) = panel.plot(smooth, linewidth=1, label=f"{run.name}, training")
             panel.plot(run.checked, run.validation, "o--", color=line.get_color(), label=f"{run.name}, validation")
