@@ -292,22 +292,24 @@ def test_another_version_of_a_backend_does_not_find_the_code_of_this_one(tmp_pat
     assert len(emitted) == 2
 
 
-def _packed_twice(change: bool) -> Any:
+def _packed_twice(change: bool, rows: int = 32) -> Any:
     """Two blocks that multiply with one tile; with `change`, one that is no longer what was copied."""
 
     @T.prim_func
-    def kernel(A: T.Tensor((32, 16), "float32"), B: T.Tensor((16, 16), "float32"), C: T.Tensor((32, 16), "float32")):
+    def kernel(
+        A: T.Tensor((2 * rows, 16), "float32"), B: T.Tensor((16, 16), "float32"), C: T.Tensor((2 * rows, 16), "float32")
+    ):
         with T.Kernel(2) as bx:
-            a = T.alloc_shared((16, 16), "float32")
+            a = T.alloc_shared((rows, 16), "float32")
             b = T.alloc_shared((16, 16), "float32")
-            c = T.alloc_fragment((16, 16), "float32")
+            c = T.alloc_fragment((rows, 16), "float32")
             T.clear(c)
-            T.copy(A[bx * 16, 0], a)
+            T.copy(A[bx * rows, 0], a)
             T.copy(B, b)
             if change:
                 T.fill(b, 2.0)
             T.gemm(a, b, c)
-            T.copy(c, C[bx * 16, 0])
+            T.copy(c, C[bx * rows, 0])
 
     return kernel
 
@@ -322,10 +324,11 @@ def test_operands_that_blocks_share_are_packed_once() -> None:
 
 
 def test_a_tile_filled_after_its_copy_is_not_the_packed_one() -> None:
-    A = np.random.default_rng(0).standard_normal((32, 16)).astype(np.float32)
-    C = np.zeros((32, 16), np.float32)
-    for change in (False, True):
-        assert_targets_agree(tiledsl.compile(_packed_twice(change)), A, np.ones((16, 16), np.float32), C)
+    """Packed once per launch, or (few rows) read in place."""
+    for rows, change in ((32, False), (32, True), (16, False), (16, True)):
+        A = np.random.default_rng(0).standard_normal((2 * rows, 16)).astype(np.float32)
+        C = np.zeros((2 * rows, 16), np.float32)
+        assert_targets_agree(tiledsl.compile(_packed_twice(change, rows)), A, np.ones((16, 16), np.float32), C)
 
 
 def test_a_transposed_left_operand_inside_a_larger_buffer() -> None:
