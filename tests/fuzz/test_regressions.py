@@ -235,17 +235,17 @@ def test_a_packing_kernel_has_thread_variables_of_its_own() -> None:
     """They were those of the kernel that it packs for: the lowered function's text read as another one."""
 
     @T.prim_func
-    def kernel(A: T.Tensor((64, 32), "float32"), B: T.Tensor((32, 32), "float32"), C: T.Tensor((64, 32), "float32")):
+    def kernel(A: T.Tensor((128, 32), "float32"), B: T.Tensor((32, 32), "float32"), C: T.Tensor((128, 32), "float32")):
         with T.Kernel(2, 4) as (bx, by):
-            A_s = T.alloc_shared((16, 16), "float32")
+            A_s = T.alloc_shared((32, 16), "float32")
             B_s = T.alloc_shared((16, 16), "float32")
-            acc = T.alloc_fragment((16, 16), "float32")
+            acc = T.alloc_fragment((32, 16), "float32")
             T.clear(acc)
             for k in T.Pipelined(2, num_stages=2):
-                T.copy(A[by * 16, k * 16], A_s)
+                T.copy(A[by * 32, k * 16], A_s)
                 T.copy(B[k * 16, bx * 16], B_s)
                 T.gemm(A_s, B_s, acc)
-            T.copy(acc, C[by * 16, bx * 16])
+            T.copy(acc, C[by * 32, bx * 16])
 
     lowered = run_passes(kernel.function, cpu_pipeline(), [Verify()])
     assert len(lowered.kernels) == 2

@@ -413,3 +413,31 @@ def test_a_variable_that_begins_with_an_element_of_registers() -> None:
         O = np.zeros(4, np.int32)
         run(function, [A, O], Options(exact=True))
         assert O.tolist() == [0, 21, 0, 0]
+
+
+def test_what_parted_threads_count_alike_is_counted_once() -> None:
+    """Both sides of a branch in which threads wait go on by themselves to the next one: a variable that is the same
+    for all threads was one for both sides, and both counted it up."""
+
+    @T.prim_func
+    def kernel(W: T.Tensor((3,), "int32"), O: T.Tensor((3, 33), "int32")):
+        with T.Kernel(3, threads=33) as bx:
+            tid = T.get_thread_binding()
+            v = T.alloc_var("int32", 5)
+            full = T.alloc_barrier(1)
+            if tid < 1:
+                T.mbarrier_arrive(full)
+            else:
+                T.barrier_wait(full, 0)
+            v = v + 1
+            if tid == 32:
+                if bx > 0:
+                    while T.atomic_load(W[bx - 1]) == 0:
+                        pass
+                T.atomic_store(W[bx], 1)
+            O[bx, tid] = v
+
+    W, O = np.zeros(3, np.int32), np.zeros((3, 33), np.int32)
+    run(kernel.function, [W, O], Options(exact=True))
+    assert (O == 6).all() and (W == 1).all()
+    agree(kernel, np.zeros(3, np.int32), np.zeros((3, 33), np.int32))

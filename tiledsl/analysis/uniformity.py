@@ -9,6 +9,7 @@ import operator
 from collections.abc import Sequence
 
 from tiledsl.analysis.evaluate import evaluate
+from tiledsl.analysis.meeting import apart
 from tiledsl.ir import (
     TILE_OPS,
     Alloc,
@@ -42,7 +43,8 @@ __all__ = ["PRIVATE", "Varying", "thread_level", "varying"]
 
 PRIVATE = ("local", "var")  # scopes of which each thread has its own
 _MEETINGS = (Wait, Sync, *TILE_OPS)
-Here = tuple[int, bool]  # the threads that may be at a place (bits by number); whether all of them are, together
+# The threads that may be at a place (bits by number), and sets of them: those of one set who come, come together.
+Here = tuple[int, tuple[int, ...]]
 
 
 def thread_level(kernel: Kernel) -> bool:
@@ -74,7 +76,8 @@ class Varying:
         self.readers: dict[Buffer, list[int]] = {}
         self._threads = [(v, e.value) for v, e in zip(seeds, threads, strict=False) if isinstance(e, Const)]
         count = math.prod(n for _, n in self._threads) if len(self._threads) == len(threads) > 0 else 0
-        self.everyone: Here = (max((1 << count) - 1, 1), True)
+        all_threads = max((1 << count) - 1, 1)
+        self.everyone: Here = (all_threads, (all_threads,))
         self._parallel = False
         self._places: dict[int, Here] = {}
         self._stores: list[tuple[Buffer, Here, bool]] = []
@@ -126,8 +129,9 @@ class Varying:
 
     def _all_readers(self, b: Buffer, here: Here) -> bool:
         """Those who are here are all that may read the buffer, and perhaps others."""
-        threads, together = here
+        threads, sets = here
         read = functools.reduce(operator.or_, self.readers.get(b, []), 0)
+        together = any(threads & ~one == 0 for one in sets)
         return here == self.everyone or (together and threads & read == read)
 
     def _read(self, s: Stmt, here: Here) -> None:
@@ -146,12 +150,20 @@ class Varying:
         the condition is known for each thread."""
         if not self.expr(s.cond):
             return here, here
-        threads, together = here
+        threads, sets = here
         known, rest = self._known(s.cond)
         if known is None or not any(isinstance(n, _MEETINGS) for n in walk(s)):
-            return (threads, False), (threads, False)
+            return (threads, ()), (threads, ())
         even = not any(map(self.expr, rest))
-        return (threads & known, together and even), (threads, False) if rest else (threads & ~known, together)
+        return (threads & known, sets if even else ()), (threads, ()) if rest else (threads & ~known, sets)
+
+    def _parted_by(self, here: Here, s: Stmt) -> Here:
+        """Who comes to what is behind a branch in which they wait for each other: the two sides, each by itself."""
+        assert isinstance(s, If)
+        known, rest = self._known(s.cond)
+        if known is None or rest:
+            return here[0], ()
+        return here[0], tuple(one & side for one in here[1] for side in (known, ~known))
 
     def _known(self, cond: Expr) -> tuple[int | None, list[Expr]]:
         """The threads for which the parts of a conjunction hold that depend on nothing but the thread; other parts."""
@@ -181,16 +193,22 @@ class Varying:
 
     def _block(self, body: tuple[Stmt, ...], here: Here) -> bool:
         """One pass over a block. True when something new was marked."""
-        changed = False
-        for s in body:
-            other = self._places.get(id(s), here)  # the same statement at two places
-            self._places[id(s)] = here if other == here else (here[0] | other[0], False)
+        changed, end = False, 0
+        branches: list[Stmt] = []  # at which those who come parted
+        for at, s in enumerate(body):
+            if at >= end:
+                branches = []
+            came = functools.reduce(self._parted_by, branches, here)
+            if (until := apart(body, at, self.expr)) > at + 1:
+                branches, end = [*branches, s], until
+            other = self._places.get(id(s), came)  # the same statement at two places
+            self._places[id(s)] = came if other == came else (came[0] | other[0], ())
             if isinstance(s, (For, While)):
                 inner = (n for branch in walk(s.body) if isinstance(branch, If) for n in walk(branch))
                 self._parted |= {n.buffer.root for n in inner if isinstance(n, Store)}
-            self._read(s, here)
-            changed |= self._stmt(s, here)
-            if here != self.everyone:
+            self._read(s, came)
+            changed |= self._stmt(s, came)
+            if came != self.everyone:
                 self._parted |= {b.root for b in writes(s)}
             here = self._behind(s, here)
         return changed
@@ -205,7 +223,7 @@ class Varying:
             known, rest = self._known(s.cond)
             if known is not None and not rest and sum(isinstance(n, (Return, Break, Continue)) for n in walk(s)) == 1:
                 return here[0] & ~known, here[1]
-        return (here[0], here[1] and not self._leaves((s,), here != self.everyone))
+        return (here[0], () if self._leaves((s,), here != self.everyone) else here[1])
 
     def _stmt(self, s: Stmt, here: Here) -> bool:
         divergent = here != self.everyone
@@ -235,8 +253,8 @@ class Varying:
         if isinstance(s, (For, While)):
             uneven = self.uneven(s)
             changed = isinstance(s, For) and uneven and self._mark(s.var)
-            apart = uneven or self._leaves(s.body, divergent)
-            return changed | self._block(s.body, (here[0], False) if apart else here)
+            uneven = uneven or self._leaves(s.body, divergent)
+            return changed | self._block(s.body, (here[0], ()) if uneven else here)
         if isinstance(s, Parallel):
             changed = any([self._mark(v) for v in s.vars])
             self._parallel = True
