@@ -20,6 +20,7 @@ from tiledsl.kernels.tiles import tiles_for
 from tiledsl.runtime import allocate
 
 __all__ = ["WIDTH", "CompressorState", "check_tokens", "compress", "compress_kernel", "compressor_state"]
+__all__ += ["pooled"]
 
 WIDTH = 64  # channels of a block
 
@@ -44,6 +45,21 @@ def compressor_state(batch: int, ratio: int, width: int, like: Any = None) -> Co
     made = np.zeros((batch, slots, width), np.float32), np.full((batch, slots, width), -np.inf, np.float32)
     kv, score, seen = (arrays.like_kind(x, like) for x in (*made, np.zeros(batch, np.int32)))
     return CompressorState(kv, score, seen)
+
+
+@T.macro
+def pooled(z, v, j):
+    """Of column j: the largest score, and with e the powers relative to it, the sums of e and of e v."""
+    peak = T.alloc_var(T.float32, -T.infinity(T.float32))
+    total = T.alloc_var(T.float32, 0.0)
+    value = T.alloc_var(T.float32, 0.0)
+    for r in T.serial(z.shape[0]):
+        peak = T.max(peak, z[r, j])
+    for r in T.serial(z.shape[0]):
+        e = T.exp(z[r, j] - peak)
+        total = total + e
+        value = value + e * v[r, j]
+    return peak, total, value
 
 
 @tiledsl.jit
@@ -91,15 +107,7 @@ def compress_kernel(ratio: int, overlap: bool, channels: int, threads: int = 128
                         v[r, j] = StateKV[b, t % slots, channel]
                 for j in T.Parallel(WIDTH):
                     if bx * WIDTH + j < channels:
-                        peak = T.alloc_var(T.float32, -T.infinity(T.float32))
-                        total = T.alloc_var(T.float32, 0.0)
-                        value = T.alloc_var(T.float32, 0.0)
-                        for r in T.serial(rows):
-                            peak = T.max(peak, z[r, j])
-                        for r in T.serial(rows):
-                            e = T.exp(z[r, j] - peak)
-                            total = total + e
-                            value = value + e * v[r, j]
+                        _, total, value = pooled(z, v, j)
                         C[b, i, bx * WIDTH + j] = value / total
         with T.Kernel(T.ceildiv(W, WIDTH), slots, B, threads=threads) as (bx, s, b):
             end = Seen[b] + Lengths[b]

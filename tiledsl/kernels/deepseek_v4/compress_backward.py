@@ -11,7 +11,7 @@ import tiledsl.language as T
 from tiledsl.dtypes import as_dtype
 from tiledsl.errors import TileTypeError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.deepseek_v4.compress import WIDTH, check_tokens
+from tiledsl.kernels.deepseek_v4.compress import WIDTH, check_tokens, pooled
 from tiledsl.kernels.tiles import tiles_for
 from tiledsl.runtime import allocate
 
@@ -53,15 +53,7 @@ def compress_backward_kernel(ratio: int, overlap: bool, channels: int, threads: 
                     v[r, j] = KV[b, t, channel]
             for j in T.Parallel(WIDTH):
                 if bx * WIDTH + j < channels:
-                    peak = T.alloc_var(T.float32, -T.infinity(T.float32))
-                    total = T.alloc_var(T.float32, 0.0)
-                    value = T.alloc_var(T.float32, 0.0)
-                    for r in T.serial(rows):
-                        peak = T.max(peak, z[r, j])
-                    for r in T.serial(rows):
-                        e = T.exp(z[r, j] - peak)
-                        total = total + e
-                        value = value + e * v[r, j]
+                    peak, total, value = pooled(z, v, j)
                     for r in T.serial(rows):
                         t = begin + r
                         channel = bx * WIDTH + j + T.if_then_else(r >= ratio, channels, 0)

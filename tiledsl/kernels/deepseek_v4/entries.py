@@ -94,6 +94,16 @@ def rotated(a: Any, b: Any, cos: Any, sin: Any) -> tuple[Any, Any]:
     return T.cast(a * cos - b * sin, "bfloat16"), T.cast(b * cos + a * sin, "bfloat16")
 
 
+@T.macro
+def store_pair(cache, page, where, a, b):
+    """Two bfloat16 as four bytes, the lower ones first."""
+    first, second = T.reinterpret(a, T.uint16), T.reinterpret(b, T.uint16)
+    cache[page, where] = T.cast(first & 255, T.uint8)
+    cache[page, where + 1] = T.cast(first >> 8, T.uint8)
+    cache[page, where + 2] = T.cast(second & 255, T.uint8)
+    cache[page, where + 3] = T.cast(second >> 8, T.uint8)
+
+
 @tiledsl.jit
 def write_entries_kernel(page_size: int, dtype: DType, normalise: bool, threads: int = 128) -> Any:
     """x rounded to bfloat16, normalised with weight W (bfloat16 again), its last 64 rotated (bfloat16), its first 448
@@ -128,12 +138,7 @@ def write_entries_kernel(page_size: int, dtype: DType, normalise: bool, threads:
             for i, p in T.Parallel(ROWS, ROPE // 2):
                 at = At[by * ROWS + i]
                 a, b = rotated(x[i, CODES + 2 * p], x[i, CODES + 2 * p + 1], Cos[at, p], Sin[at, p])
-                first, second = T.reinterpret(a, T.uint16), T.reinterpret(b, T.uint16)
-                where = entry[i] * DATA + CODES + 4 * p
-                Cache[page[i], where] = T.cast(first & 255, T.uint8)
-                Cache[page[i], where + 1] = T.cast(first >> 8, T.uint8)
-                Cache[page[i], where + 2] = T.cast(second & 255, T.uint8)
-                Cache[page[i], where + 3] = T.cast(second >> 8, T.uint8)
+                store_pair(Cache, page[i], entry[i] * DATA + CODES + 4 * p, a, b)
             for k in T.serial(CODES // BLOCK):
                 for i, j in T.Parallel(ROWS, BLOCK):
                     tile[i, j] = x[i, k * BLOCK + j]

@@ -12,7 +12,7 @@ import tiledsl
 import tiledsl.language as T
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.kernels import arrays
-from tiledsl.kernels.deepseek_v4.entries import check_cache, norm_rows, places, rotated, write_rows
+from tiledsl.kernels.deepseek_v4.entries import check_cache, norm_rows, places, rotated, store_pair, write_rows
 from tiledsl.kernels.deepseek_v4.indexer_fp8 import load_float, store_float
 from tiledsl.kernels.quant.scales import E4M3, FLOOR, scale_of
 from tiledsl.kernels.tiles import tiles_for
@@ -65,12 +65,7 @@ def write_mla_entries_kernel(page_size: int, dtype: DType, normalise: bool, thre
             for i, p in T.Parallel(ROWS, ROPE // 2):
                 at = At[by * ROWS + i]
                 a, b = rotated(x[i, CODES + 2 * p], x[i, CODES + 2 * p + 1], Cos[at, p], Sin[at, p])
-                first, second = T.reinterpret(a, T.uint16), T.reinterpret(b, T.uint16)
-                where = entry[i] * SIZE + ROPE_AT + 4 * p
-                Cache[page[i], where] = T.cast(first & 255, T.uint8)
-                Cache[page[i], where + 1] = T.cast(first >> 8, T.uint8)
-                Cache[page[i], where + 2] = T.cast(second & 255, T.uint8)
-                Cache[page[i], where + 3] = T.cast(second >> 8, T.uint8)
+                store_pair(Cache, page[i], entry[i] * SIZE + ROPE_AT + 4 * p, a, b)
             for k in T.serial(CODES // BLOCK):
                 for i, j in T.Parallel(ROWS, BLOCK):
                     tile[i, j] = x[i, k * BLOCK + j]
