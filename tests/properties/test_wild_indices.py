@@ -115,9 +115,9 @@ def drawn_kernels(count: int) -> list[tuple[Drawn, Any]]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(16))
 def test_compiled_code_leaves_no_tile(seed: int) -> None:
-    drawn, kernel = drawn_kernels(12)[seed]
+    drawn, kernel = drawn_kernels(16)[seed]
     for data in drawn.data():
         want, result = outcome(kernel, data, "numpy:exact")
         for target in support.TARGETS:
@@ -132,6 +132,6 @@ def test_compiled_code_leaves_no_tile(seed: int) -> None:
 def test_the_drawn_kernels_go_wrong_and_right() -> None:
     """Otherwise the property above says little."""
     told = []
-    for drawn, kernel in drawn_kernels(12):
+    for drawn, kernel in drawn_kernels(16):
         told += [outcome(kernel, data, "numpy:exact")[0] for data in drawn.data()]
     assert 8 < sum(t == "" for t in told) < len(told) - 8, told

@@ -26,6 +26,7 @@ class Groups(Source):
         self.values: list[str] = []
         self.budget = 24
         self.returned = False
+        self.gone = False  # all threads of a block may have returned: it comes to no barrier of the grid
 
     # -- expressions -----------------------------------------------------------------------------------------------
 

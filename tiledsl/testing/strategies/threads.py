@@ -141,7 +141,8 @@ class Threads(Groups):
         if self.depth < 5:
             kinds += [self.branch, self.branch, self.loop, self.loop, self.rounds]
         if self.depth == 2:
-            kinds += [self.tile, self.allreduce, self.grid, self.grid, self.reducer, self.shares, self.chain]
+            kinds += [self.tile, self.allreduce, self.reducer, self.shares, self.chain]
+            kinds += [] if self.gone else [self.grid, self.grid]
             kinds += [self.meet, *([] if self.n < 2 or self.returned else [self.roles, self.roles])]
         self.pick(kinds)()
 
@@ -322,7 +323,7 @@ class Threads(Groups):
             self.saw("thread return")
             self.put(f"if {self.condition()}:")
             self.put("    T.thread_return()")
-            self.returned = True
+            self.returned = self.gone = True
 
     def loop(self) -> None:
         i = self.fresh("x")
