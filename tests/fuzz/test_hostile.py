@@ -19,10 +19,9 @@ from tiledsl.testing import assert_targets_agree
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [1, 3])
-def test_edited_programs_end_well(number: int) -> None:
+def test_edited_programs_end_well() -> None:
     endings = set()
-    for program in edited(number, 100):
+    for program in (p for number in range(1, 6) for p in edited(number, 50)):
         ending, details = judge(program)
         assert ending != "wrong", f"{details}\n{program.source}"
         endings.add(ending)
