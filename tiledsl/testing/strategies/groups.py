@@ -81,6 +81,8 @@ class Groups(Source):
     def grid(self) -> None:
         """A barrier of the grid, at times in a loop or a branch that all blocks take; behind it blocks see what others
         have put down."""
+        if self.gone:
+            return
         self.saw("grid barrier")
         n, outer, sync = self.fresh("x"), self.depth, f"T.{self.pick(('sync_grid', 'sync_global'))}()"
         self.put(f"{n} = {self.pick((self.value(), self.uniform(), 'C[0]', 'bx * 7'))}")

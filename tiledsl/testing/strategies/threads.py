@@ -141,8 +141,7 @@ class Threads(Groups):
         if self.depth < 5:
             kinds += [self.branch, self.branch, self.loop, self.loop, self.rounds]
         if self.depth == 2:
-            kinds += [self.tile, self.allreduce, self.reducer, self.shares, self.chain]
-            kinds += [] if self.gone else [self.grid, self.grid]
+            kinds += [self.tile, self.allreduce, self.grid, self.grid, self.reducer, self.shares, self.chain]
             kinds += [self.meet, *([] if self.n < 2 or self.returned else [self.roles, self.roles])]
         self.pick(kinds)()
 
