@@ -11,6 +11,7 @@ import tilelang.testing
 import torch
 from tilelang.carver.arch import driver
 from tilelang.utils.target import determine_target
+from torch.utils.checkpoint import checkpoint
 
 torch.backends.cuda.matmul.allow_tf32 = True
 torch.backends.cudnn.benchmark = True
@@ -52,6 +53,30 @@ def test_a_module_and_its_gradients():
     x = torch.arange(40, device="cuda", dtype=torch.float32)
     model(x).sum().backward()
     assert torch.equal(model.weight.grad, 2 * x) and model.weight.grad.is_cuda
+
+
+class _Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        assert g.is_cuda and g.device.type == "cuda"
+        return g * torch.full((2,), 2.0, device="cuda")
+
+
+@pytest.mark.parametrize("how", ["backward", "grad", "hook", "checkpoint", "reentrant"])
+def test_gradients_are_computed_on_the_device(how):
+    x = torch.ones(2, device="cuda", requires_grad=True)
+    if how in ("checkpoint", "reentrant"):
+        y = checkpoint(lambda v: _Doubled.apply(v * torch.ones(2, device="cuda")), x, use_reentrant=how == "reentrant")
+    else:
+        y = _Doubled.apply(x)
+    if how == "hook":
+        y.register_hook(lambda g: g * torch.ones(2, device=g.device))
+    got = torch.autograd.grad(y.sum(), x)[0] if how == "grad" else (y.sum().backward(), x.grad)[1]
+    assert got.tolist() == [2.0, 2.0] and got.is_cuda
 
 
 def test_streams_events_and_marks():

@@ -7,6 +7,7 @@ on "cuda" lie in host memory; `x.is_cuda` and `x.device` say what the program ex
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -294,6 +295,24 @@ def _redirect_modules(patch: Callable[[Any, str, Any], None]) -> None:
     patch(torch, "set_default_tensor_type", set_default_tensor_type)
 
 
+def _redirect_gradients(patch: Callable[[Any, str, Any], None]) -> None:
+    """Code of the program runs while gradients are computed: backward of functions, hooks, checkpointed forwards.
+    torch computes them inside the handler of a mode, where the mode is off."""
+    import torch
+
+    engine = torch.autograd.__dict__["_engine_run_backward"]
+
+    def run(*args: Any, **kw: Any) -> Any:
+        with _mode():
+            return engine(*args, **kw)
+
+    patch(torch.autograd, "_engine_run_backward", run)
+    checkpoint = sys.modules.get("torch.utils.checkpoint")
+    if checkpoint is not None:  # it compares what it saves inside and outside of handlers
+        compared = checkpoint._allowed_determinism_checks_to_fns
+        patch(checkpoint, "_allowed_determinism_checks_to_fns", {k: real()(f) for k, f in compared.items()})
+
+
 def _redirect_threads(patch: Callable[[Any, str, Any], None]) -> None:
     """A thread sees what the thread that starts it sees: torch keeps modes per thread."""
     run = threading.Thread.run
@@ -329,6 +348,7 @@ def pretended(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
         _redirect_modules(patch)
         _redirect_autocast(patch)
         _redirect_threads(patch)
+        _redirect_gradients(patch)
         if not torch.version.cuda:
             patch(torch.version, "cuda", "12.8")
         with _mode():
