@@ -85,6 +85,23 @@ def test_measurements_lie_on_disk_one_per_configuration(tmp_path: Path) -> None:
     assert run() == (False, False)
 
 
+def test_what_is_stored_is_checked_again(tmp_path: Path) -> None:
+    """By another check it may be wrong."""
+
+    def run(factor: int) -> tuple[bool, ...]:
+        def check(kernel: Any, given: Any) -> None:
+            np.testing.assert_array_equal(kernel(*given), factor * A)
+
+        found = tune(scaled, [{"block": 8}], args=(33,), inputs=lambda k: [A], check=check, warmup=0, rep=1,
+                     store=Store(tmp_path))  # fmt: skip
+        return tuple(t.stored for t in found.trials)
+
+    assert run(2) == (False,)
+    with pytest.raises(TileRuntimeError, match="none of the 1 configurations"):
+        run(3)
+    assert run(2) == (True,)
+
+
 def test_nothing_to_tune() -> None:
     with pytest.raises(TileValueError, match="no configurations"):
         tune(scaled, [], inputs=lambda k: [])

@@ -173,6 +173,24 @@ def test_a_tuned_eager_kernel():
     assert tuned_eager(torch.zeros(33, device="cuda")).tolist() == [1.0] * 33
 
 
+@tilelang.autotune(configs=[{"block": b, "threads": 32} for b in (8, 16)], warmup=1, rep=1)
+@tilelang.jit(out_idx=[-1])
+def partly_tuned(n, block=4, threads=64):
+    @T.prim_func
+    def main(A: T.Tensor((n,), "float32"), C: T.Tensor((n,), "float32")):
+        with T.Kernel(T.ceildiv(n, block), threads=threads) as bx:
+            for i in T.Parallel(block):
+                C[bx * block + i] = A[bx * block + i] * block
+
+    return main
+
+
+@pytest.mark.parametrize("given", [((32, 4), {}), ((32,), {"block": 4})])
+def test_a_parameter_of_the_call_is_not_tuned(given):
+    kernel = partly_tuned(*given[0], **given[1])
+    assert kernel(torch.ones(32, device="cuda")).tolist() == [4.0] * 32 and kernel.config == {"threads": 32}
+
+
 def test_split_k_with_atomics():
     M, N, K, block, split = 32, 32, 128, 16, 4
 

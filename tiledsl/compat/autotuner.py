@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -192,6 +192,14 @@ def _configs(configs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     return configs(*args, **kwargs)
 
 
+def _without(configs: Any, given: Mapping[str, Any]) -> Any:
+    """The configurations without parameters that are given, each once."""
+    if isinstance(configs, dict):
+        return {name: values for name, values in configs.items() if name not in given}
+    left = [{name: value for name, value in c.items() if name not in given} for c in _listed(configs)]
+    return [c for at, c in enumerate(left) if c not in left[:at]]
+
+
 def _listed(configs: Any) -> Any:
     """Configurations may come as lists of one dict each (old programs)."""
     if isinstance(configs, dict):
@@ -219,7 +227,7 @@ class AutoTuneImpl:
         arrays = [given[n] for n in names if n in given] if names else None
         key = tuple((n, _key(x)) for n, x in given.items())
         if key not in self._found:
-            tuner = AutoTuner(self.jit_impl, configs)
+            tuner = AutoTuner(self.jit_impl, _without(configs, given))
             tuner.profile = self.profile
             self._found[key] = tuner._run(args, kwargs, arrays)
         kernel = self._found[key].kernel

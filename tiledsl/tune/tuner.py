@@ -81,7 +81,8 @@ def tune(
     that are no kernels.
 
     inputs      kernel -> the arguments to call it with; asked more than once, so the caller keeps large ones
-    check       (kernel, arguments) -> None, called here when the kernel has run elsewhere; an exception refuses it
+    check       (kernel, arguments) -> None, called here when the kernel has run elsewhere, or was stored; an exception
+                refuses it
     warmup, rep milliseconds to spend on each
     early_stop  a configuration whose first call takes more than this many times the best so far is not measured on
     store       where measurements lie (default: beside the compiled kernels), one file for each configuration; a stored
@@ -175,10 +176,10 @@ class _Bench:
             for kernel in todo:
                 try:
                     given = self.inputs(kernel)
-                    known = self._known(_key(kernel, given))
+                    known = self.store.get(_key(kernel, given)) or {}
                 except _FAILURES:  # said when its turn comes
                     continue
-                if not known:
+                if "latency" not in known:
                     room.acquire()
                     done.append(pool.submit(compile, kernel, given))
             for number, future in enumerate(done, 1):
@@ -188,25 +189,26 @@ class _Bench:
 
     def trial(self, made: Trial, limit: float | None) -> Trial:
         """Run, check, measure and store one candidate."""
-        config, kernel, key = made.config, made.kernel, ""
+        config, kernel, key, known = made.config, made.kernel, "", dict[str, Any]()
         try:
             given = self.inputs(kernel)
             key = _key(kernel, given)
-            known = self._known(key)
-            if known:
-                return Trial(config, known["latency"], None, kernel, stored=True)
-            latency, error = self._measure(kernel, given, limit)
+            known = self.store.get(key) or {}
+            latency, error = known.get("latency"), None
+            if latency is None:
+                latency, error = self._measure(kernel, given, limit)
             if error is None and self.check is not None:
                 self.check(kernel, given)
         except _FAILURES as e:
             latency, error = 0.0, str(e) or type(e).__name__
         if error is not None:
-            if key:
+            if key and "latency" not in known:
                 self.store.put(key, {"config": config, "error": error})
             return Trial(config, None, error, kernel)
-        if limit is None or latency <= limit:
-            self.store.put(key, {"config": config, "latency": latency, "checked": self.check is not None})
-        return Trial(config, latency, None, kernel)
+        stored = "latency" in known
+        if not stored and (limit is None or latency <= limit):
+            self.store.put(key, {"config": config, "latency": latency})
+        return Trial(config, latency, None, kernel, stored)
 
     def _measure(self, kernel: Any, given: Sequence[Any], limit: float | None) -> tuple[float, str | None]:
         if id(kernel) in self.failed:
@@ -225,10 +227,6 @@ class _Bench:
         with arguments(native, given) as sent:
             target = str(native.target or knobs.TARGET.get())
             return worker.run(Job(native.text(), target, sent, spend, limit), self.timeout)
-
-    def _known(self, key: str) -> dict[str, Any] | None:
-        known = self.store.get(key)
-        return known if known is not None and known.get("checked", False) >= (self.check is not None) else None
 
 
 def _key(kernel: Any, given: Sequence[Any]) -> str:
