@@ -47,9 +47,8 @@ class LaneLoop:
     hoisted: dict[ir.Expr, Lane] = field(default_factory=dict)
     exits: tuple[ir.Buffer, ir.Buffer] | None = None
     branches: bool = False
-    spelt: dict[ir.Var, ir.Expr] = field(
-        default_factory=dict
-    )  # variables that are functions of four bits (`tables.py`)
+    # variables that are functions of four bits (`tables.py`)
+    spelt: dict[ir.Var, ir.Expr] = field(default_factory=dict)
     base: ir.Expr = ZERO  # the number of the first lane, a multiple of 16
 
 

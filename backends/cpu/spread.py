@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from tiledsl import ir
 from tiledsl.analysis.evaluate import evaluate
-from tiledsl.analysis.scopes import jumps_out
+from tiledsl.analysis.scopes import escapes
 from tiledsl.analysis.uniformity import PRIVATE, thread_level
 from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir import build
@@ -89,7 +89,7 @@ class Spreader(Writer):
 
     def stays_inside(self, s: ir.Stmt) -> bool:
         """Threads can run this whole statement each for itself."""
-        if any(self.is_point(n) for n in walk(s)) or _escapes(s):
+        if any(self.is_point(n) for n in walk(s)) or escapes(s):
             return False
         arrives = any(isinstance(n, ir.Atomic) and n.op == "arrive" for n in walk(s))
         if arrives and (isinstance(s, ir.For) or not self.differs(s)):
@@ -568,11 +568,6 @@ def _without(s: ir.If, cond: ir.Expr) -> tuple[ir.Stmt, ...]:
 
 def _leaves(body: tuple[ir.Stmt, ...]) -> bool:
     return any(isinstance(n, (ir.Break, ir.Continue)) for n in walk(body))
-
-
-def _escapes(s: ir.Stmt) -> bool:
-    """Control may leave s for a place outside of it."""
-    return jumps_out(s) or any(isinstance(n, ir.Return) for n in walk(s))
 
 
 _HANDLERS: dict[type, Callable[[Spreader, Any], None]] = {

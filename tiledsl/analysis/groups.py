@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 
 from tiledsl.analysis.evaluate import evaluate
+from tiledsl.analysis.scopes import escapes
 from tiledsl.errors import TileError
 from tiledsl.ir import build
 from tiledsl.ir.expr import Const, Expr, Var
-from tiledsl.ir.stmt import Break, Continue, For, If, Kernel, Let, Parallel, Return, Stmt, While
+from tiledsl.ir.stmt import Break, Continue, If, Kernel, Let, Return, Stmt
 from tiledsl.ir.walk import free_vars, substitute, walk
 
 __all__ = ["Ranges", "ThreadGroups", "rank", "size"]
@@ -43,7 +44,7 @@ class ThreadGroups:
         """Of those who come to a statement, the ones that go on behind it. Who leaves a loop is not followed."""
         if isinstance(s, Return):
             return ()
-        if not _leaves((s,)):
+        if not escapes(s):
             return group
         if not isinstance(s, If):
             return None
@@ -70,17 +71,6 @@ class ThreadGroups:
         while inner := {v: self._lets[v] for v in free_vars(e) if v in self._lets}:
             e = substitute(e, inner)
         return e
-
-
-def _leaves(body: tuple[Stmt, ...], inner: bool = False) -> bool:
-    """Somebody may not come to what is behind; inner: of a loop, whose own break and continue end there."""
-    for s in body:
-        if isinstance(s, Return) or (isinstance(s, (Break, Continue)) and not inner):
-            return True
-        loop = inner or isinstance(s, (For, While, Parallel))
-        if any(_leaves(getattr(s, name, ()), loop) for name in ("body", "then", "orelse")):
-            return True
-    return False
 
 
 def _runs(numbers: list[int]) -> Ranges | None:

@@ -27,12 +27,12 @@ from tiledsl.ir import (
     While,
 )
 from tiledsl.ir.build import const
-from tiledsl.ir.walk import Rewriter, map_kernels
+from tiledsl.ir.walk import Rewriter, map_kernels, walk
 
 _N = TypeVar("_N", bound=Node)
 _T = TypeVar("_T")
 
-__all__ = ["ScopedRewriter", "jumps_out", "leaves"]
+__all__ = ["ScopedRewriter", "escapes", "jumps_out", "leaves"]
 
 
 def leaves(body: tuple[Stmt, ...]) -> bool:
@@ -50,6 +50,11 @@ def jumps_out(s: Stmt) -> bool:
     if isinstance(s, If):
         return any(map(jumps_out, (*s.then, *s.orelse)))
     return isinstance(s, (Break, Continue))
+
+
+def escapes(s: Stmt) -> bool:
+    """Control may leave s for a place outside of it."""
+    return jumps_out(s) or any(isinstance(n, Return) for n in walk(s))
 
 
 class ScopedRewriter(Rewriter):
