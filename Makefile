@@ -19,7 +19,7 @@ EMULATOR_ARGS ?=
 # The orders of threads and copies that `make emulator` runs kernels in, the first of them under the checker.
 EMULATED ?= cuda-emulator:sm_80,checked,late cuda-emulator:sm_90a,last cuda-emulator:sm_80,random=1,any
 
-.PHONY: demo test emulator fuzz fuzz-long fuzz-coverage mutants hostile lint format types check clean
+.PHONY: demo test avx2 emulator fuzz fuzz-long fuzz-coverage mutants hostile lint format types check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tiledsl demo
@@ -28,6 +28,10 @@ demo: $(VENV)/.demo
 test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The whole suite with code for AVX2 where `make test` has what this machine's processor can do.
+avx2: export TILEDSL_CPU = x86-64-v3
+avx2: test
 
 # CUDA text on this machine's processor: the library's own tests, all programs, the conformance suite and generated
 # kernels, in every order. About an hour of one core.

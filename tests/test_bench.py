@@ -27,7 +27,7 @@ def results(x: Any) -> list[np.ndarray[Any, Any]]:
     return [np.asarray(x)]
 
 
-@pytest.mark.parametrize("job", JOBS.values(), ids=lambda j: j.name)
+@pytest.mark.parametrize("job", [j for j in JOBS.values() if not j.told], ids=lambda j: j.name)
 def test_contestants_agree(job: Any) -> None:
     """To the roundings of a result, and sums of at most 2048 float32 terms in another order."""
     contest = job.make(None, True)
@@ -44,6 +44,14 @@ def test_contestants_agree(job: Any) -> None:
                 continue
             limit = (4 * UNITS[str(x.dtype)] + 2048 * UNITS["float32"]) * np.abs(y).max()
             np.testing.assert_allclose(x.astype(np.float64), y.astype(np.float64), rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("job", [j for j in JOBS.values() if j.told], ids=lambda j: j.name)
+def test_what_is_waited_for(job: Any) -> None:
+    """Contestants that say themselves how long they took: seconds, of one call or of one process."""
+    contest = job.make(None, True)
+    assert next(iter(contest)) == "tiledsl"
+    assert all(0 < f() < 60 for f in contest.values())
 
 
 def test_bound_and_share() -> None:

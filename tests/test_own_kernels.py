@@ -1,13 +1,18 @@
 """T.gemm is our own micro-kernel: no library multiplies matrices inside a compiled kernel."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tiledsl.backend import load_backend, resolve
+from tiledsl.dtypes import as_dtype
 from tiledsl.kernels import flash_attention, grouped_gemm, matmul
+from tiledsl.kernels.attention import flash_attention_kernel
 from tiledsl.kernels.gemm import matmul_kernel
+from tiledsl.passes import pipeline
 
 LIBC = {"memset", "memcpy", "memmove", "bzero"}
 
@@ -41,16 +46,30 @@ def test_the_poison_is_deadly(no_numpy_products: None) -> None:
 
 
 def test_object_code_calls_nothing_but_memory_functions(tmp_path: Path) -> None:
-    from tiledsl.backend import load_backend, resolve
-    from tiledsl.dtypes import as_dtype
-    from tiledsl.passes import pipeline
-
     f32 = as_dtype("float32")
     target = resolve("numba")
     backend = load_backend(target.name)
     function = matmul_kernel(64, 64, 128, f32, f32).function
     artifact = backend.emit(pipeline.run(function, backend.pipeline(target)), target)
     assert undefined_symbols(artifact.code) <= LIBC
+
+
+@pytest.mark.parametrize("name", ["llvm", "numba"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_objects_for_aarch64_multiply_vectors(name: str, dtype: str) -> None:
+    """Emitted here, not run: products of a GEMM and of attention are fused multiply-adds of four floats, and
+    nothing is called but memory functions."""
+    native = pytest.importorskip("tiledsl.backends.cpu.native")
+    arm, target, d = native.Cpu("aarch64-unknown-linux-gnu", "neoverse-n1", ""), resolve(name), as_dtype(dtype)
+    backend: Any = load_backend(target.name)
+    for kernel, steps in ((matmul_kernel(64, 64, 128, d, d), 16), (flash_attention_kernel(16, 64, 64, True, d), 100)):
+        loops = pipeline.run(kernel.function, backend.pipeline(target))
+        text = native.assembly(backend.modules(loops, arm).modules, arm)
+        fused = re.findall(r"\bfmla\s+v\d+\.4s", text)
+        assert len(fused) >= steps, len(fused)
+        code = native.compile_module(backend.modules(loops, arm).modules, arm)
+        assert code[:4] == b"\x7fELF" and int.from_bytes(code[18:20], "little") == 183  # EM_AARCH64
+        assert undefined_symbols(code) <= LIBC
 
 
 def undefined_symbols(code: bytes) -> set[str]:

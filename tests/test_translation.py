@@ -30,6 +30,16 @@ def test_targets_agree_with_the_interpreter(entry: Entry) -> None:
     support.agree(entry.kernel(), *args)
 
 
+@pytest.mark.parametrize("entry", list(KERNELS.values())[::3], ids=lambda e: e.name)
+def test_avx2_agrees_with_the_interpreter(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every third kernel, in code for AVX2, where this machine has more; `make avx2` runs the whole suite."""
+    native = pytest.importorskip("tiledsl.backends.cpu.native")
+    if native.host_cpu().register_bytes < 64:
+        pytest.skip("no AVX-512 here")
+    monkeypatch.setattr(support, "TARGETS", ["llvm:x86-64-v3"])
+    support.agree(entry.kernel(), *entry.args())
+
+
 @every
 def test_checked_mode_has_no_complaint(entry: Entry) -> None:
     """No poison, races or overflow; a shuffled order of blocks gives the same bits."""

@@ -9,13 +9,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import cached_property
+from typing import Any, Generic, TypeVar
 
 from tiledsl.errors import TileValueError
 
 __all__ = [
     "CACHE_DIR",
     "CHECK_SEMANTICS",
+    "CPU",
     "DISABLE_CACHE",
     "FULL_TRACEBACK",
     "KNOBS",
@@ -46,8 +48,17 @@ class Knob(Generic[T]):
     parse: Callable[[str], T]
     help: str
 
+    @cached_property
+    def _key(self) -> Any:
+        return os.environ.encodekey(self.env)
+
     def get(self) -> T:
         """The value now. Raises TileValueError naming the variable when its text cannot be understood."""
+        # os.environ raises and catches a KeyError for a missing name, which takes longer than a small kernel: look
+        # into the dict behind it first, where there is one.
+        known = getattr(os.environ, "_data", None)
+        if known is not None and self._key not in known:
+            return self.default
         text = os.environ.get(self.env)
         if not text:
             return self.default
@@ -98,6 +109,7 @@ def usable_cores() -> int:
 
 TARGET = Knob("TILEDSL_TARGET", "auto", str.strip, "target of kernels that name none: name[:arch], cpu or auto")
 NUM_THREADS = Knob("TILEDSL_NUM_THREADS", 0, _count(0), "threads of CPU kernels; 0: one per usable core")
+CPU = Knob("TILEDSL_CPU", "", str.strip, "CPU that llvm and numba compile for, such as x86-64-v3; empty: this one")
 CACHE_DIR = Knob("TILEDSL_CACHE_DIR", "", str, "folder of compiled kernels; empty: the user's cache folder")
 DISABLE_CACHE = Knob("TILEDSL_DISABLE_CACHE", False, _flag, "1: neither read nor write compiled kernels on disk")
 PRINT_BUFFER = Knob(
@@ -126,6 +138,7 @@ TEST_TARGETS = Knob(
 KNOBS: tuple[Knob[str] | Knob[int] | Knob[bool], ...] = (
     TARGET,
     NUM_THREADS,
+    CPU,
     CACHE_DIR,
     DISABLE_CACHE,
     PRINT_BUFFER,

@@ -14,7 +14,10 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
-__all__ = ["LEVELS", "Cpu", "Loaded", "compile_module", "host_cpu", "load_object", "x86_level"]
+from tiledsl import config
+from tiledsl.errors import TileValueError
+
+__all__ = ["LEVELS", "Cpu", "Loaded", "compile_module", "host_cpu", "load_object", "named_cpu", "x86_level"]
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,15 @@ def _initialize() -> None:
     llvm.initialize_native_asmparser()
 
 
-@cache
 def host_cpu() -> Cpu:
-    """This machine. 512-bit registers are used wherever they exist."""
+    """The CPU that code is made for where no other is named: this machine, or what TILEDSL_CPU says of it."""
+    level = config.CPU.get()
+    return named_cpu(level) if level else _this_machine()
+
+
+@cache
+def _this_machine() -> Cpu:
+    """512-bit registers are used wherever they exist."""
     _initialize()
     features = llvm.get_host_cpu_features().flatten()
     return Cpu(llvm.get_process_triple(), llvm.get_host_cpu_name(), features)
@@ -116,7 +125,7 @@ _serial = itertools.count()
 @cache
 def _jit() -> Any:
     _initialize()
-    return llvm.create_lljit_compiler(_machine(host_cpu()))
+    return llvm.create_lljit_compiler(_machine(_this_machine()))
 
 
 _V3 = "+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe"
@@ -125,7 +134,16 @@ LEVELS = {"x86-64-v3": _V3, "x86-64-v4": _V3 + ",+avx512f,+avx512bw,+avx512cd,+a
 
 def x86_level(level: str) -> Cpu:
     """What every x86 CPU of a level has: "x86-64-v3" is AVX2, "x86-64-v4" AVX-512."""
-    return Cpu(host_cpu().triple, level, LEVELS[level])
+    return Cpu(_this_machine().triple, level, LEVELS[level])
+
+
+def named_cpu(level: str) -> Cpu:
+    """`x86_level` of a level that this machine has. Raises TileValueError for others."""
+    mine = set(_this_machine().features.split(","))
+    able = [x for x, needed in LEVELS.items() if mine.issuperset(needed.split(","))]
+    if level not in able:
+        raise TileValueError(f"this machine runs no code for {level!r}", help=f"it has {', '.join(able) or 'no level'}")
+    return x86_level(level)
 
 
 def load_object(code: bytes, symbols: Sequence[str]) -> Loaded:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from tiledsl import ir
 from tiledsl.backend import Artifact, Availability, Capabilities, CompiledFunction, Site, Target
 from tiledsl.dtypes import SCALARS
-from tiledsl.errors import TileValueError
 
 __all__ = ["CpuBackend", "Modules"]
 
@@ -60,16 +59,9 @@ class CpuBackend:
 
     def cpu(self, target: Target) -> Any:
         """The CPU to compile for. Raises TileValueError for an architecture that this machine cannot run."""
-        from tiledsl.backends.cpu.native import LEVELS, host_cpu, x86_level
+        from tiledsl.backends.cpu.native import host_cpu, named_cpu
 
-        if not target.arch:
-            return host_cpu()
-        if target.arch not in LEVELS or not host_cpu().triple.startswith("x86_64"):
-            raise TileValueError(
-                f"target {self.name} has no architecture {target.arch!r}",
-                help=f"use {self.name}, or on x86: {', '.join(LEVELS)}",
-            )
-        return x86_level(target.arch)
+        return named_cpu(target.arch) if target.arch else host_cpu()
 
     def probe(self) -> Availability:
         missing = [m for m in self.packages if find_spec(m) is None]

@@ -10,6 +10,7 @@ Run it: python examples/deepseek_v4/layer.py [--size small] [--ratio 4|128|0] [-
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 
@@ -17,6 +18,11 @@ import numpy as np
 from block import Block, embed
 from compare import compare, failures, parts, reference_values, worst
 from weights import FLASH, SMALL, Array, Weights, random_weights, with_ratio
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 TEXT = """The block sees bytes. Each of them is a token: four streams of numbers that hyper-connections mix, a window of
 the last 128 tokens, entries that stand for four tokens or for a hundred and twenty-eight, an indexer that says which of
@@ -70,12 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", choices=["flash", "small"], default="flash", help="V4-Flash's sizes, or small ones")
     parser.add_argument("--ratio", type=int, choices=[4, 128, 0], default=4, help="kind of attention (default: 4)")
     parser.add_argument("--hashed", action="store_true", help="experts by a table of token ids")
-    parser.add_argument("--tokens", type=int, default=8, help="of the text that are prefilled (default: 8)")
+    parser.add_argument("--tokens", type=int, help="of the text that are prefilled (default: 8; 126 with --ratio 128)")
     parser.add_argument("--decode", type=int, default=3, help="tokens decoded after them (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
     parser.add_argument("--target", help="where to run (default: TILEDSL_TARGET, else auto)")
     parser.add_argument("--no-check", action="store_true", help="leave NumPy out, which takes most of the time")
     options = parser.parse_args(arguments)
+    if options.tokens is None:  # enough that decoding completes a compressed block
+        options.tokens = 126 if options.ratio == 128 else 8
     n = options.tokens + options.decode
     if options.tokens < 1 or options.decode < 0:
         parser.error("--tokens is positive, and --decode not negative")
@@ -99,6 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit("bits differ")
     if not options.no_check:
         check(w, x, token_ids, options.tokens, options.target)
+    if resource is not None:
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+        print(f"largest memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB")
 
 
 if __name__ == "__main__":

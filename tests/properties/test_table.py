@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tiledsl.ir.expr import BINARY_OPS, UNARY_OPS
 from tiledsl.ir.intrinsics import INTRINSICS
 from tiledsl.ir.operations import OPERATIONS, elementwise
 from tiledsl.ir.walk import walk
+from tiledsl.testing.numerics_docs import functions, numerics_text
 from tiledsl.testing.reference_docs import reference_text
 
 SURFACE = {name: getattr(T, name) for name in T.__all__ if not isinstance(getattr(T, name), DType)}
@@ -94,7 +96,18 @@ def main(X: T.Tensor((8,), "{dtype}"), O: T.Tensor((8,), "float64")):
 
 
 def test_the_reference_is_the_one_that_the_table_makes() -> None:
-    from pathlib import Path
-
     path = Path(__file__).parents[2] / "docs" / "reference.md"
     assert path.read_text(encoding="utf-8") == reference_text(), "run python -m tiledsl.testing.reference_docs"
+
+
+def test_the_page_of_numerics_is_up_to_date() -> None:
+    """Its functions, promises and steps; what was measured is taken from the page, and keeps the promises."""
+    path = Path(__file__).parents[2] / "docs" / "numerics.md"
+    page, measured = path.read_text(encoding="utf-8"), {}
+    for line in page.splitlines():
+        if line.startswith("| `"):
+            spelling, promised, single, at, double, *_ = line.strip("| ").split(" | ")
+            measured[spelling[3 : spelling.index("(")]] = found = float(single), float(at), float(double)
+            assert max(found[0], found[2]) <= float(promised), spelling
+    assert set(measured) == set(functions())
+    assert page == numerics_text(measured), "run python -m tiledsl.testing.numerics_docs"

@@ -17,6 +17,7 @@ from dataclasses import asdict
 
 from tiledsl.bench.attention import ATTENTION
 from tiledsl.bench.job import Job, torch_module
+from tiledsl.bench.latency import LATENCY
 from tiledsl.bench.measure import Row, format_row, run
 from tiledsl.bench.products import PRODUCTS
 from tiledsl.bench.rows import ROWS
@@ -25,7 +26,7 @@ from tiledsl.errors import TileValueError
 
 __all__ = ["JOBS", "Job", "Row", "arguments", "main", "run"]
 
-JOBS = {job.name: job for job in (*PRODUCTS, *ATTENTION, *ROWS, *THREADS)}
+JOBS = {job.name: job for job in (*PRODUCTS, *ATTENTION, *ROWS, *THREADS, *LATENCY)}
 _CHILD = "_TILEDSL_BENCH_CHILD"
 
 

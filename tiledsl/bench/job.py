@@ -29,6 +29,7 @@ class Job:
     moved    bytes that have to come from memory and go there; 0 where everything stays in the caches
     written  some of these bytes are written
     integer  the operations are products of bytes summed in int32
+    told     a call returns the seconds that count, instead of the result
     """
 
     name: str
@@ -37,6 +38,7 @@ class Job:
     moved: float = 0.0
     written: bool = True
     integer: bool = False
+    told: bool = False
 
 
 def torch_module() -> Any:

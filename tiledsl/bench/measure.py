@@ -29,30 +29,33 @@ class Row:
     intensity: float | None  # operations per byte from memory, where it decides
 
 
-def measure(jobs: dict[str, Thunk], threads: int, seconds: float = 3.0) -> dict[str, float]:
-    """Median seconds of each contestant, interleaved A B C A B C ... after one warm-up round each.
+def measure(jobs: dict[str, Thunk], threads: int, seconds: float = 3.0, told: bool = False) -> dict[str, float]:
+    """Median seconds of each contestant, interleaved A B C A B C ... after one warm-up round each. told: they return
+    the seconds that count themselves.
 
     With one thread everybody runs on the calling thread: its CPU time is taken, which other work on a shared
     machine does not lengthen. With more, wall time, after a while of the same untimed: the threads of a
     library that has just worked spin on, on the cores that the next one needs.
     """
     clock = time.thread_time if threads == 1 else time.perf_counter
+
+    def timed(f: Thunk) -> float:
+        start = clock()
+        result = f()
+        return float(result) if told else clock() - start
+
     first = {}
     for name, f in jobs.items():
         f()
-        start = clock()
-        f()
-        first[name] = clock() - start
+        first[name] = timed(f)
     rounds = int(min(101, max(5, seconds / max(1e-6, sum(first.values())))))
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds):
         for name, f in jobs.items():
-            until = time.perf_counter() + (SETTLE if threads > 1 else 0.0)
+            until = time.perf_counter() + (SETTLE if threads > 1 and not told else 0.0)
             while time.perf_counter() < until:
                 f()
-            start = clock()
-            f()
-            times[name].append(clock() - start)
+            times[name].append(timed(f))
     return {name: statistics.median(t) for name, t in times.items()}
 
 
@@ -67,7 +70,7 @@ def run(
     """Measure jobs with the threads this process was started with."""
     rows = []
     for job in jobs:
-        medians = measure(job.make(target, small), threads)
+        medians = measure(job.make(target, small), threads, told=job.told)
         ours = medians["tiledsl"]
         peers = [t for who, t in medians.items() if who != "tiledsl"]
         bound = ceilings and ceilings.seconds(job.work, job.moved, job.integer, job.written)
@@ -88,8 +91,8 @@ def run(
 
 def format_row(row: Row) -> str:
     """One line of the table."""
-    rate = f"{row.gbytes:8.1f} GB/s   " if row.gbytes else f"{row.gflops:8.1f} GFLOP/s"
-    times = "  ".join(f"{who} {ms:9.2f} ms" for who, ms in row.milliseconds.items())
+    rate = f"{row.gbytes:8.1f} GB/s   " if row.gbytes else f"{row.gflops:8.1f} GFLOP/s" if row.gflops else " " * 16
+    times = "  ".join(f"{who} {ms:9.4g} ms" for who, ms in row.milliseconds.items())
     ratio = "  no peer   " if row.ratio is None else f"  ratio {row.ratio:5.2f}"
     share = "" if row.share is None else f"  {row.share:4.0%} of the bound"
     return f"{row.job:28s} {rate}{ratio}{share}   {times}"

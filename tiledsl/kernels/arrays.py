@@ -68,8 +68,8 @@ def rank(function: str, name: str, x: Any, dims: str) -> tuple[int, ...]:
     """The shape of x, which must have the named dimensions ("m, k"). Raises TileTypeError otherwise."""
     if not hasattr(x, "unpack"):  # packed weights have the shape of what they hold
         check_array(function, name, x)
-    expected = len(dims.split(","))
-    shape = tuple(int(n) for n in x.shape)
+    expected = dims.count(",") + 1
+    shape = tuple(map(int, x.shape))
     if len(shape) != expected:
         raise TileTypeError(f"{function}: {name} has shape {shape}, expected {expected} dimensions [{dims}]")
     return shape
@@ -91,10 +91,11 @@ def has_unit_last(x: Any) -> bool:
     """The last dimension of x is contiguous, and no stride is negative or not whole elements."""
     if _is_dense(x):
         return True
-    extents, steps = x.shape, strides(x)
-    whole = is_torch(x) or all(s % x.itemsize == 0 for s in x.strides)
-    fits = whole and all(s >= 0 for n, s in zip(extents, steps, strict=True) if n > 1)
-    return fits and (x.ndim == 0 or extents[-1] <= 1 or steps[-1] == 1)
+    extents, (unit, steps) = x.shape, (1, x.stride()) if is_torch(x) else (x.itemsize, x.strides)
+    for n, step in zip(extents, steps, strict=True):
+        if step % unit or (step < 0 and n > 1):
+            return False
+    return bool(x.ndim == 0 or extents[-1] <= 1 or steps[-1] == unit)
 
 
 def unit_last(x: Any) -> Any:
@@ -133,7 +134,11 @@ def choice(function: str, name: str, value: Any, allowed: tuple[str, ...]) -> DT
 
 def _same(x: Any, y: Any) -> bool:
     """x and y are the same elements in the same order."""
-    return is_torch(x) is is_torch(y) and _span(x) == _span(y) and x.shape == y.shape and strides(x) == strides(y)
+    if is_torch(x) is not is_torch(y) or x.shape != y.shape:
+        return False
+    if is_torch(x):
+        return bool(x.data_ptr() == y.data_ptr() and x.stride() == y.stride() and x.dtype == y.dtype)
+    return address_of(x) == address_of(y) and x.strides == y.strides and x.dtype == y.dtype
 
 
 def output(
@@ -209,6 +214,8 @@ def _span(x: Any) -> tuple[int, int]:
 
 
 def _overlap(x: Any, y: Any) -> bool:
+    if type(x) is np.ndarray is type(y):
+        return np.may_share_memory(x, y)
     a, b = _span(x), _span(y)
     return max(a[0], b[0]) < min(a[1], b[1])
 

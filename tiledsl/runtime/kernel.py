@@ -44,6 +44,7 @@ class JITKernel:
         self.function = function
         self.target = target
         self._signature = Signature(function)
+        self._outputs = function.outputs
         self._single = len(function.outputs) == 1 if single is None else single
         self._keyed = _deciding_scalars(self._signature)
         self._plans: dict[Any, Plan] = {}
@@ -88,9 +89,11 @@ class JITKernel:
         asked = target or self.target or config.TARGET.get()
         quick = self._quick
         if quick is not None and quick.asked == asked and out is None:
-            given = args if not self.function.outputs else tuple(quick.plan.values(args, None))
-            if quick(given):
-                return self._returned([given[i] for i in self.function.outputs])
+            if not self._outputs:
+                if quick(args):
+                    return None
+            elif quick(given := tuple(quick.plan.values(args, None))):
+                return self._returned([given[i] for i in self._outputs])
         outs = None if out is None else list(out) if isinstance(out, (list, tuple)) else [out]
         key = call_key(args if outs is None else (*args, *outs), self._keyed)
         plan = self._plans.get((asked, key)) if key is not None else None
@@ -109,7 +112,7 @@ class JITKernel:
         Launch(plan.slots, ready, values, words, outs is None).run(stream)
         again, self._last = plan is self._last and outs is None, plan
         self._quick = quick_of(asked, plan, ready, values) if again else None
-        return self._returned([values[i] for i in self.function.outputs])
+        return self._returned([values[i] for i in self._outputs])
 
     def _returned(self, outputs: list[Any]) -> Any:
         if not outputs:

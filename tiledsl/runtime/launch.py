@@ -99,7 +99,9 @@ class Plan:
         """The program for these addresses, and the argument words."""
         words = [make(value) for make, value in zip(self.words, values, strict=True)]
         spans = self.spans
-        aliased = any(words[i] < words[j] + spans[j] and words[j] < words[i] + spans[i] for i, j in self.pairs)
+        aliased = False
+        for i, j in self.pairs:  # a generator would take as long as the comparisons
+            aliased |= words[i] < words[j] + spans[j] and words[j] < words[i] + spans[i]
         state: Any = aliased
         if self.aligned:
             state = (aliased, *(words[i] % 16 == 0 for i in self.aligned))
@@ -145,6 +147,7 @@ class Ready:
         self.prints = prints(artifact.sites)
         self.room = 0 if self.prints else room(artifact.sites)  # 0: as the knob says at the call
         self.paces = [pool.Pace() for _ in artifact.entries]
+        self.quick: Any = None  # of quick.py: a Quick, or False where there can be none
 
 
 class Launch:

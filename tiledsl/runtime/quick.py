@@ -25,21 +25,21 @@ ROUNDS = 256  # calls until the ordinary way measures again how long a block tak
 
 
 def quick_of(asked: Any, plan: Plan, ready: Ready, values: Sequence[Any]) -> Quick | None:
-    """For one kernel without prints, asserts or workspaces, on NumPy arrays, that is done before another thread would
-    be awake; else None."""
-    program, pace = ready.program, ready.paces[0] if ready.paces else None
-    entries = program.artifact.entries
-    small = pace is not None and 0.0 < pace.ns_per_block * ready.blocks[0] < pool.WORTH_WAKING_NS
-    plain = len(entries) == 1 and not (ready.sites or ready.workspaces or entries[0].waits or plan.aligned)
-    compiled = type(program.launchable) is CompiledFunction
-    if (
-        not (small and plain and compiled)
-        or not values
-        or any(type(x) is not np.ndarray for x in values)
-        or not _able()
-    ):
+    """For one kernel without prints, asserts or workspaces, on NumPy arrays that do not overlap, that is done before
+    another thread would be awake; else None. Made once, since that takes as long as some calls."""
+    if len(ready.paces) != 1 or not 0.0 < ready.paces[0].ns_per_block * ready.blocks[0] < pool.WORTH_WAKING_NS:
         return None
-    return Quick(asked, plan, ready, values)
+    if ready.quick is None:
+        program = ready.program
+        held = (
+            ready.sites or ready.workspaces or program.artifact.entries[0].waits or plan.ready.get(False) is not ready
+        )
+        arrays = bool(values) and all(type(x) is np.ndarray for x in values)
+        able = not held and arrays and type(program.launchable) is CompiledFunction and _able()
+        ready.quick = Quick(asked, plan, ready, values) if able else False
+    if ready.quick:
+        ready.quick.left = ROUNDS
+    return ready.quick or None
 
 
 @cache
@@ -52,7 +52,7 @@ def _able() -> bool:
 class Quick:
     """`quick(asked, values)` is True when the call is done, False when it has to be made in the ordinary way."""
 
-    __slots__ = ("_keep", "_left", "_scratch", "_table", "asked", "function", "plan")
+    __slots__ = ("_keep", "_scratch", "_table", "asked", "function", "left", "plan")
 
     def __init__(self, asked: Any, plan: Plan, ready: Ready, values: Sequence[Any]) -> None:
         from tiledsl.backends.cpu.quick import quick_function
@@ -75,11 +75,12 @@ class Quick:
             table += [i, j, plan.spans[i], plan.spans[j]]
         self.asked, self.plan, self.function = asked, plan, quick_function()
         self._table, self._keep = address_of(words(table)), keep
-        self._scratch, self._left = ready.program.artifact.entries[0].scratch_bytes, ROUNDS
+        self._scratch, self.left = ready.program.artifact.entries[0].scratch_bytes, ROUNDS
 
     def __call__(self, values: tuple[Any, ...]) -> bool:
         lane = caller_lane()
-        if self._left <= 0 or lane.capacity < self._scratch:
+        if self.left <= 0 or lane.capacity < self._scratch:
             return False
-        self._left -= 1
-        return bool(self.function(values, self._table, lane.address) == 0)
+        self.left -= 1
+        done: bool = self.function(values, self._table, lane.address) == 0
+        return done

@@ -55,6 +55,8 @@ class View:
 
 
 def is_torch(x: Any) -> bool:
+    if type(x) is np.ndarray:
+        return False
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, getattr(torch, "Tensor", ()))
 
