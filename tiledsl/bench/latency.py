@@ -5,8 +5,10 @@ Their contestants say themselves how long they took: in processes of their own, 
 
 # mypy: disable-error-code="no-untyped-def,valid-type"
 
+import atexit
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -37,7 +39,8 @@ def _first(what: str, cold: bool) -> Maker:
     is in the disk cache."""
 
     def make(target: str | None, small: bool) -> dict[str, Thunk]:
-        kept = tempfile.TemporaryDirectory(prefix="tiledsl-bench-")
+        kept = tempfile.mkdtemp(prefix="tiledsl-bench-")
+        atexit.register(shutil.rmtree, kept, ignore_errors=True)
 
         def run(folder: str) -> float:
             path = os.pathsep.join(filter(None, [str(Path(tiledsl.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
@@ -48,7 +51,7 @@ def _first(what: str, cold: bool) -> Maker:
 
         def ours() -> float:
             if not cold:
-                return run(kept.name)
+                return run(kept)
             with tempfile.TemporaryDirectory(prefix="tiledsl-bench-") as folder:
                 return run(folder)
 

@@ -5,15 +5,10 @@ the same bits on every target. Only + - * / sqrt fma, integer operations, compar
 and floats, and reinterpretations are used.
 
 Polynomials are fits in 60 digits (Remez exchange, or interpolation at Chebyshev nodes; relative error, rounded to the
-type afterwards) of the function named beside the coefficients, lowest degree first. Largest errors measured, in units
-in the last place:
-float32 exp2 0.952 and exp 0.801 over every argument of magnitude 2**-25 and more whose result is not 0 or infinite
-(smaller ones give 1), log2 0.983 and log 0.825 over every mantissa of 22 of the 255 binades, not over all arguments;
-float64 below 1 on random samples (tests/test_math.py); rsqrt = 1 / sqrt(x) rounds twice, below 1.5.
-On samples, float32 and float64: exp10 0.83, log10 0.87, log1p 0.81, expm1 1.6, sinh and tanh 2.3, cosh 1.6, pow 1.0,
-erf 0.97, sin and cos 0.51 and 0.74, tan 0.51 and 1.7 (of arguments of any size), atan 0.55 and 0.8, asin and acos 0.52
-and 0.8, atan2 0.54 and 1.3, hypot 0.5 and 0.7, asinh and atanh 0.5 and 1.5, acosh 0.5 and 2.5. fmod and copysign are
-exact, ldexp rounds once.
+type afterwards) of the function named beside the coefficients, lowest degree first. Errors as measured are in
+docs/numerics.md; over every mantissa of 22 of the 255 binades log2 has 0.983 and log 0.825 units in the last place. On
+samples, float32 and float64: pow 1.0, atan2 0.54 and 1.3, hypot 0.5 and 0.7. fmod and copysign are exact, ldexp rounds
+once.
 The names `fast_...` share the expansions here; a target may approximate them.
 float16 and bfloat16 arguments go through float32: whoever makes the call casts.
 """

@@ -211,28 +211,28 @@ _row("rsqrt", "T.rsqrt(x)", ("x",), _F, "1 / sqrt(x): two correctly rounded oper
      real=lambda x: 1 / np.sqrt(x), ulps=1.5)
 _row("exp2", "T.exp2(x)", ("x",), _F, "2**x", (FLOAT,), real=lambda x: np.exp2(x), ulps=1.0)
 _row("exp", "T.exp(x)", ("x",), _F, "e**x", (FLOAT,), real=lambda x: np.exp(x), ulps=1.0)
-_row("log2", "T.log2(x)", ("x",), _F, "base-2 logarithm", (FLOAT,), real=lambda x: np.log2(x), ulps=1.0)
+_row("log2", "T.log2(x)", ("x",), _F, "base-2 logarithm", (FLOAT,), real=lambda x: np.log2(x), ulps=1.25)
 _row("log", "T.log(x)", ("x",), _F, "natural logarithm", (FLOAT,), real=lambda x: np.log(x), ulps=1.0)
 # exp within 1 ulp (2 u), then two rounded operations (u each): 4 u, and an ulp is at least u
 _row("sigmoid", "T.sigmoid(x)", ("x",), _F, "1 / (1 + exp(0 - x)); 0 where exp overflows", (FLOAT,), real=_sigmoid,
      ulps=4.0, flushes=True)
 _row("exp10", "T.exp10(x)", ("x",), _F, "10**x", (FLOAT,), real=lambda x: np.power(x.dtype.type(10), x), ulps=1.0)
-_row("expm1", "T.expm1(x)", ("x",), _F, "e**x - 1, accurate near 0", (FLOAT,), real=lambda x: np.expm1(x), ulps=2.0)
+_row("expm1", "T.expm1(x)", ("x",), _F, "e**x - 1, accurate near 0", (FLOAT,), real=lambda x: np.expm1(x), ulps=2.5)
 _row("log10", "T.log10(x)", ("x",), _F, "base-10 logarithm", (FLOAT,), real=lambda x: np.log10(x), ulps=1.0)
 _row("log1p", "T.log1p(x)", ("x",), _F, "log(1 + x), accurate near 0", (FLOAT,), real=lambda x: np.log1p(x), ulps=1.0)
 _row("sin", "T.sin(x)", ("x",), _F, "sine of any argument", (FLOAT,), real=lambda x: np.sin(x), ulps=1.0)
 _row("cos", "T.cos(x)", ("x",), _F, "cosine of any argument", (FLOAT,), real=lambda x: np.cos(x), ulps=1.0)
-_row("tan", "T.tan(x)", ("x",), _F, "tangent of any argument", (FLOAT,), real=lambda x: np.tan(x), ulps=2.0)
-_row("sinh", "T.sinh(x)", ("x",), _F, "hyperbolic sine", (FLOAT,), real=lambda x: np.sinh(x), ulps=2.5)
+_row("tan", "T.tan(x)", ("x",), _F, "tangent of any argument", (FLOAT,), real=lambda x: np.tan(x), ulps=2.5)
+_row("sinh", "T.sinh(x)", ("x",), _F, "hyperbolic sine", (FLOAT,), real=lambda x: np.sinh(x), ulps=3.0)
 _row("cosh", "T.cosh(x)", ("x",), _F, "hyperbolic cosine", (FLOAT,), real=lambda x: np.cosh(x), ulps=2.0)
-_row("tanh", "T.tanh(x)", ("x",), _F, "hyperbolic tangent", (FLOAT,), real=lambda x: np.tanh(x), ulps=2.5)
-_row("erf", "T.erf(x)", ("x",), _F, "the error function", (FLOAT,), real=_erf, ulps=1.0)
+_row("tanh", "T.tanh(x)", ("x",), _F, "hyperbolic tangent", (FLOAT,), real=lambda x: np.tanh(x), ulps=3.0)
+_row("erf", "T.erf(x)", ("x",), _F, "the error function", (FLOAT,), real=_erf, ulps=1.5)
 _row("atan", "T.atan(x)", ("x",), _F, "inverse tangent", (FLOAT,), real=lambda x: np.arctan(x), ulps=1.0)
 _row("asin", "T.asin(x)", ("x",), _F, "inverse sine", (FLOAT,), real=lambda x: np.arcsin(x), ulps=1.0)
 _row("acos", "T.acos(x)", ("x",), _F, "inverse cosine", (FLOAT,), real=lambda x: np.arccos(x), ulps=1.0)
 _row("asinh", "T.asinh(x)", ("x",), _F, "inverse hyperbolic sine", (FLOAT,), real=lambda x: np.arcsinh(x), ulps=2.0)
 _row("acosh", "T.acosh(x)", ("x",), _F, "inverse hyperbolic cosine", (FLOAT,), real=lambda x: np.arccosh(x), ulps=3.0)
-_row("atanh", "T.atanh(x)", ("x",), _F, "inverse hyperbolic tangent", (FLOAT,), real=lambda x: np.arctanh(x), ulps=2.0)
+_row("atanh", "T.atanh(x)", ("x",), _F, "inverse hyperbolic tangent", (FLOAT,), real=lambda x: np.arctanh(x), ulps=2.5)
 _row("atan2", "T.atan2(x, y)", ("y", "x"), _F, "the angle of the vector (x, y), from -pi to pi", (FLOAT,),
      real=lambda x, y: np.arctan2(x, y), ulps=1.5)
 _row("hypot", "T.hypot(x, y)", ("x", "y"), _F, "sqrt(x * x + y * y) without overflow in between", (FLOAT,),
@@ -252,7 +252,7 @@ for _name, _meaning in (
     ("sin", lambda x: np.sin(x)), ("cos", lambda x: np.cos(x)), ("tan", lambda x: np.tan(x)),
 ):
     _row(f"__{_name}", f"T.__{_name}(x)", ("x",), _F, f"{_name}, which a GPU may approximate", (FLOAT,), real=_meaning,
-         ulps=2.0)
+         ulps=2.5)
 _row("__pow", "T.__pow(x, y)", ("x", "y"), _F, "pow, which a GPU may approximate", (FLOAT,),
      real=lambda x, y: np.power(x, y), ulps=2.0)
 _MODE = ("x", "y", "rounding_mode")

@@ -23,7 +23,7 @@ __all__ = ["EVERY", "function_of", "functions", "largest_error", "numerics_text"
 Array = np.ndarray[Any, Any]
 
 EVERY = ("exp2", "exp")  # measured over every float32, others over every STEP-th
-STEP, SAMPLE, STRETCH = 1021, 1 << 18, 1 << 16
+STEP, SAMPLE, STRETCH = 1021, 1 << 20, 1 << 16
 _HEAD = """# Numerics
 
 Made by `python -m tiledsl.testing.numerics_docs`, which measures; do not edit.
@@ -34,7 +34,7 @@ bits on every target. Functions have no library behind them: each is written onc
 everywhere, too, and an error below is that of every target.
 
 Largest errors in units in the last place: "promised" is what tests hold functions to, "found" what was measured, over
-every float32 (exp2, exp) or every 1,021st of them (4.2 million arguments in all binades), and over 2^18 drawn float64
+every float32 (exp2, exp) or every 1,021st of them (4.2 million arguments in all binades), and over 2^20 drawn float64
 numbers. float16 and bfloat16 go through float32 and are rounded once more. "steps": operations of the expansion in
 float32; so many of them are fused multiply-adds.
 
