@@ -15,6 +15,7 @@ from tiledsl.backend import Target, load_backend
 from tiledsl.backends.cpu.native import LEVELS, host_cpu, x86_level
 from tiledsl.conversions import convert
 from tiledsl.dtypes import DType, as_dtype
+from tiledsl.errors import TileValueError
 from tiledsl.ir import arithmetic as ops
 from tiledsl.testing import assert_targets_agree
 
@@ -197,6 +198,19 @@ def test_fma_and_classification(name: str, cpu: Target) -> None:
     for what, w, (vector, scalar) in zip(["fma", *names], wanted, got, strict=True):
         same(vector, w, f"{what} {name} x16")
         same(scalar, w, f"{what} {name}")
+
+
+def test_a_named_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TILEDSL_CPU says what code is made for; what cannot run here is refused."""
+    backend = load_backend("llvm")
+    native = backend.version(Target("llvm"))
+    if host_cpu().register_bytes == 64:
+        monkeypatch.setenv("TILEDSL_CPU", "x86-64-v3")
+        assert host_cpu() == x86_level("x86-64-v3") and host_cpu().register_bytes == 32
+        assert backend.version(Target("llvm")) == backend.version(Target("llvm", "x86-64-v3")) != native
+    monkeypatch.setenv("TILEDSL_CPU", "x86-64-v9")
+    with pytest.raises(TileValueError, match="no code for 'x86-64-v9'"):
+        host_cpu()
 
 
 def test_levels_are_known_to_llvm() -> None:

@@ -103,6 +103,28 @@ def test_overlap_is_seen(ways: list[bool]) -> None:
         assert (x == y).all()
 
 
+def test_it_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each way of calling, however often they alternate; never for arrays that overlap."""
+    made: list[Any] = []
+    plain = quick.Quick.__init__
+
+    def counted(self: Any, *args: Any) -> None:
+        made.append(self)
+        plain(self, *args)
+
+    monkeypatch.setattr(quick.Quick, "__init__", counted)
+    kernel = tiledsl.compile(three)
+    a, b, c = floats(64), floats(64, 1), np.zeros(64, np.float32)
+    for _ in range(5):
+        for x in (a, a[:32]):
+            for _ in range(4):
+                kernel(x, b[: len(x)], c[: len(x)])
+    assert len(made) == 2
+    for _ in range(4):
+        kernel(c, b, c)
+    assert len(made) == 2
+
+
 def test_mistakes_stay_mistakes() -> None:
     kernel = tiledsl.compile(three)
     a, b, c = floats(64), floats(64, 1), np.zeros(64, np.float32)
