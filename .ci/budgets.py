@@ -72,6 +72,7 @@ BUDGETS = (
             "demo.py",
             "doctor.py",
             "show.py",
+            "surface.py",
             "__main__.py",
             "cli",
             "cli.py",

@@ -131,8 +131,11 @@ def test_a_program_runs_unchanged(target: str, tmp_path: Path) -> None:
 
 def test_modules_arguments_and_exit_status(tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text("import sys, tilelang\nprint(sys.argv[1:])\nsys.exit(3)\n")
-    done = tiledsl_run("-m", "module", "a", "--b", cwd=tmp_path)
-    assert done.returncode == 3 and done.stdout.strip() == "['a', '--b']"
+    for given in (["a", "--b"], ["--b", "-m", "a"], []):
+        done = tiledsl_run("-m", "module", *given, cwd=tmp_path)
+        assert done.returncode == 3 and done.stdout.strip() == str(given)
+    done = tiledsl_run("module.py", "-m", "a", cwd=tmp_path)
+    assert done.returncode == 3 and done.stdout.strip() == "['-m', 'a']"
 
 
 def test_a_mistake_is_shown_with_the_programs_line(tmp_path: Path) -> None:

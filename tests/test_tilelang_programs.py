@@ -53,6 +53,11 @@ def test_what_programs_ask_of_the_host() -> None:
     assert passed(done) >= 38
 
 
+def test_the_device_and_members_of_kernels() -> None:
+    done = tiledsl("pytest", "--", *NEVER, "device.py", "members.py")
+    assert passed(done) >= 29
+
+
 def test_traps_on_the_reference_and_in_workers() -> None:
     done = tiledsl("pytest", "--target", "numpy", "--", *NEVER, "-n", "1", "traps.py")
     assert passed(done) >= 11
@@ -81,12 +86,29 @@ def test_notices_are_given_once(tmp_path: Path) -> None:
         "                k = k + 1\n"
         "                A[i] = k\n"
         "    tilelang.compile(main, target='cuda', made_up=1)\n"
+        "@T.prim_func(private=True, bogus=1)\n"
+        "def second(A: T.Tensor((32, 32), 'float16'), B: T.Tensor((32, 32), 'float32')):\n"
+        "    with T.Kernel(1, threads=32, is_cpu=False):\n"
+        "        s, c = T.alloc_shared((32, 32), 'float16'), T.alloc_fragment((32, 32), 'float32')\n"
+        "        T.copy(A, s)\n"
+        "        T.gemm(s, s, c, wg_wait=0, clear_accum=True)\n"
+        "        T.copy(c, B)\n"
+        "made = tilelang.compile(second, out_idx=1, pass_configs={'tir.no_such': 1, 'tir.disable_vectorize': True})\n"
+        "for _ in range(2):\n"
+        "    made.get_profiler().do_bench(n_warmup=1, n_repeat=1, silly=1, fast_flush=True)\n"
+        "    tilelang.profiler.do_bench(lambda: None, warmup=1, rep=1, sillier=1)\n"
+        "    tuner = tilelang.autotuner.AutoTuner.from_kernel(second, [{}]).set_compile_args(out_idx=1, odd=1)\n"
+        "    tuner.set_profile_args(odder=1, supply_type=tilelang.TensorSupplyType.Auto)\n"
     )
     done = tiledsl("run", "p.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for said in ("speed=9", "tl.no_such_key", "made_up", "every iteration begins with the value that k has"):
+    for said in (
+        "speed=9", "tl.no_such_key", "made_up", "every iteration begins with the value that k has", "option bogus",
+        "configuration tir.no_such ", "option silly ", "option sillier ", "option odd ", "option odder ",
+    ):  # fmt: skip
         assert done.stderr.count(said) == 1, done.stderr
     assert "disable_tma_lower" not in done.stderr and "p.py:9" in done.stderr
+    assert not any(said in done.stderr for said in ("is_cpu", "wg_wait", "private", "fast_flush", "disable_vectorize"))
 
 
 def test_port_reads_a_program_without_running_it(tmp_path: Path) -> None:

@@ -51,7 +51,38 @@ def test_the_fastest_wins_and_slow_ones_are_left_early(tmp_path: Path) -> None:
     found = tune(Slow, [{"ms": 40}, {"ms": 2}, {"ms": 60}], inputs=lambda k: [], warmup=0, rep=100,
                  early_stop=2.0, store=Store(tmp_path))  # fmt: skip
     assert found.config == {"ms": 2} and 1.5 < found.latency < 30
-    assert found.trials[0].kernel.calls > 3 and found.trials[2].kernel.calls == 2 and not found.failures
+    assert found.trials[0].kernel.calls > 3 and found.trials[2].kernel.calls == 4 and not found.failures
+
+
+class Hiccup(Slow):
+    """Something else makes the machine slow while its second call runs."""
+
+    def __call__(self) -> None:
+        super().__call__()
+        if self.calls == 2 and self.ms < 10:
+            time.sleep(0.2)
+
+
+def test_one_slow_call_does_not_end_a_configuration(tmp_path: Path) -> None:
+    found = tune(Hiccup, [{"ms": 20}, {"ms": 2}], inputs=lambda k: [], warmup=0, rep=50, early_stop=1.5,
+                 store=Store(tmp_path))  # fmt: skip
+    assert found.config == {"ms": 2} and found.latency < 15
+
+
+def test_progress_where_nobody_watches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line every few seconds, and what was found; nothing on request, everything on request."""
+
+    def said(progress: bool | None, pause: float) -> list[str]:
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr("tiledsl.tune.progress._PAUSE", pause)
+            tune(Slow, [{"ms": 2}, {"ms": 1}, {"ms": 30}], inputs=lambda k: [], warmup=0, rep=1, progress=progress,
+                 store=Store(tmp_path / f"{progress}{pause}"))  # fmt: skip
+        return capsys.readouterr().err.splitlines()
+
+    assert said(False, 0) == []
+    assert len(said(True, 60)) == 4 and len(said(None, 0)) == 4
+    (last,) = said(None, 60)
+    assert last.startswith("tiledsl: best of 3: {'ms': 1}: ")
 
 
 def test_failures_keep_their_diagnostics(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def test_every_template_recommends():
 
 def test_the_device_and_its_helpers():
     assert is_hopper_arch(auto_infer_current_arch()) and CUDA().sm_version == 90
+    assert isinstance(auto_infer_current_arch(), CUDA) and not isinstance(carver.CPU(), CUDA)
     assert target_is_cuda("cuda") and target_is_hopper("cuda") and not target_is_hip("cuda")
     assert env.NO_SUCH_VARIABLE_EVER == "" and env.is_cache_enabled()
     assert get_swizzle_layout(3, 5, 64) == (3, 5) and simplify_prim_func(len) is len

@@ -7,7 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tiledsl.tune as tune_
@@ -90,14 +90,14 @@ class _Profile:
     early_stop_factor: float = 2.0
 
 
-def _profile(where: str, options: dict[str, Any]) -> _Profile:
+def _profile(where: str, options: dict[str, Any], base: _Profile | None = None) -> _Profile:
     known = {}
     for name, value in options.items():
         if name in _Profile.__dataclass_fields__:
             known[name] = value
         elif name not in _HINTS:
             notice(f"{where}: the option {name} is passed over")
-    return _Profile(**known)
+    return replace(base or _Profile(), **known)
 
 
 class AutoTuner:
@@ -114,12 +114,15 @@ class AutoTuner:
         return cls(kernel, configs)
 
     def set_compile_args(self, out_idx: Any = None, target: Any = None, **options: Any) -> AutoTuner:
-        """out_idx is taken; where and how to compile is the run's business."""
+        """out_idx and what belongs to set_profile_args are taken; where and how to compile is the run's business."""
+        jit_.check_options("set_compile_args", options)
         self.compile_args = {"out_idx": out_idx}
+        old = {name: value for name, value in options.items() if name in _Profile.__dataclass_fields__}
+        self.profile = replace(self.profile, **old)  # where old versions took them
         return self
 
     def set_profile_args(self, **options: Any) -> AutoTuner:
-        self.profile = _profile("set_profile_args", options)
+        self.profile = _profile("set_profile_args", options, self.profile)
         return self
 
     def run(

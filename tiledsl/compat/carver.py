@@ -51,12 +51,11 @@ class Arch:
         return f"{self.platform}({self.compute_capability})"
 
 
-def _platform(name: str) -> Callable[..., Arch]:
-    def make(target: Any = None) -> Arch:
-        return Arch(name, target)
+def _platform(name: str) -> type[Any]:
+    def begin(self: Arch, target: Any = None) -> None:
+        Arch.__init__(self, name, target)
 
-    make.__name__ = name
-    return make
+    return type(name, (Arch,), {"__init__": begin})
 
 
 CUDA, CDNA, RDNA, METAL, CPU = map(_platform, ("CUDA", "CDNA", "RDNA", "METAL", "CPU"))
@@ -64,7 +63,8 @@ CUDA, CDNA, RDNA, METAL, CPU = map(_platform, ("CUDA", "CDNA", "RDNA", "METAL", 
 
 def auto_infer_current_arch() -> Arch:
     """The machine that the program is told it runs on."""
-    return CUDA()
+    found: Arch = CUDA()
+    return found
 
 
 def arch_tests() -> dict[str, Callable[[Arch], bool]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import tiledsl.language as T
 from tiledsl.errors import TileSyntaxError
-from tiledsl.frontend import CONTROL
+from tiledsl.surface import CONTROL
 
 __all__ = ["Else", "If", "Then"]
 

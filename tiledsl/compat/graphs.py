@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tiledsl.compat import streams
+
 __all__ = ["CUDAGraph", "capturing", "graph", "launch"]
 
 
@@ -115,13 +117,15 @@ class graph:
     """torch.cuda.graph: `with torch.cuda.graph(g):` captures."""
 
     def __init__(self, cuda_graph: CUDAGraph, pool: Any = None, stream: Any = None, **more: Any) -> None:
-        self.cuda_graph = cuda_graph
+        self.cuda_graph, self.stream = cuda_graph, stream or streams.Stream()
 
     def __enter__(self) -> None:
+        self.stream.__enter__()
         self.cuda_graph.capture_begin()
 
     def __exit__(self, *exc: Any) -> None:
         self.cuda_graph.capture_end()
+        self.stream.__exit__()
 
 
 def _tensors(value: Any) -> list[Any]:

@@ -43,6 +43,11 @@ def prev_power_of_2(n: int) -> int:
     return 1 << (n.bit_length() - 1) if n > 0 else 0
 
 
+def on_gpu() -> bool:
+    """Kernels run on a real GPU; everywhere else the device is pretended."""
+    return config.TARGET.get().partition(":")[0] == "cuda"
+
+
 def map_torch_type(name: Any) -> Any:
     """The torch dtype of a TileLang dtype."""
     import tiledsl.language as T
@@ -125,6 +130,18 @@ def target_tests() -> dict[str, Any]:
         "check_cuda_availability": lambda: True,
         "check_hip_availability": lambda: False,
         "check_metal_availability": lambda: False,
+    }
+
+
+def nvcc() -> dict[str, Any]:
+    """What `tilelang.contrib.nvcc` says of the pretended device, whose units of matrices and narrow types are there."""
+    kinds = ("fp16", "int8", "tensorcore", "bf16", "fp8", "cudagraph", "tma", "pdl")
+    return {
+        "get_target_compute_version": lambda target=None: compute_version(),
+        "get_target_arch": lambda version=None: (version or compute_version()).replace(".", ""),
+        "parse_compute_version": lambda version: tuple(map(int, f"{version}.0".split(".")[:2])),
+        "get_cuda_version": lambda cuda_path=None: (12, 8),
+        **{f"have_{kind}": lambda *args, **kw: True for kind in kinds},
     }
 
 

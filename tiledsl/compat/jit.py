@@ -7,16 +7,20 @@ no version has are said once.
 from __future__ import annotations
 
 import functools
+import importlib.util
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any
 
 import tiledsl
-from tiledsl.compat import graphs
+from tiledsl.compat import graphs, hosts
+from tiledsl.compat.artifact import CompiledArtifact
 from tiledsl.compat.language import tilelang_meaning
 from tiledsl.compat.notices import notice, pass_configs
 from tiledsl.compat.pretended_cuda import real
 from tiledsl.errors import TileError, TileNotImplementedError
+from tiledsl.surface import is_array
 
 __all__ = ["JITImpl", "JITKernel", "KernelParam", "compile", "jit", "lower", "par_compile"]
 
@@ -27,7 +31,8 @@ _ACCEPTED = frozenset(
 )
 
 
-def _options(where: str, options: dict[str, Any]) -> None:
+def check_options(where: str, options: dict[str, Any]) -> None:
+    """Says which options no version has, once."""
     for name in options:
         if name not in _ACCEPTED:
             notice(f"{where}: the option {name} is passed over")
@@ -37,6 +42,23 @@ def _options(where: str, options: dict[str, Any]) -> None:
 def _target() -> str | None:
     """Where everything runs: `tiledsl run --target`, not what the program says."""
     return os.environ.get("TILEDSL_TARGET")
+
+
+def _outputs(kernel: tiledsl.JITKernel, args: tuple[Any, ...], kw: dict[str, Any]) -> dict[str, Any]:
+    """`out=` with tensors of torch, where no argument is an array whose kind outputs could have."""
+    if not kernel.out_idx or "out" in kw or any(map(is_array, args)) or importlib.util.find_spec("torch") is None:
+        return {}
+    import torch
+
+    made = []
+    for buffer in (kernel.params[i].buffer for i in kernel.out_idx):
+        if buffer is None or buffer.const_shape is None:
+            return {}
+        shape, name = list(buffer.const_shape), buffer.dtype.name
+        if buffer.dtype.is_packed:  # two values a byte
+            shape, name = [*shape[:-1], -(-shape[-1] // 2)], "uint8"
+        made.append(torch.empty(shape, dtype=getattr(torch, name), device="cuda" if hosts.on_gpu() else "cpu"))
+    return {"out": made}
 
 
 class KernelParam:
@@ -72,7 +94,7 @@ class JITKernel:
 
     def __init__(self, kernel: Any, out_idx: Any = None, target: Any = None, **options: Any) -> None:
         if not isinstance(kernel, tiledsl.JITKernel):  # programs may also give what tilelang.compile takes
-            _options("tilelang.JITKernel", options)
+            check_options("tilelang.JITKernel", options)
             with tilelang_meaning():
                 kernel = tiledsl.compile(kernel, out_idx=out_idx, target=_target())
         self._kernel: tiledsl.JITKernel = kernel
@@ -88,13 +110,19 @@ class JITKernel:
         self.n_regs = self.n_spills = 0
 
     def __call__(self, *args: Any, **kw: Any) -> Any:
+        """One output, or a list of all of them, which is empty when there are none."""
         with real():
-            return graphs.launch(self._kernel, self._addresses(args), kw)
+            made = graphs.launch(self._kernel, self._addresses(args), {**_outputs(self._kernel, args, kw), **kw})
+            return [] if made is None else made
 
     def _addresses(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments, with the address of a tensor that is given for a T.ptr parameter."""
         given = [i for i in self._pointers if i < len(args) and getattr(args[i], "ndim", None)]
         return tuple(x.data_ptr() if i in given else x for i, x in enumerate(args)) if given else args
+
+    @property
+    def torch_function(self) -> Callable[..., Any]:
+        return self.__call__
 
     @property
     def native(self) -> tiledsl.JITKernel:
@@ -216,8 +244,12 @@ class JITImpl:
         with tilelang_meaning():
             if self._function.lazy:  # a factory is the program's own code, which may look at tensors
                 return self._wrapped(self._function(*args, **kw))
+            if not any(map(is_array, (*args, *kw.values()))):  # nothing says what new outputs are to be
+                given = inspect.signature(self._function.pyfunc).bind_partial(*args, **kw).arguments
+                return self.compile(*args, **kw)(*(given[n] for n in self.array_names if n in given))
             with real():
-                return graphs.launch(self._function, args, kw)
+                made = graphs.launch(self._function, args, kw)
+                return [] if made is None else made
 
     def compile(self, *args: Any, **kw: Any) -> JITKernel:
         """The kernel for these values; arrays may be given for those of an eager kernel."""
@@ -261,7 +293,7 @@ def jit(
     **options: Any,
 ) -> Any:
     """As tilelang.jit; the target is the run's."""
-    _options("tilelang.jit", options)
+    check_options("tilelang.jit", options)
     if func is not None and not callable(func) and not hasattr(func, "function"):
         func, out_idx = None, func  # jit(out_idx), as old programs wrote
 
@@ -285,4 +317,6 @@ def par_compile(funcs: Any, out_idx: Any = None, **options: Any) -> list[JITKern
     return [compile(f, out_idx, **options) for f in funcs]
 
 
-lower = compile
+def lower(func_or_mod: Any, target: Any = None, target_host: Any = None, **options: Any) -> CompiledArtifact:
+    """As tilelang.lower: the texts of a kernel, which nothing can run."""
+    return CompiledArtifact.of(compile(func_or_mod, None, target, **options))

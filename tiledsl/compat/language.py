@@ -15,11 +15,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import tiledsl.language as T
-from tiledsl import frontend
 from tiledsl.compat import frames, quantize, sparse
 from tiledsl.compat.layouts import Fragment
 from tiledsl.compat.notices import notice, pass_configs
 from tiledsl.errors import TileError
+from tiledsl.surface import lenient, trace_prim_func
 
 __all__ = ["lookup", "names", "tilelang_meaning"]
 
@@ -35,7 +35,7 @@ def tilelang_meaning() -> AbstractContextManager[None]:
     def report(e: TileError, meaning: str) -> None:
         notice(f"{e.loc}: {e.message}; as in TileLang, {meaning}")
 
-    return frontend.lenient(report)
+    return lenient(report)
 
 
 @functools.cache
@@ -58,6 +58,10 @@ _NAMES = {
 }  # fmt: skip
 
 
+# Keywords of some version of TileLang that say how a GPU is to be used.
+_HINTS = frozenset(["is_cpu", "use_2cta", "wg_wait"])
+
+
 def _lenient(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function without the keywords that it does not have."""
     parameters = inspect.signature(function).parameters
@@ -71,7 +75,9 @@ def _lenient(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
         for theirs in [k for k in kw if k in renamed]:
             kw[renamed[theirs]] = kw.pop(theirs)
         for unknown in [k for k in kw if k not in parameters]:
-            notice(f"{what}: the hint {unknown}={kw.pop(unknown)!r} is passed over")
+            value = kw.pop(unknown)
+            if unknown not in _HINTS:
+                notice(f"{what}: the hint {unknown}={value!r} is passed over")
         return function(*args, **kw)
 
     return accepting
@@ -80,14 +86,18 @@ def _lenient(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
 # -- what differs ------------------------------------------------------------------------------------------------
 def prim_func(func: Any = None, private: bool = False, check_well_formed: bool = False, **hints: Any) -> Any:
     """T.prim_func, bare or with options (which are hints)."""
+    for name in hints:
+        notice(f"T.prim_func: the option {name} is passed over")
     if func is None:
         return prim_func
     with tilelang_meaning():
-        return frontend.trace_prim_func(func, sys._getframe(1).f_locals)
+        return trace_prim_func(func, sys._getframe(1).f_locals)
 
 
 def macro(func: Any = None, hygienic: bool = True, **hints: Any) -> Any:
     """T.macro, bare or with options (which are hints)."""
+    for name in hints:
+        notice(f"T.macro: the option {name} is passed over")
     return macro if func is None else T.macro(func)
 
 

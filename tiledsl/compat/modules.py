@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
+import logging
 import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from tiledsl.compat import autotuner, carver, hosts, language, profiler, quantize, sparse, testing, tools
+from tiledsl.compat import artifact, autotuner, carver, hosts, language, profiler, quantize, sparse, testing, tools
 from tiledsl.compat import jit as jit_
 from tiledsl.compat import layouts as layouts_
+from tiledsl.compat.install import VERSION
 from tiledsl.compat.notices import notice
 
 __all__ = ["Refused", "build"]
@@ -19,13 +21,20 @@ __all__ = ["Refused", "build"]
 
 class _Keys(type):
     def __getattr__(cls, name: str) -> str:
-        if name.startswith("__"):
+        package, _, key = name.lower().partition("_")
+        if package not in ("tl", "tir", "cuda") or not key:
             raise AttributeError(name)
-        return "tl." + name.removeprefix("TL_").lower() if not name.startswith("TIR_") else f"tir.{name[4:].lower()}"
+        found: str = cls(f"{package}.{key}")
+        return found
 
 
-class PassConfigKey(metaclass=_Keys):
-    """Any key of a pass configuration: `PassConfigKey.TL_ENABLE_FAST_MATH` is its text."""
+class PassConfigKey(str, metaclass=_Keys):
+    """Any key of a pass configuration: `PassConfigKey.TL_ENABLE_FAST_MATH` is its text, and a member of an
+    enumeration."""
+
+    @property
+    def value(self) -> str:
+        return str(self)
 
 
 class _Callable(ModuleType):
@@ -87,7 +96,7 @@ def build(top: dict[str, Any], words: ModuleType) -> None:
         },
     }  # fmt: skip
     top.update(
-        __version__="0.1.15",
+        __version__=VERSION,
         PassConfigKey=PassConfigKey,
         Profiler=profiler.Profiler,
         TensorSupplyType=kinds,
@@ -95,7 +104,8 @@ def build(top: dict[str, Any], words: ModuleType) -> None:
         language=words,
         lower=jit_.lower,
         cached=jit_.compile,
-        set_log_level=_nothing,
+        logger=logging.getLogger("tilelang"),
+        set_log_level=lambda level: logging.getLogger("tilelang").setLevel(level),
         **kernels,
         **numbers,
         **cache,
@@ -119,12 +129,12 @@ def build(top: dict[str, Any], words: ModuleType) -> None:
            AVALIABLE_TARGETS=["auto", "cuda", "cpu"], **hosts.target_tests())  # fmt: skip
     module("utils.deprecated", deprecated=_deprecated, deprecated_warning=_nothing)
     module("utils.tensor", TensorSupplyType=kinds, torch_assert_close=testing.torch_assert_close,
-           map_torch_type=hosts.map_torch_type)  # fmt: skip
+           map_torch_type=hosts.map_torch_type, get_tensor_supply=profiler.get_tensor_supply)  # fmt: skip
     module("utils.sparse", **{n: getattr(sparse, n) for n in sparse.__all__ if n != "gemm_sp"})
     module("utils.device", get_current_device=lambda: "cuda", IS_CUDA=True)
     module("engine", lower=jit_.lower)
     module("engine.lower", _Callable("tilelang.engine.lower", jit_.lower), lower=jit_.lower)
-    module("engine.param", KernelParam=jit_.KernelParam)
+    module("engine.param", KernelParam=jit_.KernelParam, CompiledArtifact=artifact.CompiledArtifact)
     module("cache", cached=jit_.compile, **cache)
     module("transform", PassConfigKey=PassConfigKey, simplify_prim_func=lambda f: f)
     module("transform.pass_config", PassConfigKey=PassConfigKey)
@@ -151,7 +161,7 @@ def build(top: dict[str, Any], words: ModuleType) -> None:
     _carver(module)
     module("contrib")
     module("engine.callback", __getattr__=_callback)
-    module("contrib.nvcc", get_target_compute_version=lambda target=None: hosts.compute_version())
+    module("contrib.nvcc", **hosts.nvcc())
 
 
 def _carver(module: Callable[..., None]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["notice", "pass_configs"]
 
-# Pass configurations of versions 0.1.6 to 0.1.15 (behind "tl."), and the compiler's own below "tir.".
+# Pass configurations of versions 0.1.6 to 0.1.15, without "tl.", and those of the compiler below it, without "tir.".
 PASS_CONFIGS = frozenset(
     """
     disable_warp_specialized disable_tma_lower disable_safe_memory_legalize disable_dynamic_tail_split
@@ -18,6 +18,9 @@ PASS_CONFIGS = frozenset(
     layout_visualization_enable layout_visualization_formats disable_data_race_check enable_lower_ldgstg
     enable_lower_ldgstg_predicated disable_out_of_bound_warning storage_rewrite_detect_inplace
     disable_shared_memory_reuse enable_async_copy enable_vectorize_planner_verbose
+    enable_equiv_terms_in_cse_tir enable_equiv_terms_in_cse disable_cse_tir disable_cse disable_storage_rewrite
+    disable_vectorize use_async_copy enable_debug merge_static_smem add_lower_pass noalias disable_assert
+    dump_pass_ir cuda.kernels_output_dir
     """.split()
 )
 
@@ -35,5 +38,5 @@ def pass_configs(where: str, given: Any) -> None:
     """Say which keys no version has; none of the others can change a value here."""
     for key in given or ():
         text = str(getattr(key, "value", key))
-        if text.removeprefix("tl.").lower() not in PASS_CONFIGS and not text.startswith("tir."):
+        if text.removeprefix("tl.").removeprefix("tir.").removeprefix("tirx.").lower() not in PASS_CONFIGS:
             notice(f"{where}: the pass configuration {text} is passed over")

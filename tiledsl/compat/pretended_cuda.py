@@ -6,15 +6,18 @@ on "cuda" lie in host memory; `x.is_cuda` and `x.device` say what the program ex
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
+import os
+import shutil
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
-from tiledsl.compat import graphs
+from tiledsl.compat import graphs, streams
 
 __all__ = ["MULTIPROCESSORS", "pretended", "real"]
 
@@ -37,10 +40,13 @@ def _is_cuda(device: Any) -> bool:
 
     if isinstance(device, torch.device):
         return device.type == "cuda"
-    return isinstance(device, str) and device.split(":")[0] == "cuda"
+    if isinstance(device, str):
+        return device.partition(":")[0] == "cuda"
+    return type(device) is int  # the number of a GPU
 
 
 def _redirected(value: Any) -> Any:
+    """What says where, on the host."""
     return "cpu" if _is_cuda(value) else value
 
 
@@ -62,81 +68,25 @@ def _mode() -> Any:
             kwargs = dict(kwargs or {})
             if _DEPTH[0]:
                 return func(*args, **kwargs)
-            if func in getters:
+            if func in getters and args[0].device.type == "cpu":  # the truth: modes are off in here
                 return getters[func]
             if func in stays:
                 return args[0]
+            if func is torch.device and args and type(args[0]) is int:  # the number of a GPU
+                return torch.device("cuda", *args)
             if func is torch.Tensor.__dlpack__:
                 kwargs.pop("stream", None)
             if "device" in kwargs:
-                # an integer is the number of a GPU
-                device = kwargs["device"]
-                kwargs["device"] = "cpu" if isinstance(device, int) else _redirected(device)
+                kwargs["device"] = _redirected(kwargs["device"])
             if kwargs.get("pin_memory"):
                 kwargs["pin_memory"] = False
             if func is torch.Tensor.to:
-                args = (args[0], *("cpu" if type(a) is int else _redirected(a) for a in args[1:]))
+                args = (args[0], *map(_redirected, args[1:]))
             elif func is torch.Tensor.type and len(args) > 1 and isinstance(args[1], str):
                 args = (args[0], args[1].replace("torch.cuda.", "torch."), *args[2:])
             return func(*args, **kwargs)
 
     return Redirect()
-
-
-class _Event:
-    """torch.cuda.Event on the host's clock."""
-
-    def __init__(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> None:
-        self.at = 0.0
-
-    def record(self, stream: Any = None) -> None:
-        self.at = time.perf_counter()
-
-    def elapsed_time(self, end: _Event) -> float:
-        """Milliseconds."""
-        return (end.at - self.at) * 1e3
-
-    def synchronize(self) -> None:
-        pass
-
-    def wait(self, stream: Any = None) -> None:
-        pass
-
-    def query(self) -> bool:
-        return True
-
-
-class _Stream:
-    """torch.cuda.Stream: work is done when it is asked for."""
-
-    cuda_stream = 0
-    device_index = 0
-
-    def __init__(self, *args: Any, **kw: Any) -> None:
-        pass
-
-    def __enter__(self) -> _Stream:
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        pass
-
-    def synchronize(self) -> None:
-        pass
-
-    def wait_stream(self, stream: Any) -> None:
-        pass
-
-    def wait_event(self, event: Any) -> None:
-        pass
-
-    def record_event(self, event: Any = None) -> Any:
-        event = event or _Event()
-        event.record()
-        return event
-
-    def query(self) -> bool:
-        return True
 
 
 class _Device(contextlib.AbstractContextManager[None]):
@@ -172,7 +122,6 @@ def _answers(capability: tuple[int, int]) -> dict[str, Any]:
         is_integrated=False,
         gcnArchName="",
     )
-    stream = _Stream()
     found: dict[str, Any] = {
         "is_available": number(True),
         "is_initialized": number(True),
@@ -182,19 +131,33 @@ def _answers(capability: tuple[int, int]) -> dict[str, Any]:
         "get_device_capability": number(capability),
         "get_device_properties": number(properties),
         "get_arch_list": number([f"sm_{capability[0]}{capability[1]}"]),
-        "current_stream": number(stream),
-        "default_stream": number(stream),
-        "memory_stats": number({}),
-        "stream": lambda s=None: contextlib.nullcontext(),
+        "current_stream": streams.current_stream,
+        "default_stream": streams.default_stream,
+        "set_stream": streams.set_stream,
+        "stream": lambda stream=None: streams.StreamContext(stream),
+        "StreamContext": streams.StreamContext,
+        "Event": streams.Event,
+        "Stream": streams.Stream,
+        "ExternalStream": streams.ExternalStream,
+        "get_stream_from_external": lambda ptr, device=None: streams.ExternalStream(ptr),
+        "memory_stats": lambda device=None: collections.defaultdict(int),
+        "memory_stats_as_nested_dict": lambda device=None: {},
+        "memory_summary": number(""),
+        "memory_snapshot": lambda *args: [],
+        "get_allocator_backend": number("native"),
+        "can_device_access_peer": number(False),
+        "is_tf32_supported": number(capability >= (8, 0)),
+        "get_gencode_flags": number(""),
+        "get_sync_debug_mode": number(0),
+        "default_generators": (torch.default_generator,),
+        "cudart": lambda: _Silent(),
         "graph": graphs.graph,
         "CUDAGraph": graphs.CUDAGraph,
         "graph_pool_handle": number((0, 0)),
         "make_graphed_callables": lambda callables, *args, **kw: callables,
         "is_current_stream_capturing": lambda: graphs.capturing(),
         "is_bf16_supported": number(True),
-        "ExternalStream": type("ExternalStream", (_Stream,), {}),
         "device_of": type("device_of", (_Device,), {}),
-        "nvtx": _Nvtx("torch.cuda.nvtx"),
         "mem_get_info": number((64 * 2**30, 80 * 2**30)),
         "manual_seed": lambda seed: torch.default_generator.manual_seed(seed),  # torch.manual_seed calls these
         "manual_seed_all": lambda seed: torch.default_generator.manual_seed(seed),
@@ -204,8 +167,6 @@ def _answers(capability: tuple[int, int]) -> dict[str, Any]:
         "set_rng_state_all": lambda states: torch.set_rng_state(states[0]),
         "get_rng_state": lambda device=None: torch.get_rng_state(),
         "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
-        "Event": _Event,
-        "Stream": _Stream,
         "device": _Device,
     }
     for name in (
@@ -214,24 +175,68 @@ def _answers(capability: tuple[int, int]) -> dict[str, Any]:
         "empty_cache",
         "init",
         "reset_peak_memory_stats",
-        "set_stream",
         "ipc_collect",
         "_lazy_init",
         "_sleep",
         "reset_max_memory_allocated",
         "set_per_process_memory_fraction",
+        "reset_accumulated_memory_stats",
+        "reset_max_memory_cached",
+        "set_sync_debug_mode",
+        "check_error",
     ):
         found[name] = number(None)
-    for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
+    for name in (
+        "memory_allocated",
+        "max_memory_allocated",
+        "memory_reserved",
+        "max_memory_reserved",
+        "memory_cached",
+        "max_memory_cached",
+        "utilization",
+        "memory_usage",
+        "device_memory_used",
+        "temperature",
+        "power_draw",
+        "clock_rate",
+    ):
         found[name] = number(0)
+    for name in ("Float", "Double", "Half", "BFloat16", "Byte", "Char", "Short", "Int", "Long", "Bool"):
+        found[f"{name}Tensor"] = getattr(torch, f"{name}Tensor")
     return found
 
 
-class _Nvtx(ModuleType):
-    """torch.cuda.nvtx: marks for a tool that is not there."""
+def _accelerator() -> dict[str, Any]:
+    """What `torch.accelerator` says of the same device."""
+    import torch
 
-    range_push = range_pop = mark = range_start = range_end = staticmethod(lambda *args, **kw: 0)
-    range = staticmethod(lambda *args, **kw: contextlib.nullcontext())
+    def number(value: Any) -> Callable[..., Any]:
+        return lambda *args, **kw: value
+
+    nothing = ("set_device_index", "set_device_idx", "synchronize", "empty_cache", "reset_peak_memory_stats")
+    return {
+        "is_available": number(True),
+        "device_count": number(1),
+        "current_device_index": number(0),
+        "current_device_idx": number(0),
+        "current_accelerator": lambda check_available=False: torch.device("cuda"),
+        "current_stream": lambda device=None: streams.current_stream(),
+        "set_stream": lambda stream: streams.set_stream(stream),
+        "memory_allocated": number(0),
+        "max_memory_allocated": number(0),
+        "memory_reserved": number(0),
+        "max_memory_reserved": number(0),
+        **{name: number(None) for name in nothing},
+    }
+
+
+class _Silent:
+    """A library of a GPU's whose functions do nothing: CUDA's runtime, its marks for profilers."""
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **kw: 0
 
 
 def _redirect_autocast(patch: Callable[[Any, str, Any], None]) -> None:
@@ -253,6 +258,10 @@ def _redirect_autocast(patch: Callable[[Any, str, Any], None]) -> None:
     def off(*args: Any, **kw: Any) -> Any:
         return scaler("cpu", enabled=False)
 
+    for name in ("is_autocast_enabled", "get_autocast_dtype"):
+        asked = getattr(torch, name)
+        patch(torch, name, lambda device_type="cuda", asked=asked: asked(_redirected(device_type)))
+    patch(torch, "get_autocast_gpu_dtype", lambda: torch.get_autocast_dtype("cuda"))
     patch(torch.amp, "GradScaler", off)
     patch(torch.cuda.amp, "GradScaler", lambda *args, **kw: off())
 
@@ -266,8 +275,8 @@ def _redirect_modules(patch: Callable[[Any, str, Any], None]) -> None:
     get_default = torch.get_default_device
 
     def to(self: Any, *args: Any, **kw: Any) -> Any:
-        args = tuple("cpu" if type(a) is int else _redirected(a) for a in args)
-        return module(self, *args, **{k: _redirected(v) for k, v in kw.items()})
+        given = {k: _redirected(v) if k == "device" else v for k, v in kw.items()}
+        return module(self, *map(_redirected, args), **given)
 
     def set_default_device(device: Any) -> None:
         default[0] = device if _is_cuda(device) else None
@@ -295,6 +304,62 @@ def _redirect_modules(patch: Callable[[Any, str, Any], None]) -> None:
     patch(torch, "set_default_tensor_type", set_default_tensor_type)
 
 
+def _redirect_operators(patch: Callable[[Any, str, Any], None]) -> None:
+    """Operators that a program registers for "cuda" are those of its tensors, also where it has others for the CPU; of
+    attention, the forms that only GPUs have are done by the plain one; processes meet through the host."""
+    import torch
+    import torch.nn.attention as attention
+
+    register: Any = torch.library.Library.impl
+    ours = set[tuple[str, str, str]]()
+
+    def impl(self: Any, op_name: Any, fn: Any, dispatch_key: str = "", **kw: Any) -> None:
+        key = dispatch_key or self.dispatch_key
+        what = (self.ns, str(op_name).rpartition("::")[2], key.replace("CUDA", "CPU"))
+        module = str(getattr(fn, "__module__", ""))
+        if not module.startswith("torch.") or module == "torch._library.custom_ops":  # not torch's own
+            if "CUDA" in key:
+                ours.add(what)
+                key = what[2]
+            elif what in ours:
+                return
+        register(self, op_name, fn, key, **kw)
+
+    patch(torch.library.Library, "impl", impl)
+    choose = vars(attention)["_sdpa_kernel"]
+    patch(attention, "_sdpa_kernel", lambda backends, *more: choose([*backends, attention.SDPBackend.MATH], *more))
+    patch(torch.backends.cuda, "enable_math_sdp", lambda enabled: None)
+    if torch.distributed.is_available():
+        begin = torch.distributed.init_process_group
+
+        def init_process_group(backend: Any = None, *args: Any, device_id: Any = None, **kw: Any) -> None:
+            begin("gloo" if backend is None or "nccl" in str(backend) else backend, *args, **kw)
+
+        patch(torch.distributed, "init_process_group", init_process_group)
+
+
+def _redirect_compiler(patch: Callable[[Any, str, Any], None]) -> None:
+    """torch.compile looks at kernels from outside, and does without a C++ compiler where there is none."""
+    import torch
+
+    make = torch.compile
+    compilers = [os.environ.get("CXX"), "g++", "clang++", "c++", "cl"]
+
+    @functools.wraps(make)
+    def compile(model: Any = None, **options: Any) -> Any:
+        from tiledsl.compat import jit
+
+        for kind in (jit.JITKernel, jit.JITImpl):
+            if not hasattr(kind.__call__, "_torchdynamo_disable"):
+                hidden: Any = torch.compiler.disable
+                patch(kind, "__call__", hidden(kind.__call__))
+        if not any(map(shutil.which, filter(None, compilers))):
+            options = {"backend": "eager", **{k: v for k, v in options.items() if k in ("fullgraph", "dynamic")}}
+        return make(model, **options)
+
+    patch(torch, "compile", compile)
+
+
 def _redirect_gradients(patch: Callable[[Any, str, Any], None]) -> None:
     """Code of the program runs while gradients are computed: backward of functions, hooks, checkpointed forwards.
     torch computes them inside the handler of a mode, where the mode is off."""
@@ -315,13 +380,39 @@ def _redirect_gradients(patch: Callable[[Any, str, Any], None]) -> None:
 
 def _redirect_threads(patch: Callable[[Any, str, Any], None]) -> None:
     """A thread sees what the thread that starts it sees: torch keeps modes per thread."""
-    run = threading.Thread.run
+    run: Callable[[threading.Thread], None] = vars(threading.Thread)["_bootstrap_inner"]  # programs override `run`
 
     def inside(self: threading.Thread) -> None:
         with _mode():
             run(self)
 
-    patch(threading.Thread, "run", inside)
+    patch(threading.Thread, "_bootstrap_inner", inside)
+
+
+def _generator() -> Any:
+    """torch.Generator, of "cuda" too: all are generators, and say what they were made for."""
+    import torch
+
+    base: Any = torch.Generator
+
+    class Kind(type(base)):  # type: ignore[misc]
+        def __instancecheck__(cls, x: Any) -> bool:
+            return issubclass(type(x), base)
+
+    class Generator(base, metaclass=Kind):  # type: ignore[misc]
+        def __new__(cls, device: Any = "cpu") -> Any:
+            made = base.__new__(cls, "cpu")
+            made.asked = torch.device("cuda", 0) if _is_cuda(device) else torch.device("cpu")
+            return made
+
+        def __init__(self, device: Any = "cpu") -> None:
+            pass
+
+        @property
+        def device(self) -> Any:
+            return self.asked
+
+    return Generator
 
 
 @contextlib.contextmanager
@@ -335,20 +426,25 @@ def pretended(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
         saved.append((owner, name, owner.__dict__.get(name, _MISSING)))
         setattr(owner, name, value)
 
-    generator = torch.Generator
-
-    class Generator(generator):  # type: ignore[misc, valid-type]
-        def __new__(cls, device: Any = "cpu") -> Any:
-            return generator("cpu")
-
+    answers = _answers(capability)
     try:
-        for name, value in _answers(capability).items():
+        for name, value in answers.items():
             patch(torch.cuda, name, value)
-        patch(torch, "Generator", Generator)
+            for part in ("memory", "random", "streams", "graphs", "profiler"):
+                if name in vars(getattr(torch.cuda, part)):
+                    patch(getattr(torch.cuda, part), name, value)
+        for name, value in _accelerator().items():
+            if hasattr(torch, "accelerator") and hasattr(torch.accelerator, name):
+                patch(torch.accelerator, name, value)
+        patch(torch.cuda.nvtx, "_nvtx", _Silent())
+        patch(torch.backends.cuda, "is_built", lambda: True)
+        patch(torch, "Generator", _generator())
         _redirect_modules(patch)
         _redirect_autocast(patch)
         _redirect_threads(patch)
         _redirect_gradients(patch)
+        _redirect_operators(patch)
+        _redirect_compiler(patch)
         if not torch.version.cuda:
             patch(torch.version, "cuda", "12.8")
         with _mode():

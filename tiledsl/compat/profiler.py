@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import enum
-import time
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import tiledsl.language as T
+import numpy as np
 
-__all__ = ["Profiler", "TensorSupplyType", "do_bench"]
+import tiledsl.language as T
+from tiledsl.compat import hosts
+from tiledsl.compat.notices import notice
+from tiledsl.errors import TileError
+from tiledsl.surface import evaluate
+from tiledsl.tune import times
+
+__all__ = ["Profiler", "TensorSupplyType", "do_bench", "get_tensor_supply"]
 
 
 class TensorSupplyType(enum.Enum):
@@ -25,27 +32,39 @@ class TensorSupplyType(enum.Enum):
 
 
 def supply(kind: TensorSupplyType, shape: Sequence[int], name: str) -> Any:
-    """A torch tensor of a dtype by name."""
+    """A torch tensor of a dtype by name, where kernels run."""
+    made = _supplied(kind, list(shape), name)
+    return made.cuda() if hosts.on_gpu() else made
+
+
+def _supplied(kind: TensorSupplyType, shape: list[int], name: str) -> Any:
     import torch
 
     if T.dtype(name).is_packed:  # two values a byte
         return torch.randint(0, 256, [*shape[:-1], -(-shape[-1] // 2)]).to(torch.uint8)
-    dtype, shape = getattr(torch, name), list(shape)
+    dtype = getattr(torch, name)
     if kind is TensorSupplyType.Zero:
-        return torch.zeros(shape, dtype=dtype)
+        return torch.zeros(shape).to(dtype)
     if kind is TensorSupplyType.One:
-        return torch.ones(shape, dtype=dtype)
+        return torch.ones(shape).to(dtype)
     if name == "bool":
         return torch.randint(0, 2, shape).bool()
     if name.startswith("uint"):
-        return torch.randint(0, 3, shape, dtype=dtype)
-    if name.startswith("int"):
-        return torch.randint(-2, 3, shape, dtype=dtype)
-    if kind is TensorSupplyType.Integer:
+        return torch.randint(0, 3, shape).to(dtype)
+    if name.startswith("int") or kind is TensorSupplyType.Integer:
         return torch.randint(-2, 3, shape).to(dtype)
     if kind in (TensorSupplyType.Normal, TensorSupplyType.Randn):
         return torch.randn(shape).to(dtype)
     return (torch.rand(shape) * 2 - 1).to(dtype)
+
+
+def get_tensor_supply(supply_type: TensorSupplyType = TensorSupplyType.Auto) -> Callable[[Any], Any]:
+    """A function that makes a tensor for a parameter of a kernel (`KernelParam`)."""
+    return lambda param: supply(supply_type, param.shape, param.dtype.name)
+
+
+# Options of other versions, which say how to use a GPU.
+_OPTIONS = frozenset("fast_flush backend profiler device_type verbose with_stack cache_size".split())
 
 
 def do_bench(
@@ -54,32 +73,35 @@ def do_bench(
     rep: float = 100,
     _n_warmup: int = 0,
     _n_repeat: int = 0,
-    grad_to_none: Any = None,
     quantiles: Sequence[float] | None = None,
-    fast_flush: bool = True,
-    backend: str = "event",
     return_mode: str = "mean",
-    **hints: Any,
+    grad_to_none: Sequence[Any] | None = None,
+    n_warmup: int = 0,
+    n_repeat: int = 0,
+    **options: Any,
 ) -> Any:
-    """Milliseconds of a call: mean, min, max or median by return_mode, or quantiles, of runs for `rep` milliseconds."""
-    fn()
-    start = time.perf_counter()
-    fn()
-    once = max(1e-7, time.perf_counter() - start)
-    for _ in range(_n_warmup or min(100, int(warmup / 1e3 / once))):
+    """Milliseconds of a call: mean, min, max or median by return_mode, all of them ascending, or quantiles, of runs for
+    `rep` milliseconds. The gradients of the tensors in grad_to_none are dropped before each. ValueError for another
+    return_mode."""
+    modes: dict[str, Callable[[list[float]], Any]] = {
+        "mean": statistics.fmean, "min": min, "max": max, "median": statistics.median, "all": list,
+    }  # fmt: skip
+    if return_mode not in modes:
+        raise ValueError(f"do_bench: return_mode is one of {', '.join(modes)}, not {return_mode!r}")
+    for name in options:
+        if name not in _OPTIONS:
+            notice(f"do_bench: the option {name} is passed over")
+
+    def run() -> None:
+        for x in grad_to_none or ():
+            x.grad = None
         fn()
-    times = []
-    for _ in range(_n_repeat or max(1, min(1000, int(rep / 1e3 / once)))):
-        start = time.perf_counter()
-        fn()
-        times.append((time.perf_counter() - start) * 1e3)
-    times.sort()
+
+    found = times(run, warmup, rep, _n_warmup or n_warmup, _n_repeat or n_repeat)
     if quantiles is not None:
-        found = [times[min(len(times) - 1, int(q * len(times)))] for q in quantiles]
-        return found[0] if len(found) == 1 else found
-    return {"mean": sum(times) / len(times), "min": times[0], "max": times[-1], "median": times[len(times) // 2]}[
-        return_mode
-    ]
+        wanted: list[float] = np.quantile(found, list(quantiles)).tolist()
+        return wanted[0] if len(wanted) == 1 else wanted
+    return modes[return_mode](found)
 
 
 class Profiler:
@@ -88,16 +110,46 @@ class Profiler:
     def __init__(self, kernel: Any, supply_type: TensorSupplyType = TensorSupplyType.Auto) -> None:
         self.kernel, self.supply_type = kernel, supply_type
 
-    def _get_inputs(self, with_output: bool = False) -> list[Any]:
-        found = []
+    def __call__(self, *args: Any, **kw: Any) -> Any:
+        return self.kernel(*args, **kw)
+
+    @property
+    def func(self) -> Any:
+        """The kernel."""
+        return self.kernel
+
+    adapter = func
+
+    @property
+    def params(self) -> list[Any]:
+        return list(self.kernel.params)
+
+    @property
+    def result_idx(self) -> list[int]:
+        return list(self.kernel.out_idx)
+
+    def with_default_adapter(self, adapter: Any) -> Profiler:
+        """Kernels are called in one way only."""
+        return self
+
+    def determine_profiler(self, func: Any = None) -> str:
+        return "torch"
+
+    def _get_inputs(
+        self, with_output: bool = False, dynamic_symbolic_constraints: Mapping[str, int] | None = None
+    ) -> list[Any]:
+        """dynamic_symbolic_constraints: values of the symbols in shapes, by name."""
+        found, known = [], dynamic_symbolic_constraints or {}
+        env = {v: known[v.name] for v in self.kernel.prim_func.symbols if v.name in known}
         for i, p in enumerate(self.kernel.params):
             if i in self.kernel.out_idx and not with_output:
                 continue
             if p.buffer is None:
                 raise ValueError(f"{p.name} is a scalar: pass input_tensors=")
-            shape = p.buffer.const_shape
-            if shape is None:
-                raise ValueError(f"the shape of {p.name} is symbolic: pass input_tensors=")
+            try:
+                shape = [int(evaluate(extent, env)) for extent in p.buffer.shape]
+            except TileError:
+                raise ValueError(f"the shape of {p.name} is symbolic: pass input_tensors=") from None
             found.append(supply(self.supply_type, shape, p.buffer.dtype.name))
         return found
 
@@ -120,7 +172,7 @@ class Profiler:
         got = self.kernel(*inputs)
         if want is None:
             return
-        got = inputs if got is None else got
+        got = got if self.result_idx else inputs
         pairs = zip(_listed(got), _listed(want), strict=False)
         for a, b in pairs:
             if a is not None and b is not None:
@@ -146,11 +198,23 @@ class Profiler:
             for a, b in zip(_listed(self.kernel(*inputs)), first, strict=True):
                 assert torch.equal(a, b), "results differ between runs"
 
-    def do_bench(self, func: Callable[..., Any] | None = None, input_tensors: Any = None, **options: Any) -> Any:
-        inputs = list(input_tensors) if input_tensors is not None else self._get_inputs()
+    def do_bench(
+        self,
+        func: Callable[..., Any] | None = None,
+        warmup: float = 25,
+        rep: float = 100,
+        n_warmup: int = 0,
+        n_repeat: int = 0,
+        input_tensors: Sequence[Any] | None = None,
+        dynamic_symbolic_constraints: Mapping[str, int] | None = None,
+        **options: Any,
+    ) -> Any:
+        """The module's `do_bench` of the kernel, or of func, on these tensors or on inputs of its own."""
+        inputs = input_tensors
+        if inputs is None:
+            inputs = self._get_inputs(dynamic_symbolic_constraints=dynamic_symbolic_constraints)
         run = func or self.kernel
-        names = {"n_warmup": "_n_warmup", "n_repeat": "_n_repeat"}
-        return do_bench(lambda: run(*inputs), **{names.get(k, k): v for k, v in options.items()})
+        return do_bench(lambda: run(*inputs), warmup, rep, n_warmup, n_repeat, **options)
 
 
 def _listed(x: Any) -> list[Any]:

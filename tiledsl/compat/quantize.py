@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tiledsl.language as T
-from tiledsl.frontend import BufferRef
+from tiledsl.surface import BufferRef
 
 __all__ = ["DECODERS", "converters", "decode", "general_compress", "get_lop3_intrin_group", "interleave_weight"]
 

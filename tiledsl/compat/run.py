@@ -11,6 +11,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from tiledsl.compat.hosts import on_gpu
 from tiledsl.compat.install import install
 from tiledsl.compat.startup import activate
 from tiledsl.errors import Loc, TileError, TileValueError, render
@@ -29,7 +30,9 @@ def device_arguments(parser: argparse.ArgumentParser) -> None:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `tiledsl run`."""
     device_arguments(parser)
-    parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module instead of a file")
+    parser.add_argument(
+        "-m", dest="module", nargs=argparse.REMAINDER, metavar="MODULE ARGS", help="run a module instead of a file"
+    )
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="SCRIPT.py ARGS")
 
 
@@ -40,7 +43,7 @@ def prepare(options: argparse.Namespace) -> None:
         raise TileValueError(f"--capability {options.capability}: two numbers are expected", help="--capability 9.0")
     os.environ["TILEDSL_TARGET"] = options.target
     install()
-    if not options.target.startswith("cuda:") and options.target != "cuda":
+    if not on_gpu():
         activate(options.capability)
 
 
@@ -55,9 +58,9 @@ def main(options: argparse.Namespace) -> int:
     prepare(options)
     try:
         if script is None:
-            sys.argv = [options.module, *rest]
+            sys.argv = list(options.module)
             sys.path.insert(0, os.getcwd())
-            runpy.run_module(options.module, run_name="__main__", alter_sys=True)
+            runpy.run_module(options.module[0], run_name="__main__", alter_sys=True)
         else:
             sys.argv = rest
             sys.path.insert(0, str(script.resolve().parent))

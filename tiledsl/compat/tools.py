@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tiledsl.compat.notices import notice
-from tiledsl.runtime import count_work
+from tiledsl.surface import count_work
 
 __all__ = ["AnalysisResult", "Analyzer", "tool"]
 

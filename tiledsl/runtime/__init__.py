@@ -1,5 +1,6 @@
 """Running kernels: jit, argument binding, the thread pool, launching, caches."""
 
+from tiledsl.analysis.evaluate import evaluate
 from tiledsl.analysis.work import work as count_work
 from tiledsl.runtime.cache import cache_state, default_cache
 from tiledsl.runtime.jit import JITFunction, jit
@@ -19,6 +20,7 @@ __all__ = [
     "count_work",
     "default_cache",
     "device_of",
+    "evaluate",
     "is_array",
     "is_torch",
     "jit",

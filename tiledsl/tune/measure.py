@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["milliseconds", "times"]
+__all__ = ["milliseconds", "once", "times"]
 
 
 def times(
@@ -18,10 +18,10 @@ def times(
     n_warmup, n_repeat  numbers of calls instead, where they are not 0
     """
     run()  # compiles
-    once = max(1e-4, _milliseconds(run))
-    for _ in range(n_warmup or min(100, int(warmup / once))):
+    first = max(1e-4, once(run))
+    for _ in range(n_warmup or min(100, int(warmup / first))):
         run()
-    return sorted(_milliseconds(run) for _ in range(n_repeat or max(1, min(1000, int(rep / once)))))
+    return sorted(once(run) for _ in range(n_repeat or max(1, min(1000, int(rep / first)))))
 
 
 def milliseconds(run: Callable[[], Any], warmup: float = 25, rep: float = 100) -> float:
@@ -30,7 +30,8 @@ def milliseconds(run: Callable[[], Any], warmup: float = 25, rep: float = 100) -
     return found[len(found) // 2]
 
 
-def _milliseconds(run: Callable[[], Any]) -> float:
+def once(run: Callable[[], Any]) -> float:
+    """Milliseconds of one call."""
     start = time.perf_counter()
     run()
     return (time.perf_counter() - start) * 1e3

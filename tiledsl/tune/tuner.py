@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from tiledsl import backend
 from tiledsl import config as knobs
 from tiledsl.errors import TileError, TileRuntimeError, TileValueError
 from tiledsl.tune.process import Elsewhere, Worker, arguments, portable
+from tiledsl.tune.progress import Progress
 from tiledsl.tune.store import Store, key_of
 from tiledsl.tune.worker import Job, measured
 
@@ -84,10 +84,12 @@ def tune(
     check       (kernel, arguments) -> None, called here when the kernel has run elsewhere, or was stored; an exception
                 refuses it
     warmup, rep milliseconds to spend on each
-    early_stop  a configuration whose first call takes more than this many times the best so far is not measured on
+    early_stop  a configuration whose first three calls all take more than this many times the best so far is not
+                measured on
     store       where measurements lie (default: beside the compiled kernels), one file for each configuration; a stored
                 one is not made again, a failed one is kept with its diagnostic and tried again
-    progress    a line per configuration on standard error (default: when that is a terminal)
+    progress    True: a line per configuration on standard error; None: that on a terminal, elsewhere a line every few
+                seconds and one at the end; False: nothing
     workers     processes that compile (default: half the cores, at most 8); 0: everything happens in this process
     timeout     seconds for compiling a configuration, and again for measuring it; None: no limit
     Raises TileValueError when there is no configuration, TileRuntimeError when all of them fail.
@@ -98,7 +100,7 @@ def tune(
     count = max(1, min(8, knobs.usable_cores() // 2)) if workers is None else workers
     bench = _Bench(inputs, check, (warmup, rep), store or Store(), count, timeout)
     makers = [functools.partial(factory, *args, **{**(kwargs or {}), **config}) for config in wanted]
-    show = sys.stderr.isatty() if progress is None else progress
+    show = Progress(progress, len(wanted))
     trials, best = list[Trial](), None
     try:
         made = [bench.make(config, maker) for config, maker in zip(wanted, makers, strict=True)]
@@ -109,13 +111,7 @@ def tune(
             trials.append(trial)
             if trial.latency is not None and (best is None or best.latency is None or trial.latency < best.latency):
                 best = trial
-            if show:
-                said = (
-                    trial.error.splitlines()[0]
-                    if trial.error
-                    else f"{trial.latency:.4f} ms" + " (stored)" * trial.stored
-                )
-                print(f"tiledsl: {number}/{len(wanted)} {trial.config}: {said}", file=sys.stderr, flush=True)
+            show.tried(number, trial)
     finally:
         bench.close()
     if best is None or best.latency is None:
@@ -123,7 +119,9 @@ def tune(
             f"none of the {len(wanted)} configurations works",
             notes=tuple(f"{t.config}: {(t.error or '').splitlines()[0]}" for t in trials[:6]),
         )
-    return Result(best.config, best.latency, best.kernel, tuple(trials))
+    result = Result(best.config, best.latency, best.kernel, tuple(trials))
+    show.found(result.config, result.latency, len(result.failures))
+    return result
 
 
 @dataclass
@@ -152,7 +150,7 @@ class _Bench:
         except _FAILURES as e:
             return Trial(config, error=str(e) or type(e).__name__)
 
-    def compile_ahead(self, candidates: Sequence[Trial], show: bool) -> None:
+    def compile_ahead(self, candidates: Sequence[Trial], show: Progress) -> None:
         """Every kernel runs once, as many at a time as there are workers; its code is on disk then."""
         todo = [t.kernel for t in candidates if _cached(t.kernel)]
         if self.workers < 2 or len(todo) < 2:
@@ -184,8 +182,7 @@ class _Bench:
                     done.append(pool.submit(compile, kernel, given))
             for number, future in enumerate(done, 1):
                 future.result()
-                if show:
-                    print(f"tiledsl: compiled {number} of {len(done)}", end="\r", file=sys.stderr, flush=True)
+                show.compiled(number, len(done))
 
     def trial(self, made: Trial, limit: float | None) -> Trial:
         """Run, check, measure and store one candidate."""

@@ -1,4 +1,5 @@
-"""Read by Python at its start: child processes of `tiledsl run` and `tiledsl pytest` pretend the device too.
+"""Read by Python at its start: child processes of `tiledsl run` and `tiledsl pytest` find the shim, and pretend the
+device too.
 
 A sitecustomize that this one hides is run as well.
 """
@@ -18,6 +19,10 @@ def _hidden():
 
 
 _hidden()
+
+from tiledsl.compat.install import install  # noqa: E402
+
+install()
 if os.environ.get("TILEDSL_PRETEND"):
     from tiledsl.compat.startup import activate
 
