@@ -265,3 +265,38 @@ def test_tiles_larger_than_memory() -> None:
         with pytest.raises(TileRuntimeError, match="main: there is not enough memory: ") as e:
             kernel(target)(np.zeros(4, F32))
         assert "make tiles smaller" in str(e.value.help)
+
+
+# -- old values across a store ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int32", "int8"])
+@pytest.mark.parametrize("threads", [False, True])
+@pytest.mark.parametrize("held", ["let", "var"])
+def test_a_value_read_under_a_condition_is_older_than_the_store_behind_it(dtype: str, threads: bool, held: str) -> None:
+    """The two greatest of each row, kept by exchanges: LLVM used to read after the store what was read before it."""
+    hold = {"let": "t = best[s, i]", "var": f't = T.alloc_var("{dtype}"); t = best[s, i]'}[held]
+    body = f"""
+best = T.alloc_shared((2, 21), "{dtype}")
+T.fill(best, T.min_value("{dtype}"))
+{"i = T.get_thread_binding()" if threads else "for i in T.Parallel(21):"}
+{"if i < 21:" if threads else "  if i != 3:"}
+    for j in T.serial(m):
+      x = T.alloc_var("{dtype}")
+      x = X[i, j]
+      for s in T.unroll(2):
+        if x > best[s, i]:
+          {hold}
+          best[s, i] = x
+          x = t
+    for s in T.unroll(2):
+      Y[i, s] = best[s, i]
+"""
+    params = f'X: T.Tensor((n, m), "{dtype}"), Y: T.Tensor((n, 2), "{dtype}")'
+    kernel = made(params, body, "1, threads=32" if threads else "1")
+    x = np.random.default_rng(0).integers(-100, 100, (21, 7)).astype(dtype)
+    want = np.sort(x, axis=1)[:, :-3:-1]
+    for target in TARGETS:
+        y = np.zeros((21, 2), dtype)
+        kernel(target)(x, y)
+        np.testing.assert_array_equal(
+            np.delete(y, [] if threads else [3], 0), np.delete(want, [] if threads else [3], 0)
+        )

@@ -75,8 +75,10 @@ def test_contiguity_is_checked_where_strides_are_given() -> None:
 
 def test_undetermined_and_too_large() -> None:
     X, Y = buf("X", (m,)), buf("Y", (n,))
+    assert solved([(3,), None], X, Y) == {"m": 3, "n": 0}  # nothing depends on n
+    used = function([X, Y], [], grid=(n,), symbols=(m, n))
     with pytest.raises(TileValueError, match="the value of n does not follow") as e:
-        solved([(3,), None], X, Y)
+        solve(used, [(3,), None], [None, None])
     assert "None: Y" in str(e.value)
     with pytest.raises(TileValueError, match="does not fit int32") as e:
         solved([(2**31,)], X, symbols=(m,))

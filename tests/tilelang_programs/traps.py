@@ -83,6 +83,25 @@ def test_none_for_an_absent_tensor():
     assert add(5, True)(a, a).tolist() == [2] * 5
 
 
+def test_symbols_that_only_an_absent_tensor_mentions():
+    @tilelang.jit
+    def cast(has_sf):
+        n, m, sf_stride = T.dynamic("n"), T.dynamic("m"), T.dynamic("sf_stride")
+
+        @T.prim_func
+        def main(x: T.Tensor[(n,), "float32"], sf: T.StridedTensor[(m, n), (sf_stride, 1), "float32"]):
+            with T.Kernel(T.ceildiv(n, 32), threads=32) as b:
+                for i in T.Parallel(32):
+                    x[b * 32 + i] *= sf[m - 1, b * 32 + i] if has_sf else 2.0
+
+        return main
+
+    x = torch.ones(37, device="cuda")
+    cast(False)(x, None)
+    cast(True)(x, torch.full((3, 40), 3.0, device="cuda")[:, :37])
+    assert x.tolist() == [6] * 37
+
+
 def test_a_table_of_pointers():
     @T.prim_func
     def main(table: T.Tensor((3,), T.ptr), B: T.Tensor((3, 4), "float32")):

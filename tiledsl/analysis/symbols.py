@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tiledsl.analysis.evaluate import evaluate
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.ir import Buffer, Expr, Function, Var
-from tiledsl.ir.walk import free_vars
+from tiledsl.ir.walk import free_vars, walk
 
 __all__ = ["row_major", "solve"]
 
@@ -109,7 +109,19 @@ def solve(
     env = {**free, **env}
     for buffer, shape, actual in packed:
         _check_packed(buffer, shape, actual)
+    if any(s not in env for s in function.symbols):
+        env = {**_of_no_consequence(function, shapes), **env}
     return {s: _checked(s, env, function, shapes) for s in function.symbols}
+
+
+def _of_no_consequence(function: Function, shapes: Sequence[Shape | None]) -> dict[Var, int]:
+    """0 for the symbols that only absent arguments mention, and on which nothing in the kernel depends."""
+    nodes = [*(n for k in function.kernels for n in walk(k)), *function.workspaces]
+    outputs = {function.params[i].buffer for i in function.outputs}
+    given = [b for b, s in zip(function.buffers, shapes, strict=True) if s is not None or b in outputs]
+    seen = [e for b in (*given, *nodes) if isinstance(b, Buffer) for e in (*b.shape, *(b.strides or ()))]
+    used = {v for v in nodes if isinstance(v, Var)}.union(*map(free_vars, seen))
+    return {s: 0 for s in function.symbols if s not in used}
 
 
 def _bind(equations: list[_Equation], env: dict[Var, int]) -> None:

@@ -149,11 +149,12 @@ def build(top: dict[str, Any], words: ModuleType) -> None:
     module("primitives", gemm=words.gemm)
     module("primitives.gemm", gemm=words.gemm)
     packing: dict[str, Any] = {n: getattr(quantize, n) for n in ("general_compress", "interleave_weight")}
-    lop3: dict[str, Any] = {"get_lop3_intrin_group": quantize.get_lop3_intrin_group}
-    module("quantize", **quantize.converters(), **packing, **lop3)
+    decoders = quantize.intrin_groups()
+    module("quantize", **quantize.converters(), **packing, **decoders)
     module("quantize.quantization", **quantize.converters())
     module("quantize.utils", **packing)
-    module("quantize.lop3", **lop3)
+    module("quantize.lop3", **decoders)
+    module("quantize.mxfp", **decoders)
     module("intrinsics.mma_layout", make_mma_swizzle_layout=layouts_.swizzled)
     module("math", **numbers)
     module("env", env=hosts.Environment(**cache), **cache)

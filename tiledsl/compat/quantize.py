@@ -11,7 +11,7 @@ from typing import Any
 import tiledsl.language as T
 from tiledsl.surface import BufferRef
 
-__all__ = ["DECODERS", "converters", "decode", "general_compress", "get_lop3_intrin_group", "interleave_weight"]
+__all__ = ["DECODERS", "converters", "decode", "general_compress", "interleave_weight", "intrin_groups"]
 
 # (bits of a value, packed word, position in it, dtype) -> value
 Convert = Callable[..., Any]
@@ -137,18 +137,46 @@ def get_lop3_intrin_group(
     return {"func_name": name, "c_source": f"// {name}", "cutlass_source": ""}
 
 
-DECODERS = re.compile(r"decode_i(?P<bits>[124])(?P<sign>[us])_to_(f16|i8s|i8u)")
+def get_mxfp_intrin_group(
+    out_dtype: Any = "bfloat16", source_format: Any = "uint", source_bit: int = 4, storage_dtype: Any = "uint8",
+    use_twiddling: bool = False,
+) -> dict[str, str]:  # fmt: skip
+    """The same for floats of 4 bits: to bfloat16, in the twiddled order."""
+    if str(out_dtype) != "bfloat16" or source_bit != 4 or not use_twiddling:
+        raise NotImplementedError("get_mxfp_intrin_group: values of 4 bits to bfloat16, with use_twiddling=True")
+    return {"func_name": _TWIDDLED, "c_source": f"// {_TWIDDLED}"}
+
+
+def intrin_groups() -> dict[str, Any]:
+    """The functions under the names that programs import."""
+    return {f.__name__: f for f in (get_lop3_intrin_group, get_mxfp_intrin_group)}
+
+
+_TWIDDLED = "decode_fp4_to_bf16_twiddling"
+DECODERS = re.compile(rf"decode_i(?P<bits>[124])(?P<sign>[us])_to_(f16|i8s|i8u)|{_TWIDDLED}")
+
+# The bits of a half word that hold a twiddled value: sign, exponent, mantissa.
+_TWIDDLES = ((15, 8, 7, 6), (12, 5, 4, 3), (9, 2, 1, 0), (14, 11, 10, 13))
 
 
 def decode(name: str, source: Any, target: Any, count: int = 0) -> None:
     """`T.call_extern("handle", name, T.address_of(packed), T.address_of(values)[, count])`: the next count values of
-    interleaved bytes, 8 halves or 16 bytes where it is left out."""
+    interleaved bytes, 8 halves or 16 bytes where it is left out; of twiddled ones, count words of 8."""
     match, wide = DECODERS.fullmatch(name), name.endswith("f16")
     assert match is not None
-    bits = int(match["bits"])
-    less = 1 << (bits - 1) if match["sign"] == "s" else 0
     packed, values = BufferRef(source.buffer), BufferRef(target.buffer)
     (*rows, first), (*to, begin) = ([T.PrimExpr(i) for i in place.indices] for place in (source, target))
+    if name == _TWIDDLED:  # the high half word, of bytes 0 and 1, holds values 0 to 3, the low one 4 to 7
+        for half in range(2 * max(1, count)):
+            high, low = (T.cast(T.cast(packed[(*rows, first + 2 * half + i)], "uint8"), "uint16") for i in (0, 1))
+            word = (high << 8) | low
+            for i, places_ in enumerate(_TWIDDLES):
+                s, e1, e0, m = (((word >> at) & 1) << bit for at, bit in zip(places_, (15, 8, 7, 6), strict=True))
+                tiny = T.reinterpret(T.cast(s | e1 | e0 | m, "uint16"), "bfloat16")  # 2**-126 of the value
+                values[(*to, begin + 4 * half + i)] = T.cast(tiny, "float32") * 2.0**126
+        return
+    bits = int(match["bits"])
+    less = 1 << (bits - 1) if match["sign"] == "s" else 0
     where = places(bits, 16 if wide else 8)
     for i in range(count or (8 if wide else 16)):
         byte, shift = divmod(where[i % len(where)] + 32 * (i // len(where)), 8)

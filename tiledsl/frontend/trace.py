@@ -14,6 +14,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from tiledsl.analysis.uniformity import thread_level
+from tiledsl.dtypes import SCALARS, as_dtype
 from tiledsl.errors import (
     Loc,
     TileAttributeError,
@@ -96,7 +97,7 @@ def parameter_annotations(pyfunc: Callable[..., Any], names: Mapping[str, Any]) 
     for name, value in found.items():
         if isinstance(value, str):
             try:
-                found[name] = eval(value, pyfunc.__globals__, scope)  # noqa: S307 - the author's own annotation
+                found[name] = eval(value, {**_DTYPES, **pyfunc.__globals__}, scope)  # noqa: S307 - the author's own
             except (NameError, TileError) as e:
                 place = compiled(pyfunc).parameters[name]
                 if not isinstance(e, TileError):
@@ -107,6 +108,7 @@ def parameter_annotations(pyfunc: Callable[..., Any], names: Mapping[str, Any]) 
     return found
 
 
+_DTYPES = {name: as_dtype(name) for name in SCALARS}  # a scalar's dtype may be a text: `n: "int32"`
 _PYTHON: dict[type[Exception], type[TileError]] = {
     TypeError: TileTypeError, AttributeError: TileAttributeError, IndexError: TileIndexError,
     ValueError: TileValueError,

@@ -93,7 +93,7 @@ class _Writer(MoveWriter):
 
     def stmt(self, s: Stmt) -> Stmt | tuple[Stmt, ...]:
         if isinstance(s, Parallel):
-            return self._rounds(s) if self._looks(s) else s
+            return s if not self._looks(s) else serial(s) if self._fills_own(s) else self._rounds(s)
         if isinstance(s, Debug):
             return s.replace(values=tuple(x for v in s.values for x in self._shown(v)))
         if not isinstance(s, (Copy, Fill, Reduce, Scan, Gemm)):
@@ -131,6 +131,11 @@ class _Writer(MoveWriter):
         inside: set[Node] = {v for n in nodes for v in bound_in(n)} | {n.buffer for n in nodes if isinstance(n, Alloc)}
         used = {n.root if isinstance(n, Buffer) else n for n in nodes if isinstance(n, (Var, Buffer))}
         return not used.isdisjoint((self.found.vars | self.found.buffers) - inside)
+
+    def _fills_own(self, s: Parallel) -> bool:
+        """Its iterations write the elements of an array of each thread: then every thread does all of them."""
+        stores = [n for n in walk(s) if isinstance(n, Store) and n.buffer.root in self.own]
+        return any(v in s.vars for n in stores for i in n.indices for v in walk(i))
 
     def _rounds(self, s: Parallel) -> tuple[Stmt, ...]:
         """Iteration f of the flattened nest belongs to thread f % threads; under a condition on threads, to those for

@@ -172,7 +172,9 @@ def load(b: Any, d: DType, base: Value, index: Value, mask: Value | None = None)
                 other = b.block
         return _from_memory(b, d, merged(b, (loaded, end), (ir.Constant(t, None), other)))
     name = f"llvm.masked.load.{suffix(t)}.p0"
-    return _from_memory(b, d, intrinsic(b, name, t, [address, mask, ir.Constant(t, None)], {0: align}))
+    loaded = intrinsic(b, name, t, [address, mask, ir.Constant(t, None)], {0: align})
+    _keep(b, loaded)
+    return _from_memory(b, d, loaded)
 
 
 def store(b: Any, d: DType, base: Value, index: Value, v: Value, mask: Value | None = None) -> None:
@@ -191,8 +193,10 @@ def store(b: Any, d: DType, base: Value, index: Value, v: Value, mask: Value | N
 
 
 def _keep(b: Any, v: Value) -> None:
-    """A second use of v. Without it LLVM (22, x86 with AVX-512) merges the truncation that made v with a masked store,
-    and where the mask is a constant with one lane on, it then stores that lane untruncated over its neighbours."""
+    """A second use of v, which keeps LLVM (22) from two mistakes. A masked load with one use, in a select under the
+    same mask, is done where the select is, also behind a store to the same place. And on x86 with AVX-512 the
+    truncation that made v is merged with a masked store; where the mask is a constant with one lane on, that lane is
+    then stored untruncated over its neighbours."""
     f = b.module.globals.get("llvm.fake.use")
     if f is None:
         f = ir.Function(b.module, ir.FunctionType(VOID, [], var_arg=True), "llvm.fake.use")
