@@ -22,7 +22,7 @@ from tiledsl.ir.equal import equal
 from tiledsl.ir.printer import to_text
 from tiledsl.ir.verifier import verify
 from tiledsl.ir.walk import walk
-from tiledsl.language.missing import HARDWARE, MISSING, RANDOM
+from tiledsl.language.missing import HARDWARE, MISSING
 
 # mypy: disable-error-code="no-untyped-def,valid-type,misc"
 
@@ -429,13 +429,10 @@ def test_names() -> None:
         assert not hasattr(type(T), name) and name not in T.__all__
         with pytest.raises(TileNotImplementedError, match=f"T.{name} is not supported yet"):
             getattr(T, name)()
-    assert not HARDWARE.keys() & (MISSING | {*T.__all__}) and not RANDOM & MISSING
+    assert not HARDWARE.keys() & (MISSING | {*T.__all__})
     for name in [*HARDWARE, "tcgen05_ld"]:
         with pytest.raises(TileNotImplementedError, match=f"T.{name} is hardware-only"):
             getattr(T, name)()
-    for name in RANDOM:
-        with pytest.raises(TileNotImplementedError, match=f"T.{name} is left out"):
-            getattr(T, name)(7)
     with pytest.raises(TileAttributeError, match="no T.gem"):
         T.gem  # noqa: B018
     assert not hasattr(T, "no_such_name_at_all")

@@ -117,31 +117,64 @@ def test_port_reads_a_program_without_running_it(tmp_path: Path) -> None:
         "raise SystemExit('must not run')\n"
         "@T.prim_func\n"
         "def main(A: T.Tensor((4,), 'int32')):\n"
-        "    with T.Kernel(1):\n"
+        "    with T.Kernel(1, prelude=SOURCE):\n"
         "        T.alloc_tmem([1], 'float32')\n"
-        "        T.rng_init(1)\n"
+        "        T.create_tma_descriptor(1)\n"
         "        T.no_such_operation(1)\n"
-        "        T.alloc_tmem([2], T.float32)\n"
+        "        T.alloc_tmem([2], T.float32x4)\n"
         "from tilelang.intrinsics import TensorCoreIntrinEmitter as E\n"
+        "from tvm import te, arith\n"
+        "te.placeholder(arith.Analyzer().simplify(3), T.ptr)\n"
+        "T.import_source(made()), T.import_source(SOURCE)\n"
+        "T.call_extern('int32', '__popc', 1), T.call_extern('int32', 'my_function', 1)\n"
+        "T.call_intrin('float32', 'tir.exp', 1.0), T.call_intrin('handle', 'tl.tma_load', 1)\n"
+        "T.cast(1.0, 'float8_e4m3fn', sat=False), T.cast(1.0, 'float6_e2m3fn', round='rs')\n"
+        "SOURCE = '#include <mma.h>'\n"
     )
     done = tiledsl("port", "p.py", cwd=tmp_path)
     first, _, *lines = done.stdout.splitlines()
     columns = list(backends())
     assert done.returncode == 1, done.stdout + done.stderr
-    assert first.startswith("p.py: of 9 names, supported: 5 on numpy")
+    found = {line.split()[0]: line for line in lines[1:] if line and " yes" in line or " no" in line}
     assert lines[0].split() == ["lines", *columns]
-    found = {line.split()[0]: line for line in lines[1:10]}
-    assert set(found) == {r.name for r in rows((tmp_path / "p.py").read_text())}
-    assert all("yes" in found[n] for n in ("T.prim_func", "T.Tensor", "T.Kernel", "int32", "float32"))
+    made = rows((tmp_path / "p.py").read_text())
+    refused = [r.name for r in made if all(r.refused.values())]
+    assert set(found) == {r.name for r in made} and sorted(refused) == sorted(
+        ["T.Kernel(prelude=)", "T.alloc_tmem", "T.create_tma_descriptor", "T.no_such_operation",
+         "T.import_source(source)", "tilelang.intrinsics.TensorCoreIntrinEmitter", "tvm.te.placeholder", "T.call_extern('my_function')",
+         "T.call_intrin('tl.tma_load')", "float6_e2m3fn", "T.cast(round=)"]
+    )  # fmt: skip
+    assert first.startswith(f"p.py: of {len(made)} names, supported: {len(made) - 11} on numpy")
+    fine = (
+        "T.prim_func",
+        "T.Kernel",
+        "int32",
+        "float32",
+        "float32x4",
+        "handle",
+        "T.import_source",
+        "T.call_intrin",
+        "T.cast",
+    )
+    assert all("yes" in found[n] for n in (*fine, "tvm.arith.Analyzer"))
     assert found["T.alloc_tmem"].split()[1:] == ["6,", "9", *["no"] * len(columns)]
-    said = lines[11:]
-    assert said[0].startswith("p.py:6: T.alloc_tmem is hardware-only") and said[0].endswith("T.copy it out")
-    assert said[1].startswith("p.py:7: T.rng_init is left out") and "draw them on the host" in said[1]
-    assert said[2].startswith("p.py:8: the language has no T.no_such_operation")
-    assert said[3].startswith("p.py:10: tilelang.intrinsics.TensorCoreIntrinEmitter is not part")
+    said = {line.split()[0]: line for line in lines if line.startswith("p.py:")}
+    for place, what in {
+        5: "T.Kernel(prelude=...) is hardware-only: it is C text for one GPU; leave it out",
+        6: "T.alloc_tmem is hardware-only: it needs tensor memory, which only some GPUs have; accumulate in a",
+        7: "T.create_tma_descriptor is hardware-only: it needs descriptors of a GPU's copy engine",
+        8: "the language has no T.no_such_operation",
+        10: "tilelang.intrinsics.TensorCoreIntrinEmitter is not part of the compatibility layer; write kernels with",
+        13: "T.import_source is hardware-only",
+        14: "T.call_extern: 'my_function' is none of CUDA's documented",
+        15: "T.tma_load is hardware-only",
+        16: "there is no dtype float6_e2m3fn",
+    }.items():
+        assert said[f"p.py:{place}:"].startswith(f"p.py:{place}: {what}"), done.stdout
     only = tiledsl("port", "--refused", "p.py", cwd=tmp_path).stdout.splitlines()
-    assert [line.split()[0] for line in only[3:7]] == [n for n in found if " no" in found[n]]
-    assert tiledsl("port", "products.py", "rows.py").returncode == 0
+    assert [line.split()[0] for line in only[3:14]] == [n for n in found if " no" in found[n]]
+    others = ("products.py", "rows.py", "puzzles.py", "host_tools.py")
+    assert tiledsl("port", *others).returncode == 0
 
 
 def test_port_has_a_column_for_every_target(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,6 +123,48 @@ def call_extern(*args: Any, **kw: Any) -> Any:
     return quantize.decode(*args[names[0] :]) if names else T.call_extern(*args, **kw)
 
 
+def call_intrin(dtype: Any, name: Any, *args: Any) -> Any:
+    """T.call_intrin: an operator of TVM by its name, `T.call_intrin("float32", "tir.exp", x)`: the function of T."""
+    last = str(name).rpartition(".")[2]
+    result = lookup(last)(*((args[0], dtype) if last == "reinterpret" else args))
+    return result if result is None or str(dtype) in ("handle", "void") else T.cast(result, dtype)
+
+
+def access_ptr(place: Any, access_type: Any = "r", *more: Any, offset: Any = 0, **hints: Any) -> Any:
+    """T.access_ptr: an element as an address."""
+    return place.access_ptr(access_type, offset) if hasattr(place, "access_ptr") else T.address_of(place)
+
+
+def rng_init(seed: Any, seq: Any = None, off: Any = 0, generator: str = "") -> None:
+    """T.rng_init: whatever generator is named, the numbers are Philox's."""
+    if generator and "Philox" not in generator:
+        notice(f"T.rng_init: random numbers are those of Philox4x32-10, not of {generator}")
+    T.rng_init(seed, seq, off)
+
+
+def reduce(buffer: Any, out: Any, reduce_type: str, dim: int, clear: bool = True) -> None:
+    """T.reduce: a reduction by its name."""
+    getattr(T, f"reduce_{reduce_type}")(buffer, out, dim, **({} if clear is True else {"clear": clear}))
+
+
+def linear_index(*indices_and_extents: Any) -> Any:
+    """The row-major number of a place: linear_index(i, j, columns), linear_index(i, j, k, rows, columns)."""
+    count = (len(indices_and_extents) + 1) // 2
+    number, *rest = indices_and_extents[:count]
+    for extent, index in zip(indices_and_extents[count:], rest, strict=True):
+        number = number * extent + index
+    return number
+
+
+def index_to_coordinates(index: Any, shape: Any) -> list[Any]:
+    """The indices of a place with this row-major number."""
+    found: list[Any] = []
+    for extent in reversed(shape):
+        found.insert(0, index % extent)
+        index = index // extent
+    return found
+
+
 def import_source(source: str | None = None) -> None:
     """T.import_source: of C text, only the decoders that T.call_extern knows by name."""
     if source and not quantize.DECODERS.fullmatch(source.removeprefix("// ")):
@@ -183,7 +225,25 @@ _OWN: dict[str, Any] = {
     "inline": macro,
     "attr": attr,
     **{n: getattr(frames, n) for n in frames.__all__},
+    "Broadcast": lambda value, lanes: getattr(T, f"{T.cast(value, value.dtype).dtype}x{lanes}")(value),
+    "BufferLoad": T.PrimExpr,
+    "BufferRegion": T.PrimExpr,
+    "FloatImm": lambda dtype, value: T.Cast(dtype, value),
+    "IntImm": lambda dtype, value: T.Cast(dtype, value),
+    "PrimFunc": Callable,
+    "access_ptr": access_ptr,
+    "buffer_store": lambda buffer, value, indices: buffer.__setitem__(tuple(indices), value),
+    "get_block_extents": lambda: tuple(map(T.get_block_extent, range(3))),
+    "get_thread_extents": lambda: tuple(map(T.get_thread_extent, range(3))),
+    "index_to_coordinates": index_to_coordinates,
+    "linear_index": linear_index,
+    "logical_and": _all,
+    "logical_or": _any,
+    "reduce": reduce,
     "call_extern": call_extern,
+    "call_intrin": call_intrin,
+    "call_pure_intrin": call_intrin,
+    "rng_init": rng_init,
     "gemm_sp": _lenient("T.gemm_sp", sparse.gemm_sp),
     "gemm_sp_v2": _lenient("T.gemm_sp", sparse.gemm_sp),
     "cp_async_barrier_noinc": T.barrier_arrive,
@@ -204,7 +264,7 @@ _OWN: dict[str, Any] = {
     "min3": lambda a, b, c: T.min(T.min(a, b), c),
     **{n: getattr(operator, f) for names, f in _OPERATORS for n in names.split()},
     "div": lambda a, b: a / b if any(getattr(x, "dtype", T.int32).is_float for x in (a, b)) else T.truncdiv(a, b),
-    "Not": lambda a: a == False,  # noqa: E712  a value of the kernel
+    **dict.fromkeys(("Not", "logical_not"), lambda a: a == False),  # noqa: E712  a value of the kernel
     "Min": T.min,
     "Max": T.max,
     "Div": T.truncdiv,

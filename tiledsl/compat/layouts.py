@@ -1,4 +1,5 @@
-"""Layouts with the methods of TileLang's: what programs compute from them on the host. As hints they change nothing."""
+"""Layouts with the methods of TileLang's: what programs compute from them on the host. Of tiles they are hints; of a
+global tensor the order in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +18,27 @@ def identity(buffer: Any, *args: Any, **kw: Any) -> Any:
     return T.Layout(shape, lambda *indices: list(indices))
 
 
-swizzled = identity  # of shared memory a layout is a hint
+def swizzled(buffer: Any, *args: Any, sizes: Sequence[int] = (8, 4, 2), **kw: Any) -> Any:
+    """Rows of 128, 64 or 32 bytes, the most that divides a row, whose pieces of 16 bytes change places: piece c of row
+    r lies at c xor r // (8 / pieces) % pieces, so that 8 rows fill the banks of shared memory evenly.
+
+    sizes  how many pieces a row may have
+
+    What no such rows divide, or is no matrix of known extents, lies as it is.
+    """
+    *_, rows, columns = (None, None, *(getattr(n, "value", n) for n in buffer.shape))
+    bits = T.dtype(buffer.dtype).bits
+    pieces = next((n for n in sizes if isinstance(columns, int) and columns * bits % (n * 128) == 0), 0)
+    if len(buffer.shape) < 2 or not isinstance(rows, int) or rows % 8 or not pieces or 128 % bits:
+        return identity(buffer)
+    per = 128 // bits  # elements of a piece
+
+    def forward(*indices: Any) -> list[Any]:
+        *front, r, j = indices
+        piece = (j // per % pieces) ^ (r % 8 // (8 // pieces))
+        return [*front, j // (per * pieces), r // 8, (r % 8 * pieces + piece) * per + j % per]
+
+    return T.Layout(list(buffer.shape), forward)
 
 
 class Fragment(T.Fragment):

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
+import functools
 import logging
 import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from tiledsl.compat import artifact, autotuner, carver, hosts, language, profiler, quantize, sparse, testing, tools
+from tiledsl.compat import absent, artifact, autotuner, carver, hosts, profiler, quantize, sparse, testing, tools
 from tiledsl.compat import jit as jit_
 from tiledsl.compat import layouts as layouts_
 from tiledsl.compat.install import VERSION
 from tiledsl.compat.notices import notice
 
-__all__ = ["Refused", "build"]
+__all__ = ["build"]
 
 
 class _Keys(type):
@@ -63,7 +62,7 @@ def build(top: dict[str, Any], words: ModuleType) -> None:
 
     def module(name: str, made: ModuleType | None = None, **members: Any) -> None:
         made = made or ModuleType(f"tilelang.{name}")
-        made.__dict__.update({"__path__": [], "__getattr__": _refusing(name), **members})
+        made.__dict__.update({"__path__": [], "__getattr__": absent.refusing(f"tilelang.{name}"), **members})
         sys.modules[f"tilelang.{name}"] = made
         parent, _, last = name.rpartition(".")
         if parent:
@@ -71,8 +70,7 @@ def build(top: dict[str, Any], words: ModuleType) -> None:
         else:
             top[name] = made
 
-    if not any(isinstance(finder, _Absent) for finder in sys.meta_path):
-        sys.meta_path.append(_Absent())
+    absent.install()
     kinds = profiler.TensorSupplyType
     cache: dict[str, Any] = {
         "clear_cache": _nothing,
@@ -88,13 +86,13 @@ def build(top: dict[str, Any], words: ModuleType) -> None:
     layouts = {
         "Layout": words.Layout,
         "Fragment": words.Fragment,
-        "make_cutlass_metadata_layout": layouts_.identity,
+        **{f"make_{kind}_layout": layouts_.identity for kind in ("cutlass_metadata", "linear")},
+        **{f"make_{kind}swizzled_layout": layouts_.swizzled for kind in ("", "wgmma_", "volta_", "tcgen05mma_")},
         **{
-            f"make_{kind}layout": layouts_.swizzled
-            for kind in ("swizzled_", "full_bank_swizzled_", "half_bank_swizzled_", "quarter_bank_swizzled_", "linear_",
-                         "wgmma_swizzled_", "volta_swizzled_", "tcgen05mma_swizzled_")
+            f"make_{kind}_bank_swizzled_layout": functools.partial(layouts_.swizzled, sizes=(pieces,))
+            for kind, pieces in (("full", 8), ("half", 4), ("quarter", 2))
         },
-    }  # fmt: skip
+    }
     top.update(
         __version__=VERSION,
         PassConfigKey=PassConfigKey,
@@ -184,45 +182,6 @@ def _carver(module: Callable[..., None]) -> None:
 def _deprecated(*reasons: Any, **more: Any) -> Callable[[Any], Any]:
     """A decorator that changes nothing."""
     return lambda f: f
-
-
-class Refused:
-    """Stands for something whose use is an error that says what to do."""
-
-    def __init__(self, name: str) -> None:
-        self.why = f"tilelang.{name.removeprefix('tilelang.')} is not part of the compatibility layer"
-
-    def __call__(self, *args: Any, **kw: Any) -> Any:
-        raise NotImplementedError(self.why)
-
-
-def _refusing(package: str) -> Callable[[str], Any]:
-    def find(name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return Refused(f"{package}.{name}")
-
-    return find
-
-
-class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Modules of TileLang that are not part of this layer can be imported; what is used of them is refused."""
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if not name.startswith("tilelang."):
-            return None
-        return importlib.machinery.ModuleSpec(name, self, is_package=True)
-
-    def exec_module(self, module: ModuleType) -> None:
-        name = module.__name__.removeprefix("tilelang.")
-        vars(module)["__getattr__"] = _words if name.startswith("language.") else _refusing(name)
-
-
-def _words(name: str) -> Any:
-    """What modules below `tilelang.language` hold: its names."""
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return language.lookup(name)
 
 
 def _callback(name: str) -> Any:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -13,22 +14,30 @@ from typing import Any, NamedTuple
 
 import tiledsl.language as T
 from tiledsl import backend
+from tiledsl.compat.absent import Refused
 from tiledsl.compat.install import installed
 from tiledsl.compat.language import lookup, names
-from tiledsl.compat.modules import Refused
-from tiledsl.dtypes import SCALARS, DType
+from tiledsl.compat.quantize import DECODERS
+from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileError, TileValueError
+from tiledsl.frontend.habits import dtype_advice
+from tiledsl.language.extern import EXTERN
 
 __all__ = ["Row", "Use", "arguments", "main", "rows", "support", "table", "uses"]
 
 _LANGUAGES = ("tilelang.language", "tiledsl.language")
+_HOSTS = ("tilelang", "tvm")
+_PACKAGES = (*_HOSTS, "tiledsl")
+_DTYPE = re.compile(r"(custom\[\w+\]|b?float|tfloat|u?int)\d+(_\w+)?")
 
 
 class Use(NamedTuple):
-    """One mention of an operation, a dtype, or a name of TileLang's host side: "T.copy", "float16", "tilelang.jit"."""
+    """One mention of an operation, a dtype, or a name of the host side ("T.copy", "float16", "tilelang.jit", "tvm.te"),
+    or of an argument that is refused ("T.Kernel(prelude=)"), and why."""
 
     name: str
     line: int
+    why: str | None = None
 
 
 class Row(NamedTuple):
@@ -50,14 +59,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _aliases(tree: ast.AST) -> dict[str, str]:
-    """The program's names for modules and members of TileLang: {"T": "tilelang.language", "copy": ...}."""
+    """The program's names for modules and members of TileLang and TVM: {"T": "tilelang.language", "copy": ...}."""
     found = dict[str, str]()
     for n in ast.walk(tree):
         if isinstance(n, ast.Import):
             for a in n.names:
-                if a.name.partition(".")[0] in ("tilelang", "tiledsl"):
+                if a.name.partition(".")[0] in _PACKAGES:
                     found[a.asname or a.name.partition(".")[0]] = a.name if a.asname else a.name.partition(".")[0]
-        elif isinstance(n, ast.ImportFrom) and n.module and n.module.partition(".")[0] in ("tilelang", "tiledsl"):
+        elif isinstance(n, ast.ImportFrom) and n.module and n.module.partition(".")[0] in _PACKAGES:
             found.update({a.asname or a.name: f"{n.module}.{a.name}" for a in n.names if a.name != "*"})
     return found
 
@@ -77,13 +86,68 @@ def uses(text: str, file: str = "<text>") -> Iterator[Use]:
                 found = _use(".".join([known[first], *rest]))
                 if found:
                     yield Use(found, n.lineno)
-        elif isinstance(n, ast.ImportFrom) and n.module and n.module.startswith("tilelang."):
+        elif isinstance(n, ast.ImportFrom) and n.module and n.module.partition(".")[0] in _HOSTS and n.module != "tvm":
             for a in n.names:
                 found = _use(f"{n.module}.{a.name}")
-                if found and found.startswith("tilelang."):
+                if found and not found.startswith("T."):
                     yield Use(found, n.lineno)
-        elif isinstance(n, ast.Constant) and isinstance(n.value, str) and n.value in SCALARS:
+        elif isinstance(n, ast.Constant) and isinstance(n.value, str) and _DTYPE.fullmatch(n.value):
             yield Use(n.value, n.lineno)
+    yield from _arguments(tree, known)
+
+
+def _arguments(tree: ast.Module, known: Mapping[str, str]) -> Iterator[Use]:
+    """Arguments of operations that are refused, as far as they can be read off."""
+    texts = {
+        t.id: n.value.value
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Assign) and isinstance(n.value, ast.Constant)
+        for t in n.targets
+        if isinstance(t, ast.Name)
+    }
+
+    def value(e: ast.expr | None) -> Any:
+        """The Python value of an argument; ... where it is not plain to see."""
+        if e is None or isinstance(e, ast.Constant):
+            return e and e.value
+        return texts.get(e.id, ...) if isinstance(e, ast.Name) else ...
+
+    for n in ast.walk(tree):
+        if not isinstance(n, ast.Call):
+            continue
+        first, _, rest = ast.unparse(n.func).partition(".")
+        found = _use(f"{known[first]}.{rest}".rstrip(".")) if first in known else None
+        given = {k.arg: value(k.value) for k in n.keywords if k.arg} | dict(enumerate(map(value, n.args)))
+        for label, why in _refused_arguments((found or "").removeprefix("T."), given):
+            yield Use(label, n.lineno, why)
+
+
+def _refused_arguments(name: str, given: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+    """What is refused of a call of `T.<name>`: the argument, and the sentence that the kernel's author would see."""
+    text = given.get("source", given.get(0))
+    if name == "import_source" and isinstance(text, str) and not DECODERS.fullmatch(text.removeprefix("// ")):
+        yield "T.import_source(source)", state(name) or ""
+    if name in ("Kernel", "ClusterKernel") and given.get("prelude"):
+        yield f"T.{name}(prelude=)", f"T.{name}(prelude=...) is hardware-only: it is C text for one GPU; leave it out"
+    if name == "gemm" and given.get("mbar"):
+        yield "T.gemm(mbar=)", "T.gemm(mbar=...) is hardware-only: it needs tensor memory; leave it out"
+    if name in ("call_extern", "call_pure_extern"):
+        called = next((x for x in (given.get(0), given.get(1)) if isinstance(x, str) and not _DTYPE.fullmatch(x)), None)
+        called = given.get("func_name", called)
+        if isinstance(called, str) and called not in EXTERN and not DECODERS.fullmatch(called):
+            yield (
+                f"T.call_extern({called!r})",
+                (
+                    f"T.call_extern: {called!r} is none of CUDA's documented scalar and warp intrinsics; "
+                    "write it with functions of T, or as a @T.macro"
+                ),
+            )
+    if name in ("call_intrin", "call_pure_intrin") and isinstance(given.get(1), str):
+        why = state(given[1].rpartition(".")[2])
+        if why:
+            yield f"T.call_intrin({given[1]!r})", why
+    if name == "cast" and (given.get("rbits") or given.get("round") not in (None, "", "rn", "rz", ...)):
+        yield "T.cast(round=)", 'T.cast: other roundings than "rn" and "rz" have no portable meaning; leave them out'
 
 
 def _use(dotted: str) -> str | None:
@@ -96,7 +160,7 @@ def _use(dotted: str) -> str | None:
             value = _found(name)
             return value.name if isinstance(value, DType) else f"T.{name}"
     package, _, rest = dotted.partition(".")
-    return dotted if package == "tilelang" and rest else None
+    return dotted if package in _HOSTS and rest else None
 
 
 # -- what is supported -----------------------------------------------------------------------------------------------
@@ -124,8 +188,9 @@ def state(name: str) -> str | None:
 
 def _on_host(dotted: str) -> Any:
     """What a name of TileLang's host side is here; a `Refused` where it is not supported."""
-    value: Any = importlib.import_module("tilelang")
-    for part in dotted.split(".")[1:]:
+    package, *parts = dotted.split(".")
+    value: Any = importlib.import_module(package)
+    for part in parts:
         value = getattr(value, part, None)
     return Refused(dotted) if value is None else value
 
@@ -146,25 +211,41 @@ def _lacks(able: backend.Capabilities, name: str) -> str | None:
     return None if why is None else f"{name} is refused: {why}"
 
 
+def _held(dtype: str) -> str | None:
+    """The scalar type that a dtype's values are made of (an address is an int64); None for what is no dtype."""
+    try:
+        name = as_dtype(dtype).scalar.name
+    except TypeError:
+        return None
+    return "int64" if name == "handle" else name
+
+
 def rows(text: str, file: str = "<text>") -> list[Row]:
     """One row per name that the program mentions, in the order of first mention."""
     lines: dict[str, list[int]] = {}
+    whys: dict[str, str] = {}
     for use in sorted(set(uses(text, file)), key=lambda u: (u.line, u.name)):
         lines.setdefault(use.name, []).append(use.line)
+        if use.why:
+            whys[use.name] = use.why
     able, found = targets(), []
     with installed():
         for name, at in lines.items():
             refused: dict[str, str | None]
-            if name.startswith("T."):
-                why = state(name[2:])
+            if name in whys:
+                refused = dict.fromkeys(able, whys[name])
+            elif name.startswith("T."):
+                why = state(name[2:]) if name != "T.import_source" else None
                 refused = {t: why or _lacks(able[t], name) for t in able}
-            elif name.startswith("tilelang."):
+            elif name.partition(".")[0] in _HOSTS:
                 value = _on_host(name)
                 if isinstance(value, ModuleType) and not callable(value):
                     continue
                 refused = dict.fromkeys(able, value.why if isinstance(value, Refused) else None)
             else:
-                refused = {t: None if name in able[t].dtypes else f"{t} has no {name}" for t in able}
+                held = _held(name)
+                none = None if held else f"there is no dtype {name}: {dtype_advice(name)}"
+                refused = {t: none or (None if held in able[t].dtypes else f"{t} has no {name}") for t in able}
             found.append(Row(name, tuple(at), refused))
     return found
 

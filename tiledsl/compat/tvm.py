@@ -1,4 +1,5 @@
-"""The few names of TVM that portable kernels touch: `tvm.tirx` (and its older name `tvm.tir`), `tvm.DataType`."""
+"""The few names of TVM that portable kernels touch: `tvm.tirx` (and its older name `tvm.tir`), `tvm.DataType`, and
+helpers of `tvm.arith`. Other modules of TVM can be imported; what is used of them is refused."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import tiledsl.language as T
-from tiledsl.compat import hosts
+from tiledsl.compat import absent, hosts
 
 __all__ = ["build"]
 
@@ -39,10 +40,42 @@ class Target(AbstractContextManager["Target"]):
         return Target()
 
 
+class Analyzer:
+    """`tvm.arith.Analyzer()`: what it can tell of Python numbers; a value of the kernel stays as it is."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def simplify(self, value: Any, steps: int = 2) -> Any:
+        """The value itself: the compiler simplifies."""
+        return value
+
+    rewrite_simplify = canonical_simplify = simplify
+
+    def can_prove(self, condition: Any, *strength: Any) -> bool:
+        """Whether a condition is known while tracing, and holds."""
+        return not isinstance(condition, T.PrimExpr) and bool(condition)
+
+    can_prove_equal = staticmethod(lambda a, b: Analyzer().can_prove(a == b))
+    bind = update = staticmethod(lambda *args, **kw: None)
+
+
+class Op(str):
+    """`tvm.ir.Op.get("tir.exp")`, which T.call_intrin takes: its name."""
+
+    @staticmethod
+    def get(name: str) -> Op:
+        return Op(name)
+
+
 def build(top: dict[str, Any]) -> None:
     """Fill the namespace of `tvm` and register its submodules."""
     names: dict[str, Any] = {
+        "__getattr__": absent.words,
         "const": const,
+        "IntImm": lambda dtype, value: const(value, dtype),
+        "FloatImm": lambda dtype, value: const(value, dtype),
+        "StringImm": str,
         "Cast": T.Cast,
         "Select": T.Select,
         "Min": T.min,
@@ -70,14 +103,19 @@ def build(top: dict[str, Any]) -> None:
         "rsqrt": T.rsqrt,
         "abs": T.abs,
     }
-    for name in ("tirx", "tir", "tirx.expr", "tir.expr"):
+    modules: dict[str, dict[str, Any]] = {
+        **{package + part: names for package in ("tirx", "tir") for part in ("", ".expr", ".op")},
+        "target": {"Target": Target},
+        "arith": {"Analyzer": Analyzer, "__getattr__": absent.refusing("tvm.arith")},
+        "ir": {"Op": Op, "PrimExpr": T.PrimExpr, "__getattr__": absent.refusing("tvm.ir")},
+    }
+    for name, members in modules.items():
         made = ModuleType(f"tvm.{name}")
-        made.__dict__.update(names)
+        made.__dict__.update({"__path__": [], "Op": Op, **members})
         sys.modules[f"tvm.{name}"] = made
-        if "." not in name:
-            top[name] = made
-        else:
-            vars(sys.modules[f"tvm.{name.partition('.')[0]}"])["expr"] = made
-    sys.modules["tvm.target"] = top["target"] = ModuleType("tvm.target")
-    top["target"].Target = Target
-    top.update(__version__="0.22", DataType=T.dtype, PrimExpr=T.PrimExpr)
+        parent, _, last = name.rpartition(".")
+        (vars(sys.modules[f"tvm.{parent}"]) if parent else top)[last] = made
+    top.update(
+        __version__="0.22", DataType=T.dtype, PrimExpr=T.PrimExpr, __path__=[], __getattr__=absent.refusing("tvm")
+    )
+    absent.install()

@@ -105,6 +105,7 @@ class Builder:
         self.launch: Any = None  # the KernelLaunch that is open
         self.updates: list[Store] = []  # of the open kernel: stores that may read what they write
         self.barriers: Any = None  # what T.create_list_of_mbarrier made
+        self.random: Any = None  # where the threads of the open kernel are in their random numbers
         self.reducer: Any = None  # of the innermost T.attr(..., "reduce_scope", ...)
         self.owner: dict[Var | Buffer, Block | None] = {}  # None: the whole function
         self.symbols: dict[Var, Loc | None] = {}  # shape symbols used, with their first use

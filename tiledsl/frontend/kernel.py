@@ -75,7 +75,7 @@ class KernelLaunch:
             builder.check(e, self.loc)
         self.block = builder.push("kernel", self.loc)
         builder.kernel_attrs = []
-        builder.launch, builder.updates, builder.barriers = self, [], None
+        builder.launch, builder.updates, builder.barriers, builder.random = self, [], None, None
         self.block_vars = self._vars(builder, "b", len(self.grid))
         self.thread_vars = self._vars(builder, "t", len(self.threads))
         for s in builder.preamble:

@@ -31,7 +31,23 @@ from tiledsl.frontend.values import (
     refuse_operators,
     to_dtype,
 )
-from tiledsl.ir import Atomic, Buffer, Const, Expr, Load, Parallel, ReducerOp, Region, Stmt, Store, Var, build
+from tiledsl.ir import (
+    Atomic,
+    Binary,
+    Buffer,
+    Collective,
+    Const,
+    Expr,
+    Load,
+    Parallel,
+    ReducerOp,
+    Region,
+    Select,
+    Stmt,
+    Store,
+    Var,
+    build,
+)
 from tiledsl.ir.walk import Rewriter, walk
 
 __all__ = ["BufferRef", "Cell", "Element", "RegionRef", "VectorBufferRef", "check_repeated", "emit_store"]
@@ -432,7 +448,8 @@ def check_repeated(
 ) -> tuple[Stmt, ...]:
     """Refuses updates and atomics of shared and global memory that every thread of the block would do with the same
     values (0.3). updates: stores of the body that may read what they write. Gives the body; where leniency is asked
-    for, such an update happens once, as everywhere, and such an atomic once per thread."""
+    for, such an update happens once, as everywhere, and such an atomic once per thread, each with an old value of its
+    own."""
     if not updates and not any(isinstance(n, (Atomic, ReducerOp)) for n in walk(body)):
         return body
     found = varying(body, threads)
@@ -457,7 +474,7 @@ def check_repeated(
             help="to do it once, write `if T.get_thread_binding() == 0:` or `for _ in T.Parallel(1):` around it, or "
             "use threads=1",
         )
-        if isinstance(s, ReducerOp) or s.result is not None or count is None:
+        if isinstance(s, ReducerOp) or (s.result is None and count is None):
             raise refused
         refuse(refused, "every thread does it")
     return _EveryThread(found.repeated, count or 1).visit_block(body) if found.repeated else body
@@ -472,4 +489,10 @@ class _EveryThread(Rewriter):
     def visit_stmt(self, s: Stmt) -> Stmt | tuple[Stmt, ...]:
         if id(s) not in self.repeated:
             return super().visit_stmt(s)
+        if isinstance(s, Atomic) and s.result is not None:  # with an operand that the thread decides about
+            rank = Var("rank", INT32, loc=s.loc)
+            here_too = Binary("ge", rank, Const(0, INT32), loc=s.loc)
+            assert s.value is not None
+            value = Select(here_too, s.value, build.zero(s.value.dtype), loc=s.loc)
+            return Collective("rank", (), rank, "block", loc=s.loc), s.replace(value=value)
         return Parallel((Var("t", INT32, loc=s.loc),), (Const(self.threads, INT32),), (s,), loc=s.loc)

@@ -579,6 +579,9 @@ _row("match_all_sync", "T.match_all_sync(x)", ("value", "mask"), _TH,
      "the lanes that are here, where all have the same x, else 0", gives="uint32")
 _row("shuffle_elect", "T.shuffle_elect(n)", ("thread_extent",), _TH,
      "true for the first thread of each group of n (0: of the block)", gives="bool")
+_row("rng_init", "T.rng_init(seed)", ("seed", "seq", "off", "generator"), _TH, "starts this thread's random numbers")
+_row("rng_rand", "T.rng_rand()", (), _TH, "the next random number (Philox4x32-10)", gives="uint32")
+_row("rng_rand_float", "T.rng_rand_float()", ("bit", "dist"), _TH, "the next random float", gives="a float")
 _row("syncthreads_count", "T.syncthreads_count(p)", ("predicate",), _TH, "a barrier; threads where p holds",
      gives="int32")
 _row("syncthreads_and", "T.syncthreads_and(p)", ("predicate",), _TH, "a barrier; 1 where p holds in all threads",

@@ -231,10 +231,10 @@ from tiledsl.language.memory import (
 )
 from tiledsl.language.missing import HARDWARE as _HARDWARE
 from tiledsl.language.missing import MISSING as _MISSING
-from tiledsl.language.missing import RANDOM as _RANDOM
 from tiledsl.language.missing import Missing as _Missing
 from tiledsl.language.missing import refused as _refused
 from tiledsl.language.pointers import make_tensor
+from tiledsl.language.random import rng_init, rng_rand, rng_rand_float
 from tiledsl.language.reducers import alloc_reducer, finalize_reducer, reducer_init, reducer_update
 from tiledsl.language.schedule import PersistentTileScheduler
 from tiledsl.language.threads import (
@@ -338,8 +338,9 @@ __all__ = [
     "mul2", "nearbyint", "no_set_max_nreg", "parallel", "pdl_sync", "pdl_trigger", "popcount", "pow", "pow_of_int",
     "power", "prim_func", "print", "ptr", "ptx_arrive_barrier", "ptx_arrive_barrier_expect_tx", "ptx_commit_group",
     "ptx_wait_group", "reduce_absmax", "reduce_abssum", "reduce_bitand", "reduce_bitor", "reduce_bitxor",
-    "reduce_max", "reduce_min", "reduce_sum", "reducer_init", "reducer_update", "reinterpret", "reshape", "round",
-    "rsqrt", "serial", "set_max_nreg", "shfl_down", "shfl_sync", "shfl_up", "shfl_xor", "shift_left", "shift_right",
+    "reduce_max", "reduce_min", "reduce_sum", "reducer_init", "reducer_update", "reinterpret", "reshape", "rng_init",
+    "rng_rand", "rng_rand_float", "round", "rsqrt", "serial", "set_max_nreg", "shfl_down", "shfl_sync", "shfl_up",
+    "shfl_xor", "shift_left", "shift_right",
     "short", "shuffle_elect", "sigmoid", "sin", "sinh", "sqrt", "stg128", "stg256", "stg32", "stg64", "sub2",
     "symbolic", "sync_global", "sync_grid", "sync_threads", "sync_warp", "syncthreads_and", "syncthreads_count",
     "syncthreads_or", "tan", "tanh", "thread_binding", "thread_return", "tma_copy", "tma_store_arrive",
@@ -350,7 +351,7 @@ __all__ = [
     "warpgroup_fence_operand", "warpgroup_wait", "ws",
 ]  # fmt: skip
 
-_REFUSED = sorted({*_MISSING, *_HARDWARE, *_RANDOM})  # names of TileLang that say, when used, why they are not here
+_REFUSED = sorted({*_MISSING, *_HARDWARE})  # names of TileLang that say, when used, why they are not here
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tiledsl import ir
@@ -20,7 +21,8 @@ def cast(value: Any, dtype: Any, round: str = "", sat: bool = True, rbits: Any =
     """value converted to dtype (language.md 0.11); vectors lane by lane.
 
     round: "" the table of conversions (to nearest even; float to int truncates; to float8_e8m0fnu up), "rn" to nearest
-    even, "rz" towards zero. sat=False is possible where nothing saturates: to floats of 16 bits and more.
+    even, "rz" towards zero. sat=False: what is too large for a float of 8 bits becomes its infinity, or NaN where it
+    has none (float4_e2m1fn has neither: it saturates). Floats converted to integers saturate all the same.
     """
     return _cast("T.cast", value, dtype, round, sat, rbits)
 
@@ -40,24 +42,21 @@ def _cast(what: str, value: Any, dtype: Any, mode: str = "", sat: bool = True, r
             f"{what}: rounding {mode or 'by random bits'!r} has no portable meaning",
             help='round="rn" (to nearest even) or "rz" (towards zero)',
         )
-    if not sat and not (target.is_float and target.bits >= 16):
-        raise error(
-            "cast-saturation",
-            TileNotImplementedError,
-            f"{what}: conversions to {target} saturate on every target; sat=False has no portable meaning",
-            help="leave sat out",
-        )
+    overflow = not sat and target.is_float and target.bits == 8
     if isinstance(value, Vector) or target.is_vector:
         count = value.dtype.lanes if isinstance(value, Vector) else target.lanes
         if target.lanes not in (1, count):
             raise error(
                 "cast-lanes", TileTypeError, f"{what}: {value!r} has {count} lanes, {target} has {target.lanes}"
             )
-        return Vector([_convert(what, x, target.scalar, mode) for x in lanes_of(value, count)])
-    return _convert(what, value, target, mode)
+        return Vector([_convert(what, x, target.scalar, mode, overflow) for x in lanes_of(value, count)])
+    return _convert(what, value, target, mode, overflow)
 
 
-def _convert(what: str, value: Any, target: DType, mode: str) -> Value:
+def _convert(what: str, value: Any, target: DType, mode: str, overflow: bool = False) -> Value:
+    if overflow:
+        v = as_value(value, f"{what}: the value")
+        return v if v.dtype is target else _unsaturated(v, _convert(what, v, target, mode), mode)
     if is_number(value) and not mode:
         return Value(to_dtype(value, target))
     v = as_value(value, f"{what}: the value")
@@ -66,6 +65,22 @@ def _convert(what: str, value: Any, target: DType, mode: str) -> Value:
     if mode == "rz" and target.is_float and target is not v.dtype:
         return _towards_zero(what, v, target)
     return Value(v.expr if v.expr.dtype is target else ir.Cast(v.expr, target, loc=here()))
+
+
+# The sizes from which on a value is too large: halfway to the next power of two's worth of codes, where even is above.
+_TOO_LARGE = {"float8_e4m3fn": math.nextafter(464.0, 465.0), "float8_e5m2": 61440.0,
+              "float8_e8m0fnu": math.nextafter(2.0**127, math.inf)}  # fmt: skip
+
+
+def _unsaturated(v: Value, near: Value, mode: str) -> Value:
+    """The saturated value `near` of v, or the code behind it, infinity or NaN, where v is too large."""
+    limit = math.inf if mode == "rz" else _TOO_LARGE[near.dtype.name]
+    exact = convert(v.expr, FLOAT64)
+    size = exact if near.dtype.name == "float8_e8m0fnu" else ir.Unary("abs", exact, loc=here())
+    beyond = ir.Binary("ge", size, ir.Const(limit, FLOAT64), loc=here())
+    code = convert(ir.Call("reinterpret", (near.expr,), as_dtype("uint8"), loc=here()), INT32)
+    above = ir.Binary("add", code, ir.Const(1, INT32), loc=here())
+    return _bits(Value(convert(ir.Select(beyond, above, code, loc=here()), as_dtype("uint8"))), near.dtype)
 
 
 def _towards_zero(what: str, v: Value, target: DType) -> Value:

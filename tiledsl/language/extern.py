@@ -18,7 +18,7 @@ from tiledsl.frontend.values import Value, as_bool, as_value, to_dtype
 from tiledsl.language import bits, casts, functions, math, threads
 from tiledsl.language.operation import operation
 
-__all__ = ["call_extern"]
+__all__ = ["EXTERN", "call_extern"]
 
 _SHORT = {
     "f": "float32", "d": "float64", "h": "float16", "b": "bfloat16", "i": "int32", "u": "uint32", "l": "int64",
@@ -242,6 +242,9 @@ for _row in (
     ("__syncthreads_or", "p", "i", threads.syncthreads_or),
 ):
     _add(*_row)
+
+
+EXTERN = frozenset(_TABLE)  # the names that are known
 
 
 @operation

@@ -8,7 +8,7 @@ from tiledsl.errors import TileNotImplementedError
 from tiledsl.frontend.location import error
 from tiledsl.language.operation import not_yet
 
-__all__ = ["HARDWARE", "MISSING", "RANDOM", "Missing", "refused"]
+__all__ = ["HARDWARE", "MISSING", "Missing", "refused"]
 
 MISSING = frozenset(["gemm_sp"])  # 2:4 sparse operands, in an order that the hardware's compressor makes
 
@@ -20,14 +20,22 @@ _HARDWARE = {
     """,
     "descriptors of matrix instructions": "alloc_descriptor alloc_tcgen05_instruction_desc alloc_tcgen05_smem_desc "
     "alloc_wgmma_desc initialize_tcgen05_descriptor initialize_wgmma_descriptor",
-    "PTX or C text": "call_intrin import_source ptx ptx_ldmatrix ptx_mma ptx_mma_sp ptx_stmatrix ptx_wgmma_rs "
-    "ptx_wgmma_ss",
+    "descriptors of a GPU's copy engine": "create_tma_descriptor create_tma_im2col_descriptor tma_load tma_load_im2col "
+    "tma_load_multicast tma_store",
+    "formats of other makers' GPUs": "float8_e4m3fnuz float8_e5m2fnuz float8_e4m3b11fnuz float6_e2m3fn float6_e3m2fn",
+    "PTX or C text": "import_source ptx ptx_ldmatrix ptx_mma ptx_mma_sp ptx_stmatrix ptx_wgmma_rs ptx_wgmma_ss",
 }
 _FAMILIES = {  # names that begin so
     "tcgen05_": "tensor memory",
+    **dict.fromkeys(("alloc_tcgen05_", "increase_descriptor_"), "descriptors of matrix instructions"),
     "cluster_": "clusters of blocks and their distributed shared memory",
     "clc_": "clusters of blocks and their distributed shared memory",
     "ptx_": "PTX or C text",
+    "tma_": "descriptors of a GPU's copy engine",
+    "create_tma_": "descriptors of a GPU's copy engine",
+    **dict.fromkeys(
+        ("tvm_mfma", "tvm_mmac", "tvm_rdna_", "simdgroup_", "make_filled_simdgroup"), "matrix instructions by name"
+    ),
     "mma_": "matrix instructions by name",
     "wgmma_": "matrix instructions by name",
     "tvm_mma_": "matrix instructions by name",
@@ -39,12 +47,11 @@ _FAMILIES = {  # names that begin so
     "tvm_stack_": "functions of another compiler's run time",
 }
 HARDWARE = {name: what for what, names in _HARDWARE.items() for name in names.split()}
-RANDOM = frozenset(["rng_init", "rng_rand", "rng_rand_float"])
 
 
 def refused(name: str) -> bool:
     """The language will never have this name, which its model has."""
-    return name in RANDOM or _needs(name) is not None
+    return _needs(name) is not None
 
 
 def _needs(name: str) -> str | None:
@@ -55,11 +62,12 @@ _HELP = {  # by what a name needs
     "tensor memory": "accumulate in a T.alloc_fragment with T.gemm, and T.copy it out",
     "clusters of blocks and their distributed shared memory": "let each block T.copy what it needs; blocks meet at "
     "T.sync_grid, and exchange through global memory",
+    "descriptors of a GPU's copy engine": "T.copy or T.tma_copy between the tensor and the tile: they make their own",
     "descriptors of matrix instructions": "use T.gemm: descriptors are made where a GPU needs them",
+    "formats of other makers' GPUs": "use T.float8_e4m3fn or T.float8_e5m2, and convert on the host",
     "PTX or C text": "use T.gemm, T.copy and the functions of T; T.call_extern has CUDA's documented intrinsics",
     "matrix instructions by name": "use T.gemm",
     "functions of another compiler's run time": "call them on the host",
-    "random numbers": "draw them on the host, and pass the tensor as an argument",
     "gemm_sp": "unpack the sparse operand on the host, and use T.gemm",
 }
 
@@ -72,13 +80,6 @@ class Missing:
 
     def _use(self, *args: Any, **kw: Any) -> NoReturn:
         what = f"T.{self._name}"
-        if self._name in RANDOM:
-            raise error(
-                "hardware-only",
-                TileNotImplementedError,
-                f"{what} is left out: random numbers come from outside",
-                help=_HELP["random numbers"],
-            )
         needs = _needs(self._name)
         if needs is not None:
             raise error(
