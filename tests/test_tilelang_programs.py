@@ -68,6 +68,18 @@ def test_helpers_of_the_host() -> None:
     assert passed(done) == 8 and "4 skipped" in done.stdout
 
 
+def test_the_traps_of_the_language() -> None:
+    """Each trap of section 3 of language.md that section 0 leaves has a test (14: tests/test_conversions.py)."""
+    texts = [(PROGRAMS / f"{name}.py").read_text(encoding="utf-8") for name in ("semantics", "checked")]
+    named = {int(n) for text in texts for names in re.findall(r"def test_trap_((?:\d+_(?:and_)?)+)", text)
+             for n in re.findall(r"\d+", names)}  # fmt: skip
+    assert named == {4, *range(6, 14), *range(15, 23)}
+    done = tiledsl("pytest", "--", *NEVER, "semantics.py")
+    assert passed(done) == sum(text.count("\ndef test_") for text in texts[:1]) + 5  # parameters
+    done = tiledsl("pytest", "--target", "numpy:checked", "--", *NEVER, "semantics.py", "checked.py")
+    assert passed(done) == sum(text.count("\ndef test_") for text in texts) + 7
+
+
 def test_a_program_that_is_its_own_test() -> None:
     done = tiledsl("run", "products.py", *NEVER, "-k", "marks or eager_product")
     assert passed(done) == 2
@@ -135,13 +147,14 @@ def test_port_reads_a_program_without_running_it(tmp_path: Path) -> None:
     first, _, *lines = done.stdout.splitlines()
     columns = list(backends())
     assert done.returncode == 1, done.stdout + done.stderr
-    found = {line.split()[0]: line for line in lines[1:] if line and " yes" in line or " no" in line}
+    found = {line.split()[0]: line for line in lines[1:] if line.endswith((" yes", " no"))}
     assert lines[0].split() == ["lines", *columns]
     made = rows((tmp_path / "p.py").read_text())
     refused = [r.name for r in made if all(r.refused.values())]
     assert set(found) == {r.name for r in made} and sorted(refused) == sorted(
         ["T.Kernel(prelude=)", "T.alloc_tmem", "T.create_tma_descriptor", "T.no_such_operation",
-         "T.import_source(source)", "tilelang.intrinsics.TensorCoreIntrinEmitter", "tvm.te.placeholder", "T.call_extern('my_function')",
+         "T.import_source(source)", "tilelang.intrinsics.TensorCoreIntrinEmitter", "tvm.te.placeholder",
+         "T.call_extern('my_function')",
          "T.call_intrin('tl.tma_load')", "float6_e2m3fn", "T.cast(round=)"]
     )  # fmt: skip
     assert first.startswith(f"p.py: of {len(made)} names, supported: {len(made) - 11} on numpy")

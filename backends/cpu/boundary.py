@@ -8,6 +8,7 @@ mask costs nothing away from the diagonal.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from tiledsl import ir
 from tiledsl.ir.walk import Rewriter, bound_in, free_vars, loads_of, substitute, walk
@@ -19,11 +20,13 @@ from .wide import TRUE, and_
 
 __all__ = ["inline_integer_lets", "split_boundary"]
 
+_LONG = 256  # nodes of an expression: no index is so long
 _FLIP = {"lt": False, "le": False, "gt": True, "ge": True}
 
 
 def inline_integer_lets(p: ir.Parallel) -> ir.Parallel:
-    """The nest with its load-free integer lets substituted, so that index arithmetic shows how lanes move."""
+    """The nest with its load-free integer lets substituted, so that index arithmetic shows how lanes move; but for long
+    ones (a hash, whose rounds would double with each let that two others read)."""
     inlined: ir.Parallel = p.replace(body=_InlineLets().visit_block(p.body))
     return inlined
 
@@ -36,7 +39,9 @@ class _InlineLets(Rewriter):
         return self.values.get(v, v)
 
     def stmt(self, s: ir.Stmt) -> ir.Stmt | tuple[ir.Stmt, ...]:
-        if isinstance(s, ir.Let) and s.var.type.is_int and not loads_of(s.value):
+        if not isinstance(s, ir.Let) or not s.var.type.is_int:
+            return s
+        if sum(1 for _ in islice(walk(s.value), _LONG)) < _LONG and not loads_of(s.value):
             self.values[s.var] = s.value
             return ()
         return s

@@ -132,8 +132,8 @@ def _refused_arguments(name: str, given: Mapping[Any, Any]) -> Iterator[tuple[st
     if name == "gemm" and given.get("mbar"):
         yield "T.gemm(mbar=)", "T.gemm(mbar=...) is hardware-only: it needs tensor memory; leave it out"
     if name in ("call_extern", "call_pure_extern"):
-        called = next((x for x in (given.get(0), given.get(1)) if isinstance(x, str) and not _DTYPE.fullmatch(x)), None)
-        called = given.get("func_name", called)
+        texts = (x for x in (given.get(0), given.get(1)) if isinstance(x, str) and x != "void" and not _held(x))
+        called = given.get("func_name", next(texts, None))
         if isinstance(called, str) and called not in EXTERN and not DECODERS.fullmatch(called):
             yield (
                 f"T.call_extern({called!r})",

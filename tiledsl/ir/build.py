@@ -190,7 +190,7 @@ def _identity(op: str, a: Expr, b: Expr) -> Expr | None:
         return a
     if value == 1 and op in ("mul", "floordiv", "truncdiv"):
         return a
-    if droppable(a) and ((value == 0 and op in ("mul", "bitand")) or (value == 1 and op in ("floormod", "truncmod"))):
+    if ((value == 0 and op in ("mul", "bitand")) or (value == 1 and op in ("floormod", "truncmod"))) and droppable(a):
         return zero(a.dtype)
     if op in ("add", "sub", "mul") and isinstance(a, Binary) and isinstance(a.b, Const):
         return _chain(op, a, b)

@@ -62,7 +62,7 @@ _HELP = {  # by what a name needs
     "tensor memory": "accumulate in a T.alloc_fragment with T.gemm, and T.copy it out",
     "clusters of blocks and their distributed shared memory": "let each block T.copy what it needs; blocks meet at "
     "T.sync_grid, and exchange through global memory",
-    "descriptors of a GPU's copy engine": "T.copy or T.tma_copy between the tensor and the tile: they make their own",
+    "descriptors of a GPU's copy engine": "use T.copy or T.tma_copy between the tensor and the tile",
     "descriptors of matrix instructions": "use T.gemm: descriptors are made where a GPU needs them",
     "formats of other makers' GPUs": "use T.float8_e4m3fn or T.float8_e5m2, and convert on the host",
     "PTX or C text": "use T.gemm, T.copy and the functions of T; T.call_extern has CUDA's documented intrinsics",

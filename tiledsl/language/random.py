@@ -9,6 +9,7 @@ from tiledsl.dtypes import UINT32, UINT64
 from tiledsl.errors import TileSyntaxError, TileValueError
 from tiledsl.frontend.control import Tracer, tracer
 from tiledsl.frontend.location import error
+from tiledsl.frontend.loops import LoopSpec, close_loop, open_loop
 from tiledsl.frontend.values import Value, to_dtype
 from tiledsl.language import casts
 from tiledsl.language.functions import cos, log, sin
@@ -48,7 +49,7 @@ def rng_init(seed: Any, seq: Any = None, off: Any = 0, generator: str = _GENERAT
     if builder.random is None:
         builder.random = {name: alloc_var(UINT64) for name in given}
         builder.random |= {"spare": alloc_var("float64"), "spares": alloc_var("int32")}
-    for name, value in (*given.items(), ("spares", 0)):
+    for name, value in (*given.items(), ("spare", 0.0), ("spares", 0)):
         builder.random[name].store(value)
 
 
@@ -74,14 +75,13 @@ def rng_rand_float(bit: int = 32, dist: str = "uniform") -> Any:
     dtype, state = f"float{bit}", _state("T.rng_rand_float")
     if dist == "uniform":
         return _uniform(_word(state), dtype)
-    ready, before = _let("ready", state["spares"] != 0), Value(state["number"].expr)
+    ready, before = _let("ready", state["spares"] != 0), _let("before", state["number"])
     x, y = (_word(state) for _ in range(2))
     state["number"].store(before + casts.cast(if_then_else(ready, 0, 2), UINT64))
     turn = casts.cast(2 * math.pi * 2.0**-32, dtype)
     angle = casts.cast(y, dtype) * turn + turn / 2
     size = sqrt(log(_uniform(x, dtype)) * -2)
-    spare = Value(state["spare"].expr)
-    found = _let("normal", select_value(ready, casts.cast(spare, dtype), size * sin(angle)))
+    found = _let("normal", select_value(ready, casts.cast(state["spare"], dtype), size * sin(angle)))
     state["spare"].store(size * cos(angle))
     state["spares"].store(if_then_else(ready, 0, 1))
     return found
@@ -111,26 +111,32 @@ def _uniform(word: Value, dtype: str) -> Any:
     return casts.cast(word, dtype) * casts.cast(2.0**-32, dtype) + casts.cast(half, dtype)
 
 
+def _low(x: Value) -> Any:
+    return casts.cast(x, UINT32)
+
+
+def _high(x: Value) -> Any:
+    return casts.cast(x >> 32, UINT32)
+
+
 def _word(state: Any) -> Value:
     """Number n of the sequence, word n % 4 of the block whose counter is n // 4; and goes on by one."""
     number, sequence, seed = (_let(n, state[n]) for n in ("number", "sequence", "seed"))
     state["number"].store(number + casts.cast(1, UINT64))
-    low, high = (lambda x: casts.cast(x, UINT32)), (lambda x: casts.cast(x >> 32, UINT32))
     counter = number >> 2
-    words = [low(counter), high(counter), low(sequence), high(sequence)]
-    keys = [low(seed), high(seed)]
-    for r in range(10):
-        products = [_let("product", casts.cast(words[2 * k], UINT64) * casts.cast(_FACTORS[k], UINT64)) for k in (0, 1)]
-        step = [_let("key", keys[k] + casts.cast(_STEPS[k] * r % 2**32, UINT32)) for k in (0, 1)]
-        words = [
-            _let("word", x)
-            for x in (
-                high(products[1]) ^ words[1] ^ step[0],
-                low(products[1]),
-                high(products[0]) ^ words[3] ^ step[1],
-                low(products[0]),
-            )
-        ]
-    which = casts.cast(number & 3, "int32")
+    words = [alloc_var(UINT32, half(x)) for x in (counter, sequence) for half in (_low, _high)]
+    keys = [alloc_var(UINT32, half(seed)) for half in (_low, _high)]
+    builder = tracer("a random number")
+    rounds = open_loop(builder, LoopSpec.serial("a random number", 10), ())
+    a, b, c, d, *key = (_let("word", x) for x in (*words, *keys))
+    first, second = (
+        _let("product", casts.cast(x, UINT64) * casts.cast(f, UINT64)) for x, f in zip((a, c), _FACTORS, strict=True)
+    )
+    mixed = (_high(second) ^ b ^ key[0], _low(second), _high(first) ^ d ^ key[1], _low(first))
+    further = (k + casts.cast(step, UINT32) for k, step in zip(key, _STEPS, strict=True))
+    for place, value in zip((*words, *keys), (*mixed, *further), strict=True):
+        place.store(value)
+    close_loop(builder, rounds)
+    which, words = casts.cast(number & 3, "int32"), [_let("word", x) for x in words]
     upper = select_value(which == 2, words[2], words[3])
     return _let("random", select_value(which == 0, words[0], select_value(which == 1, words[1], upper)))
