@@ -181,7 +181,7 @@ def test_port_reads_a_program_without_running_it(tmp_path: Path) -> None:
         13: "T.import_source is hardware-only",
         14: "T.call_extern: 'my_function' is none of CUDA's documented",
         15: "T.tma_load is hardware-only",
-        16: "there is no dtype float6_e2m3fn",
+        16: "T.float6_e2m3fn is hardware-only: it needs formats of other makers' GPUs",
     }.items():
         assert said[f"p.py:{place}:"].startswith(f"p.py:{place}: {what}"), done.stdout
     only = tiledsl("port", "--refused", "p.py", cwd=tmp_path).stdout.splitlines()

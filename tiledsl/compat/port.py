@@ -20,8 +20,6 @@ from tiledsl.compat.language import lookup, names
 from tiledsl.compat.quantize import DECODERS
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileError, TileValueError
-from tiledsl.frontend.habits import dtype_advice
-from tiledsl.language.extern import EXTERN
 
 __all__ = ["Row", "Use", "arguments", "main", "rows", "support", "table", "uses"]
 
@@ -134,7 +132,7 @@ def _refused_arguments(name: str, given: Mapping[Any, Any]) -> Iterator[tuple[st
     if name in ("call_extern", "call_pure_extern"):
         texts = (x for x in (given.get(0), given.get(1)) if isinstance(x, str) and x != "void" and not _held(x))
         called = given.get("func_name", next(texts, None))
-        if isinstance(called, str) and called not in EXTERN and not DECODERS.fullmatch(called):
+        if isinstance(called, str) and called not in T._EXTERN and not DECODERS.fullmatch(called):
             yield (
                 f"T.call_extern({called!r})",
                 (
@@ -244,7 +242,7 @@ def rows(text: str, file: str = "<text>") -> list[Row]:
                 refused = dict.fromkeys(able, value.why if isinstance(value, Refused) else None)
             else:
                 held = _held(name)
-                none = None if held else f"there is no dtype {name}: {dtype_advice(name)}"
+                none = None if held else state(name)
                 refused = {t: none or (None if held in able[t].dtypes else f"{t} has no {name}") for t in able}
             found.append(Row(name, tuple(at), refused))
     return found

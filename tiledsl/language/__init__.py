@@ -109,6 +109,7 @@ from tiledsl.language.debug import (
     set_max_nreg,
     use_swizzle,
 )
+from tiledsl.language.extern import EXTERN as _EXTERN
 from tiledsl.language.extern import call_extern
 from tiledsl.language.functions import (
     __cos,
