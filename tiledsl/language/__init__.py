@@ -109,7 +109,7 @@ from tiledsl.language.debug import (
     set_max_nreg,
     use_swizzle,
 )
-from tiledsl.language.extern import EXTERN as _EXTERN
+from tiledsl.language.extern import NAMES as _FUNCTIONS
 from tiledsl.language.extern import call_extern
 from tiledsl.language.functions import (
     __cos,
@@ -353,6 +353,8 @@ __all__ = [
 ]  # fmt: skip
 
 _REFUSED = sorted({*_MISSING, *_HARDWARE})  # names of TileLang that say, when used, why they are not here
+
+_EXTERN = _FUNCTIONS  # what T.call_extern knows
 
 
 def __getattr__(name: str) -> Any:

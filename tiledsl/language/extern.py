@@ -18,7 +18,7 @@ from tiledsl.frontend.values import Value, as_bool, as_value, to_dtype
 from tiledsl.language import bits, casts, functions, math, threads
 from tiledsl.language.operation import operation
 
-__all__ = ["EXTERN", "call_extern"]
+__all__ = ["NAMES", "call_extern"]
 
 _SHORT = {
     "f": "float32", "d": "float64", "h": "float16", "b": "bfloat16", "i": "int32", "u": "uint32", "l": "int64",
@@ -244,7 +244,7 @@ for _row in (
     _add(*_row)
 
 
-EXTERN = frozenset(_TABLE)  # the names that are known
+NAMES = frozenset(_TABLE)
 
 
 @operation
