@@ -142,26 +142,26 @@ Y = buf_y()
 
 def test_lanes_that_write_one_element() -> None:
     text = race(parallel((i, j), (4, 4), store(Y, (j,), ir.Cast(i, Y.dtype))))
-    assert "is written by two lanes with different values" in text and "i = 1" in text
+    assert "is written by two iterations with different values" in text and "i = 1" in text
     assert race(parallel((i, j), (4, 4), store(Y, (j,), f32(3.0)))) == ""
     assert race(parallel((i, j), (4, 4), store(Y, (j,), load(X_, j)))) == ""
     assert race(parallel((i, j), (4, 4), ir.If(op("eq", i, j), (store(Y, (j,), ir.Cast(i, Y.dtype)),)))) == ""
     two = (store(Y, (i,), f32(1.0)), store(Y, (op("floormod", add(i, 1), 8),), f32(2.0)))
-    assert "two lanes" in race(parallel((i,), (8,), *two))
+    assert "two iterations" in race(parallel((i,), (8,), *two))
     assert race(parallel((i,), (8,), store(Y, (i,), f32(1.0)), store(Y, (i,), f32(2.0)))) == ""
 
 
 def test_lanes_that_read_what_another_writes() -> None:
     text = race(parallel((i,), (8,), store(Y, (i,), load(Y, add(i, 1)))))
-    assert "is read by one lane and written by another" in text
+    assert "is read by one iteration and written by another" in text
     assert race(parallel((i,), (8,), store(Y, (i,), load(Y, i)))) == ""
     assert race(parallel((i,), (8,), store(Y, (i,), load(Y, add(i, 8))))) == ""
     after = (store(Y, (i,), f32(1.0)), store(Y, (add(i, 8),), load(Y, op("sub", 7, i))))
-    assert "is read by one lane" in race(parallel((i,), (8,), *after))
-    assert "is read by one lane" in race(parallel((i,), (8,), store(Y, (i,), load(Y, 3))))
+    assert "is read by one iteration" in race(parallel((i,), (8,), *after))
+    assert "is read by one iteration" in race(parallel((i,), (8,), store(Y, (i,), load(Y, 3))))
     S = buf("S", (8,), scope="shared")
     shared = parallel((i,), (8,), store(S, (i,), load(S, op("sub", 7, i))))
-    assert "S[0] is read by one lane" in race(shared, before=(ir.Alloc(S), fill(S, 0.0)))
+    assert "S[0] is read by one iteration" in race(shared, before=(ir.Alloc(S), fill(S, 0.0)))
     apart = (
         parallel((i,), (8,), store(S, (i,), f32(1.0))),
         parallel((i,), (8,), store(Y, (i,), load(S, op("sub", 7, i)))),
@@ -199,7 +199,7 @@ def test_blocks_that_race() -> None:
 
 def test_signed_zeros_differ_and_nans_do_not() -> None:
     zero = ir.Select(op("lt", i, 4), f32(0.0), f32(-0.0))
-    assert "two lanes" in race(parallel((i,), (8,), store(Y, (0,), zero)))
+    assert "two iterations" in race(parallel((i,), (8,), store(Y, (0,), zero)))
     assert race(parallel((i,), (8,), store(Y, (0,), f32(float("nan"))))) == ""
 
 

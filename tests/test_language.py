@@ -440,7 +440,7 @@ def test_names() -> None:
 
 
 def test_tier_1_and_2_are_known() -> None:
-    """Every name of the language (language.md, section 2) is there, or says that it is not yet."""
+    """Every name of the language (docs/reference.md) is there, or says that it is not yet."""
     tiers = """
     Tensor Kernel copy alloc_fragment alloc_shared ceildiv Pipelined Parallel gemm clear prim_func reduce_sum
     if_then_else exp2 empty const fill max reduce_max infinity serial GemmWarpPolicy min use_swizzle log2 alloc_var

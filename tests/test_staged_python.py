@@ -1,4 +1,4 @@
-"""Which Python is staged (language.md 1.4), construct by construct, and the smaller names of the surface."""
+"""Which Python is staged (language.md 0.6), construct by construct, and the smaller names of the surface."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ _FLOAT_RANK = {
 
 
 def promote(a: DType, b: DType) -> DType:
-    """Result type of `a op b` between two typed operands (language.md, section 2: dtype promotion).
+    """Result type of `a op b` between two typed operands (docs/dtypes.md).
 
     A float beats any integer; the wider float wins, float16 over bfloat16; the wider integer wins,
     unsigned at equal width; bool takes the other side. Vectors promote lane by lane (equal lane counts,

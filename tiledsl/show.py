@@ -55,7 +55,7 @@ def main(options: argparse.Namespace) -> int:
             for kernel in _kernels(value, name):
                 print(_text(kernel, options))
         except TileError as e:
-            print(f"# {name}: {e.message}")
+            print(f"# {e.message}\n# {e.help}")
     return 0
 
 

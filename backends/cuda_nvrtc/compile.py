@@ -14,7 +14,7 @@ from tiledsl.errors import InternalError, TileRuntimeError, TileValueError, sugg
 
 __all__ = ["SHARED_LIMITS", "Compiled", "Resources", "compile_text", "missing", "nvrtc_version", "supported"]
 
-HELP = "pip install 'tiledsl[cuda]'"
+HELP = "pip install 'tiledsl[cuda]', on a machine with an NVIDIA GPU; \"cuda-emulator\" runs the same text without"
 # IEEE float32: no contraction, correctly rounded division and square root, denormals kept.
 _ARITHMETIC = ("-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-ftz=false")
 _OPTIONS = ("--std=c++17", *_ARITHMETIC, "-lineinfo", "--ptxas-options=-v")

@@ -123,7 +123,7 @@ def main(C: T.Tensor((3,), "{dtype}"), M: T.Tensor((3,), "{dtype}")):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_tickets_are_the_numbers_from_0(target: str) -> None:
-    """Slots drawn by return_prev: every one is drawn once, whatever the order (language.md, trap 11)."""
+    """Slots drawn by return_prev: every one is drawn once, whatever the order (language.md 0.4)."""
 
     @T.prim_func
     def tickets(count: T.Tensor((1,), "int32"), slot: T.Tensor((37, 13), "int32")):

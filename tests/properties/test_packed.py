@@ -445,7 +445,7 @@ def main(X: T.Tensor((3, 5), "int8"), Y: T.Tensor((3, 5), "uint4")):
     kernel = support.kernel_from(source)
     args = [np.arange(15, dtype=np.int8).reshape(3, 5), np.zeros((3, 3), np.uint8)]
     if reported:
-        with pytest.raises(TileError, match="written by two lanes") as caught:
+        with pytest.raises(TileError, match="written by two iterations") as caught:
             support.run_reference(kernel, *args, options=checked())
         assert caught.value.loc is not None and caught.value.loc.line == 13
     else:

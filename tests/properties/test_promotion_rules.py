@@ -1,4 +1,4 @@
-"""Every line of language.md's promotion paragraph, and narrow integers until they are stored (0.12, trap 16)."""
+"""Every line of docs/dtypes.md on promotion, and narrow integers until they are stored (language.md 0.12)."""
 
 from __future__ import annotations
 

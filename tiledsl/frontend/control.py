@@ -16,6 +16,7 @@ from typing import Any
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileError, TileNameError, TileSyntaxError, TileTypeError, TileValueError
 from tiledsl.frontend.builder import current
+from tiledsl.frontend.kernel import KernelLaunch
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.loops import LoopSpec
 from tiledsl.frontend.promotion import as_number, is_number
@@ -67,6 +68,12 @@ class Control:
     def freeze(self, value: Any, name: str) -> Any:
         """The value of a chained assignment, `a = b = value`, as it is now."""
         return freeze(value, name)
+
+    def context(self, manager: Any, names: tuple[str, ...]) -> Any:
+        """The context manager of `with manager as names:`; a T.Kernel calls its indices as the author does."""
+        if isinstance(manager, KernelLaunch):
+            manager.names = names
+        return manager
 
     def unpack(self, value: Any, names: tuple[str, ...], star: int) -> list[Any]:
         """The parts of a tuple assignment, all evaluated before the first target is bound."""

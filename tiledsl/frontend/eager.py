@@ -139,6 +139,7 @@ class EagerTracer(Tracer):
                     TileSyntaxError,
                     f"the output {b.name or 'of T.empty'} is not returned",
                     loc=loc,
+                    help=f"end with `return {b.name or 'C'}`",
                 )
         self.returned = tuple(buffers)
 

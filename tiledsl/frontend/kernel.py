@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from tiledsl.errors import TileSyntaxError, TileTypeError, TileValueError
 from tiledsl.frontend.annotations import host_expr
 from tiledsl.frontend.builder import Block
-from tiledsl.frontend.control import Tracer, tracer
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.promotion import INT32
+from tiledsl.frontend.regions import Tracer, tracer
 from tiledsl.frontend.storage import check_repeated
 from tiledsl.frontend.values import IndexTuple, Value
 from tiledsl.ir import Const, Kernel, Var
@@ -55,6 +56,7 @@ class KernelLaunch:
             )
         self.loc = here()
         self.block: Block | None = None
+        self.names: tuple[str, ...] = ()  # the author's, of the block's indices
 
     def __repr__(self) -> str:
         return self._text
@@ -76,16 +78,18 @@ class KernelLaunch:
         self.block = builder.push("kernel", self.loc)
         builder.kernel_attrs = []
         builder.launch, builder.updates, builder.barriers, builder.random = self, [], None, None
-        self.block_vars = self._vars(builder, "b", len(self.grid))
-        self.thread_vars = self._vars(builder, "t", len(self.threads))
+        axes = ["bx", "by", "bz"][: len(self.grid)]
+        own = len(self.names) == len(set(self.names)) == len(axes)
+        self.block_vars = self._vars(builder, self.names if own else axes)
+        self.thread_vars = self._vars(builder, ["tx", "ty", "tz"][: len(self.threads)])
         for s in builder.preamble:
             builder.emit(s, "T.Kernel")
         values = tuple(Value(v) for v in self.block_vars)
-        names = ", ".join(v.name for v in self.block_vars)
+        names = ", ".join(axes)
         return IndexTuple(values, f"name each: `as ({names})`") if len(values) > 1 else BlockIndex(self.block_vars[0])
 
-    def _vars(self, builder: Tracer, prefix: str, count: int) -> tuple[Var, ...]:
-        made = tuple(Var(prefix + axis, INT32, loc=self.loc) for axis in "xyz"[:count])
+    def _vars(self, builder: Tracer, names: Sequence[str]) -> tuple[Var, ...]:
+        made = tuple(Var(name, INT32, loc=self.loc) for name in names)
         for v in made:
             builder.define(v)
         return made

@@ -113,7 +113,7 @@ def open_loop(builder: Builder, spec: LoopSpec, targets: tuple[str, ...]) -> Ope
             "loop-outside-kernel",
             TileSyntaxError,
             f"{spec.what} must be inside `with T.Kernel(...)`",
-            help="outside T.Kernel loop over a Python list",
+            help="begin with `with T.Kernel(blocks, threads=128) as bx:`; outside of it loop over Python lists",
         )
     names = targets if len(targets) == len(spec.ranges) else tuple(f"i{k}" for k in range(len(spec.ranges)))
     variables = tuple(Var(n, r[0].dtype, loc=loc) for n, r in zip(names, spec.ranges, strict=True))

@@ -1,4 +1,4 @@
-"""Python numbers as literals, and the dtypes of literals (language.md section 2, "dtype promotion"; 0.12)."""
+"""Python numbers as literals, and the dtypes of literals (docs/dtypes.md; language.md 0.12)."""
 
 from __future__ import annotations
 

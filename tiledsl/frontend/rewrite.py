@@ -276,14 +276,17 @@ class _Rewriter(ast.NodeTransformer):
     def visit_With(self, node: ast.With) -> Any:
         """`with c as (a, b):` unpacks like an assignment."""
         if isinstance(node.items[-1].context_expr, ast.Name) and node.items[0].optional_vars is not None:
-            names = ast.unparse(node.items[0].optional_vars)
+            first = ast.unparse(node.items[0].optional_vars)
             more = ", ".join(ast.unparse(i.context_expr) for i in node.items[1:])
             raise error(
-                "with-names", TileSyntaxError, f"`as {names}, {more}` names {names} alone; {more} is another context",
-                loc=self.source.loc(node.items[-1].context_expr), help=f"write `as ({names}, {more})`",
+                "with-names", TileSyntaxError, f"`as {first}, {more}` names {first} alone; {more} is another context",
+                loc=self.source.loc(node.items[-1].context_expr), help=f"write `as ({first}, {more})`",
             )  # fmt: skip
         self.generic_visit(node)
         for item in reversed(node.items):
+            if item.optional_vars is not None:
+                names = _names(tuple(n.id for n in ast.walk(item.optional_vars) if isinstance(n, ast.Name)))
+                item.context_expr = self.call(item.context_expr, "context", item.context_expr, names)
             if isinstance(item.optional_vars, (ast.Tuple, ast.List)):
                 target, temp = item.optional_vars, self.temp()
                 item.optional_vars = _at(ast.Name(temp, ast.Store()), target)

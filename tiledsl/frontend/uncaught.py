@@ -33,7 +33,7 @@ def _own_frames(error: BaseException | None, seen: set[int]) -> bool:
     frames = []
     at = error.__traceback__
     while at is not None:
-        if at.tb_frame.f_globals.get("__name__", "").partition(".")[0] not in ("tiledsl", "contextlib"):
+        if at.tb_frame.f_globals.get("__name__", "").partition(".")[0] not in ("tiledsl", "contextlib", "ast"):
             frames.append(at)
         at = at.tb_next
     short: TracebackType | None = None

@@ -184,10 +184,13 @@ class Value:
 
     def _needs_python_value(self, what: str, help: str) -> NoReturn:
         said = advice_here()
+        # max(x, y) compares its arguments, which is not what the author wrote
+        compares = said and isinstance(self.expr, Binary) and self.expr.op in _COMPARE
+        operand = Value(self.expr.a) if compares else self
         raise error(
             "python-value-needed",
             TileTypeError,
-            f"{said[0]}, and {self!r} ({self.dtype}) is known only when the kernel runs"
+            f"{said[0]}, and {operand!r} ({operand.dtype}) is known only when the kernel runs"
             if said
             else f"{self!r} ({self.dtype}) is known only when the kernel runs; {what}",
             help=said[1] if said else help,

@@ -79,7 +79,7 @@ class Tracker:
         self.grains = grains
         self.cells: dict[Buffer, _Cells] = {}
         self.lanes: Array | None = None  # lane numbers, of the nest's shape
-        self.who = "lane"
+        self.who = "iteration"
 
     # -- life of storage ---------------------------------------------------------------------------------
 
@@ -110,13 +110,13 @@ class Tracker:
         try:
             yield
         finally:
-            self.lanes, self.who = None, "lane"
+            self.lanes, self.who = None, "iteration"
 
     @contextmanager
     def whole_block(self) -> Iterator[None]:
         """What the block does as a whole is ordered before and after what its threads do."""
         saved = self.lanes, self.who
-        self.lanes, self.who = None, "lane"
+        self.lanes, self.who = None, "iteration"
         try:
             yield
         finally:
@@ -179,7 +179,7 @@ class Tracker:
     def _racers(
         self, buffer: Buffer, env: Env, cells: _Cells, lanes: Array | None
     ) -> Iterator[tuple[str, Any, Array, Array]]:
-        """Who can race on the buffer: ("lane", "thread" or "block", who it is here, writers, readers of its cells)."""
+        """Who can race on the buffer: (what races, who it is here, writers, readers of its cells)."""
         if lanes is not None:
             yield self.who, lanes[..., None], cells.lane_writer, cells.lane_reader
         if buffer.root.scope == "global":
@@ -309,8 +309,18 @@ class Tracker:
             lane = tuple(int(i) for i in np.unravel_index(int(lanes[first]), self.lanes.shape))
         located = fail(env, f"{element} {what}", *notes, lane=lane)
         assert isinstance(located, TileError)
-        help = "order them by a T.sync_threads() between the two accesses" if "read by one thread" in what else None
-        raise TileRuntimeError(located.message, located.loc, located.notes, help)
+        help = next(text for part, text in _REMEDIES if part in what)
+        raise TileRuntimeError(located.message, located.loc, located.notes, help.format(buffer.name))
+
+
+# What a report's text contains, and what to do then.
+_REMEDIES = (
+    ("before anything", "give it a value first: T.clear({0}), T.fill, or a T.copy into it"),
+    ("read by one thread", "order them by a T.sync_threads() between the two accesses"),
+    ("read by one iteration", "iterations have no order: write to another buffer, or make two T.Parallel of it"),
+    ("read by one block", "blocks have no order: write to another tensor, or use two kernels"),
+    ("", "add up with T.atomic_add, T.reduce_sum or T.alloc_reducer, or let one of them write"),
+)
 
 
 def _codes(data: Nibbles, flat: tuple[Any, ...], values: Any) -> Any:

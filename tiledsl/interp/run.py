@@ -344,7 +344,7 @@ def _launch_together(order: Sequence[int], env: Env, block: Callable[[Env, int],
     def job(number: int) -> Callable[[], None]:
         def run() -> None:
             if tracker is not None:
-                tracker.resume((dict(cells), None, "lane"))  # what the block allocates is its own
+                tracker.resume((dict(cells), None, "iteration"))  # what the block allocates is its own
             own, steps = list(env), env[STEPS]
             block(own, number)
             env[STEPS] += own[STEPS] - steps
@@ -353,4 +353,4 @@ def _launch_together(order: Sequence[int], env: Env, block: Callable[[Env, int],
 
     scheduler.run([job(number) for number in order])
     if tracker is not None:
-        tracker.resume((cells, None, "lane"))
+        tracker.resume((cells, None, "iteration"))

@@ -17,7 +17,7 @@ from tiledsl.interp.memory import describe
 from tiledsl.interp.options import Options
 from tiledsl.interp.scope import TRACKER, Env, Fn, Scope
 from tiledsl.interp.shadow import Shadowed, casting, chain
-from tiledsl.ir import Buffer, Const, Copy, Fill, Gemm, Reduce, Region, Scan, arithmetic, build
+from tiledsl.ir import Buffer, Copy, Fill, Gemm, Reduce, Region, Scan, arithmetic, build
 from tiledsl.ir.arithmetic import accumulator
 from tiledsl.ir.exact import gemm_chain
 
@@ -105,8 +105,15 @@ class Tiles:
         if self.scope.nest is not None:
             raise self.scope.not_yet("tile operations inside T.Parallel")
 
-    def _touch(self, f: Callable[[Env], None], reads: list[tuple[Buffer, View]], dst: tuple[Buffer, View]) -> Fn:
-        """f, with its reads and its write recorded where the run tracks them."""
+    def _touch(
+        self,
+        f: Callable[[Env], None],
+        reads: list[tuple[Buffer, View]],
+        dst: tuple[Buffer, View],
+        clear: Fn | None = None,
+    ) -> Fn:
+        """f, with its reads and its write recorded where the run tracks them. clear: a condition; where it does not
+        hold, f reads dst too."""
         if not self.scope.options.tracks:
 
             def plain(env: Env, mask: Any) -> Any:
@@ -118,7 +125,8 @@ class Tiles:
 
         def tracked(env: Env, mask: Any) -> Any:
             tracker = env[TRACKER]
-            for buffer, view in reads:
+            kept = [dst] if clear is not None and not clear(env, None) else []
+            for buffer, view in reads + kept:
                 tracker.read_view(buffer, env, view(env), report)
             target = dst[1](env)
             before = target.copy()
@@ -258,7 +266,7 @@ class Tiles:
             if wide is not z:
                 z[...] = narrow_c(wide)
 
-        return self._touch(gemm, [(buffers[0], a), (buffers[1], b)], (buffers[2], c))
+        return self._touch(gemm, [(buffers[0], a), (buffers[1], b)], (buffers[2], c), clear)
 
     # -- reduce and scan ---------------------------------------------------------------------------------
 
@@ -283,8 +291,7 @@ class Tiles:
             value = reduce_array(op, to_acc(source), axis, acc, propagate).reshape(target.shape)
             target[...] = narrow(value if clear(env, None) else combine(widen(target), value))
 
-        keeps = not (isinstance(s.clear, Const) and s.clear.value)
-        return self._touch(reduce, [(src, x), (dst, y)] if keeps else [(src, x)], (dst, y))
+        return self._touch(reduce, [(src, x)], (dst, y), clear)
 
     def scan(self, s: Scan) -> Fn:
         """Inclusive running sum or maximum."""

@@ -228,7 +228,7 @@ def top_k(x: Any, k: int, *, target: Any = None) -> tuple[Any, Any]:
         raise TileTypeError("top_k: x is a scalar array, expected at least one dimension")
     *lead, n = x.shape
     if not 1 <= int(k) <= n:
-        raise TileValueError(f"top_k: k is {k}, but a row of x has {n} elements: {arrays.describe(x=x)}")
+        raise TileValueError(f"top_k: k is {k}, expected 1 to {n}, the elements of a row: {arrays.describe(x=x)}")
     m = math.prod(lead)
     values, indices = allocate((*lead, k), dtype, x), allocate((*lead, k), as_dtype("int32"), x)
     if m:

@@ -187,6 +187,7 @@ def _check_dtypes(a: Region, b: Region, c: Region) -> None:
             TileTypeError,
             f"gemm: {a.buffer.dtype} operands accumulate in {' or '.join(allowed)}, not in {operand_text(c)}",
             notes=place_text(c.buffer),
+            help=f"allocate {c.buffer.name} with dtype {allowed[0]}",
         )
 
 

@@ -82,10 +82,16 @@ class Signature:
         if given != len(self.inputs):
             names = ", ".join(s.name for s in self.inputs)
             outputs = [s.name for s in self.slots if s.output]
+            missing = [] if outputs else self.inputs[given:]
+            forgot = bool(missing) and all(s.written for s in missing)
             raise TileValueError(
                 f"{self.function.name}: expected {_count(len(self.inputs), 'input')} ({names}), got {given}",
                 self.function.loc,
                 notes=(f"{', '.join(outputs)}: allocated and returned, not passed",) if outputs else (),
+                help=f"pass {', '.join(s.name for s in missing)} too, or have it allocated and returned: "
+                f"@tiledsl.jit(out_idx={[*range(-len(missing), 0)]})"
+                if forgot
+                else None,
             )
 
     def bind(self, args: Sequence[Any], device: str = "cpu", outs: Sequence[Any] | None = None) -> Bound:

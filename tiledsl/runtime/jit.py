@@ -301,6 +301,8 @@ class JITFunction:
             try:
                 frozen = freeze(value)
                 hash(frozen)
+                if frozen is value and kind_of(value):  # torch hashes tensors, by identity
+                    raise TypeError
             except TypeError:
                 which = self._names[name] if isinstance(name, int) and name < len(self._names) else str(name)
                 raise self._not_hashable(which, value) from None

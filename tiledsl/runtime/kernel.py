@@ -263,7 +263,7 @@ def _check_outputs(function: ir.Function) -> None:
     for p in (function.params[i] for i in function.outputs):
         if p.buffer in given:
             continue
-        what, help = "no statement writes it", "write it, or let the kernel do without it"
+        what, help = "no statement writes it", f"store into {p.name}, or let it be no output of the kernel"
         if p.buffer in updated:
             what = "atomics update it before anything gives it a value"
             help = f"pass {p.name} as an argument that holds zeros, or fill it in a kernel of its own before this one"
