@@ -71,7 +71,7 @@ def test_show_every_kernel_of_a_file(file, capsys):
     code, out = run(capsys, "show", file)
     assert code == 0
     assert "def negate" in out and "T.Parallel" in out
-    assert "# scale: scale needs values" in out and "# eager: eager needs values" in out
+    assert "# scale needs values" in out and "# eager needs values" in out and "eager.kernel(M=..., ...)" in out
 
 
 def test_show_the_kernels_that_a_program_made(tmp_path, capsys):

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels_support import U, close, same_bits, tensor
-from v4_reference import BF16, TARGETS, Array, F, fp4_cast, fp4_values, fp8_cast, loud, spread
+from running_error import Ball, ball, gradients, where
+from v4_reference import BF16, TARGETS, Array, F, fp4_cast, fp4_values, fp8_cast, loud, rounded, spread, through_fp8
 
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import moe, quant
@@ -83,16 +84,17 @@ def test_groups(m: int, shape: tuple[int, int, int, int], score: str, biased: bo
         top = np.sort(key, -1)[..., ::-1][..., : 2 if biased else 1].astype(np.float64).sum(-1)
         taken_groups = np.take_along_axis(top, np.unique(chosen // per, axis=1), 1)
         best = np.sort(top, -1)[:, ::-1][:, kept - 1]
-        assert (taken_groups >= best[:, None] - 1e-5).all()
+        near = 2 * (ROUNDINGS + 2) * U * 2 * np.abs(key).max()  # two sums of two scores, each so far off
+        assert (taken_groups >= best[:, None] - near).all()
         assert all(len(set((row // per).tolist())) <= kept and len(set(row.tolist())) == k for row in chosen)
         sorted_groups = np.argsort(-top, axis=1, kind="stable")[:, :kept]
         apart = np.sort(top, 1)[:, ::-1]
         for t in range(m):
-            clear = kept == groups or apart[t, kept - 1] - apart[t, kept] > 1e-5
+            clear = kept == groups or apart[t, kept - 1] - apart[t, kept] > near
             allowed = [e for g in sorted_groups[t] for e in range(g * per, g * per + per)]
             values = sorted((float(key[t].ravel()[e]) for e in allowed), reverse=True)[:k]
             if clear:
-                np.testing.assert_allclose(key[t].ravel()[chosen[t]], values, rtol=1e-6, atol=1e-6)
+                assert np.abs(key[t].ravel()[chosen[t]] - values).max() <= near
         picked = np.take_along_axis(scores(z, score), chosen, 1)
         wanted = picked / (picked.sum(1, keepdims=True) + 1e-20) * 2.5
         np.testing.assert_allclose(w, wanted, rtol=(k + ROUNDINGS) * 2 * U, atol=1e-30)
@@ -118,6 +120,15 @@ def test_ties_of_groups_and_what_is_no_number() -> None:
         ]
 
 
+def slope_of_route(z: Array, chosen: Array, dw: Array, score: str, scale: float) -> Ball:
+    """The gradient with respect to the logits."""
+    leaf = ball(z)
+    soft = where(z > 20, leaf, where(z > 20, 0.0, leaf).exp().log1p())
+    s = leaf.sigmoid() if score == "sigmoid" else soft.sqrt()
+    picked = s[np.arange(len(z))[:, None], chosen]
+    return gradients([picked / (picked.sum(1, keepdims=True) + 1e-20) * scale], [dw], [leaf])[0]
+
+
 @settings(max_examples=8)
 @given(
     m=st.sampled_from([1, 5, 33]),
@@ -127,26 +138,21 @@ def test_ties_of_groups_and_what_is_no_number() -> None:
     seed=st.integers(0, 2**32 - 1),
 )
 def test_gradient_of_the_weights(m: int, experts: int, k: int, score: str, seed: int) -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed")
     rng, k = np.random.default_rng(seed), min(k, experts)
     z = (rng.standard_normal((m, experts)) * 4).astype(F)
     z[0, 0] = 25
     dw = rng.standard_normal((m, k)).astype(F)
-    leaf = torch.from_numpy(z.astype(np.float64)).requires_grad_()
-    s = torch.sigmoid(leaf) if score == "sigmoid" else torch.nn.functional.softplus(leaf).sqrt()
     for target in TARGETS:
         _, chosen = moe.route(z, k, score=score, scale=2.5, target=target)
-        picked = s.gather(1, torch.from_numpy(chosen).long())
-        w = picked / (picked.sum(1, keepdim=True) + 1e-20) * 2.5
-        (wanted,) = torch.autograd.grad(w, leaf, torch.from_numpy(dw.astype(np.float64)), retain_graph=True)
         got = moe.route_backward(z, chosen, dw, score=score, scale=2.5, target=target)
-        np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-4, atol=1e-5)
+        assert slope_of_route(z, chosen, dw, score, 2.5).holds(got)
         one = moe.route_backward(z[-1:], chosen[-1:], dw[-1:], score=score, scale=2.5, target=target)
         assert same_bits(one, got[-1:])
         repeated = np.zeros((1, 2), I)  # a table may name an expert twice: its gradients add up, here to nothing
-        same = moe.route_backward(z[-1:], repeated, np.ones((1, 2), F), score=score, target=target)
-        assert not same[:, 1:].any() and abs(same[0, 0]) < 1e-6
-        none = moe.route_backward(z[-1:], repeated + 99, np.ones((1, 2), F), score=score, target=target)
+        ones = np.ones((1, 2), F)
+        same = moe.route_backward(z[-1:], repeated, ones, score=score, target=target)
+        assert not same[:, 1:].any() and slope_of_route(z[-1:], repeated, ones, score, 1.0).holds(same)
+        none = moe.route_backward(z[-1:], repeated + 99, ones, score=score, target=target)
         assert not none.any()
     low = np.array([[-300.0, -300.0]], F)
     assert not moe.route_backward(low, np.array([[0]], I), np.ones((1, 1), F)).any()
@@ -255,20 +261,19 @@ def layer(rng: np.random.Generator, tokens: int, packed: bool) -> dict[str, Any]
     return {"x": x, "gate": gate, "experts": experts, "shared": shared, "wide": wide}
 
 
-def expert(x: Array, w13: Array, w2: Array, weight: Any, limit: float, packed: bool) -> Array:
-    """One expert on rows of x in float64, with the roundings that the layer's definition names."""
+def expert(x: Array, w13: Array, w2: Array, weight: Any, limit: float, packed: bool) -> Ball:
+    """One expert on a row of x, with the roundings that the layer's definition names. Those that may fall the other
+    way, because a float32 sum is not exact, count with what they change."""
 
-    def cast(v: Array) -> Array:
-        if packed:
-            return v.astype(np.float64)
-        q, s = fp8_cast(v, 1, 128, e8m0=True)
-        return q.astype(np.float64) * spread(s.astype(np.float64), 1, 128, v.shape)
+    def cast(v: Ball) -> Ball:
+        return v if packed else through_fp8(v)
 
-    hidden = (cast(x) @ w13.T).astype(F).astype(BF16).astype(np.float64)
+    hidden = (cast(ball(x)) @ w13.T).through(rounded)
     n = hidden.shape[1] // 2
-    g, u = np.minimum(hidden[:, :n], limit), np.clip(hidden[:, n:], -limit, limit)
-    h = (g / (1 + np.exp(-g)) * u * weight).astype(F).astype(BF16)
-    return (cast(h) @ w2.T).astype(F).astype(BF16).astype(np.float64)
+    g = hidden[:, :n].through(lambda v: np.minimum(v, limit))
+    u = hidden[:, n:].through(lambda v: np.clip(v, -limit, limit))
+    h = (g * g.sigmoid() * u * weight).through(rounded)
+    return (cast(h) @ w2.T).through(rounded)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -277,26 +282,25 @@ def test_layer(packed: bool) -> None:
     p = layer(rng, 17, packed)
     x, wide = p["x"], p["wide"]
     bias = rng.standard_normal(5).astype(F)
-    z = x.astype(np.float64) @ p["gate"].astype(np.float64).T
-    s = scores(z, "sqrtsoftplus")
-    chosen = np.argsort(-(s + bias), axis=1, kind="stable")[:, :2]
-    w = np.take_along_axis(s, chosen, 1)
+    z = ball(x) @ p["gate"].astype(np.float64).T
+    s = z.exp().log1p().sqrt()
+    chosen = np.argsort(-(s.value + bias), axis=1, kind="stable")[:, :2]
+    w = s[np.arange(len(x))[:, None], chosen]
     w = w / w.sum(1, keepdims=True) * 1.5
-    wanted = np.zeros(x.shape)
+    wanted = []
     for t in range(len(x)):
         row = x[t : t + 1]
-        wanted[t] = expert(row, wide["v13"][0], wide["v2"][0], 1.0, limit, packed)[0]
+        total = expert(row, wide["v13"][0], wide["v2"][0], 1.0, limit, packed)
         for j, e in enumerate(chosen[t]):
-            wanted[t] += expert(row, wide["w13"][e], wide["w2"][e], w[t, j], limit, packed)[0]
+            total = total + expert(row, wide["w13"][e], wide["w2"][e], w[t, j], limit, packed)
+        wanted.append(total)
     options: dict[str, Any] = {"bias": bias, "scale": 1.5, "shared": p["shared"], "limit": limit}
     for target in TARGETS:
         y = moe.moe_forward(x, p["gate"], p["experts"], 2, target=target, **options)
         assert y.shape == x.shape and y.dtype == BF16
-        # A rounding of a hidden element may fall the other way: then one code of FP8 or bfloat16 differs.
-        error = np.abs(y.astype(np.float64) - wanted)
-        assert error.max() <= 0.02 * np.abs(wanted).max() and np.median(error) <= 2.0**-8 * np.abs(wanted).max()
+        assert all(row.holds(y[t : t + 1], "bfloat16") for t, row in enumerate(wanted))
         unclamped = moe.moe_forward(x, p["gate"], p["experts"], 2, target=target, **{**options, "limit": None})
-        assert np.abs(unclamped.astype(np.float64) - wanted).max() > 10 * error.max()
+        assert not any(row.holds(unclamped[t : t + 1], "bfloat16") for t, row in enumerate(wanted))
         if not packed:
             e = p["experts"]
             ahead = moe.Experts(

@@ -38,6 +38,24 @@ def large(Y: T.Tensor((4,), "float32")) -> None:
             Y[i] = S[i]
 
 
+@T.prim_func
+def uncleared(A: T.Tensor((4, 4), "float32"), C: T.Tensor((4, 4), "float32")) -> None:
+    with T.Kernel(1) as block:
+        a = T.alloc_shared((4, 4), "float32")
+        acc = T.alloc_fragment((4, 4), "float32")
+        T.copy(A, a)
+        for k in T.serial(2):
+            T.gemm(a, a, acc, clear_accum=k == block + 1)
+        T.copy(acc, C)
+
+
+@T.prim_func
+def racing(A: T.Tensor((8,), "float32")) -> None:
+    with T.Kernel(2) as half:
+        for i in T.Parallel(4):
+            A[half * 4] = A[half * 4 + i]
+
+
 n = T.dynamic("n")
 
 
@@ -47,10 +65,13 @@ def shown(A: T.Tensor((n,), "float32")) -> None:
         T.print(A)
 
 
-FOUR = np.ones(4, np.float32)
+FOUR, CHECKED = np.ones(4, np.float32), "numpy:checked"
 REFUSED: dict[str, Callable[[], Any]] = {
     "grid_negative": lambda: tiledsl.compile(scaled)(-1, FOUR, FOUR.copy()),
     "grid_empty": lambda: tiledsl.compile(scaled, out_idx=[2])(0, FOUR),
+    "output_forgotten": lambda: tiledsl.compile(scaled)(1, FOUR),
+    "accumulator_uncleared": lambda: tiledsl.compile(uncleared, out_idx=[1])(np.eye(4, dtype="f4"), target=CHECKED),
+    "race_of_iterations": lambda: tiledsl.compile(racing)(np.arange(8, dtype="f4"), target=CHECKED),
     "output_unwritten": lambda: tiledsl.compile(silent, out_idx=[1])(FOUR),
     "not_enough_memory": lambda: tiledsl.compile(large)(FOUR.copy(), target="llvm"),
     "print_symbolic": lambda: tiledsl.compile(shown)(FOUR, target="llvm"),

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels_support import same_bits
-from v4_reference import BF16, E4M3, TARGETS, Array, F, fp8_cast, loud
+from kernels_support import attention_reference, same_bits, worst
+from running_error import Ball, ball, concatenate
+from v4_reference import BF16, E4M3, TARGETS, Array, F, fp8_cast, loud, rounded, to_fp8
 
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import deepseek_v4 as v4
@@ -18,8 +19,14 @@ from tiledsl.testing import assert_targets_agree
 HADAMARD = np.array([[(-1) ** bin(i & j).count("1") for j in range(128)] for i in range(128)], np.float64)
 
 
-def rounded(x: Array) -> Array:
-    return x.astype(F).astype(BF16).astype(np.float64)
+def peaks(v: Ball) -> Ball:
+    """Of each row the largest size."""
+    return Ball(np.abs(v.value).max(-1, keepdims=True), v.error.max(-1, keepdims=True))
+
+
+def eight_bits(v: Ball, scale: Array) -> Ball:
+    """The codes' values of v over its scale."""
+    return (v / scale).through(lambda x: to_fp8(x, E4M3).astype(np.float64))
 
 
 def entry_of(cache: Array, slot: int, page: int) -> tuple[Array, Array, Array]:
@@ -46,14 +53,13 @@ def test_entries(n: int, page: int, normed: bool, dtype: Any, seed: int) -> None
     slots = rng.permutation(pages * page)[:n].astype(np.int32)
     if n > 1:
         slots[0] = -1
-    wide = rounded(x)
+    wide = ball(rounded(x))
     latent = wide[:, :512]
     if weight is not None:
-        latent = latent / np.sqrt((latent * latent).mean(1, keepdims=True) + 1e-6) * weight.astype(np.float64)
-        latent = rounded(latent)
-    a, b, c, s = wide[:, 512::2], wide[:, 513::2], cos[at].astype(np.float64), sin[at].astype(np.float64)
-    turned = np.stack([a * c - b * s, b * c + a * s], -1).reshape(n, 64)
-    codes, scales = fp8_cast(latent, 1, 128)
+        latent = (latent / ((latent * latent).mean(1, keepdims=True) + 1e-6).sqrt() * weight).through(rounded)
+    a, b, c, s = wide[:, 512::2], wide[:, 513::2], cos[at], sin[at]
+    turned = concatenate([a * c - b * s, b * c + a * s], 1)
+    codes, scales = fp8_cast(latent.value, 1, 128)
     for target in TARGETS:
         cache = np.full((pages, v4.mla_page_bytes(page)), 7, np.uint8)
         assert cache.shape[1] == 656 * page
@@ -66,15 +72,13 @@ def test_entries(n: int, page: int, normed: bool, dtype: Any, seed: int) -> None
                 continue
             written[slot // page, slot % page * 656 : slot % page * 656 + 656] = True
             q, scale, rope = entry_of(cache, int(slot), page)
-            np.testing.assert_allclose(
-                rope.astype(np.float64), turned[i], rtol=2.0**-7, atol=2.0**-7 * abs(wide[i]).max()
-            )
+            assert turned[i].holds(np.concatenate([rope[0::2], rope[1::2]]), "bfloat16")
             if weight is None:  # then nothing is rounded before the cast: bit for bit
                 assert same_bits(scale, scales[i]) and same_bits(q, codes[i])
             else:
-                np.testing.assert_allclose(scale, scales[i], rtol=2.0**-7)
-                steps = np.abs(q.astype(np.float64) * np.repeat(scale, 128) - latent[i])
-                assert (steps <= 2.0**-3.9 * np.abs(latent[i]) + 2.0**-9 * np.repeat(scale, 128)).all()
+                rows = latent[i].reshape(4, 128)
+                assert (peaks(rows) * (1 / 448)).holds(scale[:, None])
+                assert eight_bits(rows, scale[:, None]).holds(q.astype(np.float64).reshape(4, 128))
             exact = (q.astype(F) * np.repeat(scale, 128)).astype(BF16)
             assert same_bits(values[i], np.concatenate([exact, rope]))
         assert (cache[~written] == 7).all()
@@ -102,25 +106,22 @@ def test_sparse_attention_over_entries(heads: int) -> None:
         o, lse = v4.sparse_attention(q, cache, chosen, page_size=8, value_dim=512, return_lse=True, target=target)
         plain = v4.sparse_attention(q, rows, chosen, value_dim=512, return_lse=True, target=target)
         assert same_bits(o, plain[0]) and same_bits(lse, plain[1]) and o.shape == (3, heads, 512)
-        keys = rows[chosen[1]].astype(np.float64)
-        s = q[1].astype(np.float64) @ keys.T / 24
-        p = np.exp(s - s.max(1, keepdims=True))
-        np.testing.assert_allclose(o[1].astype(np.float64), p / p.sum(1, keepdims=True) @ keys[:, :512], atol=0.02)
-        np.testing.assert_allclose(lse[1], np.log(p.sum(1)) + s.max(1), rtol=1e-5)
+        keys = rows[chosen[1]][None, None]
+        found = attention_reference(q[1][None, :, None], keys, keys[..., :512], np.ones(1, bool), 1 / 24, "bfloat16")
+        exact, exact_lse, bound, lse_bound = (x[0, :, 0] for x in found)
+        assert worst(o[1], exact, bound) <= 1 and worst(lse[1], exact_lse, lse_bound) <= 1
         assert not o[2].astype(F).any() and np.isneginf(lse[2]).all()
 
 
-def rotated(x: Array, norm: tuple[Array, Array] | None, cos: Array, sin: Array, at: Array) -> Array:
-    """What is cast: float64 of bfloat16 values; the first 64 elements in pairs (j, j + 32)."""
-    x = rounded(x)
+def rotated(x: Array, norm: tuple[Array, Array] | None, cos: Array, sin: Array, at: Array) -> Ball:
+    """What is cast: values of bfloat16; the first 64 elements in pairs (j, j + 32)."""
+    v = ball(rounded(x))
     if norm is not None:
-        weight, bias = (v.astype(np.float64) for v in norm)
-        x = x - x.mean(-1, keepdims=True)
-        x = rounded(x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * weight + bias)
-    a, b, c, s = x[..., :32], x[..., 32:64], cos[at].astype(np.float64), sin[at].astype(np.float64)
-    y = x.copy()
-    y[..., :32], y[..., 32:64] = rounded(a * c - b * s), rounded(b * c + a * s)
-    return rounded(y @ HADAMARD * 128**-0.5)
+        v = v - v.mean(-1, keepdims=True)
+        v = (v / ((v * v).mean(-1, keepdims=True) + 1e-6).sqrt() * norm[0] + norm[1]).through(rounded)
+    a, b, c, s = v[..., :32], v[..., 32:64], cos[at], sin[at]
+    y = concatenate([(a * c - b * s).through(rounded), (b * c + a * s).through(rounded), v[..., 64:]], v.ndim - 1)
+    return (y @ HADAMARD * 128**-0.5).through(rounded)
 
 
 @settings(max_examples=8)
@@ -157,9 +158,8 @@ def test_indexer(n: int, page: int, heads: int, normed: bool, dtype: Any, seed: 
         q8 = codes[..., :128].copy().view(E4M3).astype(np.float64)
         sq = codes[..., 128:].copy().view(F)[..., 0]
         for got, scale, wanted in ((k8.astype(np.float64), sk, exact), (q8, sq, exact_q)):
-            np.testing.assert_allclose(scale, np.abs(wanted).max(-1) / 448, rtol=2.0**-6)
-            off = np.abs(got * scale[..., None] - wanted)
-            assert (off <= 2.0**-4 * np.abs(wanted) + 2.0**-6 * np.abs(wanted).max(-1, keepdims=True)).all()
+            assert (peaks(wanted) * (1 / 448)).holds(scale[..., None])
+            assert eight_bits(wanted, scale[..., None]).holds(got)
         dots = np.maximum(np.einsum("thd,sd->ths", q8, k8.astype(np.float64)), 0)
         folded = (w * sq).astype(F).astype(np.float64)
         logits = v4.index_logits_fp8(codes, w, cache, page, visible, n, block_table=table, target=target)
@@ -183,9 +183,11 @@ def test_the_transform_and_the_order_of_pairs() -> None:
     v4.write_index_keys_fp8(units, None, None, cos, sin, at, np.arange(2, dtype=np.int32), cache, 1)
     values = cache[:, :128].copy().view(E4M3).astype(np.float64) * cache[:, 128:].copy().view(F)
     row = float(np.asarray(8 * 128**-0.5, F).astype(BF16))
-    np.testing.assert_allclose(values[0], HADAMARD[77] * row, rtol=1e-6)
-    wanted = (HADAMARD[0] * rounded(8 * cos[1, :1]) + HADAMARD[32] * rounded(8 * sin[1, :1])) * 128**-0.5
-    np.testing.assert_allclose(values[1], wanted, rtol=0.07, atol=0.01)
+    scales = cache[:, 128:].copy().view(F)
+    assert Ball(HADAMARD[77] * row, roundings=2).holds(values[0])  # the scale's, and the quotient's
+    turned = [ball(HADAMARD[32 * i]) * rounded(8 * t[1, :1]) for i, t in enumerate((cos, sin))]
+    wanted = ((turned[0] + turned[1]) * 128**-0.5).through(rounded)
+    assert (eight_bits(wanted, scales[1]) * scales[1]).holds(values[1])
 
 
 def test_targets_agree() -> None:

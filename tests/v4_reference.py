@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from running_error import Ball
 
 from tiledsl import config
 from tiledsl.backend import load_backend
@@ -76,6 +77,23 @@ def fp8_cast(x: Array, r: int, c: int, dtype: Any = E4M3, e8m0: bool = False, fl
     wide = spread(s.astype(F), r, c, x.shape)
     with np.errstate(all="ignore"):
         return to_fp8(x.astype(F) / wide, dtype), s
+
+
+def rounded(x: Array) -> Array:
+    """Values of bfloat16, by way of float32."""
+    return x.astype(F).astype(BF16).astype(np.float64)
+
+
+def through_fp8(v: Ball, c: int = 128) -> Ball:
+    """The values of v cast to FP8 with a power of two per row and c columns; each power has to be certain."""
+
+    def values(x: Array) -> Array:
+        q, s = fp8_cast(x, 1, c, e8m0=True)
+        return q.astype(np.float64) * spread(s.astype(np.float64), 1, c, x.shape)
+
+    scales = [fp8_cast(np.maximum(np.abs(v.value) + e, 0), 1, c, e8m0=True)[1] for e in (-v.error, v.error)]
+    assert (scales[0] == scales[1]).all()
+    return v.through(values)
 
 
 def fp4_cast(x: Array) -> tuple[Array, Array]:
