@@ -1,8 +1,9 @@
 """Running error analysis: a formula that computes, beside its float64 values, bounds of what float32 makes of them.
 
-Every operation counts as rounded once (functions twice), to u = 2^-24 of its size; a sum of k terms, in whatever order,
-as min(k, 6 sqrt k) times u of its terms' sizes (independent roundings). Errors of operands go through each operation by
-its slope. `gradients` goes the formula backwards, in the same arithmetic.
+Every operation counts as rounded once (functions twice), to u = 2^-24 of its size. A sum of k terms t counts as k u of
+their sizes, or, if that is less, as 6 sqrt(k) u (|sum| + |t|_2): roundings are independent, and partial sums of draws,
+in whatever order, are about that large. Errors of operands go through each operation by its slope. `gradients` goes the
+formula backwards, in the same arithmetic.
 
 Where errors go round many times (forty normalisations, ten products of one matrix) such a worst case grows without
 saying anything. `sampled` then runs the formula several times, each operation off by a random part of its own rounding,
@@ -79,7 +80,7 @@ class Ball:
     def __matmul__(self, other: Any) -> Ball:
         a, b = self, ball(other)
         x, y = np.abs(a.value), np.abs(b.value)
-        own = _sum_error(a.shape[-1]) * ((x + a.error) @ (y + b.error))
+        own = _sum_error(a.shape[-1], a.value @ b.value, (x + a.error) @ (y + b.error), (x * x) @ (y * y))
         back = (a, lambda g: g @ b.swap()), (b, lambda g: a.swap() @ g)
         return Ball(a.value @ b.value, a.error @ (y + b.error) + x @ b.error, 1, back, own)
 
@@ -88,8 +89,10 @@ class Ball:
         return Ball(self.value.swapaxes(-1, -2), self.error.swapaxes(-1, -2), 0, ((self, lambda g: g.swap()),))
 
     def sum(self, axis: Any, keepdims: bool = False) -> Ball:
-        value, size = (x.sum(axis, keepdims=True) for x in (self.value, np.abs(self.value) + self.error))
-        off, own = self.error.sum(axis, keepdims=True), _sum_error(self.value.size // max(value.size, 1)) * size
+        sizes = np.abs(self.value) + self.error
+        value, size, squares = (x.sum(axis, keepdims=True) for x in (self.value, sizes, sizes * sizes))
+        off = self.error.sum(axis, keepdims=True)
+        own = _sum_error(self.value.size // max(value.size, 1), value, size, squares)
         shape = value.shape if keepdims else self.value.sum(axis).shape
         ones = np.ones(self.shape)
         back = lambda g: Ball(g.value.reshape(value.shape) * ones, g.error.reshape(value.shape) * ones)  # noqa: E731
@@ -147,10 +150,10 @@ class Ball:
         s.back = ((self, lambda g: g * s * (1 - s)),)
         return s
 
-    def holds(self, got: Array, dtype: str = "float32", factor: float = 1.0) -> bool:
-        """Whether `got`, stored in the dtype, is within `factor` bounds."""
-        off = factor * self.error
-        return worst(got, self.value, off + rounding(np.abs(self.value) + off, dtype)) <= 1
+    def holds(self, got: Array, dtype: str = "float32") -> bool:
+        """Whether `got`, stored in the dtype, is within the bound."""
+        assert np.isfinite(self.error).all(), "a bound that says nothing"
+        return worst(got, self.value, self.error + rounding(np.abs(self.value) + self.error, dtype)) <= 1
 
 
 def ball(x: Any) -> Ball:
@@ -214,8 +217,8 @@ def _fold(g: Ball, shape: tuple[int, ...]) -> Ball:
     return g.sum(axes, keepdims=True).reshape(*shape) if axes else g
 
 
-def _sum_error(terms: int) -> float:
-    return min(terms, 6 * terms**0.5) * U
+def _sum_error(terms: int, total: Array, sizes: Array, squares: Array) -> Array:
+    return U * np.minimum(terms * sizes, 6 * terms**0.5 * (np.abs(total) + np.sqrt(squares)))
 
 
 def sampled(formula: Callable[[], Sequence[Ball]], samples: int = 8) -> list[tuple[Array, float]]:
