@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import linecache
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -300,3 +302,49 @@ T.fill(best, T.min_value("{dtype}"))
         np.testing.assert_array_equal(
             np.delete(y, [] if threads else [3], 0), np.delete(want, [] if threads else [3], 0)
         )
+
+
+# -- where code lies in memory --------------------------------------------------------------------------------------
+FAR = """
+import ctypes, mmap
+from llvmlite import ir
+from tiledsl.backends.cpu.native import compile_module, host_cpu, load_object
+
+word, byte, pointer = ir.IntType(64), ir.IntType(8), ir.PointerType()
+
+def code(words):  # f(i) = i, by way of a table and of memset
+    module = ir.Module("far")
+    table = ir.GlobalVariable(module, ir.ArrayType(word, words), "table")
+    table.global_constant, table.linkage = True, "internal"
+    table.initializer = ir.Constant(table.value_type, list(range(words)))
+    clear = ir.Function(module, ir.FunctionType(pointer, [pointer, ir.IntType(32), word]), "memset")
+    b = ir.IRBuilder(ir.Function(module, ir.FunctionType(word, [word]), "f").append_basic_block())
+    i, room = b.function.args[0], b.alloca(word, 64)
+    b.call(clear, [room, ir.Constant(ir.IntType(32), 0), b.mul(b.and_(i, ir.Constant(word, 63)), ir.Constant(word, 8))])
+    b.ret(b.load(b.gep(table, [ir.Constant(word, 0), i])))
+    return compile_module([module], host_cpu())
+
+def take(size):
+    m = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    kept.append(m)
+    return ctypes.addressof(ctypes.c_char.from_buffer(m))
+
+kept = []
+objects = [code(8), code(1 << 15)]
+low = take(3 << 30)  # never touched
+for size in (1 << 24, 1 << 20, 1 << 16):  # above it no room is left but for little pieces
+    while take(size) > low:
+        pass
+for made in objects:
+    kept.append(load_object(made, ["f"]))
+    assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(kept[-1].addresses["f"])(5) == 5
+print("found")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="maps memory as POSIX does")
+def test_code_loads_where_memory_is_in_pieces() -> None:
+    """Beside gigabytes of arrays, code and its constants still come together."""
+    pytest.importorskip("llvmlite")
+    ended = subprocess.run([sys.executable, "-c", FAR], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0 and ended.stdout == "found\n", ended.stderr[-500:]

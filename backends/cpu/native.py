@@ -125,7 +125,10 @@ _serial = itertools.count()
 @cache
 def _jit() -> Any:
     _initialize()
-    return llvm.create_lljit_compiler(_machine(_this_machine()))
+    # JITLink puts all of an object into one piece of memory. The older loader maps code and constants where each finds
+    # room; beside gigabytes of arrays that is too far apart for 32-bit distances, and it ends the process.
+    here = _this_machine()
+    return llvm.create_lljit_compiler(_machine(here), use_jit_link="windows" not in here.triple)
 
 
 _V3 = "+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe"
