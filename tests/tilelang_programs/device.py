@@ -195,8 +195,29 @@ def test_threads_and_copies():
     assert all(p.is_cuda and p.dtype is torch.half for p in twin.parameters())
     twin.load_state_dict(model.state_dict())
     data = torch.utils.data.TensorDataset(torch.arange(6.0))
-    for (batch,) in torch.utils.data.DataLoader(data, batch_size=3, pin_memory=True):
-        assert scaled(3, 2.0)(batch.cuda(non_blocking=True)).sum() == 2 * batch.sum()
+    for workers in (0, 1):
+        for (batch,) in torch.utils.data.DataLoader(data, batch_size=3, num_workers=workers, pin_memory=True):
+            assert scaled(3, 2.0)(batch.cuda(non_blocking=True)).sum() == 2 * batch.sum()
+
+
+def test_what_one_thread_does_is_not_seen_by_others():
+    """A kernel at work knows where things lie in truth; a thread beside it still has a GPU."""
+    begun, seen = threading.Event(), []
+
+    def look():
+        begun.wait()
+        while not seen or seen[-1] is not None:
+            seen.append(None if done.is_set() else torch.ones(1, device="cuda").pin_memory().is_cuda)
+
+    done, other = threading.Event(), threading.Thread(target=look)
+    other.start()
+    kernel, x = scaled(1 << 20, 2.0), torch.ones(1 << 20, device="cuda")
+    begun.set()
+    for _ in range(20):
+        kernel(x)
+    done.set()
+    other.join()
+    assert seen[-1] is None and all(seen[:-1])
 
 
 @torch.compile

@@ -22,17 +22,25 @@ from tiledsl.compat import graphs, streams
 __all__ = ["MULTIPROCESSORS", "pretended", "real"]
 
 MULTIPROCESSORS = 132
-_DEPTH = [0]  # above 0: tiledsl itself is at work and wants to know the truth
+
+
+class _Depth(threading.local):
+    """Above 0: tiledsl itself is at work in this thread and wants to know the truth."""
+
+    real = 0
+
+
+_depth = _Depth()
 
 
 @contextlib.contextmanager
 def real() -> Iterator[None]:
     """Inside, torch says where things are in truth."""
-    _DEPTH[0] += 1
+    _depth.real += 1
     try:
         yield
     finally:
-        _DEPTH[0] -= 1
+        _depth.real -= 1
 
 
 def _is_cuda(device: Any) -> bool:
@@ -66,7 +74,7 @@ def _mode() -> Any:
     class Redirect(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = dict(kwargs or {})
-            if _DEPTH[0]:
+            if _depth.real:
                 return func(*args, **kwargs)
             if func in getters and args[0].device.type == "cpu":  # the truth: modes are off in here
                 return getters[func]
@@ -286,6 +294,12 @@ def _redirect_modules(patch: Callable[[Any, str, Any], None]) -> None:
         return load(f, map_location=_redirected(map_location), **kw)
 
     patch(torch.nn.Module, "to", to)
+    shared = torch.UntypedStorage._new_shared  # batches that workers of a loader put together
+
+    def new_shared(cls: Any, size: int, *, device: Any = "cpu") -> Any:
+        return shared(size, device=_redirected(device))
+
+    patch(torch.UntypedStorage, "_new_shared", classmethod(new_shared))
     patch(torch.Tensor, "record_stream", lambda self, stream: None)  # its argument is looked at before any mode
     patch(torch.nn.Module, "cuda", lambda self, device=None: self)
     patch(torch, "set_default_device", set_default_device)
