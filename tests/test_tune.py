@@ -85,14 +85,22 @@ def test_progress_where_nobody_watches(tmp_path: Path, capsys: pytest.CaptureFix
     assert last.startswith("tiledsl: best of 3: {'ms': 1}: ")
 
 
+class Unlucky:
+    """A configuration on which a program's own code raises something of its own."""
+
+    def __rmul__(self, x: Any) -> Any:
+        raise LookupError("no such configuration")
+
+
 def test_failures_keep_their_diagnostics(tmp_path: Path) -> None:
     def check(kernel: Any, given: Any) -> None:
         np.testing.assert_array_equal(kernel(*given), 2 * A)
 
-    configs = [{"block": 8, "factor": 3}, {"block": "eight"}, {"block": 16}]
+    configs = [{"block": 8, "factor": 3}, {"block": "eight"}, {"block": 16}, {"block": 8, "factor": Unlucky()}]
     found = tune(scaled, configs, args=(33,), inputs=lambda k: [A], check=check, warmup=0, rep=1, store=Store(tmp_path))
     assert found.config == {"block": 16} and np.array_equal(found.kernel(A), 2 * A)
-    wrong, broken = found.failures
+    wrong, broken, raised = found.failures
+    assert raised.error == "no such configuration"
     assert wrong.error is not None and "Mismatched elements" in wrong.error
     assert broken.error is not None and broken.kernel is None
     with pytest.raises(TileRuntimeError, match="none of the 1 configurations"):

@@ -1,6 +1,7 @@
 """Members of kernels, profilers and tuners, and what kernels give back that have no inputs or no outputs."""
 
 import enum
+import functools
 import logging
 
 import pytest
@@ -128,8 +129,21 @@ def test_what_lowering_gives():
     assert isinstance(artifact, CompiledArtifact) and isinstance(artifact.params[0], KernelParam)
     assert artifact.kernel_source == str(artifact.device_mod) and "main" in str(artifact.host_mod)
     assert artifact.rt_mod.imports[0].inspect_source() == artifact.rt_mod.imported_modules[0].get_source()
+    assert kernel.artifact.kernel_source == artifact.kernel_source == str(kernel.rt_mod)
     made = [get_tensor_supply(TensorSupplyType.Integer)(p) for p in artifact.params]
     assert made[0].shape == (8,) and made[0].dtype is torch.float32
+
+
+def test_switches_of_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TILEDSL_CACHE_DIR", "")
+    tilelang.set_cache_dir(tmp_path)
+    assert tilelang.get_cache_dir() == str(tmp_path) and counted(7)().tolist() == list(range(7))
+    assert tilelang.env.env.is_cache_enabled() and any(tmp_path.rglob("*"))
+    tilelang.disable_cache()
+    assert not tilelang.is_cache_enabled()
+    tilelang.enable_cache()
+    tilelang.cache.clear_cache()
+    assert tilelang.env.is_cache_enabled()
 
 
 def test_keys_of_pass_configurations():
@@ -146,15 +160,16 @@ class Policy(enum.Enum):
 
 
 def test_a_tuner_whose_profile_is_given_where_old_versions_took_it(capfd):
-    def factory(policy=None, extra=None):
+    def factory(n, policy=None, extra=None):
         @T.prim_func
-        def main(A: T.Tensor((64,), "float32"), B: T.Tensor((64,), "float32")):
-            with T.Kernel(T.ceildiv(64, policy.value), threads=32) as bx:
+        def main(A: T.Tensor((n,), "float32"), B: T.Tensor((n,), "float32")):
+            with T.Kernel(T.ceildiv(n, policy.value), threads=32) as bx:
                 for i in T.Parallel(policy.value):
                     B[bx * policy.value + i] = A[bx * policy.value + i] + extra
 
         return main
 
+    factory = functools.partial(factory, 64)  # any callable that gives a kernel
     tuner = AutoTuner.from_kernel(kernel=factory, configs=[{"policy": p, "extra": e} for p in Policy for e in (1, 2)])
     tuner.set_compile_args(out_idx=-1, supply_type=TensorSupplyType.Zero, ref_prog=lambda a: a + 2, target="cuda")
     best = tuner.run(warmup=1, rep=1)

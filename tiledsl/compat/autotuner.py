@@ -12,6 +12,7 @@ from typing import Any
 
 import tiledsl.tune as tune_
 from tiledsl.compat import jit as jit_
+from tiledsl.compat.language import tilelang_meaning
 from tiledsl.compat.notices import notice
 from tiledsl.compat.profiler import Profiler, TensorSupplyType
 
@@ -134,10 +135,17 @@ class AutoTuner:
         self.profile.rep = self.profile.rep if rep is None else rep
         return self._run((), {})
 
+    def _make(self, *args: Any, **kwargs: Any) -> jit_.JITKernel:
+        """A kernel of the factory, which may be any callable that gives a kernel or what becomes one."""
+        if isinstance(self.fn, jit_.JITImpl):
+            return self.fn.compile(*args, **kwargs)
+        with tilelang_meaning():
+            made = self.fn(*args, **kwargs)
+        return made if isinstance(made, jit_.JITKernel) else jit_.compile(made, **self.compile_args)
+
     def _run(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], arrays: Sequence[Any] | None = None
     ) -> AutotuneResult:
-        fn = self.fn if isinstance(self.fn, jit_.JITImpl) else jit_.jit(self.fn, **self.compile_args)
         configs = _configs(self.configs, args, kwargs)
         p, made = self.profile, dict[Any, list[Any]]()
 
@@ -163,7 +171,7 @@ class AutoTuner:
                 profiler.assert_allclose(p.ref_prog, given, p.atol, p.rtol, p.max_mismatched_ratio)
 
         found = tune_.tune(
-            lambda *a, **kw: fn.compile(*a, **kw),
+            self._make,
             _listed(configs),
             args=args,
             kwargs=kwargs,

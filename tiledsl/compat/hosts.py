@@ -43,6 +43,18 @@ def prev_power_of_2(n: int) -> int:
     return 1 << (n.bit_length() - 1) if n > 0 else 0
 
 
+cache_used = [True]  # what the program said last; kernels are found by their content, so that a cache cannot harm
+
+
+def use_cache(on: bool) -> None:
+    cache_used[:] = [on]
+
+
+def set_cache_dir(path: Any) -> None:
+    """Where compiled kernels are kept from now on."""
+    os.environ[config.CACHE_DIR.env] = str(path)
+
+
 def on_gpu() -> bool:
     """Kernels run on a real GPU; everywhere else the device is pretended."""
     return config.TARGET.get().partition(":")[0] == "cuda"

@@ -15,7 +15,7 @@ from typing import Any
 
 import tiledsl
 from tiledsl.compat import graphs, hosts
-from tiledsl.compat.artifact import CompiledArtifact
+from tiledsl.compat.artifact import CompiledArtifact, Module
 from tiledsl.compat.language import tilelang_meaning
 from tiledsl.compat.notices import notice, pass_configs
 from tiledsl.compat.pretended_cuda import real
@@ -104,7 +104,7 @@ class JITKernel:
         self.latency: float | None = None
         self.ref_latency: float | None = None
         self.tuner_result: Any = None
-        self.artifact = self.adapter = self
+        self.adapter = self
         self.target = os.environ.get("TILEDSL_TARGET", "cpu")
         self.resource_usage: dict[str, int] = {}
         self.n_regs = self.n_spills = 0
@@ -119,6 +119,17 @@ class JITKernel:
         """The arguments, with the address of a tensor that is given for a T.ptr parameter."""
         given = [i for i in self._pointers if i < len(args) and getattr(args[i], "ndim", None)]
         return tuple(x.data_ptr() if i in given else x for i, x in enumerate(args)) if given else args
+
+    @functools.cached_property
+    def artifact(self) -> CompiledArtifact:
+        """The texts."""
+        return CompiledArtifact.of(self)
+
+    @property
+    def rt_mod(self) -> Module:
+        return self.artifact.rt_mod
+
+    rt_module = rt_mod
 
     @property
     def torch_function(self) -> Callable[..., Any]:

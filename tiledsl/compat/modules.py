@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from tiledsl import config
 from tiledsl.compat import absent, artifact, autotuner, carver, hosts, profiler, quantize, sparse, testing, tools
 from tiledsl.compat import jit as jit_
 from tiledsl.compat import layouts as layouts_
@@ -74,11 +75,11 @@ def build(top: dict[str, Any], words: ModuleType) -> None:
     kinds = profiler.TensorSupplyType
     cache: dict[str, Any] = {
         "clear_cache": _nothing,
-        "disable_cache": _nothing,
-        "enable_cache": _nothing,
-        "is_cache_enabled": lambda: True,
-        "set_cache_dir": _nothing,
-        "get_cache_dir": lambda: None,
+        "disable_cache": lambda: hosts.use_cache(False),
+        "enable_cache": lambda: hosts.use_cache(True),
+        "is_cache_enabled": lambda: hosts.cache_used[-1],
+        "set_cache_dir": hosts.set_cache_dir,
+        "get_cache_dir": config.CACHE_DIR.get,
     }
     tuners = {n: getattr(autotuner, n) for n in autotuner.__all__}
     kernels = {"JITKernel": jit_.JITKernel, "compile": jit_.compile, "par_compile": jit_.par_compile}

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import functools
-import os
-import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -122,6 +119,12 @@ def _answers(capability: tuple[int, int]) -> dict[str, Any]:
         total_memory=80 * 2**30,
         warp_size=32,
         max_threads_per_multi_processor=2048,
+        max_threads_per_block=1024,
+        clock_rate=1980000,
+        memory_clock_rate=2619000,
+        memory_bus_width=5120,
+        uuid="00000000-0000-0000-0000-000000000000",
+        pci_bus_id=0,
         regs_per_multiprocessor=65536,
         shared_memory_per_block=48 * 2**10,
         shared_memory_per_block_optin=227 * 2**10,
@@ -294,7 +297,7 @@ def _redirect_modules(patch: Callable[[Any, str, Any], None]) -> None:
         return load(f, map_location=_redirected(map_location), **kw)
 
     patch(torch.nn.Module, "to", to)
-    shared = torch.UntypedStorage._new_shared  # batches that workers of a loader put together
+    shared: Any = torch.UntypedStorage._new_shared  # batches that workers of a loader put together
 
     def new_shared(cls: Any, size: int, *, device: Any = "cpu") -> Any:
         return shared(size, device=_redirected(device))
@@ -340,7 +343,7 @@ def _redirect_operators(patch: Callable[[Any, str, Any], None]) -> None:
         register(self, op_name, fn, key, **kw)
 
     patch(torch.library.Library, "impl", impl)
-    choose = vars(attention)["_sdpa_kernel"]
+    choose: Any = vars(attention)["_sdpa_kernel"]
     patch(attention, "_sdpa_kernel", lambda backends, *more: choose([*backends, attention.SDPBackend.MATH], *more))
     patch(torch.backends.cuda, "enable_math_sdp", lambda enabled: None)
     if torch.distributed.is_available():
@@ -352,26 +355,28 @@ def _redirect_operators(patch: Callable[[Any, str, Any], None]) -> None:
         patch(torch.distributed, "init_process_group", init_process_group)
 
 
-def _redirect_compiler(patch: Callable[[Any, str, Any], None]) -> None:
-    """torch.compile looks at kernels from outside, and does without a C++ compiler where there is none."""
+def _redirect_tools(patch: Callable[[Any, str, Any], None]) -> None:
+    """torch.compile gives the function itself: its compiler asks tensors where they lie, in truth and not. Profilers
+    look at the host alone."""
     import torch
 
-    make = torch.compile
-    compilers = [os.environ.get("CXX"), "g++", "clang++", "c++", "cl"]
-
-    @functools.wraps(make)
     def compile(model: Any = None, **options: Any) -> Any:
-        from tiledsl.compat import jit
-
-        for kind in (jit.JITKernel, jit.JITImpl):
-            if not hasattr(kind.__call__, "_torchdynamo_disable"):
-                hidden: Any = torch.compiler.disable
-                patch(kind, "__call__", hidden(kind.__call__))
-        if not any(map(shutil.which, filter(None, compilers))):
-            options = {"backend": "eager", **{k: v for k, v in options.items() if k in ("fullgraph", "dynamic")}}
-        return make(model, **options)
+        return compile if model is None else model
 
     patch(torch, "compile", compile)
+    begin: Any = vars(torch.profiler)["_KinetoProfile"].__init__
+
+    def profile(self: Any, *, activities: Any = None, **options: Any) -> None:
+        begin(self, activities=[torch.profiler.ProfilerActivity.CPU], **options)
+
+    patch(vars(torch.profiler)["_KinetoProfile"], "__init__", profile)
+    patch(torch.autograd.profiler, "emit_nvtx", lambda *args, **kw: contextlib.nullcontext())
+    patch(torch.nn.DataParallel, "forward", lambda self, *args, **kw: self.module(*args, **kw))
+    patch(torch.backends.cuda, "cufft_plan_cache", _Silent())
+    for name in ("preferred_linalg_library", "preferred_blas_library"):
+        patch(torch.backends.cuda, name, lambda backend=None: backend)
+    for name in ("_record_memory_history", "_dump_snapshot", "_snapshot"):
+        patch(torch.cuda.memory, name, lambda *args, **kw: None)
 
 
 def _redirect_gradients(patch: Callable[[Any, str, Any], None]) -> None:
@@ -451,14 +456,15 @@ def pretended(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
             if hasattr(torch, "accelerator") and hasattr(torch.accelerator, name):
                 patch(torch.accelerator, name, value)
         patch(torch.cuda.nvtx, "_nvtx", _Silent())
-        patch(torch.backends.cuda, "is_built", lambda: True)
         patch(torch, "Generator", _generator())
+        patch(torch, "Stream", streams.Stream)
+        patch(torch, "Event", streams.DeviceEvent)
         _redirect_modules(patch)
         _redirect_autocast(patch)
         _redirect_threads(patch)
         _redirect_gradients(patch)
         _redirect_operators(patch)
-        _redirect_compiler(patch)
+        _redirect_tools(patch)
         if not torch.version.cuda:
             patch(torch.version, "cuda", "12.8")
         with _mode():

@@ -8,7 +8,16 @@ import threading
 import time
 from typing import Any
 
-__all__ = ["Event", "ExternalStream", "Stream", "StreamContext", "current_stream", "default_stream", "set_stream"]
+__all__ = [
+    "DeviceEvent",
+    "Event",
+    "ExternalStream",
+    "Stream",
+    "StreamContext",
+    "current_stream",
+    "default_stream",
+    "set_stream",
+]
 
 _numbers = itertools.count(1)
 
@@ -154,3 +163,10 @@ class Event:
 
     def ipc_handle(self) -> bytes:
         return b""
+
+
+class DeviceEvent(Event):
+    """torch.Event, which names its device first."""
+
+    def __init__(self, device: Any = None, **options: Any) -> None:
+        super().__init__(**options)
