@@ -1,8 +1,8 @@
 """Grouped product with MXFP4 weights packed ahead: what decoding a mixture of experts reads.
 
 The format is public. Panel p of a group holds the columns n = 64 p ... 64 p + 63 of weights [n, k]: data
-[groups, panels, k, 32] uint8, byte j of row k holding the codes of columns 64 p + j (low half) and 64 p + 32 + j
-(high half), so that a vector of bytes is two vectors of neighbours; scales [groups, panels, k / 32, 64]
+[groups, panels, k / 32, 16, 16] int32, bits 16 h + 4 c ... of word [b, r, j] holding the code of column 64 p + 16 c + j
+at k = 32 b + 2 r + h, so that a vector of words is eight vectors of neighbours; scales [groups, panels, k / 32, 64]
 float8_e8m0fnu. Columns beyond n are code 0 with scale code 0.
 """
 
@@ -24,8 +24,8 @@ from tiledsl.runtime import allocate
 
 __all__ = ["PackedMXFP4", "fp4_grouped_gemm", "fp4_grouped_gemm_kernel", "fp4_prepack", "fp4_prepack_kernel"]
 
-HALF = PANEL // 2
-STRIP = HALF // 2
+STRIP = PANEL // 4
+STRIPS = (0, 1, 2, 3)
 FEW = 3  # rows of a group that are multiplied one by one: unpacking costs less than passing through a tile
 DOUBLES = 0xC8643210  # twice the sizes of the eight codes: 0, 1, 2, 3, 4, 6, 8, 12
 
@@ -45,22 +45,24 @@ class PackedMXFP4:
 @tiledsl.jit
 def fp4_prepack_kernel(threads: int = 128) -> Any:
     """32 rows of a panel per block."""
-    G, N, K, panels = T.dynamic("G"), T.dynamic("N"), T.dynamic("K"), T.dynamic("panels")
+    G, N, B, panels = T.dynamic("G"), T.dynamic("N"), T.dynamic("B"), T.dynamic("panels")
 
     @T.prim_func
     def fp4_prepack(
-        Q: T.Tensor((G, N, K // 2), T.uint8),
-        S: T.Tensor((G, N, K // 32), E8M0),
-        Data: T.Tensor((G, panels, K, HALF), T.uint8),
-        Scale: T.Tensor((G, panels, K // 32, PANEL), E8M0),
+        Q: T.Tensor((G, N, B * 16), T.uint8),
+        S: T.Tensor((G, N, B), E8M0),
+        Data: T.Tensor((G, panels, B, 16, STRIP), T.int32),
+        Scale: T.Tensor((G, panels, B, PANEL), E8M0),
     ):
-        with T.Kernel(panels, K // 32, G, threads=threads) as (p, k, g):
+        with T.Kernel(panels, B, G, threads=threads) as (p, k, g):
             raw = T.alloc_shared((PANEL, 16), T.uint8)
             T.copy(Q[g, p * PANEL, k * 16], raw)
-            for i, j in T.Parallel(32, HALF):
-                low = (raw[j, i // 2] >> (i % 2 * 4)) & 15
-                high = (raw[j + HALF, i // 2] >> (i % 2 * 4)) & 15
-                Data[g, p, k * 32 + i, j] = low | (high << 4)
+            for i, j in T.Parallel(16, STRIP):
+                word = T.uint32(0)
+                for strip in STRIPS:
+                    pair = T.cast(raw[j + strip * STRIP, i], T.uint32)
+                    word = word | ((pair & 15) << (4 * strip)) | ((pair >> 4) << (16 + 4 * strip))
+                Data[g, p, k, i, j] = T.reinterpret(word, T.int32)
             for j in T.Parallel(PANEL):
                 Scale[g, p, k, j] = S[g, p * PANEL + j, k]
 
@@ -82,7 +84,7 @@ def fp4_prepack(q: Any, scale: Any, *, target: Any = None) -> PackedMXFP4:
     groups, n, k = fp4_matrix("fp4_prepack", "q", q, scale, "groups, n, k / 2")
     arrays.dtype_of("fp4_prepack", "q", q, ("uint8",))
     panels = blocks(n, PANEL)
-    data = allocate((groups, panels, k, HALF), as_dtype("uint8"), q)
+    data = allocate((groups, panels, k // 32, 16, STRIP), as_dtype("int32"), q)
     scales = allocate((groups, panels, k // 32, PANEL), as_dtype(E8M0), q)
     if groups and n and k:
         kernel = _fp4_prepack_kernel(tiles_for(target).threads)
@@ -102,15 +104,15 @@ def fp4_grouped_gemm_kernel(
     a_blocks = T.ceildiv(K, a_block) if a_block else 1
 
     def value(code: Any) -> Any:
-        """Twice the e2m1 of the low four bits, as float32: a table of nibbles in a word, and the sign's bit."""
-        size = T.cast((T.uint32(DOUBLES) >> ((code & 7) * 4)) & 15, T.float32)
+        """The e2m1 of the low four bits, as float32: a table of nibbles in a word, and the sign's bit."""
+        size = T.cast((T.uint32(DOUBLES) >> ((code & 7) * 4)) & 15, T.float32) * 0.5
         return T.reinterpret(T.reinterpret(size, T.uint32) | ((code & 8) << 28), T.float32)
 
     @T.prim_func
     def fp4_grouped_gemm(
         A: T.StridedTensor((M, K), (lda, 1), dtype),
         SA: T.Tensor((M, a_blocks), a_scale_dtype),
-        W: T.Tensor((G, panels, K, HALF), T.uint8),
+        W: T.Tensor((G, panels, K // 32, 16, STRIP), T.int32),
         S: T.Tensor((G, panels, K // 32, PANEL), E8M0),
         sizes: T.Tensor((G,), T.int32),
         tiles: T.int32,
@@ -123,42 +125,46 @@ def fp4_grouped_gemm_kernel(
             total = T.alloc_fragment((block_M, PANEL), T.float32)
             scale = T.alloc_fragment((PANEL,), T.float32)
             sa = T.alloc_fragment((block_M,), T.float32)
+
+            def by_column(row: Any, group: Any, p: Any, k: Any, j: Any) -> Any:
+                scale = T.cast(S[group, p, k, j], T.float32)
+                return T.cast(SA[row, k * 32 // a_block], T.float32) * scale if a_block else scale
+
             group, row, rows = find_rows(sizes, G, 0, by, block_M=block_M)
             if rows > 0 and block_M == 1:  # the product's chain written out: codes never leave registers
                 T.clear(total)
                 for k in T.serial(K // 32):
                     T.copy(A[row, k * 32], A_s)
                     for j in T.Parallel(STRIP):  # four chains side by side: one or two would wait for themselves
-                        first = T.alloc_var(T.float32, 0.0)
-                        second = T.alloc_var(T.float32, 0.0)
-                        third = T.alloc_var(T.float32, 0.0)
-                        fourth = T.alloc_var(T.float32, 0.0)
-                        for i in T.unroll(32):
-                            x = T.cast(A_s[0, i], T.float32)
-                            left = T.cast(W[group, bx, k * 32 + i, j], T.uint32)
-                            right = T.cast(W[group, bx, k * 32 + i, j + STRIP], T.uint32)
-                            first = T.fma(x, value(left), first)
-                            second = T.fma(x, value(right), second)
-                            third = T.fma(x, value(left >> 4), third)
-                            fourth = T.fma(x, value(right >> 4), fourth)
-                        for at, part_sum in ((0, first), (1, second), (2, third), (3, fourth)):
-                            by_column = T.cast(S[group, bx, k, j + at * STRIP], T.float32) * 0.5
-                            if a_block:
-                                by_column = T.cast(SA[row, k * 32 // a_block], T.float32) * by_column
-                            total[0, j + at * STRIP] = total[0, j + at * STRIP] + part_sum * by_column
+                        s0 = T.alloc_var(T.float32, 0.0)
+                        s1 = T.alloc_var(T.float32, 0.0)
+                        s2 = T.alloc_var(T.float32, 0.0)
+                        s3 = T.alloc_var(T.float32, 0.0)
+                        for i in T.unroll(16):
+                            word = T.reinterpret(W[group, bx, k, i, j], T.uint32)
+                            for h in (0, 16):
+                                x = T.cast(A_s[0, 2 * i + h // 16], T.float32)
+                                s0 = T.fma(x, value(word >> h), s0)
+                                s1 = T.fma(x, value(word >> (h + 4)), s1)
+                                s2 = T.fma(x, value(word >> (h + 8)), s2)
+                                s3 = T.fma(x, value(word >> (h + 12)), s3)
+                        for at, sum_of in enumerate((s0, s1, s2, s3)):
+                            c = j + at * STRIP
+                            total[0, c] = total[0, c] + sum_of * by_column(row, group, bx, k, c)
                 for j in T.Parallel(PANEL):
                     C[row, bx * PANEL + j] = total[0, j]
             elif rows > 0:
                 T.clear(total)
                 for k in T.Pipelined(K // 32, num_stages=2):
                     T.copy(A[row, k * 32], A_s)
-                    for i, j in T.Parallel(32, HALF):
-                        code = T.cast(W[group, bx, k * 32 + i, j], T.uint32)
-                        W_s[i, j] = value(code)
-                        W_s[i, j + HALF] = value(code >> 4)
+                    for i, j in T.Parallel(16, STRIP):
+                        word = T.reinterpret(W[group, bx, k, i, j], T.uint32)
+                        for h in (0, 1):
+                            for strip in STRIPS:
+                                W_s[2 * i + h, j + strip * STRIP] = value(word >> (16 * h + 4 * strip))
                     T.gemm(A_s, W_s, part, clear_accum=True)
                     for j in T.Parallel(PANEL):
-                        scale[j] = T.cast(S[group, bx, k, j], T.float32) * 0.5
+                        scale[j] = T.cast(S[group, bx, k, j], T.float32)
                     if a_block:
                         for i in T.Parallel(block_M):
                             sa[i] = T.cast(SA[row + i, k * 32 // a_block], T.float32)
