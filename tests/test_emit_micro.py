@@ -12,7 +12,7 @@ from llvmlite import ir as ll
 
 from tiledsl.backends.cpu.emit.bytes import Bytes
 from tiledsl.backends.cpu.emit.gemm import Blocking, blocking, emit_gemm
-from tiledsl.backends.cpu.emit.halves import Halves
+from tiledsl.backends.cpu.emit.halves import Halves, emit_turned, step
 from tiledsl.backends.cpu.emit.transpose import emit_transpose
 from tiledsl.backends.cpu.native import Cpu, Loaded, compile_module, host_cpu, load_object, x86_level
 from tiledsl.dtypes import as_dtype
@@ -160,36 +160,30 @@ def test_gemm_with_rows_in_place(cpu: str, stored: str) -> None:
 
 
 @pytest.mark.parametrize("stored", ["bfloat16", "float16"])
-@pytest.mark.parametrize("cpu", cpus())
-def test_gemm_of_turned_pairs(cpu: str, stored: str) -> None:
-    """[n, k] halves turned by words of two, then multiplied: the product of the widened operands, chain by chain."""
-    target, d, panel = cpus()[cpu], as_dtype(stored), 32
-    side = target.register_bytes // 4
-    module = ll.Module()
-    turn, _one = entry(module, emit_transpose(module, 32, side, 16, True), target, [1, 0, 1, 0, 0, 0])
-    module = ll.Module()
-    shape = blocking(as_dtype("float32"), panel, target.register_bytes)
-    f = emit_gemm(module, as_dtype("float32"), panel, shape, True, Halves(d, True))
-    run, _two = entry(module, f, target, [1, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0])
-    for m, n, k in [(1, 1, 2), (4, 17, 34), (3, 64, 128), (8, 33, 6), (7, 70, 66), (5, 16, 32)]:
-        a, b = (
-            random((m, k), "float32", 1),
-            np.clip(random((n, k + 3), "float32", 2), -6e4, 6e4).astype(d.numpy),
-        )  # odd rows: odd addresses
-        count = -(-n // panel)
-        words = np.zeros((count, k // 2, panel), np.int32)
-        for p in range(count):
-            first = p * panel
-            rows = min(panel, n - first)
-            MICRO["transpose"]([meant := np.zeros((k // 2, panel), np.int32)], [b[first:]], [rows, k // 2], {}, True)
-            turn(words[p].ctypes.data, panel, b[first:].ctypes.data, k + 3, rows, k // 2)
-            assert (words[p] == meant).all()
-        wanted, got = np.zeros((m, n), np.float32), np.full((m, n), GUARD, np.float32)
-        MICRO["gemm"]([wanted], [a, words], [m, n, k], {"NR": panel, "pairs": stored, "clear": True}, True)
-        run(got.ctypes.data, n, a.ctypes.data, k, 1, words.ctypes.data, panel * k // 2, panel, m, n, k)
-        assert got.tobytes() == wanted.tobytes(), (m, n, k)
-        chain = gemm_chain(a, b[:, :k].T.astype(np.float32), np.zeros((m, n), np.float32))
-        assert got.tobytes() == chain.tobytes()
+@pytest.mark.parametrize("register_bytes", [16, 32, 64])
+def test_gemm_of_turned_rows(register_bytes: int, stored: str) -> None:
+    """[n, k] halves turned in registers: the product of the widened operands, chain by chain, for every height; what
+    lies between rows is NaN, and rows begin at odd addresses."""
+    d, lanes = as_dtype(stored), register_bytes // 4
+    for m in range(1, 9):
+        for clear in (False, True):
+            module = ll.Module()
+            f = emit_turned(module, Halves(d), m, lanes, clear)
+            run, _keep = entry(module, f, host_cpu(), [1, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0])
+            for n, k in [(lanes, step(lanes)), (3 * lanes, 128), (64, 5 * step(lanes)), (0, 16), (lanes, 0)]:
+                a, c_all = random((m + 1, k + 3), "float32", 1), np.full((m + 2, n + 3), GUARD, "float32")
+                rows = np.full((n, k + 3), np.nan, d.numpy)
+                rows[:, :k] = np.clip(random((n, k), "float32", 2), -6e4, 6e4).astype(d.numpy)
+                c_all[:m, :n] = random((m, n), "float32", 3)
+                wanted = c_all.copy()
+                attrs = {"NR": m, "in_place": "turned", "clear": clear}
+                MICRO["gemm"]([wanted[:m, :n]], [a[:m, :k], rows], [m, n, k], attrs, True)
+                start = np.zeros((m, n), "float32") if clear else c_all[:m, :n]
+                chain = gemm_chain(a[:m, :k], rows[:, :k].T.astype(np.float32), start)
+                assert wanted[:m, :n].tobytes() == chain.tobytes()
+                run(c_all.ctypes.data, c_all.shape[1], a.ctypes.data, k + 3, 1, rows.ctypes.data, m, rows.shape[1],
+                    m, n, k)  # fmt: skip
+                assert c_all.tobytes() == wanted.tobytes(), (m, n, k, clear)
 
 
 def words_of(b: Array, panel: int, flip: bool) -> Array:

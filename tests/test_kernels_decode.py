@@ -12,6 +12,7 @@ from kernels_support import DTYPES, Array, attention_reference, normal, same_bit
 
 from tiledsl import kernels
 from tiledsl.errors import TileTypeError, TileValueError
+from tiledsl.kernels.decode import BLOCKS
 from tiledsl.kernels.tiles import SPLIT
 from tiledsl.testing import assert_targets_agree
 
@@ -105,6 +106,19 @@ def test_bits_depend_on_the_sequence_alone(dtype: str, heads: tuple[int, int]) -
         vp, _ = pages_of(rng, v, lengths, size)
         paged = kernels.attention_decode(q, kp, vp, np.array(lengths), block_table=table, target="llvm")
         assert same_bits(paged, o)
+
+
+def test_blocks_of_several_key_heads_have_the_same_bits(dtype: str) -> None:
+    """CPUs take key heads together where there are blocks enough; the reference and a sequence alone do not."""
+    rng = np.random.default_rng(4)
+    lengths = np.array([70, 0, 64, 1, 65, 77, 33, 80] * (BLOCKS // 8))
+    q = normal(rng, (BLOCKS, 6, 32), dtype)
+    k, v = (normal(rng, (BLOCKS, 80, 2, 32), dtype) for _ in "kv")
+    assert_targets_agree(kernels.attention_decode, q, k, v, lengths, return_lse=True, window=(66, 0))
+    o = kernels.attention_decode(q, k, v, lengths, target="llvm")
+    for b in (0, 3, BLOCKS - 1):
+        one = kernels.attention_decode(*(x[b : b + 1] for x in (q, k, v, lengths)), target="llvm")
+        assert same_bits(one, o[b : b + 1])
 
 
 def test_decode_bound_has_teeth(dtype: str) -> None:

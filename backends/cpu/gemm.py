@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tiledsl import ir
 from tiledsl.analysis.remarks import remark
-from tiledsl.dtypes import INT32, DType
+from tiledsl.dtypes import DType
 
 from .context import Context, vstore
 from .pack import pack_rows, pack_transposed, rows_of, transpose_panels, transposed_bytes
@@ -99,10 +99,9 @@ def _right(
             most = 64 if together else max(LANES, 512 // stored.bits)
             columns = max(w for w in (64, 48, 32, 16) if n % w == 0 and w <= most)
             return region, columns, (("in_place", "together" if together else "apart"),)
-        if s.transpose_b and halves and k % 2 == 0 and is_unit(region.buffer):
-            words = cx.scratch(f"{s.b.buffer.name}_pairs", INT32, (-(-n // width), k // 2, width))
-            transpose_panels(cx, region, words, (), Panels(n, k // 2, width, True))
-            return whole(words), width, (("pairs", stored.name),)
+        straight = is_unit(region.buffer) and not s.transpose_a
+        if s.transpose_b and halves and straight and n % LANES == 0 and k % LANES == 0:
+            return region, m, (("in_place", "turned"),)
     packed = cx.scratch(f"{s.b.buffer.name}_panels", t, (-(-n // width), form.depth, width))
     if s.transpose_b and form.flip is not None:
         pack_transposed(cx, packed, (), form, lambda rows: rows(rows_of(region)))

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from tiledsl.dtypes import as_dtype
 from tiledsl.ir.exact import gemm_chain
 from tiledsl.ir.micro_warp import WARP_MICRO
 
@@ -30,8 +29,7 @@ def _gemm(
     c [M, N], a [M, K] ([K, M] with a_trans), panels [ceil(N / NR), K, NR]; float32, float64 or int32 (wrapping).
     With a of 8 bits (and c int32) the panels are [ceil(N / NR), ceil(K / 4), NR] words of four bytes along k, lowest
     first; flip: b has a's signedness, and the bytes' top bits are flipped; else b has the other signedness.
-    in_place ("together", "apart": how far rows are): b is [K, N], of c's type or of a half one. pairs, the name of a
-    half type: the panels are [ceil(N / NR), K / 2, NR] words of two along k, the first lowest.
+    in_place ("together", "apart": how far rows are): b is [K, N], of c's type or of a half one; "turned": [N, K].
     Leading dimensions of extent 1 are dropped. Floats: each element is one k-ascending fma chain from c.
     """
     m, n, k = scalars
@@ -41,16 +39,15 @@ def _gemm(
     if attrs.get("a_trans"):
         a = a.T
     if attrs.get("in_place"):
-        b = reads[1].reshape(reads[1].shape[-2:])[:k, :n].astype(c.dtype)
+        b = reads[1].reshape(reads[1].shape[-2:])
+        b = (b.T if attrs["in_place"] == "turned" else b)[:k, :n].astype(c.dtype)
     else:
         panels = reads[1].reshape(reads[1].shape[-3:]) if reads[1].ndim > 3 else reads[1]
         width = int(attrs["NR"])
         count = -(-n // width)
         if a.dtype.itemsize == 1:
-            panels = _parts_of_words(panels, "u1") ^ np.uint8(0x80 * bool(attrs["flip"]))
+            panels = _bytes_of_words(panels) ^ np.uint8(0x80 * bool(attrs["flip"]))
             panels = panels.view(np.int8 if (a.dtype.kind == "i") == bool(attrs["flip"]) else np.uint8)
-        elif attrs.get("pairs"):
-            panels = _parts_of_words(panels, as_dtype(str(attrs["pairs"])).numpy).astype(c.dtype)
         b = panels[:count, :k].transpose(1, 0, 2).reshape(k, count * width)[:, :n]
     out, a = c[:m, :n], a[:m, :k]
     if attrs.get("clear"):
@@ -63,24 +60,19 @@ def _gemm(
         out += a @ b
 
 
-def _parts_of_words(panels: Array, dtype: Any) -> Array:
-    """[P, words, NR] words of 32 bits as [P, K, NR] elements of a smaller type."""
+def _bytes_of_words(panels: Array) -> Array:
+    """[P, words, NR] words of 32 bits as [P, K, NR] bytes."""
     p, words, width = panels.shape
-    count = 4 // np.dtype(dtype).itemsize
-    parts = np.ascontiguousarray(panels).view(dtype).reshape(p, words, width, count).swapaxes(2, 3)
-    return np.ascontiguousarray(parts).reshape(p, words * count, width)
+    parts = np.ascontiguousarray(panels).view("u1").reshape(p, words, width, 4).swapaxes(2, 3)
+    return np.ascontiguousarray(parts).reshape(p, words * 4, width)
 
 
 def _transpose(
     writes: Sequence[Array], reads: Sequence[Array], scalars: Sequence[int], attrs: Mapping[str, Any], exact: bool
 ) -> None:
-    """dst[j, i] = src[i, j] for i < rows, j < cols; with a src of smaller elements, which lie side by side, words of
-    them are moved, and src[i, j] is its j-th word."""
+    """dst[j, i] = src[i, j] for i < rows, j < cols."""
     rows, cols = scalars
     dst, src = (x.reshape(x.shape[-2:]) if x.ndim > 2 else x for x in (writes[0], reads[0]))
-    part = dst.dtype.itemsize // src.dtype.itemsize
-    if part > 1:
-        src = np.ascontiguousarray(src[:rows, : cols * part]).view(dst.dtype)
     dst[:cols, :rows] = src[:rows, :cols].T
 
 

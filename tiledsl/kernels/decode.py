@@ -23,6 +23,8 @@ from tiledsl.runtime import allocate
 
 __all__ = ["attention_decode", "attention_decode_kernel", "mla_decode"]
 
+BLOCKS = 16  # splits in a launch from which on a block takes several key heads: fewer have to be spread over threads
+
 
 @tiledsl.jit
 def attention_decode_kernel(
@@ -36,9 +38,12 @@ def attention_decode_kernel(
     sink: bool = False,
     window: bool = False,
     threads: int = 128,
+    together: int = 1,
 ) -> Any:
     """part "split": unnormalised output, maximum and sum of every split; part "combine": O and LSE.
 
+    together: key heads that a block of "split" takes, a divisor of kv_heads. Several read the cache in the order in
+    which it lies in memory, and share the softmax's vectors.
     paged: token t of sequence b lies in row t % page_size of page table[b, t // page_size]; scattered: a tile of
     keys may lie in several pages. Else page b is the cache of sequence b.
     window: keys older than `left` tokens do not count, and are not read.
@@ -51,6 +56,14 @@ def attention_decode_kernel(
     k_strides, v_strides = ((*(T.dynamic(f"{x}_{d}", "int64") for d in ("page", "row", "head")), 1) for x in "kv")
     o_strides = (T.dynamic("o_batch", "int64"), T.dynamic("o_head", "int64"), 1)
     table_shape = (batch, per_sequence) if paged else (batch, 1)
+    rows = together * block_H
+
+    def own(buffer: Any, g: Any, columns: int) -> Any:
+        """The rows of key head g of the block."""
+        return buffer if together == 1 else buffer[g * block_H : g * block_H + block_H, 0:columns]
+
+    def each() -> Any:
+        return T.serial(together) if together > 1 else (0,)
 
     @T.prim_func
     def split(
@@ -66,26 +79,25 @@ def attention_decode_kernel(
         Sum: T.Tensor((batch, heads, splits), wide),
     ):
         group = heads // kv_heads
-        with T.Kernel(kv_heads * T.ceildiv(group, block_H), splits, batch, threads=threads) as (y, s, b):
-            Q_s = T.alloc_shared((block_H, head_dim), dtype)
+        with T.Kernel(kv_heads // together * T.ceildiv(group, block_H), splits, batch, threads=threads) as (y, s, b):
+            Q_s = T.alloc_shared((rows, head_dim), dtype)
             K_s = T.alloc_shared((KV_TILE, head_dim), dtype)
             V_s = T.alloc_shared((KV_TILE, value_dim), dtype)
             K_rest = T.alloc_shared((KV_TILE, head_dim), dtype)
             V_rest = T.alloc_shared((KV_TILE, value_dim), dtype)
-            S = T.alloc_fragment((block_H, KV_TILE), wide)
-            P = T.alloc_fragment((block_H, KV_TILE), dtype)
-            acc = T.alloc_fragment((block_H, value_dim), wide)
-            peak = T.alloc_fragment((block_H,), wide)
-            before = T.alloc_fragment((block_H,), wide)
-            origin = T.alloc_fragment((block_H,), wide)
-            shrink = T.alloc_fragment((block_H,), wide)
-            part_sum = T.alloc_fragment((block_H,), wide)
-            total = T.alloc_fragment((block_H,), wide)
+            S = T.alloc_fragment((rows, KV_TILE), wide)
+            P = T.alloc_fragment((rows, KV_TILE), dtype)
+            acc = T.alloc_fragment((rows, value_dim), wide)
+            peak = T.alloc_fragment((rows,), wide)
+            before = T.alloc_fragment((rows,), wide)
+            origin = T.alloc_fragment((rows,), wide)
+            shrink = T.alloc_fragment((rows,), wide)
+            part_sum = T.alloc_fragment((rows,), wide)
+            total = T.alloc_fragment((rows,), wide)
 
-            kv_head = y // T.ceildiv(group, block_H)
+            kv_head = y // T.ceildiv(group, block_H) * together
             inside = y % T.ceildiv(group, block_H) * block_H  # this block's first head within the group
-            T.assume(kv_head < kv_heads)
-            head = kv_head * group + inside
+            T.assume(kv_head + together <= kv_heads)
             first = s * SPLIT
             last = T.min(first + SPLIT, lengths[b])
             begin = T.max(lengths[b] - 1 - left, 0) if window else 0
@@ -95,43 +107,46 @@ def attention_decode_kernel(
                 return T.bitwise_and(begin <= key, key < last) if window else key < last
 
             @T.macro
-            def fetch(cache, rest, key, dim):
+            def fetch(cache, rest, key, head, dim):
                 """Rows of keys that count, which may lie in several pages; elsewhere the cache holds anything."""
                 for j, d in T.Parallel(KV_TILE, dim):
                     at = key + j
                     page = table[b, at // page_size] if paged else b
                     row = at % page_size if paged else at
-                    rest[j, d] = T.if_then_else(counts(at), cache[page, row, kv_head, d], T.cast(0, dtype))
+                    rest[j, d] = T.if_then_else(counts(at), cache[page, row, head, d], T.cast(0, dtype))
 
             @T.macro
             def tile(key, whole):
                 """Keys key ... key + KV_TILE - 1, all of them (whole), or those that count."""
                 page = table[b, key // page_size] if paged and whole else b
                 row = key % page_size if paged and whole else key
-                if whole:
-                    T.copy(K[page, row : row + KV_TILE, kv_head, 0:head_dim], K_s)
-                    T.gemm(Q_s, K_s, S, transpose_B=True, clear_accum=True)
-                else:
-                    fetch(K, K_rest, key, head_dim)
-                    fetch(V, V_rest, key, value_dim)
-                    T.gemm(Q_s, K_rest, S, transpose_B=True, clear_accum=True)
-                for i, j in T.Parallel(block_H, KV_TILE):
+                for g in each():
+                    if whole:
+                        T.copy(K[page, row : row + KV_TILE, kv_head + g, 0:head_dim], K_s)
+                        T.gemm(own(Q_s, g, head_dim), K_s, own(S, g, KV_TILE), transpose_B=True, clear_accum=True)
+                    else:
+                        fetch(K, K_rest, key, kv_head + g, head_dim)
+                        T.gemm(own(Q_s, g, head_dim), K_rest, own(S, g, KV_TILE), transpose_B=True, clear_accum=True)
+                for i, j in T.Parallel(rows, KV_TILE):
                     if whole:
                         S[i, j] = S[i, j] * scale_log2
                     else:
                         S[i, j] = T.if_then_else(counts(key + j), S[i, j] * scale_log2, -T.infinity(wide))
                 online_softmax(
-                    S, P, acc, peak, before, origin, shrink, part_sum, total,
-                    rows=block_H, keys=KV_TILE, value_dim=value_dim,
+                    S, P, acc, peak, before, origin, shrink, part_sum, total, rows=rows, keys=KV_TILE,
+                    value_dim=value_dim,
                 )  # fmt: skip
-                if whole:
-                    T.copy(V[page, row : row + KV_TILE, kv_head, 0:value_dim], V_s)
-                    T.gemm(P, V_s, acc)
-                else:
-                    T.gemm(P, V_rest, acc)
+                for g in each():
+                    if whole:
+                        T.copy(V[page, row : row + KV_TILE, kv_head + g, 0:value_dim], V_s)
+                        T.gemm(own(P, g, KV_TILE), V_s, own(acc, g, value_dim))
+                    else:
+                        fetch(V, V_rest, key, kv_head + g, value_dim)
+                        T.gemm(own(P, g, KV_TILE), V_rest, own(acc, g, value_dim))
 
             if start < last:
-                T.copy(Q[b, head, 0], Q_s)
+                for g in each():
+                    T.copy(Q[b, (kv_head + g) * group + inside, 0], own(Q_s, g, head_dim))
                 clear_softmax(acc, peak, origin, total)
                 cut = T.if_then_else(start < begin, 1, 0) if window and not scattered else 0  # the first tile in part
                 full = 0 if scattered else T.max((last - start) // KV_TILE, cut)
@@ -143,13 +158,15 @@ def attention_decode_kernel(
                         tile(start + k * KV_TILE, whole=True)
                 for k in T.Pipelined(full, T.ceildiv(last - start, KV_TILE), num_stages=2):
                     tile(start + k * KV_TILE, whole=False)
-                for i, d in T.Parallel(block_H, value_dim):
-                    if inside + i < group:
-                        Part[b, head + i, s, d] = acc[i, d]
-                for i in T.Parallel(block_H):
-                    if inside + i < group:
-                        Peak[b, head + i, s] = peak[i]
-                        Sum[b, head + i, s] = total[i]
+                for g in each():
+                    head, row = (kv_head + g) * group + inside, g * block_H
+                    for i, d in T.Parallel(block_H, value_dim):
+                        if inside + i < group:
+                            Part[b, head + i, s, d] = acc[row + i, d]
+                    for i in T.Parallel(block_H):
+                        if inside + i < group:
+                            Peak[b, head + i, s] = peak[row + i]
+                            Sum[b, head + i, s] = total[row + i]
 
     @T.prim_func
     def combine(
@@ -316,7 +333,9 @@ def _decode(
         K, V = (arrays.unit_last(x) for x in (k, v))
         if longest:
             cut = limits is not None
-            kernel = _attention_decode_kernel("split", *form, paged, scattered, False, cut, tiles.threads)
+            most_rows = tiles.decode_rows // form[0] if batch * splits >= BLOCKS else 1
+            together = max(n for n in (1, 2, 4, 8) if kv_heads % n == 0 and n <= max(1, most_rows))
+            kernel = _attention_decode_kernel("split", *form, paged, scattered, False, cut, tiles.threads, together)
             kernel(
                 arrays.unit_last(q), K, V, lengths, block_table if paged else lengths[:, None], scale * LOG2_E, left,
                 part, peak, total, target=target,

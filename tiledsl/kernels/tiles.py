@@ -41,6 +41,7 @@ class Tiles(NamedTuple):
     wide_rows        the same beyond: memory is read best one long row after the other
     attention_backward  query rows, of attention's gradient
     decode           least and most query heads of one key head, when decoding
+    decode_rows      query heads of a block that may be those of several key heads
     threads          threads of a block, where that means something
     """
 
@@ -52,6 +53,7 @@ class Tiles(NamedTuple):
     wide_rows: tuple[int, ...] = (4,)
     attention_backward: tuple[int, ...] = (16, 64)
     decode: tuple[int, int] = (16, 64)
+    decode_rows: int = 1
     threads: int = 128
 
 
@@ -65,6 +67,7 @@ COMPILED = Tiles(
     rows=(16,),
     wide_rows=(1,),
     decode=(1, 64),
+    decode_rows=32,
 )
 TABLE: dict[str, Tiles] = {
     "numpy": Tiles(gemm_m=(256,), gemm_n=(256,), grouped_m=(128,), attention=(128,), rows=(64,), wide_rows=(64,)),

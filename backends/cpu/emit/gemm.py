@@ -20,10 +20,8 @@ from typing import Any
 from llvmlite import ir
 
 from tiledsl.backends.cpu.emit.bytes import Bytes, four_products, row_shifts
-from tiledsl.backends.cpu.emit.halves import Halves, rows_of
+from tiledsl.backends.cpu.emit.halves import Halves, _at, _i64, apart, prefetch, row_of, together
 from tiledsl.backends.cpu.emit.values import (
-    I8,
-    I32,
     I64,
     PTR,
     VOID,
@@ -36,7 +34,7 @@ from tiledsl.backends.cpu.emit.values import (
 )
 from tiledsl.dtypes import DType
 
-__all__ = ["Blocking", "Form", "blocking", "emit_gemm", "prefetch"]
+__all__ = ["Blocking", "Form", "blocking", "emit_gemm"]
 
 Value = Any
 Form = Bytes | Halves | None  # of operands narrower than what is multiplied
@@ -76,8 +74,7 @@ def emit_gemm(
     n. Memory of C beyond column n is neither read nor written.
 
     form: Bytes, operands of 8 bits, d is int32. A's bytes follow each other along k (a_k is 1); a panel holds words of
-    four bytes along k, [ceil(k / 4), panel], zero beyond k. Halves: B's elements, or words of two along k (k is even).
-    Strides of B count words then.
+    four bytes along k, [ceil(k / 4), panel], zero beyond k. Strides of B count words then. Halves: B's elements.
     in_place: B lies in rows, of which every `panel` columns are a panel; n is a multiple of panel. "together": one row
     after the other; else "apart".
     """
@@ -93,7 +90,7 @@ def emit_gemm(
     c, ldc, a, a_row, a_k, bp, panel_stride, b_k, m, n, k = f.args
     b = ir.IRBuilder(f.append_basic_block())
     size = d.bits // 8
-    b_size = form.bytes if isinstance(form, Halves) else size
+    b_size = 2 if isinstance(form, Halves) else size
     width = shape.lanes * shape.nv
     ldc, a_k = (b.mul(s, _i64(size)) for s in (ldc, a_k))
     panel_stride, b_k = (b.mul(s, _i64(b_size)) for s in (panel_stride, b_k))
@@ -127,15 +124,6 @@ def emit_gemm(
 def _heights(mr: int) -> list[int]:
     """Heights of blocks: the full one and powers of two below it."""
     return [mr, *(h for h in (8, 4, 2, 1) if h < mr)]
-
-
-def _i64(x: int) -> Value:
-    return ir.Constant(I64, x)
-
-
-def _at(b: Any, p: Value, offset: Value) -> Value:
-    """p + offset bytes."""
-    return b.gep(p, [offset], inbounds=True, source_etype=I8)
 
 
 def _emit_block(
@@ -173,6 +161,9 @@ def _emit_block(
                 ]
                 masked_end = b.block
         start = [merged(b, (p, plain_end), (q, masked_end)) for p, q in zip(plain, masked, strict=True)]
+    split = isinstance(form, Halves) and form.splits(shape.nv)
+    if split and not clear:
+        start = apart(b, start)
 
     steps = k
     if small:
@@ -181,9 +172,9 @@ def _emit_block(
             lines = [_at(b, a, b.mul(a_row, _i64(i))) for i in range(mr)]
             shifts = [splat(b, x, shape.lanes) for x in row_shifts(b, small, lines, k, shape.lanes)]
             start = [b.add(v, shifts[i]) for (i, _), v in zip(places, start, strict=True)]
-    if isinstance(form, Halves) and form.pairs:
-        steps = b.ashr(k, _i64(1))
     final = _k_loop(b, d, shape, mr, (a, a_row, a_k), (bp, b_k), steps, start, form, in_place)
+    if split:
+        final = together(b, final)
 
     with b.if_else(whole) as (then, otherwise):
         with then:
@@ -211,34 +202,27 @@ def _k_loop(
     offsets = [b.mul(a_row, _i64(i)) for i in range(mr)]
     vector = start[0].type
     halves = form if isinstance(form, Halves) else None
-    register = shape.lanes * (halves.bytes if halves else size)
+    register = shape.lanes * (2 if halves else size)
     ahead = b.mul(b_k, _i64(_PREFETCH_ROWS)) if in_place else _i64(_PREFETCH_B)
-    a_step = b.mul(a_k, _i64(2)) if halves and halves.pairs else a_k
 
     def one(i: Value, a_now: Value, b_now: Value, *acc: Value) -> list[Value]:
         places = [_at(b, b_now, _i64(j * register)) for j in range(shape.nv)]
-        if halves:
-            rows = rows_of(b, halves, places, vector)
-        else:
-            rows = [[b.load(p, align=size, typ=vector) for p in places]]
+        columns = row_of(b, halves, places, vector) if halves else [b.load(p, align=size, typ=vector) for p in places]
         last = (shape.nv * register - 1,) if in_place == "apart" else ()  # rows may begin anywhere in a line
         for line in (*range(0, shape.nv * register, 64), *last):
             prefetch(b, _at(b, _at(b, b_now, ahead), _i64(line)), in_place == "apart")
-        following = [_at(b, a_now, a_step), _at(b, b_now, b_k)]
         total = list(acc)
-        for columns in rows:
-            for row in range(mr):
-                scalar = b.load(_at(b, a_now, offsets[row]), align=1 if d.is_int else size, typ=value_type(d))
-                spread = splat(b, scalar, shape.lanes)
-                for j in range(shape.nv):
-                    x, y, z = spread, columns[j], total[row * shape.nv + j]
-                    if isinstance(form, Bytes):
-                        z = four_products(b, form, x, y, z)
-                    else:
-                        z = intrinsic(b, f"llvm.fma.{suffix(vector)}", vector, [x, y, z])
-                    total[row * shape.nv + j] = z
-            a_now = _at(b, a_now, a_k)
-        return [*following, *total]
+        for row in range(mr):
+            scalar = b.load(_at(b, a_now, offsets[row]), align=1 if d.is_int else size, typ=value_type(d))
+            spread = splat(b, scalar, shape.lanes)
+            for j in range(shape.nv):
+                x, y, z = spread, columns[j], total[row * shape.nv + j]
+                if isinstance(form, Bytes):
+                    z = four_products(b, form, x, y, z)
+                else:
+                    z = intrinsic(b, f"llvm.fma.{suffix(vector)}", vector, [x, y, z])
+                total[row * shape.nv + j] = z
+        return [_at(b, a_now, a_k), _at(b, b_now, b_k), *total]
 
     return counted(b, _i64(0), steps, 1, one, a, bp, *start)[3:]
 
@@ -256,8 +240,3 @@ def _masked_load(b: Any, vector: Any, p: Value, mask: Value, align: int) -> Valu
 
 def _masked_store(b: Any, v: Value, p: Value, mask: Value, align: int) -> None:
     intrinsic(b, f"llvm.masked.store.{suffix(v.type)}.p0", VOID, [v, p, mask], {1: align})
-
-
-def prefetch(b: Any, p: Value, far: bool = False) -> None:
-    """Asks for the line of memory at p, which need not exist. far: into the second-level cache."""
-    intrinsic(b, "llvm.prefetch.p0", VOID, [p, *(ir.Constant(I32, x) for x in (0, 2 if far else 3, 1))])

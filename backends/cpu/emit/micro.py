@@ -9,7 +9,7 @@ from typing import Any
 from tiledsl import ir
 from tiledsl.backends.cpu.emit.bytes import Bytes
 from tiledsl.backends.cpu.emit.gemm import Form, blocking, emit_gemm
-from tiledsl.backends.cpu.emit.halves import Halves
+from tiledsl.backends.cpu.emit.halves import Halves, emit_turned
 from tiledsl.backends.cpu.emit.transpose import emit_transpose
 from tiledsl.backends.cpu.emit.values import register_bytes
 from tiledsl.backends.cpu.printing import row_major_strides
@@ -24,14 +24,12 @@ class Micro:
 
     name      "gemm" or "transpose"
     dtype     of what it writes
-    panel     gemm: columns of a panel, or of what is done together of rows in place
+    panel     gemm: columns of a panel, or of what is done together of rows in place; "turned": rows of C
     clear     gemm: C starts from 0
     left      gemm: the type of operands of 8 bits on the left
     flip      gemm: the top bits of the right bytes are flipped
-    right     gemm: the half type of right operands that are not of C's type; transpose: the type of src's elements,
-              where several make what is moved
-    pairs     gemm: the right operand has words of two halves along k
-    in_place  gemm: the right operand lies in rows, "together" or "apart"; transpose: src comes from memory, "apart"
+    right     gemm: the half type of right operands that are not of C's type
+    in_place  gemm: the right operand lies in rows, "together", "apart", or along k, "turned"
     """
 
     name: str
@@ -41,16 +39,14 @@ class Micro:
     left: str = ""
     flip: bool = False
     right: str = ""
-    pairs: bool = False
     in_place: str = ""
 
     @classmethod
     def of(cls, s: ir.MicroCall) -> Micro:
         attrs, d, left = dict(s.attrs), s.writes[0].buffer.dtype, s.reads[0].buffer.dtype
         if s.name == "transpose":
-            apart = left.name if left.bits != d.bits else ""
-            return cls(s.name, d.name, right=apart, in_place="apart" * (s.reads[0].buffer.root.scope == "global"))
-        pairs, right = attrs.get("pairs"), s.reads[1].buffer.dtype
+            return cls(s.name, d.name)
+        right = s.reads[1].buffer.dtype
         return cls(
             s.name,
             d.name,
@@ -58,8 +54,7 @@ class Micro:
             bool(attrs.get("clear")),
             left.name if left.bits == 8 else "",
             bool(attrs.get("flip")),
-            str(pairs) if pairs else right.name if right != d and left.bits != 8 else "",
-            bool(pairs),
+            right.name if right != d and left.bits != 8 else "",
             str(attrs.get("in_place", "")),
         )
 
@@ -72,13 +67,14 @@ class Micro:
         """The function in the module of this builder."""
         d, width, module = as_dtype(self.dtype), register_bytes(b), b.module
         if self.name == "transpose":
-            part = as_dtype(self.right).bits if self.right else None
-            return emit_transpose(module, d.bits, min(16, max(4, width * 8 // d.bits)), part, bool(self.in_place))
+            return emit_transpose(module, d.bits, min(16, max(4, width * 8 // d.bits)))
         form: Form = None
         if self.left:
             form = Bytes.of(as_dtype(self.left), self.flip, module)
         elif self.right:
-            form = Halves(as_dtype(self.right), self.pairs)
+            form = Halves(as_dtype(self.right))
+            if self.in_place == "turned":
+                return emit_turned(module, form, self.panel, width // 4, self.clear)
         return emit_gemm(module, d, self.panel, blocking(d, self.panel, width), self.clear, form, self.in_place)
 
 

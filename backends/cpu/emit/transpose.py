@@ -1,4 +1,4 @@
-"""The transpose micro-kernel: dst[j, i] = src[i, j] for elements, or words of smaller ones, of 4 or 8 bytes.
+"""The transpose micro-kernel: dst[j, i] = src[i, j] for elements of 4 or 8 bytes.
 
 Squares of 16x16 (8x8 for 8 bytes) are transposed in registers by rounds of two-input shuffles; the edges go element
 by element.
@@ -10,7 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from tiledsl.backends.cpu.emit.gemm import _at, _i64, prefetch
+from tiledsl.backends.cpu.emit.halves import _at, _i64
 from tiledsl.backends.cpu.emit.values import I64, PTR, VOID, counted, shuffle
 
 __all__ = ["emit_transpose"]
@@ -18,18 +18,11 @@ __all__ = ["emit_transpose"]
 Value = Any
 
 
-_AHEAD = 64  # rows: a tile ahead of one that comes from memory
-
-
-def emit_transpose(module: Any, bits: int, side: int, part: int | None = None, far: bool = False) -> Any:
+def emit_transpose(module: Any, bits: int, side: int) -> Any:
     """The function `void (dst, ld_dst, src, ld_src, rows, cols)`; leading dimensions in elements, rows and cols of
     src, int64. bits: 32 or 64; side: of the squares, a power of two.
-
-    part: bits of an element of src, of which several make what is moved: ld_src counts them, cols does not.
-    far: src comes from memory.
     """
-    part = part or bits
-    name = f"transpose_{bits}_{side}_{part}" + "_far" * far
+    name = f"transpose_{bits}_{side}"
     if name in module.globals:
         return module.globals[name]
     f = ir.Function(module, ir.FunctionType(VOID, [PTR, I64, PTR, I64, I64, I64]), name)
@@ -40,8 +33,7 @@ def emit_transpose(module: Any, bits: int, side: int, part: int | None = None, f
     dst, ld_dst, src, ld_src, rows, cols = f.args
     b = ir.IRBuilder(f.append_basic_block())
     size, element = bits // 8, ir.IntType(bits)
-    ld_dst, ld_src = b.mul(ld_dst, _i64(size)), b.mul(ld_src, _i64(part // 8))
-    align = part // 8
+    ld_dst, ld_src = b.mul(ld_dst, _i64(size)), b.mul(ld_src, _i64(size))
     whole_rows = b.and_(rows, _i64(-side))
     whole_cols = b.and_(cols, _i64(-side))
 
@@ -51,16 +43,12 @@ def emit_transpose(module: Any, bits: int, side: int, part: int | None = None, f
     def square(i: Value, j: Value) -> None:
         vector = ir.VectorType(element, side)
         top, out = place(src, ld_src, i, j), place(dst, ld_dst, j, i)
-        lines = [b.load(_at(b, top, b.mul(ld_src, _i64(r))), align=align, typ=vector) for r in range(side)]
-        for r in range(side) if far else ():
-            ahead = _at(b, top, b.mul(ld_src, _i64(r + _AHEAD)))
-            prefetch(b, ahead, True)
-            prefetch(b, _at(b, ahead, _i64(side * size - 1)), True)
+        lines = [b.load(_at(b, top, b.mul(ld_src, _i64(r))), align=size, typ=vector) for r in range(side)]
         for r, v in enumerate(_transposed(b, lines)):
             b.store(v, _at(b, out, b.mul(ld_dst, _i64(r))), align=size)
 
     def one(i: Value, j: Value) -> None:
-        b.store(b.load(place(src, ld_src, i, j), align=align, typ=element), place(dst, ld_dst, j, i), align=size)
+        b.store(b.load(place(src, ld_src, i, j), align=size, typ=element), place(dst, ld_dst, j, i), align=size)
 
     counted(b, _i64(0), whole_rows, side, lambda i: counted(b, _i64(0), whole_cols, side, lambda j: square(i, j)))
     counted(b, _i64(0), whole_rows, 1, lambda i: counted(b, whole_cols, cols, 1, lambda j: one(i, j)))

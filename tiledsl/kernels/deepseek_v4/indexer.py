@@ -283,6 +283,8 @@ def index_logits_kernel(heads: int, page_size: int, out_dtype: DType, threads: i
                 q_words[h, groups + j] = above_middle(pairs >> 4, shift) ^ 0x80808080
             T.copy(q_plain, q)
             T.reduce_sum(q_plain, q_sum, dim=1)
+            for h in T.Parallel(rows):
+                q_sum[h] = 128 * q_sum[h]
             for step in T.serial(STEPS):
                 first = (bx * STEPS + step) * KEYS
                 if first < S:
@@ -319,7 +321,7 @@ def index_logits_kernel(heads: int, page_size: int, out_dtype: DType, threads: i
                                 total = T.alloc_var(T.float32, 0.0)
                                 for g in T.unroll(rows // 16):
                                     h = g * 16 + p
-                                    value = T.cast(dot[c, h] - 128 * q_sum[h], T.float32) * (q_scale[h] * k_scale[c])
+                                    value = T.cast(dot[c, h] - q_sum[h], T.float32) * (q_scale[h] * k_scale[c])
                                     total = total + weight[h] * T.max(value, 0.0)
                                 part[c, p] = total
                         else:
