@@ -48,6 +48,17 @@ def test_programs_in_the_manner_of_many_authors() -> None:
     assert passed(done) >= 40
 
 
+@pytest.mark.slow
+def test_programs_over_tokens_chunks_and_states() -> None:
+    done = tiledsl("pytest", "--", *NEVER, "tokens.py", "chunks.py", "indices.py", "states.py")
+    assert passed(done) >= 44
+
+
+def test_names_of_the_language_and_spellings_of_its_versions() -> None:
+    done = tiledsl("pytest", "--", *NEVER, "names.py", "versions.py")
+    assert passed(done) == 34
+
+
 def test_what_programs_ask_of_the_host() -> None:
     done = tiledsl("pytest", "--", *NEVER, "host_tools.py", "surface.py", "signatures.py", "sparse.py")
     assert passed(done) >= 38

@@ -59,7 +59,18 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         name = module.__name__
-        vars(module)["__getattr__"] = words if name.startswith("tilelang.language.") else refusing(name)
+        vars(module)["__getattr__"] = words if name.startswith("tilelang.language.") else _of_parent(name)
+
+
+def _of_parent(package: str) -> Callable[[str], Any]:
+    """Names of `tilelang.layout.swizzle` are those of `tilelang.layout`, or refused."""
+    parent, refused = sys.modules[package.rpartition(".")[0]], refusing(package)
+
+    def find(name: str) -> Any:
+        found = refused(name) if parent.__name__ in ("tilelang", "tvm") else getattr(parent, name)
+        return refused(name) if isinstance(found, Refused) else found
+
+    return find
 
 
 def install() -> None:

@@ -95,6 +95,8 @@ class JITKernel:
     def __init__(self, kernel: Any, out_idx: Any = None, target: Any = None, **options: Any) -> None:
         if not isinstance(kernel, tiledsl.JITKernel):  # programs may also give what tilelang.compile takes
             check_options("tilelang.JITKernel", options)
+            if out_idx is not None and getattr(kernel, "outputs", ()):  # of another kernel: asked for anew
+                kernel = kernel.replace(outputs=())
             with tilelang_meaning():
                 kernel = tiledsl.compile(kernel, out_idx=out_idx, target=_target())
         self._kernel: tiledsl.JITKernel = kernel
@@ -277,7 +279,9 @@ class JITImpl:
         return "lazy" if self._function.lazy else "eager"
 
     def get_tir(self, *args: Any, **kw: Any) -> Any:
-        return self.compile(*args, **kw).prim_func
+        """The function; which of its parameters are outputs is up to who compiles it."""
+        found = self.compile(*args, **kw).prim_func
+        return found.replace(outputs=()) if self._function.lazy else found
 
     def get_kernel_source(self, *args: Any, **kw: Any) -> str:
         return self.compile(*args, **kw).get_kernel_source()

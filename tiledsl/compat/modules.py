@@ -115,6 +115,7 @@ def build(top: dict[str, Any], words: ModuleType) -> None:
     module("profiler.bench", **bench)
     module("profiler.bench_utils", **bench)
     module("jit", _Callable("tilelang.jit", jit_.jit), jit=jit_.jit, JITImpl=jit_.JITImpl, **kernels)
+    top["lazy_jit"] = jit_.jit
     module("jit.kernel", JITKernel=jit_.JITKernel)
     module("jit.adapter")
     module("autotuner", jit=jit_.jit, **tuners)

@@ -190,6 +190,8 @@ def _on_host(dotted: str) -> Any:
     value: Any = importlib.import_module(package)
     for part in parts:
         value = getattr(value, part, None)
+    if value is None or isinstance(value, Refused):  # perhaps of a module that nothing has imported yet
+        value = getattr(importlib.import_module(".".join([package, *parts[:-1]])), parts[-1], None)
     return Refused(dotted) if value is None else value
 
 
