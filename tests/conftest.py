@@ -21,6 +21,8 @@ settings.register_profile("default", deadline=None, suppress_health_check=[Healt
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
+collect_ignore = ["tilelang_programs"]  # run by `tiledsl pytest`, with a conftest of their own
+
 # The user's cache of compiled kernels is neither read nor written: a run compiles what it tests. The folder is made by
 # the process that starts first and handed to pytest-xdist's workers in the environment.
 if "TILEDSL_CACHE_DIR" not in os.environ:

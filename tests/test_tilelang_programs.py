@@ -69,6 +69,16 @@ def test_the_device_and_members_of_kernels() -> None:
     assert passed(done) >= 31
 
 
+def test_a_project_with_fixtures_and_modules_of_its_own() -> None:
+    done = tiledsl("pytest", "--", *NEVER, "training.py")
+    assert passed(done) == 3
+    project = PROGRAMS / "project"
+    done = tiledsl("pytest", "--", *NEVER, "-n", "1", "--run-benchmark", cwd=project)
+    assert passed(done) == 37 and "1 skipped" in done.stdout  # of a newer device
+    done = tiledsl("run", "-m", "checks.check_quant", *NEVER, "-k", "TestDevice or 33", cwd=project)
+    assert passed(done) == 12
+
+
 def test_traps_on_the_reference_and_in_workers() -> None:
     done = tiledsl("pytest", "--target", "numpy", "--", *NEVER, "-n", "1", "traps.py")
     assert passed(done) >= 11
