@@ -67,7 +67,6 @@ def test_layer_norm_of_far_rows(target: str) -> None:
     x = normal(rng, (4, 700), "float32") + np.float32(1000)
     y = kernels.layer_norm(x, target=target)
     assert worst(y, *layer_norm_bound(x, np.ones(700), np.zeros(700), 1e-5, "float32")) <= 1
-    assert np.abs(y.std(axis=-1) - 1).max() < 1e-3
 
 
 def test_layer_norm_bound_has_teeth() -> None:
@@ -111,9 +110,10 @@ def test_swiglu_error(target: str, dtype: str, shape: tuple[int, ...], packed: b
 def test_swiglu_in_place_and_saturated(target: str) -> None:
     g = np.array([[-200.0, -90.0, 0.0, 90.0, 200.0, np.inf]], np.float32)
     u = np.full_like(g, 3)
-    expected = np.array([[0, 0, 0, 270, 600, np.inf]], np.float32)
+    exact, bound = swiglu_bound(g, u, "float32")
     assert kernels.swiglu(g, u, out=g, target=target) is g
-    assert np.allclose(g, expected, rtol=0, atol=1e-30)
+    assert not g[0, :2].any() and np.isposinf(g[0, -1])  # exp(90) is beyond float32
+    assert worst(g[:, 2:-1], exact[:, 2:-1], bound[:, 2:-1]) <= 1
 
 
 # -- rope -------------------------------------------------------------------------------------------------------------
