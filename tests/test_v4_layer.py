@@ -115,5 +115,9 @@ def test_the_script(capsys: pytest.CaptureFixture[str]) -> None:
     layer.main("--size small --tokens 9 --decode 3 --target llvm".split())
     printed = capsys.readouterr().out
     assert "the same bits" in printed and "OUT OF BOUNDS" not in printed and "attn.comb" in printed
+    layer.main("--size small --ratio 128 --target llvm".split())  # as many tokens as complete a block
+    printed = capsys.readouterr().out
+    assert "prefill of 126 tokens" in printed and "caches for 129" in printed and "attn.compressed_pages" in printed
+    assert "the same bits" in printed and "OUT OF BOUNDS" not in printed
     with pytest.raises(SystemExit, match="2"):
         layer.main(["--tokens", "0"])
