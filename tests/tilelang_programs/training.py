@@ -116,6 +116,9 @@ def test_operators_for_cuda():
     x, w = torch.randn(7, 64, device="cuda", dtype=dtype, requires_grad=True), torch.ones(64, device="cuda").to(dtype)
     torch.ops.training_programs.rms(x, w).sum().backward()
     assert x.grad.float().mean() == 2
+    torch.library.opcheck(rms, (x.detach(), w))
+    exported = torch.export.export(nn.Linear(64, 2).cuda().to(dtype), (x,))
+    assert exported.module()(x).is_cuda
     library = torch.library.Library("training_programs_too", "DEF")
     library.define("twice(Tensor x) -> Tensor")
     library.impl("twice", lambda x: x * 2, "CUDA")

@@ -58,11 +58,11 @@ def install() -> None:
     _come_first()
     os.environ["PYTHONPATH"] = _python_path(os.environ)
     start: Any = subprocess.Popen.__init__
-    if not hasattr(start, "__wrapped__"):  # children with an environment of their own find it too
+    if not hasattr(start, "__wrapped__"):  # also where a program changes the environment, or gives another
 
         @functools.wraps(start)
         def begin(self: Any, *args: Any, env: Mapping[str, str] | None = None, **kw: Any) -> None:
-            start(self, *args, env=None if env is None else _handed_down(env), **kw)
+            start(self, *args, env=_handed_down(os.environ if env is None else env), **kw)
 
         setattr(subprocess.Popen, "__init__", begin)  # noqa: B010 (its overloads are many)
 

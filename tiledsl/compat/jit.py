@@ -95,7 +95,7 @@ class JITKernel:
     def __init__(self, kernel: Any, out_idx: Any = None, target: Any = None, **options: Any) -> None:
         if not isinstance(kernel, tiledsl.JITKernel):  # programs may also give what tilelang.compile takes
             check_options("tilelang.JITKernel", options)
-            if out_idx is not None and getattr(kernel, "outputs", ()):  # of another kernel: asked for anew
+            if out_idx is not None and getattr(kernel, "outputs", None):  # of another kernel: asked for anew
                 kernel = kernel.replace(outputs=())
             with tilelang_meaning():
                 kernel = tiledsl.compile(kernel, out_idx=out_idx, target=_target())

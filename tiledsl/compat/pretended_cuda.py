@@ -22,9 +22,10 @@ MULTIPROCESSORS = 132
 
 
 class _Depth(threading.local):
-    """Above 0: tiledsl itself is at work in this thread and wants to know the truth."""
+    """real above 0: tiledsl itself is at work in this thread and wants to know the truth. plain above 0: so does a tool
+    of torch's, while programs may still say cuda."""
 
-    real = 0
+    real = plain = 0
 
 
 _depth = _Depth()
@@ -38,6 +39,16 @@ def real() -> Iterator[None]:
         yield
     finally:
         _depth.real -= 1
+
+
+@contextlib.contextmanager
+def _plain() -> Iterator[None]:
+    """Inside, tensors say where they are; what is asked for on cuda is made all the same."""
+    _depth.plain += 1
+    try:
+        yield
+    finally:
+        _depth.plain -= 1
 
 
 def _is_cuda(device: Any) -> bool:
@@ -73,7 +84,7 @@ def _mode() -> Any:
             kwargs = dict(kwargs or {})
             if _depth.real:
                 return func(*args, **kwargs)
-            if func in getters and args[0].device.type == "cpu":  # the truth: modes are off in here
+            if func in getters and not _depth.plain and args[0].device.type == "cpu":  # the truth: modes are off here
                 return getters[func]
             if func in stays:
                 return args[0]
@@ -364,6 +375,11 @@ def _redirect_tools(patch: Callable[[Any, str, Any], None]) -> None:
         return compile if model is None else model
 
     patch(torch, "compile", compile)
+    for owner, name in (
+        (torch.export, "export"),
+        (torch.library, "opcheck"),
+    ):  # they look at tensors as a compiler does
+        patch(owner, name, _plain()(getattr(owner, name)))
     begin: Any = vars(torch.profiler)["_KinetoProfile"].__init__
 
     def profile(self: Any, *, activities: Any = None, **options: Any) -> None:
