@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tiledsl import ir
+from tiledsl.analysis.meeting import may_wait
 from tiledsl.ir.walk import Rewriter, walk
 
-from .printing import may_wait
 from .wide import i64
 
 __all__ = ["plan_scratch"]

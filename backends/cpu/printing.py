@@ -8,7 +8,7 @@ from tiledsl import ir
 from tiledsl.dtypes import INT64
 from tiledsl.ir.walk import walk
 
-__all__ = ["buffers_of", "constant_index", "count_of", "may_wait", "row_major_strides"]
+__all__ = ["buffers_of", "constant_index", "count_of", "row_major_strides"]
 
 
 def count_of(b: ir.Buffer) -> int:
@@ -54,8 +54,3 @@ def buffers_of(body: tuple[ir.Stmt, ...]) -> list[ir.Buffer]:
             for b in n.chain:
                 found.setdefault(b)
     return list(found)
-
-
-def may_wait(s: ir.While) -> bool:
-    """The loop may wait for another block: it looks at what others change. A launch can stop it."""
-    return any(isinstance(n, ir.Atomic) and n.result is not None for n in walk(s.body))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tiledsl import ir
-from tiledsl.analysis.uniformity import PRIVATE, Varying
+from tiledsl.analysis.uniformity import Varying
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir.build import INT32, add, const, floordiv, floormod, mul
@@ -174,7 +174,7 @@ class _Plan:
         home: dict[ir.Buffer, tuple[_Region, ir.Alloc]] = {}
         for r in regions:
             for b in sorted(r.touches | set(r.allocs), key=lambda b: b.name):
-                if b.scope in PRIVATE and (b in varying or b in r.allocs):
+                if b in varying or b in r.allocs:
                     roots.setdefault(b)
             for b, s in r.allocs.items():
                 home[b] = (r, s)

@@ -160,8 +160,8 @@ class ExpressionEmitter:
             return arith.reinterpret(self.b, e.type, args[0])
         if e.name in ("isnan", "isinf", "isfinite"):
             return arith.classify(self.b, e.name, e.args[0].dtype, args[0])
-        if e.name in ("any", "all"):
-            return arith.any_all(self.b, e.name, args[0])
+        if e.name == "any":
+            return arith.any_lane(self.b, args[0])
         if e.name in BIT_FUNCTIONS:
             return arith.bit_function(self.b, e.name, args[0])
         if e.name == "permute":

@@ -15,17 +15,13 @@ from typing import Any, NamedTuple
 from llvmlite import ir as ll
 
 from tiledsl import ir
+from tiledsl.analysis.meeting import may_wait
 from tiledsl.backend import Site
 from tiledsl.backends.cpu.emit import ring, values
 from tiledsl.backends.cpu.emit.entry import emit_entry
 from tiledsl.backends.cpu.emit.micro import Micro, operands
 from tiledsl.backends.cpu.native import Cpu
-from tiledsl.backends.cpu.printing import (
-    buffers_of,
-    constant_index,
-    count_of,
-    may_wait,
-)
+from tiledsl.backends.cpu.printing import buffers_of, constant_index, count_of
 from tiledsl.backends.llvm_cpu.expressions import ExpressionEmitter
 from tiledsl.dtypes import INT64
 from tiledsl.errors import InternalError, Loc
@@ -233,7 +229,7 @@ class _KernelEmitter(ExpressionEmitter):
         b.cbranch(self.value(s.cond), inside, after)
         b.position_at_end(inside)
         self.loops.append(_Exits(after, head))
-        if may_wait(s):
+        if may_wait(s):  # a launch can stop it
             self.unless(ring.waited)
         self.block(s.body)
         self.loops.pop()

@@ -301,10 +301,6 @@ def _hreduce(op: str) -> Op:
     )
 
 
-def _any_all(public: str, name: str) -> Op:
-    return Op(public, lambda kinds: BOOL, lambda b, kinds, result, args: arith.any_all(b, name, args[0]))
-
-
 def dialect_names() -> dict[str, Op]:
     """Every function of the dialect by the name that printed text uses."""
     ops = [
@@ -326,8 +322,7 @@ def dialect_names() -> dict[str, Op]:
         *(_bits(name) for name in ("popcount", "clz", "brev")),
         *(_hreduce(op) for op in ("add", "max", "min", "bitand", "bitor", "bitxor")),
         Op("permute", lambda kinds: kinds[0], lambda b, kinds, result, args: arith.permute(b, *args)),
-        _any_all("any_lane", "any"),
-        _any_all("all_lanes", "all"),
+        Op("any_lane", lambda kinds: BOOL, lambda b, kinds, result, args: arith.any_lane(b, args[0])),
     ]
     absolute = _unary("abs")
     ops.append(Op("absolute", absolute.rule, absolute.emit))

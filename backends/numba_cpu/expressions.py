@@ -26,7 +26,6 @@ _OPERATORS = {
     "floordiv": ("//", 10), "floormod": ("%", 10),
 }  # fmt: skip
 _FUNCTIONS = {"max": "maximum", "min": "minimum", "truncdiv": "truncdiv", "truncmod": "truncmod"}
-_PRIMITIVES = {"any": "any_lane", "all": "all_lanes"}
 _ATOM = 20
 
 
@@ -240,7 +239,7 @@ class ExpressionPrinter:
     def on_Call(self, e: ir.Call) -> tuple[str, int]:
         if e.name == "reinterpret":
             return self.call("as_" + type_name(e.type), *e.args)
-        return self.call(_PRIMITIVES.get(e.name, e.name), *e.args)
+        return self.call("any_lane" if e.name == "any" else e.name, *e.args)
 
     def on_Broadcast(self, e: ir.Broadcast) -> tuple[str, int]:
         if isinstance(e.x, ir.Const):

@@ -11,9 +11,10 @@ import os
 from dataclasses import dataclass
 
 from tiledsl import ir
+from tiledsl.analysis.meeting import may_wait
 from tiledsl.backend import Site
 from tiledsl.backends.cpu.emit.micro import operands
-from tiledsl.backends.cpu.printing import buffers_of, constant_index, count_of, may_wait
+from tiledsl.backends.cpu.printing import buffers_of, constant_index, count_of
 from tiledsl.backends.numba_cpu.dialect import TYPE_NAMES
 from tiledsl.backends.numba_cpu.expressions import (
     RESERVED,

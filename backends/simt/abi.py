@@ -39,7 +39,7 @@ class SimtKernel:
     grid: tuple[ir.Expr, ...]
     block: tuple[int, int, int]
     shared_bytes: int
-    waits: bool = False
+    waits: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,5 +49,5 @@ class SimtProgram:
 
     function: ir.Function
     kernels: tuple[SimtKernel, ...]
-    sites: tuple[Site, ...] = ()
-    zeroed: tuple[int, ...] = ()
+    sites: tuple[Site, ...]
+    zeroed: tuple[int, ...]

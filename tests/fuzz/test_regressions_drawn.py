@@ -441,3 +441,32 @@ def test_what_parted_threads_count_alike_is_counted_once() -> None:
     run(kernel.function, [W, O], Options(exact=True))
     assert (O == 6).all() and (W == 1).all()
     agree(kernel, np.zeros(3, np.int32), np.zeros((3, 33), np.int32))
+
+
+@pytest.mark.parametrize("order", [None, 3])
+@pytest.mark.parametrize("kind", ["long", "counted by data", "branch"])
+def test_blocks_that_look_again_and_again_take_turns(kind: str, order: int | None) -> None:
+    """On a CPU a barrier of the grid that cannot end a launch is a loop that looks for the other blocks. Interpreted,
+    the first block looked for ever, and the example backend hung: nobody else went on."""
+    rounds = 40 if kind == "long" else 1
+
+    @T.prim_func
+    def kernel(X: T.Tensor((3, 4), "int32"), C: T.Tensor((1,), "int32")):
+        with T.Kernel(3, threads=4) as bx:
+            tid = T.get_thread_binding()
+            w = T.alloc_var("int32", 0)
+            s = T.alloc_shared((4,), "int32")
+            for i in T.serial(C[0] if kind == "counted by data" else rounds):
+                if C[0] > 2 or kind != "branch":
+                    s[tid] = w + bx + i
+                    X[bx, tid] = s[tid]
+                    T.sync_grid()
+                    w += X[2 - bx, 3 - tid] + s[3 - tid]
+                    T.sync_grid()
+            X[bx, tid] = w
+
+    want, got, C = np.zeros((3, 4), np.int32), np.zeros((3, 4), np.int32), np.array([5], np.int32)
+    run(kernel.function, [want, C], Options(exact=True))
+    run(run_passes(kernel.function, cpu_pipeline()), [got, C], Options(exact=True, block_order=order))
+    assert want.all() and (got == want).all()
+    agree(kernel, np.zeros((3, 4), np.int32), C)

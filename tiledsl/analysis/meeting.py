@@ -1,19 +1,24 @@
-"""Where groups of threads wait for each other, and how far they go on without each other after parting."""
+"""Where groups of threads, and blocks, wait for each other, and how far they go on without each other after parting."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tiledsl.ir import TILE_OPS, Alloc, Collective, Expr, If, Kernel, ReducerOp, Stmt, Sync, Wait
+from tiledsl.ir import TILE_OPS, Alloc, Atomic, Collective, Expr, If, Kernel, ReducerOp, Stmt, Sync, Wait, While
 from tiledsl.ir.walk import walk
 
-__all__ = ["apart", "waits"]
+__all__ = ["apart", "may_wait", "waits"]
 
 
 def waits(body: Kernel | Sequence[Stmt]) -> bool:
     """Something in it may have to wait for other groups of threads, or for other blocks."""
     root = body.body if isinstance(body, Kernel) else tuple(body)
     return any(isinstance(n, Wait) or (isinstance(n, Sync) and _meets(n)) for n in walk(root))
+
+
+def may_wait(s: While) -> bool:
+    """The loop may wait for another block: it looks at what others change."""
+    return any(isinstance(n, Atomic) and n.result is not None for n in walk(s.body))
 
 
 def _meets(s: Sync) -> bool:

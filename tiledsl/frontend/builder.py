@@ -50,7 +50,7 @@ class Block:
     statements: list[Stmt] = field(default_factory=list)
     open: bool = True
     dead: bool = False  # after break, continue or return nothing more is emitted
-    outer_loads: dict[Buffer, tuple[str, int]] = field(default_factory=dict)  # used here, evaluated before this block
+    outer_loads: dict[Buffer, tuple[Load, int]] = field(default_factory=dict)  # used here, evaluated before this block
     written: set[Buffer] = field(default_factory=set)
     nest: tuple[tuple[Var, Expr], ...] = ()  # the axes of a T.Parallel: variable and extent
 
@@ -129,12 +129,12 @@ class Builder:
         if block.kind in ("for", "while", "parallel"):
             stale = [b for b in block.outer_loads if b in block.written]
             if stale:
-                raise self._stale(stale[0], block.outer_loads[stale[0]][0], block.loc)
+                raise self._stale(stale[0], expr_text(block.outer_loads[stale[0]][0]), block.loc)
         if self.blocks and block.kind != "scratch":
             outer = self.blocks[-1]
             outer.written |= block.written
-            for buffer, (text, epoch) in block.outer_loads.items():
-                self._note_outer_load(outer, buffer, text, epoch)
+            for buffer, (load, epoch) in block.outer_loads.items():
+                self._note_outer_load(outer, buffer, load, epoch)
         return tuple(block.statements)
 
     def abandon(self, block: Block) -> None:
@@ -226,9 +226,9 @@ class Builder:
             help=f"bind it to a name first: x = {text}",
         )
 
-    def _note_outer_load(self, block: Block, buffer: Buffer, text: str, epoch: int) -> None:
+    def _note_outer_load(self, block: Block, buffer: Buffer, load: Load, epoch: int) -> None:
         if block.kind != "kernel" and epoch < block.epoch:
-            block.outer_loads.setdefault(buffer, (text, epoch))
+            block.outer_loads.setdefault(buffer, (load, epoch))
 
     def _check_operand(self, n: Any, loc: Loc | None) -> None:
         if isinstance(n, Var):
@@ -244,8 +244,8 @@ class Builder:
             epoch, root = self._loads[id(n)][1], n.buffer.root
             if self._last_write.get(root, -1) > epoch:
                 raise self._stale(root, expr_text(n), loc)
-            if self.blocks and epoch < self.blocks[-1].epoch:
-                self._note_outer_load(self.blocks[-1], root, expr_text(n), epoch)
+            if self.blocks:
+                self._note_outer_load(self.blocks[-1], root, n, epoch)
         for f in fields_of(type(n)):
             if f.role == "operand":
                 value = getattr(n, f.name)

@@ -98,6 +98,17 @@ class Scheduler:
         """Called by a task: goes on when ready() holds. describe: says who waits where, if that never happens."""
         if ready():
             return
+        self._pause(ready, describe)
+
+    def turn(self) -> None:
+        """Called by a task that looks again and again for what others change: they go on first."""
+        if len(self.tasks) > 1:
+            assert self.current is not None
+            self.tasks.remove(self.current)
+            self.tasks.append(self.current)
+            self._pause(None, None)
+
+    def _pause(self, ready: Callable[[], bool] | None, describe: Callable[[], TileError] | None) -> None:
         task = self.current
         assert task is not None
         task.ready, task.describe = ready, describe

@@ -261,16 +261,13 @@ class Expressions:
         """Functions of all lanes of one vector."""
         lanes = self.scope.varies(e.args[0])
         combine = e.name.removeprefix("hreduce_") if e.name.startswith("hreduce_") else None
-        if combine is None and e.name not in ("any", "all"):
+        if combine is None and e.name != "any":
             raise self.scope.not_yet(f"the function {e.name}")
         function = arithmetic.binary(combine, e.type, True) if combine else None
 
         def reduce(env: Env, mask: Any) -> Any:
             v = x(env, mask)
-            if function is None:
-                result = v.any(-1) if e.name == "any" else v.all(-1)
-            else:
-                result = arithmetic.combine_lanes(np.moveaxis(v, -1, 0), function)
+            result = arithmetic.combine_lanes(np.moveaxis(v, -1, 0), function) if function else v.any(-1)
             return result if lanes or e.type.is_float else result.item()
 
         return reduce

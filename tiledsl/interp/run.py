@@ -11,7 +11,7 @@ import numpy as np
 
 from tiledsl.analysis.effects import written
 from tiledsl.analysis.evaluate import evaluate
-from tiledsl.analysis.meeting import waits
+from tiledsl.analysis.meeting import may_wait, waits
 from tiledsl.analysis.symbols import solve
 from tiledsl.errors import InternalError, TileError, TileRuntimeError, TileTypeError, TileValueError
 from tiledsl.interp.blas import one_thread
@@ -22,7 +22,7 @@ from tiledsl.interp.options import Options, Result, ShadowReport
 from tiledsl.interp.scope import BLOCK, RETURNED, SCHEDULER, STEPS, TRACKER, Env, Fn, Scope
 from tiledsl.interp.shadow import DOUBTS, Shadowed, lift
 from tiledsl.interp.stmt import Statements
-from tiledsl.ir import Alloc, Buffer, Function, Kernel, Param, Var
+from tiledsl.ir import Alloc, Buffer, Function, Kernel, Param, Var, While
 from tiledsl.ir.arithmetic import int_range
 from tiledsl.ir.layout import positions
 from tiledsl.ir.walk import walk
@@ -42,6 +42,12 @@ class _Program:
     views: Any  # makes the views of arguments
     scratch_bytes: int
     waits: bool  # groups of threads, or blocks, may wait for each other
+
+    def begin(self, env: Env) -> None:
+        """Gives the environment scratch memory of its own, and the views."""
+        if self.scratch_bytes:
+            env[self.scope.scratch_slot] = np.zeros(self.scratch_bytes, np.uint8)
+        self.views(env)
 
 
 _PROGRAMS: WeakKeyDictionary[Function, dict[Options, list[_Program]]] = WeakKeyDictionary()
@@ -244,7 +250,8 @@ def _compile(function: Function, kernel: Kernel, options: Options) -> _Program:
         for make in makers:
             make(env)
 
-    return _Program(kernel, scope, body, views, int(dict(kernel.attrs).get("scratch_bytes", 0)), waits(kernel))
+    together = waits(kernel) or any(isinstance(n, While) and may_wait(n) for n in walk(kernel.body))
+    return _Program(kernel, scope, body, views, int(dict(kernel.attrs).get("scratch_bytes", 0)), together)
 
 
 def _scratch(kernel: Kernel) -> list[Buffer]:
@@ -297,8 +304,6 @@ def _launch(
     scope, kernel = program.scope, program.kernel
     env: Env = [None] * scope.size
     env[STEPS], env[TRACKER] = 0, tracker
-    if program.scratch_bytes:
-        env[scope.scratch_slot] = np.zeros(program.scratch_bytes, np.uint8)
     for name, value in (*values.items(), *symbols.items()):
         if name in scope.slots:
             env[scope.slots[name]] = value
@@ -322,9 +327,9 @@ def _launch(
         body(env, None)
 
     try:
-        program.views(env)
+        program.begin(env)
         if program.waits:
-            _launch_together(order, env, block)
+            _launch_together(order, env, program, block)
         else:
             for number in order:
                 block(env, number)
@@ -335,7 +340,7 @@ def _launch(
     return total, env[STEPS]
 
 
-def _launch_together(order: Sequence[int], env: Env, block: Callable[[Env, int], None]) -> None:
+def _launch_together(order: Sequence[int], env: Env, program: _Program, block: Callable[[Env, int], None]) -> None:
     """All blocks as coroutines, each with an environment of its own."""
     env[SCHEDULER] = scheduler = Scheduler(len(order))
     tracker = env[TRACKER]
@@ -346,6 +351,8 @@ def _launch_together(order: Sequence[int], env: Env, block: Callable[[Env, int],
             if tracker is not None:
                 tracker.resume((dict(cells), None, "iteration"))  # what the block allocates is its own
             own, steps = list(env), env[STEPS]
+            if program.scratch_bytes:
+                program.begin(own)
             block(own, number)
             env[STEPS] += own[STEPS] - steps
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tiledsl.analysis.effects import effects
-from tiledsl.analysis.meeting import apart, waits
+from tiledsl.analysis.meeting import apart, may_wait, waits
 from tiledsl.analysis.uniformity import thread_level, varying
 from tiledsl.errors import InternalError, TileValueError
 from tiledsl.interp.atomic import Atomics
@@ -364,7 +364,8 @@ class Statements:
     def _while(self, s: While) -> Fn:
         cond, varies = self.expressions.compile(s.cond), self.scope.varies(s.cond)
         body, exit_slot = self._body(s.body)
-        return self._rounds(lambda env, mask: None, cond, varies, body, exit_slot)
+        rounds = self.waits.by_turns(body) if may_wait(s) else body
+        return self._rounds(lambda env, mask: None, cond, varies, rounds, exit_slot)
 
     def _rounds(self, begin: Callable[[Env, Any], None], going: Fn, varies: bool, body: Fn, exit_slot: int) -> Fn:
         """Runs body while `going` says so (varies: lane by lane), without the lanes that have left the loop."""

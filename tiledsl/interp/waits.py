@@ -63,6 +63,17 @@ class Waits:
 
         return wait
 
+    def by_turns(self, body: Fn) -> Fn:
+        """Rounds of a loop that may wait for other blocks: after each of them the others go on."""
+
+        def round_(env: Env, mask: Any) -> Any:
+            mask = body(env, mask)
+            if mask is not False:
+                self._suspended(env, lambda scheduler: scheduler.turn(), ordered=False)
+            return mask
+
+        return round_
+
     def barrier(self, s: Sync) -> Fn:
         """A barrier of all blocks, or of `count` threads of the block."""
         nest, count = self.scope.nest, s.count
@@ -152,15 +163,16 @@ class Waits:
         return join
 
     @staticmethod
-    def _suspended(env: Env, wait: Callable[[Scheduler], None]) -> None:
-        """Waits; the tracker then knows that what others did before is ordered."""
+    def _suspended(env: Env, wait: Callable[[Scheduler], None], ordered: bool = True) -> None:
+        """Waits. ordered: the tracker then knows that what others did before does not race."""
         tracker = env[TRACKER]
         state = None if tracker is None else tracker.state()
         wait(env[SCHEDULER])
         if tracker is not None:
             tracker.resume(state)
-            tracker.barrier()
-            tracker.new_launch()
+            if ordered:
+                tracker.barrier()
+                tracker.new_launch()
 
     def _describer(self, message: str) -> Callable[[Env, Any], TileError]:
         report = self.scope.reporter(TileRuntimeError, _HELP)

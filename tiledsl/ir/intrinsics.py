@@ -68,7 +68,6 @@ _ALL = [
     Intrinsic("hreduce_bitxor", 1, "vector", "prim", "16 lanes combined by bitwise exclusive or; integer scalar"),
     Intrinsic("permute", 2, "vector", "prim", "lane y mod 16 of x, for each lane of the int32 vector y; x of 32 bits"),
     Intrinsic("any", 1, "vector", "prim", "true if some lane of a bool vector is; scalar bool"),
-    Intrinsic("all", 1, "vector", "prim", "true if every lane of a bool vector is; scalar bool"),
 ]
 
 FAST = ("exp", "exp2", "exp10", "log", "log2", "log10", "sin", "cos", "tan", "pow")

@@ -42,7 +42,7 @@ class _Splitter(Rewriter):
         split = [b for b in ((s.buffer,) if isinstance(s, Alloc) else writes(s)) if b in self.own]
         made: list[Stmt] = []
         for r, new in self.own[split[0]] if split else [(threads, None)]:
-            if r & threads or isinstance(s, Alloc):
+            if r & threads:
                 names = self.names if new is None else {**self.names, split[0]: new}
                 self.names, kept = names, self.names
                 one = super().visit_stmt(s)

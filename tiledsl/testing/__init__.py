@@ -32,18 +32,19 @@ def available_targets() -> list[str]:
     return [name for name in backends() if name not in left_out and load_backend(name).probe().ok]
 
 
-def conformance(target: str, *, rounds: int = 2, only: str = "") -> Report:
+def conformance(target: str, *, rounds: int = 2, only: str = "", show: Callable[[str], object] | None = None) -> Report:
     """Run the conformance suite against an installed backend; `print(conformance("name"))` says what failed.
 
     target  "name[:arch]"
     rounds  rounds of 20 generated programs each, besides the fixed cases
     only    a regular expression: run the cases whose names it matches
+    show    is called with the name of each case before it runs
     Cases that need a dtype which the backend's capabilities do not list are skipped. `Report.ok` is true when some
     case ran and none failed. Needs hypothesis. Raises TileError when the target is not available.
     """
     from tiledsl.testing.suite import run_suite
 
-    return run_suite(target, rounds, only)
+    return run_suite(target, rounds, only, show or (lambda name: None))
 
 
 def assert_targets_agree(

@@ -46,7 +46,7 @@ class _Case:
     run: Callable[[str], None]
 
 
-def run_suite(target: str, rounds: int, only: str) -> Report:
+def run_suite(target: str, rounds: int, only: str, show: Callable[[str], object]) -> Report:
     """See `tiledsl.testing.conformance`. What the backend itself raises is a failed case."""
     wanted = resolve(target)
     backend = load_backend(wanted.name)
@@ -61,6 +61,7 @@ def run_suite(target: str, rounds: int, only: str) -> Report:
         if missing:
             skipped.append((case.name, ", ".join(missing)))
             continue
+        show(case.name)
         try:
             case.run(str(wanted))
         except TileNotImplementedError as error:

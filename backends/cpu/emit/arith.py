@@ -25,7 +25,7 @@ from tiledsl.backends.cpu.emit.values import (
 )
 from tiledsl.dtypes import DType
 
-__all__ = ["any_all", "binary", "bit_function", "classify", "fma", "hreduce", "permute", "reinterpret", "unary"]
+__all__ = ["any_lane", "binary", "bit_function", "classify", "fma", "hreduce", "permute", "reinterpret", "unary"]
 
 Value = Any
 
@@ -216,10 +216,9 @@ def permute(b: Any, x: Value, index: Value) -> Value:
     return found
 
 
-def any_all(b: Any, name: str, v: Value) -> Value:
-    """any or all of a vector of bool."""
-    op = "or" if name == "any" else "and"
-    return intrinsic(b, f"llvm.vector.reduce.{op}.{suffix(v.type)}", I1, [v])
+def any_lane(b: Any, v: Value) -> Value:
+    """Whether some element of a vector of bool is true."""
+    return intrinsic(b, f"llvm.vector.reduce.or.{suffix(v.type)}", I1, [v])
 
 
 def reinterpret(b: Any, d: DType, x: Value) -> Value:

@@ -25,6 +25,7 @@ class Groups(Source):
         self.loops: list[str] = []
         self.values: list[str] = []
         self.budget = 24
+        self.long = False  # inside a loop of many rounds: no other one goes there
         self.returned = False
         self.gone = False  # all threads of a block may have returned: it comes to no barrier of the grid
 

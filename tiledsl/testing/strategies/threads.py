@@ -329,10 +329,14 @@ class Threads(Groups):
         a, b = self.value(1), self.value(1)
         uneven = (f"({a}) % 5", f"({a}) % 3, ({b}) % 7, 2", f"3, ({a}) % 4, -1")
         often = self.pick(("3", "2", f"({self.uniform()}) % 4", "20", "4, -1, -1", *uneven))
+        outer = self.long
+        often = "3" if often == "20" and outer else often
+        self.long |= often == "20"
         self.put(f"for {i} in T.{self.pick(('serial', 'serial', 'unroll'))}({often}):")
         self.loops.append(i)
         self.body()
         self.loops.pop()
+        self.long = outer
 
     def rounds(self) -> None:
         n = self.fresh("x")
