@@ -225,7 +225,7 @@ def test_gather_scatter_and_horizontal() -> None:
         store(w, (1,), call("hreduce_max", load(x, 16, lanes=16), F32)),
         store(w, (2,), call("hreduce_min", g, F32)),
         ir.If(call("any", m, BOOL), (store(w, (3,), c(1.0, F32)),)),
-        ir.If(call("all", ir.Unary("not", m), BOOL), (store(w, (4,), c(1.0, F32)),)),
+        ir.If(call("any", ir.Unary("not", m), BOOL), (store(w, (4,), c(1.0, F32)),)),
         store(w, (5,), ir.IfThenElse(op("lt", c(3), 2), load(x, 1000), c(2.5, F32))),
         store(w, (6,), ir.Select(load(flags, 0), load(x, 0), load(x, 1))),
         store(w, (7,), load(x, 5, mask=load(flags, 2))),
