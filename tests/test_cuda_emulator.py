@@ -130,6 +130,22 @@ def test_divergent_barrier_in_a_plain_run() -> None:
     assert report.message == "160 of 256 threads wait at a barrier that the other 96 have passed by"
 
 
+def test_barriers_that_were_added_come_second() -> None:
+    """The place of a report is the author's own barrier, and the other one is called what it is."""
+    for first in (0, 1):
+        text = kernel(f"""
+//@ a.py:3 | T.sync_threads()
+if (threadIdx.x / 32 == {first}) {{ tl_sync(); y[0] = n; }} else {{
+//@ a.py:9 | T.copy(x, y)
+tl_sync();  // added
+y[1] = n;
+}}""")
+        outcome = run_text(text, "k", (np.zeros(2, np.int32), 1), (1,), (64,), 0, Options())
+        (report,) = outcome.reports
+        assert report.kind == "divergent barrier" and report.place is not None and report.place.author == 3
+        assert "and a.py:9: a barrier added before T.copy(x, y)" in str(report)
+
+
 # -- what may be: no reports ---------------------------------------------------------------------------------------
 
 

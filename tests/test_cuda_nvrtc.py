@@ -12,7 +12,6 @@ import pytest
 import registry_low_precision  # noqa: F401  (adds to the registry)
 from cuda_text_support import CASES, source
 from kernels_registry import KERNELS
-from library_calls import CALLS
 
 import tiledsl
 import tiledsl.language as T
@@ -64,31 +63,6 @@ def test_kernels_of_the_language_compile(name: str) -> None:
         assert made.kernels and not made.warnings
         for used in made.kernels.values():
             assert (used.stack, used.spill_stores) == (0, 0)
-
-
-SPILLS = {"flash_attention": 16, "norm_backward": 40, "softmax_backward": 16}  # bytes of stack, on sm_90a
-
-
-@pytest.mark.slow
-@needs_nvrtc
-@pytest.mark.parametrize("name", CALLS)
-def test_kernels_of_the_library_compile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each kernel that a call of the library launches keeps its arrays in registers, but for those that say so."""
-    seen: set[tiledsl.JITKernel] = set()
-    run = tiledsl.JITKernel.__call__
-
-    def compiled(kernel: tiledsl.JITKernel, *args: Any, **kw: Any) -> Any:
-        if kernel not in seen:
-            seen.add(kernel)
-            made = nvrtc.compile_text(joined(lower(kernel.function, "sm_90a")), "sm_90a")
-            assert made.kernels and not made.warnings
-            for found, used in made.kernels.items():
-                assert max(used.stack, used.spill_stores) <= SPILLS.get(found, 0), f"{found}: {used}"
-        return run(kernel, *args, **kw)
-
-    monkeypatch.setattr(tiledsl.JITKernel, "__call__", compiled)
-    CALLS[name](np.random.default_rng(1), "numpy")
-    assert seen, "a call launches a kernel"
 
 
 @needs_nvrtc

@@ -288,7 +288,7 @@ def atomics() -> Kernels:
     halves = "p, t, t * 7); tl_sync(); own[t] = tl_nibble(p, t); tl_u8 mine[2] = {0, 0}; tl_set_nibble(mine, t & 3, t)"
     bodies["nibbles"] = (
         "tl_u8* p, int* own, int* local",
-        f"tl_merge_nibble({halves}; local[t] = tl_nibble(mine, t & 3);",
+        f"tl_merge_nibble({halves}; local[t] = tl_nibble_beside(mine, t & 3);",
     )
     bodies["count"] = "tl_u32* p, tl_u32* tickets", "tickets[t] = tl_atomic_add_u32(p, 1u, TL_RELAXED);"
     return Kernels(bodies)

@@ -259,6 +259,8 @@ IN_KERNEL = {
     "gemm-dynamic": "T.gemm(s[0:n, 0:32], s, f)",
     "gemm-operand-dtypes": "B_s = T.alloc_shared((32, 64), T.float32)\nT.gemm(s, B_s, f)",
     "gemm-dtype": "a = T.alloc_shared((64, 64), T.int32)\nb = T.alloc_shared((64, 64), T.int32)\nc = T.alloc_fragment((64, 64), T.int32)\nT.gemm(a, b, c)",
+    "gemm-precision": 'T.gemm(s, s, f, transpose_B=True, precision="tf23")',
+    "gemm-precision:halves": 'T.gemm(s, s, f, transpose_B=True, precision="tf32")',
     "gemm-result-dtype": "B_s = T.alloc_shared((32, 64), T.float16)\nC_l = T.alloc_fragment((64, 64), T.int32)\nT.gemm(s, B_s, C_l)",
     "reduce-dim": "T.reduce_sum(f, r, dim=2)",
     "reduce-shape": "T.reduce_max(f, s)",

@@ -76,6 +76,7 @@ class Capabilities:
 
     dtypes     names of the element types that kernels may use
     archs      the architectures that the target's name may carry, besides none; None: the backend decides
+    arch       the one that code is made for ("sm_90a"); empty where there are none
     facts      what compiled code is specialised on: any of "aliased", "aligned16" (base addresses, bytes),
                "divisible16" (symbols); see `Function.attrs` in `docs/architecture.md`
     cacheable  artifacts may be kept on disk
@@ -88,6 +89,7 @@ class Capabilities:
     cacheable: bool = True
     lines: bool = False
     archs: tuple[str, ...] | None = None
+    arch: str = ""
     lacks: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -50,10 +50,10 @@ class CudaEmulator:
         return Availability(True, found.version)
 
     def capabilities(self, target: Target) -> Capabilities:
-        words = split_arch(target)[1]
+        arch, words = split_arch(target)
         parse_options(words)
         archs = tuple(",".join([a, *words]) for a in ARCHS) if target.arch.startswith("sm") else None
-        return Capabilities(dtypes=SCALARS, lines=True, archs=archs)
+        return Capabilities(dtypes=SCALARS, lines=True, archs=archs, arch=arch)
 
     def pipeline(self, target: Target) -> Sequence[Pass]:
         from tiledsl.backends.simt.pipeline import simt_pipeline

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tiledsl.backends.cuda_emulator.toolchain import KERNEL_FILE
+from tiledsl.backends.simt.abi import ADDED
 from tiledsl.backends.simt.prelude import author_line
 from tiledsl.errors import Loc, TileRuntimeError
 
@@ -30,10 +31,15 @@ class Place:
     author: int = 0
     source: str = ""
 
+    @property
+    def added(self) -> bool:
+        """A barrier that the compiler put in front of the author's line."""
+        return self.text.endswith(ADDED)
+
     def __str__(self) -> str:
         if self.file is None:
             return f"line {self.line} of the generated text: {self.text}"
-        return f"{self.file}:{self.author}: {self.source or self.text}"
+        return f"{self.file}:{self.author}: {'a barrier added before ' * self.added}{self.source or self.text}"
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ class Report:
 
     kind    "race", "race between blocks", "uninitialised", "out of bounds", "misaligned", "divergent barrier",
             "divergent warp", "deadlock", "mbarrier", "barrier", "cp.async", "shuffle" or "stack overflow"
-    place   of the instruction; other: of the one it collides with; count: how often
+    place   of the instruction; other: of the one it collides with; count: how often. Of two places where threads wait
+            the author's own comes first, before that of a barrier that was added.
     """
 
     kind: str
@@ -84,7 +91,7 @@ class Symbols:
             library.tlr_report_at(result, ctypes.c_uint64(i), ctypes.byref(kind), ctypes.byref(message), numbers)
             rows.append(((kind.value or b"").decode(), (message.value or b"").decode(), *numbers))
         places = self.places(pc for row in rows for pc in row[2:4])
-        return tuple(Report(k, m, places.get(pc), places.get(other), n) for k, m, pc, other, n in rows)
+        return tuple(Report(k, m, *_own_first(places.get(pc), places.get(other)), n) for k, m, pc, other, n in rows)
 
     def conflicts(self, result: Any) -> tuple[BankConflict, ...]:
         library = self._runtime
@@ -125,6 +132,10 @@ class Symbols:
             elif found and (frame := _FRAME.match(row)):
                 found[-1].append(int(frame[1]))
         return found if len(found) == len(offsets) else [[] for _ in offsets]
+
+
+def _own_first(place: Place | None, other: Place | None) -> tuple[Place | None, Place | None]:
+    return (other, place) if place and other and place.added and not other.added else (place, other)
 
 
 def raise_reports(name: str, reports: Sequence[Report]) -> None:

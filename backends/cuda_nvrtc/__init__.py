@@ -52,7 +52,7 @@ class CudaNvrtc:
         return Availability(True, f"NVRTC {nvrtc.nvrtc_version()}, {_own_arch()}")
 
     def capabilities(self, target: Target) -> Capabilities:
-        return Capabilities(dtypes=SCALARS, lines=True, archs=ARCHS)
+        return Capabilities(dtypes=SCALARS, lines=True, archs=ARCHS, arch=target.arch or _own_arch())
 
     def pipeline(self, target: Target) -> Sequence[Pass]:
         from tiledsl.backends.simt.pipeline import simt_pipeline

@@ -12,14 +12,12 @@ from typing import Any
 from tiledsl.backends.simt.prelude import prelude
 from tiledsl.errors import InternalError, TileRuntimeError, TileValueError, suggest
 
-__all__ = ["SHARED_LIMITS", "Compiled", "Resources", "compile_text", "missing", "nvrtc_version", "supported"]
+__all__ = ["Compiled", "Resources", "compile_text", "missing", "nvrtc_version", "supported"]
 
 HELP = "pip install 'tiledsl[cuda]', on a machine with an NVIDIA GPU; \"cuda-emulator\" runs the same text without"
 # IEEE float32: no contraction, correctly rounded division and square root, denormals kept.
 _ARITHMETIC = ("-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-ftz=false")
 _OPTIONS = ("--std=c++17", *_ARITHMETIC, "-lineinfo", "--ptxas-options=-v")
-# Bytes of shared memory that one block can have, by compute capability (CUDA C++ programming guide, appendix K).
-SHARED_LIMITS = {80: 163, 86: 99, 87: 163, 88: 99, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 _ENTRY = re.compile(r"Compiling entry function '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers")

@@ -8,7 +8,9 @@ from tiledsl import ir
 from tiledsl.backend import Site
 from tiledsl.dtypes import DType
 
-__all__ = ["Param", "SimtKernel", "SimtProgram"]
+__all__ = ["ADDED", "Param", "SimtKernel", "SimtProgram"]
+
+ADDED = "// added"  # behind a barrier in the text that no author wrote; the mark above it is of what follows
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,14 @@ from tiledsl.analysis.uniformity import thread_level, varying
 from tiledsl.backends.cpu.spread import Spreader
 from tiledsl.ir import build
 from tiledsl.ir.collectives import WARP
-from tiledsl.ir.walk import Rewriter, map_kernels, walk
+from tiledsl.ir.walk import Rewriter, map_kernels, substitute, walk
 from tiledsl.passes.order_shared import OrderShared
 
 from .order import BARRIERS, one_warp
 
 __all__ = ["SpreadApart"]
+
+_NAMES = 12  # in one question
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,27 @@ class SpreadApart:
                     return kernel
                 (ordered,) = OrderShared()(function.replace(kernels=(kernel,))).kernels
                 kernel = Spreader(ordered).run()
+                kernel = kernel.replace(body=_Lazy().visit_block(kernel.body))
             return kernel.replace(threads=threads, body=_OneAsks().visit_block(kernel.body))
 
         return map_kernels(one, function)
+
+
+class _Lazy(Rewriter):
+    """Who is here is asked of all threads, and what only those who are have been given memory for stands behind that
+    question: names of such values are written out where they are used."""
+
+    def stmt(self, s: ir.Stmt) -> ir.Stmt:
+        if not isinstance(s, ir.Parallel) or not isinstance(s.body[-1], ir.Store):
+            return s
+        *names, store = s.body
+        if not names or len(names) > _NAMES or not all(isinstance(n, ir.Let) for n in names):
+            return s
+        values: dict[ir.Var, ir.Expr] = {}
+        for n in names:
+            assert isinstance(n, ir.Let)
+            values[n.var] = build.cast(substitute(n.value, values), n.var.type)
+        return s.replace(body=(substitute(store, values),))
 
 
 class _OneAsks(Rewriter):

@@ -200,7 +200,8 @@ class ExpressionPrinter:
         if b.scope == "var" and b in self.names:
             return self.names[b], _ATOM
         if self.halved(b):
-            element = f"tl_nibble({self.pointer(b)}, {self.place(b, e.indices)})"
+            beside = "_beside" if b.root.scope == "shared" else ""  # another thread may store the other half
+            element = f"tl_nibble{beside}({self.pointer(b)}, {self.place(b, e.indices)})"
             signed = f"(tl_i8)(({element} ^ 8) - 8)"
             return (signed, _UNARY) if b.dtype.name == "int4" else (element, _ATOM)
         if self.waiting and b.root.scope in ("shared", "global") and b.dtype.is_int and b.dtype.bits >= 32:

@@ -56,6 +56,11 @@ class Axis:
         return math.prod(d.extent for d in self.digits)
 
     @property
+    def neighbours(self) -> int:
+        """How many indices from a multiple of it on are registers of one thread, side by side."""
+        return self.digits[0].extent if self.digits[0].stride == 0 and len(self.digits) > 1 else 1
+
+    @property
     def padded(self) -> bool:
         """Some registers stand for indices beyond the extent."""
         return self.span > self.extent

@@ -1,6 +1,6 @@
 """Matrix instructions: which products of a kernel they can do, how its warps share the work, and the registers of one
 product. Operands come from shared memory by ldmatrix where 16 bytes of it lie along k (or, of 16-bit types, across);
-else element by element."""
+else element by element. A kernel's other products are multiply-adds on the same registers."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from tiledsl.dtypes import DType
 from tiledsl.ir import build
 from tiledsl.ir.build import INT32
 from tiledsl.ir.collectives import WARP
-from tiledsl.ir.walk import walk
+from tiledsl.ir.walk import Rewriter, walk
 
-from .fragment import ThreadGrid
 from .layout import Layouts
 from .nests import accumulator, at
 
 if TYPE_CHECKING:
     from .lower_threads import Lowering
 
-__all__ = ["choose_grid", "lower_mma", "register_operand"]
+__all__ = ["apart", "by_instruction", "choose_products", "lower_mma", "register_operand"]
 
 _HALVES, _BYTES = ("float16", "bfloat16"), ("int8", "uint8")
 _UNROLLED = 8  # steps along k that are written out
 _FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
-_GENERATIONS = {"int8": 80, "uint8": 80, "float16": 80, "bfloat16": 80, "float8_e4m3fn": 89, "float8_e5m2": 89}
+_GENERATIONS = {
+    "int8": 80, "uint8": 80, "float16": 80, "bfloat16": 80, "float32": 80, "float8_e4m3fn": 89, "float8_e5m2": 89,
+}  # fmt: skip
+_MARK = ("instruction", "mma")  # annotation of the products that matrix instructions do
+_APART = ("apart", True)  # and of those whose result has been given registers of its own
 
 
 def _generation(arch: str) -> int:
@@ -46,41 +49,89 @@ def _eligible(s: ir.Gemm, generation: int) -> bool:
     sizes = _sizes(s)
     if not same or sizes is None or generation < _GENERATIONS.get(a.name, 1000):
         return False
+    if a.name == "float32" and s.precision != "tf32":
+        return False
     if accumulator(c) is not c and not c.is_narrow:
         return False
     m, n, k = sizes
     return c.is_float == a.is_float and m % 16 == 0 and n % 8 == 0 and k % (32 // a.bytes) == 0 and min(m, n, k) > 0
 
 
-def choose_grid(kernel: ir.Kernel, threads: int, arch: str) -> ThreadGrid:
-    """Warps over rows and columns where matrix instructions can do all of the kernel's products, else threads."""
-    plain = ThreadGrid.fma(threads)
-    gemms = [n for n in walk(kernel.body) if isinstance(n, ir.Gemm) and n.c.buffer.scope == "fragment"]
+def choose_products(kernel: ir.Kernel, threads: int, arch: str) -> ir.Kernel:
+    """Marks the products that matrix instructions do, and says how warps stand over rows and columns: as most of the
+    work can be done by instructions (attribute "warps"; none where no product can)."""
+    gemms = [n for n in walk(kernel.body) if isinstance(n, ir.Gemm)]
     generation = _generation(arch)
-    if not gemms or threads % WARP or not all(_eligible(g, generation) for g in gemms):
-        return plain
-    sizes = [found for g in gemms if (found := _sizes(g)) is not None]
+    sizes = [found for g in gemms if _eligible(g, generation) and (found := _sizes(g)) is not None]
+    if not sizes or threads % WARP:
+        return kernel
     warps = threads // WARP
-    splits = [
-        (wm, warps // wm)
-        for wm in range(1, warps + 1)
-        if warps % wm == 0 and all(m % (16 * wm) == 0 and n % (8 * (warps // wm)) == 0 for m, n, _ in sizes)
-    ]
-    if not splits:
-        return plain
+
+    def fits(size: tuple[int, int, int], split: tuple[int, int]) -> bool:
+        return size[0] % (16 * split[0]) == 0 and size[1] % (8 * split[1]) == 0
+
+    def work(split: tuple[int, int]) -> int:
+        return sum(m * n * k for m, n, k in sizes if fits((m, n, k), split))
+
+    splits = [(wm, warps // wm) for wm in range(1, warps + 1) if warps % wm == 0]
+    most = max(map(work, splits))
+    if not most:
+        return kernel
+    splits = [s for s in splits if work(s) == most]
     along_rows = any(isinstance(n, ir.Reduce) and n.src.buffer.scope == "fragment" for n in walk(kernel.body))
     if along_rows:  # a row in one warp needs no exchange between warps
         wm, wn = max(splits)
     else:  # what the warps read of both operands
         wm, wn = min(splits, key=lambda s: sum(m * s[1] + n * s[0] for m, n, _ in sizes))
-    return ThreadGrid.mma(threads, wm, wn)
+
+    class Marks(Rewriter):
+        def stmt(self, s: ir.Stmt) -> ir.Stmt:
+            if not isinstance(s, ir.Gemm) or not _eligible(s, generation):
+                return s
+            size = _sizes(s)
+            fit = size is not None and fits(size, (wm, wn))
+            return s.replace(annotations=(*s.annotations, _MARK)) if fit else s
+
+    return kernel.replace(body=Marks().visit_block(kernel.body), attrs=(*kernel.attrs, ("warps", (wm, wn))))
+
+
+def by_instruction(s: ir.Gemm) -> bool:
+    """Matrix instructions do this product."""
+    return _MARK in s.annotations
+
+
+def apart(s: ir.Gemm) -> tuple[ir.Stmt, ...]:
+    """A product whose result has another layout, or lies in shared memory: into registers of its own, which are copied.
+    Nothing where no instruction does it, or where its own registers had no layout either (some threads alone do it)."""
+    region = s.c
+    if not by_instruction(s) or _APART in s.annotations or region.buffer.rank != 2:
+        return ()
+    tile = ir.Buffer(f"{region.buffer.name}_tile", region.buffer.dtype, region.extents, "fragment", loc=s.loc)
+    names = tuple(ir.Var(f"i{d}", e.dtype) for d, e in enumerate(region.extents))
+    there = at(region, names)
+    whole = ir.Region(tile, tuple(build.zero(e.dtype) for e in region.extents), region.extents)
+    old = ir.Store(tile, names, ir.Load(region.buffer, there, proved=True), proved=True, loc=s.loc)
+    new = ir.Store(region.buffer, there, ir.Load(tile, names, proved=True), proved=True, loc=s.loc)
+    load, store = (ir.Parallel(names, region.extents, (x,), loc=s.loc) for x in (old, new))
+    if isinstance(s.clear, ir.Const):
+        first: tuple[ir.Stmt, ...] = () if s.clear.value else (load,)
+    else:
+        first = (ir.If(ir.Unary("not", s.clear), (load,), loc=s.loc),)
+    return ir.Alloc(tile, loc=s.loc), *first, s.replace(c=whole, annotations=(*s.annotations, _APART)), store
 
 
 def register_operand(layouts: Layouts, s: ir.Gemm) -> bool:
     """A is a fragment in the registers that the instruction wants: where a warp has whole rows, the accumulators of two
     tiles side by side are the A of one step, lane by lane."""
     grid, a = layouts.grid, s.a
-    if grid.warps is None or grid.warps[1] != 1 or s.transpose_a or a.buffer.dtype.bytes != 2 or a.buffer.rank != 2:
+    if (
+        not by_instruction(s)
+        or grid.warps is None
+        or grid.warps[1] != 1
+        or s.transpose_a
+        or a.buffer.dtype.bytes != 2
+        or a.buffer.rank != 2
+    ):
         return False
     kinds = [layouts.kind(a.buffer, d) for d in (0, 1)]
     return a.whole and kinds == ["row", "col"]
@@ -116,6 +167,12 @@ class _Operand:
     def load(self, first: ir.Expr, span: int, k: ir.Expr) -> list[ir.Stmt]:
         """Fills the registers. first: row or column of the warp's first tile; span: from one tile to the next; k: the
         step's first."""
+        if self.dtype.bytes < 4:
+            return self._loaded(first, span, k)
+        whole = ir.Region(self.registers, (build.zero(INT32),) * 2, self.registers.shape)
+        return [*self._loaded(first, span, k), ir.MicroCall("tf32", (whole,), (whole,), loc=self.s.loc)]
+
+    def _loaded(self, first: ir.Expr, span: int, k: ir.Expr) -> list[ir.Stmt]:
         if self.region.buffer in self.low.registers:
             return self._accumulators(k)
         if not (self.matrices and self._contiguous()):

@@ -26,7 +26,8 @@ __all__ = ["Layouts", "axis_key", "infer", "plain", "unrolled"]
 Key = tuple[ir.Buffer, int] | ir.Var
 _WHOLE_LIMIT = 64  # elements that every thread of the block may hold a copy of
 _WRITTEN_OUT = 16  # rounds of a loop that may number registers
-_REGISTERS = 512  # elements that one thread may hold of one fragment
+_REGISTERS = 128  # words of 32 bits that one thread may hold of one fragment
+_RESULTS = 512  # the same of a product's result, which has no better place
 
 
 def axis_key(b: ir.Buffer, d: int) -> Key:
@@ -282,7 +283,11 @@ class _Attempt:
         axes = self._axes(b)
         if all(k == "whole" for k in kinds):
             return math.prod(self.buffers[b]) <= _WHOLE_LIMIT
-        return math.prod(a.registers for a in axes) <= _REGISTERS
+        words = math.prod(a.registers for a in axes) * (2 if b.dtype.bits > 32 else 1)
+        if any(g.c.buffer is b for g in self.gemms):
+            return words <= _RESULTS
+        held = math.prod(d.extent for a in axes for d in a.digits if d.stride)
+        return words <= _REGISTERS // (1 if held == self.grid.threads else 2)  # some hold the same
 
     # -- results -----------------------------------------------------------------------------------------------------
 

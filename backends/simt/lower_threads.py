@@ -3,8 +3,9 @@ done in registers, and what the block does once is done by one thread."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 from tiledsl import ir
@@ -15,16 +16,19 @@ from tiledsl.errors import InternalError, TileNotImplementedError
 from tiledsl.ir import build
 from tiledsl.ir.build import INT32
 from tiledsl.ir.collectives import COLLECTIVE_REDUCTIONS
-from tiledsl.ir.walk import Rewriter, free_vars, map_kernels, walk, writes
+from tiledsl.ir.walk import Rewriter, free_vars, map_kernels, substitute, walk, writes
 from tiledsl.passes.expand_threads import thread_number
 
 from .fragment import Axis, replicas
 from .layout import infer, plain, unrolled
 from .place import thread_count, thread_grid
 from .stages import ASYNC
-from .vectors import copied_rows
+from .vectors import Stores, copied_rows, stored_rows
 
-__all__ = ["Lowering", "LowerThreads", "count"]
+__all__ = ["AT_ONCE", "Lowering", "LowerThreads", "count"]
+
+AT_ONCE = "at_once"  # annotation of loops: how many rounds compilers may merge
+_SHORT = 4  # rounds that are written out in any case
 
 
 @dataclass(frozen=True)
@@ -241,10 +245,15 @@ class Lowering:
         """Each thread goes over the registers that the nest's axes give it."""
         axes = {v: self.layouts.nests[v] for v in s.vars}
         guard = replicas(axes.values(), self.thread, self.threads)
-        loops, lets, tests, held = self.over(axes)
+        pieces = stored_rows(s, axes[s.vars[-1]].neighbours)
+        loops, lets, tests, held = self.over(axes, {} if pieces is None else {pieces.last: pieces.width})
         if guard is not None and not any(w in self.registers for n in walk(s.body) for w in _written(n)):
             tests, guard = [*tests, guard], None  # one of those who hold the same elements does it all
-        body = _Body(self, held, guard).visit_block(s.body)
+        if pieces is None:
+            body = _Body(self, held, guard).visit_block(s.body)
+        else:
+            tests += pieces.tests
+            body = pieces.body([self._neighbour(pieces, held, e) for e in range(pieces.width)], s)
         inner: tuple[ir.Stmt, ...] = body
         if tests:
             inner = (ir.If(build.all_of(tests), inner, loc=s.loc),)
@@ -255,20 +264,29 @@ class Lowering:
             return list(inner)
         return self.nested(loops, inner, s)
 
+    def _neighbour(self, pieces: Stores, held: dict[ir.Var, ir.Expr], e: int) -> ir.Expr:
+        """What element e of a piece is, whose registers are neighbours too."""
+        own = {**held, pieces.last: build.add(held[pieces.last], e)}
+        value = _Body(self, own, None).visit_expr(pieces.value)
+        neighbour: ir.Expr = substitute(value, {pieces.last: build.add(pieces.last, e)})
+        return neighbour
+
     def over(
-        self, axes: dict[ir.Var, Axis]
+        self, axes: dict[ir.Var, Axis], pieces: Mapping[ir.Var, int] = MappingProxyType({})
     ) -> tuple[list[tuple[ir.Var, int]], list[ir.Stmt], list[ir.Expr], dict[ir.Var, ir.Expr]]:
         """Loops over the registers of axes: (register variables and their numbers, lets of the indices, the tests that
-        indices exist, the register of each axis)."""
+        indices exist, the register of each axis). pieces: how many neighbours are taken at a time."""
         loops: list[tuple[ir.Var, int]] = []
         lets: list[ir.Stmt] = []
         tests: list[ir.Expr] = []
         held: dict[ir.Var, ir.Expr] = {}
         for v, axis in axes.items():
             register: ir.Expr = build.zero(INT32)
-            if axis.registers != 1:
-                register = ir.Var(f"r_{v.name}", INT32)
-                loops.append((register, axis.registers))
+            wide = pieces.get(v, 1)
+            if axis.registers != wide:
+                turn = ir.Var(f"r_{v.name}", INT32)
+                register = build.mul(turn, wide)
+                loops.append((turn, axis.registers // wide))
             held[v] = register
             lets.append(ir.Let(v, build.cast(axis.index(self.thread, register), v.type)))
             if axis.padded:
@@ -276,9 +294,13 @@ class Lowering:
         return loops, lets, tests, held
 
     def nested(self, loops: Sequence[tuple[ir.Var, int]], body: Iterable[ir.Stmt], s: ir.Stmt) -> list[ir.Stmt]:
+        """Loops over registers, written out where they number some: else the loads of all rounds would be in flight."""
         inner = tuple(body)
         for v, n in reversed(loops):
-            inner = (count(v, n, inner, s, "unroll"),)
+            if n <= _SHORT or _numbered(v, inner):
+                inner = (count(v, n, inner, s, "unroll"),)
+            else:
+                inner = (count(v, n, inner, s).replace(annotations=((AT_ONCE, 2),)),)
         return list(inner)
 
     def element(self, b: ir.Buffer, indices: Sequence[ir.Expr], held: dict[ir.Var, ir.Expr]) -> tuple[ir.Expr, ...]:
@@ -326,6 +348,18 @@ class _Body(Rewriter):
         new = self.visit_stmt(bare)
         assert isinstance(new, ir.Stmt)
         return new.replace(**blocks)
+
+
+def _numbered(v: ir.Var, body: tuple[ir.Stmt, ...]) -> bool:
+    """An array of the thread is indexed with v, or with what follows from it."""
+    known = {v}
+    for n in walk(body):
+        if isinstance(n, ir.Let) and free_vars(n.value) & known:
+            known.add(n.var)
+    places = (n for n in walk(body) if isinstance(n, (ir.Load, ir.Store)) and n.buffer.root.scope == "local")
+    return any(free_vars(e) & known for n in places for e in n.indices) or any(
+        isinstance(n, ir.MicroCall) for n in walk(body)
+    )
 
 
 def _written(n: ir.Node) -> Iterable[ir.Buffer]:

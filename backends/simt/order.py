@@ -87,10 +87,10 @@ class _GroupOrderer(Orderer):
     def barrier(self, s: ir.Stmt) -> tuple[ir.Stmt, ...]:
         group = self.group
         if not self.apart:
-            return super().barrier(s)
+            return (ir.Sync("block", added=True, loc=s.loc),)
         assert group is not None
         if one_warp(group):
-            return (ir.Sync("warp", loc=s.loc),)
+            return (ir.Sync("warp", added=True, loc=s.loc),)
         n = size(group)
         if n % WARP:
             if any(isinstance(x, _TILES) for x in walk(s)):
@@ -101,4 +101,4 @@ class _GroupOrderer(Orderer):
                 )
             return ()
         number = self.numbers.setdefault(group, BARRIERS - len(self.numbers))
-        return (ir.Sync("block", count=n, barrier=number, loc=s.loc),)
+        return (ir.Sync("block", count=n, barrier=number, added=True, loc=s.loc),)

@@ -14,6 +14,7 @@ from .apart import SpreadApart
 from .lower_threads import LowerThreads
 from .order import OrderThreads
 from .place import PlaceFragments
+from .reuse import ReuseTiles
 from .stages import PipelineLoops
 
 __all__ = ["simt_pipeline"]
@@ -25,9 +26,11 @@ def simt_pipeline(arch: str = "") -> tuple[Pass, ...]:
     Prints and asserts learn where they are while loops are still the author's; storage of each thread that a nest
     writes becomes each iteration's own. Copies become nests, each access is proved or guarded, and tensors with a
     layout of their own are addressed as they lie in memory. Pipelined loops get versions of their tiles. Then it is
-    decided which fragments live in registers; what does not fit moves to shared memory. Barriers go between operations
-    that touch the same memory from different threads, and at last operations become what each thread does.
+    decided which fragments live in registers; what does not fit moves to shared memory, and tiles that are too much for
+    it take turns where they can. Barriers go between operations that touch the same memory from different threads, and
+    at last operations become what each thread does.
     """
     first = (ExplainDebug(), SpreadApart(), PrivateLocals(apart=True), Fold())
     explicit = (ExpandMoves(), GuardBounds(checked=True), ApplyLayouts(), Fold())
-    return (*first, *explicit, PipelineLoops(arch=arch), PlaceFragments(arch), OrderThreads(), LowerThreads(), Fold())
+    tiles = (PipelineLoops(arch=arch), PlaceFragments(arch), ReuseTiles(arch=arch))
+    return (*first, *explicit, *tiles, OrderThreads(), LowerThreads(), Fold())

@@ -18,7 +18,7 @@ from tiledsl.ir.build import INT32
 from tiledsl.ir.walk import Rewriter, map_kernels, substitute, walk, writes
 
 from .fragment import ThreadGrid
-from .instructions import choose_grid, register_operand
+from .instructions import apart, choose_products, register_operand
 from .layout import Layouts, infer
 from .nests import gemm_nest, reduce_nest, scan_nest, staged
 from .reducers import expand_reducers
@@ -59,9 +59,8 @@ def _kernel(kernel: ir.Kernel, arch: str) -> ir.Kernel:
     kernel = kernel.replace(body=_Merge().visit_block(kernel.body))
     kernel = expand_reducers(kernel)
     kernel = _share_written_locals(kernel)
-    grid = choose_grid(kernel, thread_count(kernel), arch)
-    if grid.warps is not None:
-        kernel = kernel.replace(attrs=(*kernel.attrs, ("warps", grid.warps)))
+    kernel = choose_products(kernel, thread_count(kernel), arch)
+    grid = thread_grid(kernel)
     while True:
         layouts = infer(kernel, grid)
         moved = {b: b.replace(scope="shared") for b in layouts.shared}
@@ -165,7 +164,9 @@ class _Writer(Rewriter):
     def _gemm(self, s: ir.Gemm) -> ir.Stmt | tuple[ir.Stmt, ...]:
         held = self.layouts.fragments
         if s.c.buffer not in held:
-            return s if s.c.buffer in self.layouts.shared else self._wrote(gemm_nest(s))
+            if s.c.buffer in self.layouts.shared:
+                return s
+            return self._wrote(*(apart(s) or (gemm_nest(s),)))
         before: list[ir.Stmt] = []
         for side in ("a", "b"):
             r: ir.Region = getattr(s, side)

@@ -20,8 +20,9 @@ from tiledsl.errors import Loc, TileNotImplementedError
 from tiledsl.ir import build
 from tiledsl.ir.walk import walk
 
-from .abi import Param, SimtKernel
+from .abi import ADDED, Param, SimtKernel
 from .expressions import ExpressionPrinter, Functions
+from .lower_threads import AT_ONCE
 from .names import c_type, constant, suffix, unique
 from .place import thread_count
 from .shared import shared_offsets, swizzles
@@ -65,6 +66,8 @@ class _Printer(ExpressionPrinter):
         self.plain = plain_arithmetic(function, kernel)
         views = {n.root for n in walk(kernel.body) if isinstance(n, ir.Buffer) and n.alias_of is not None}
         self.bytewise = {b for b in views if b.scope != "global"}
+        short = [n for n in walk(kernel.body) if isinstance(n, ir.For) and VECTOR in dict(n.annotations)]
+        self.pieces = {n.buffer for s in short for n in walk(s.body) if isinstance(n, ir.Load)}  # those of threads
         # operands of matrix instructions are words of several elements
         micro = [n for n in walk(kernel.body) if isinstance(n, ir.MicroCall)]
         self.swizzled = swizzles(kernel)
@@ -189,7 +192,7 @@ class _Printer(ExpressionPrinter):
             self.line(f"tl_u32 {self.name(b, b.name)}[{n * b.dtype.bytes // 4}];")
             return
         n = -(-n // 2) if self.halved(b) else n
-        aligned = "alignas(16) " if b in self.bytewise else ""
+        aligned = "alignas(16) " if b in self.bytewise | self.pieces else ""
         self.line(f"{aligned}{t} {self.name(b, b.name)}[{max(n, 1)}];")
         if s.init is not None:
             self.line(f"{self.names[b]}[0] = {self.expr(s.init)};")
@@ -243,6 +246,8 @@ class _Printer(ExpressionPrinter):
         move = f"++{v}" if isinstance(s.step, ir.Const) and s.step.value == 1 else f"{v} += {step}"
         if s.kind == "unroll":
             self.line("#pragma unroll")
+        elif AT_ONCE in dict(s.annotations):
+            self.line(f"#pragma unroll {dict(s.annotations)[AT_ONCE]}")
         with self.loop(s.body, (s.start, s.stop, s.step)):
             self.block(s.body, f"for ({t} {v} = {start}; {test}; {move}) {{")
 
@@ -284,7 +289,14 @@ class _Printer(ExpressionPrinter):
             one = f"{guard}{dst}[{e}] = {src}[{e}];"
             if guard and isinstance(s.body[0], ir.Store):
                 one = f"{dst}[{e}] = {e} < {valid} ? {src}[{e}] : {constant(0, inner.buffer.dtype)};"
-            self.line(f"else for (int {e} = 0; {e} < {s.stop.value}; ++{e}) {one}")
+            turns = f"for (int {e} = 0; {e} < {s.stop.value}; ++{e}) {one}"
+            if value.buffer.scope == "local":  # registers have no numbers when the kernel runs
+                self.line("else {")
+                self.line("  #pragma unroll")
+                self.line(f"  {turns}")
+                self.line("}")
+            else:
+                self.line(f"else {turns}")
         else:
             self.line(copy)
         self.depth -= 1
@@ -324,23 +336,24 @@ class _Printer(ExpressionPrinter):
     # -- threads -----------------------------------------------------------------------------------------------------
 
     def do_Sync(self, s: ir.Sync) -> None:
-        if s.scope == "async":
-            return
+        if s.scope != "async":
+            self.line(self.barrier(s) + (f"  {ADDED}" if s.added else ""))
+
+    def barrier(self, s: ir.Sync) -> str:
         if s.scope == "warp":
-            self.line(f"tl_syncwarp({self.warps.here()});")
-        elif s.scope == "grid":
-            self.line(f"tl_sync_grid({self.names[self.grid_state]});")
-        elif s.count is None and s.barrier == 0:
-            self.line("tl_sync();")
-        else:
-            n = self.threads if s.count is None else s.count
-            if n % 32:
-                raise TileNotImplementedError(
-                    f"a barrier of {n} threads: on GPUs whole warps of 32 meet", s.loc, help="use a multiple of 32"
-                )
-            if not 0 <= s.barrier < 15:
-                raise TileNotImplementedError(f"barrier {s.barrier}: GPUs have 0 to 14 for authors", s.loc)
-            self.line(f"tl_sync_named({s.barrier + 1}, {n});")
+            return f"tl_syncwarp({self.warps.here()});"
+        if s.scope == "grid":
+            return f"tl_sync_grid({self.names[self.grid_state]});"
+        if s.count is None and s.barrier == 0:
+            return "tl_sync();"
+        n = self.threads if s.count is None else s.count
+        if n % 32:
+            raise TileNotImplementedError(
+                f"a barrier of {n} threads: on GPUs whole warps of 32 meet", s.loc, help="use a multiple of 32"
+            )
+        if not 0 <= s.barrier < 15:
+            raise TileNotImplementedError(f"barrier {s.barrier}: GPUs have 0 to 14 for authors", s.loc)
+        return f"tl_sync_named({s.barrier + 1}, {n});"
 
     def do_Wait(self, s: ir.Wait) -> None:
         self.waiting = True
@@ -370,6 +383,13 @@ class _Printer(ExpressionPrinter):
     def do_MicroCall(self, s: ir.MicroCall) -> None:
         if s.name == "ldmatrix":
             self.ldmatrix(s)
+        elif s.name == "tf32":
+            name, w = self.names[s.writes[0].buffer], unique("w", self.taken)
+            count = math.prod(s.writes[0].buffer.const_shape or ())
+            self.line("#pragma unroll")
+            self.line(
+                f"for (int {w} = 0; {w} < {count}; ++{w}) {name}[{w}] = tl_cvt_tf32_f32(tl_f32_bits({name}[{w}]));"
+            )
         elif s.name == "async_commit":
             self.line("tl_cp_async_commit();")
         elif s.name == "async_wait":
@@ -392,9 +412,9 @@ class _Printer(ExpressionPrinter):
         a, b = (r.buffer.dtype for r in s.reads)
         total, starts = s.writes[0].buffer, s.writes[0].starts
         d = total.dtype
-        kinds = {"float16": "f16", "bfloat16": "bf16", "int8": "s8", "uint8": "u8"}
+        kinds = {"float16": "f16", "bfloat16": "bf16", "float32": "tf32", "int8": "s8", "uint8": "u8"}
         names = [kinds.get(x.name) or suffix(x) for x in (a, b)]
-        types = names[0] if a.bytes == 2 else "_".join(names)
+        types = names[0] if a.bytes > 1 else "_".join(names)
         name = f"tl_mma_m16n8k{32 // a.bytes}_{suffix(d)}_{types}"
         places = []
         for e in range(4):

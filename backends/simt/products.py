@@ -9,7 +9,7 @@ from tiledsl import ir
 from tiledsl.ir import build
 from tiledsl.ir.build import INT32
 
-from .instructions import lower_mma
+from .instructions import by_instruction, lower_mma
 from .nests import accumulator, at, multiply_add
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ __all__ = ["lower_gemm"]
 
 
 def lower_gemm(low: Lowering, s: ir.Gemm) -> list[ir.Stmt]:
-    """By matrix instructions where the kernel's threads stand for them, else by multiply-adds."""
+    """By matrix instructions or by multiply-adds, as `choose_products` has marked it."""
     c = s.c.buffer
     acc = accumulator(c.dtype)
     axes = low.layouts.fragments[c]
@@ -38,7 +38,6 @@ def lower_gemm(low: Lowering, s: ir.Gemm) -> list[ir.Stmt]:
         total = ir.Buffer(f"{c.name}_wide", acc, held_c.shape[-2:], "local", loc=s.loc)
         lead_total = ()
         before.append(ir.Alloc(total, loc=s.loc))
-    grid = low.layouts.grid
     each = [(ri, rows.registers), (rj, cols.registers)]
     old = build.cast(ir.Load(held_c, (*lead_at, ri, rj), proved=True), acc)
     zero = build.zero(acc)
@@ -48,7 +47,7 @@ def lower_gemm(low: Lowering, s: ir.Gemm) -> list[ir.Stmt]:
     if own:
         done = build.cast(ir.Load(total, (ri, rj), proved=True), c.dtype)
         after += low.nested(each, (ir.Store(held_c, (*lead_at, ri, rj), done, proved=True, loc=s.loc),), s)
-    if grid.warps is not None:
+    if by_instruction(s):
         return [*before, *lower_mma(low, s, total, lead_total), *after]
     a = ir.Buffer("a", acc, (build.const(rows.registers, INT32),), "local", loc=s.loc)
     b = ir.Buffer("b", acc, (build.const(cols.registers, INT32),), "local", loc=s.loc)

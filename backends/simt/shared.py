@@ -12,7 +12,7 @@ from .names import ELEMENT_BYTES
 __all__ = ["ARCHS", "row_swizzle", "shared_limit", "shared_offsets", "swizzles"]
 
 _KILOBYTES = {
-    "sm_70": 96, "sm_75": 64, "sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_88": 163, "sm_89": 99, "sm_90": 227,
+    "sm_70": 96, "sm_75": 64, "sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_88": 99, "sm_89": 99, "sm_90": 227,
     "sm_100": 227, "sm_103": 227, "sm_110": 227, "sm_120": 99, "sm_121": 99,
 }  # fmt: skip
 # Architectures that exist; "a" is one with its own instructions, "f" one with those of its family.

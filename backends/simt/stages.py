@@ -119,7 +119,7 @@ class _Loops(Rewriter):
             return tuple(out)
 
         commit = ir.MicroCall("async_commit", (), loc=s.loc)
-        before: list[ir.Stmt] = [ir.Sync("block", loc=s.loc)]
+        before: list[ir.Stmt] = [ir.Sync("block", added=True, loc=s.loc)]
         for p in range(ahead):
             k = build.add(s.start, p)
             body = fill(k, build.const(p, kind))
@@ -131,7 +131,7 @@ class _Loops(Rewriter):
         rest = tuple(x for at, x in enumerate(s.body) if at not in fills)
         body = (
             ir.MicroCall("async_wait", (), attrs=(("groups", stages - 2),), loc=s.loc),
-            ir.Sync("block", loc=s.loc),
+            ir.Sync("block", added=True, loc=s.loc),
             ir.Let(later, build.add(s.var, ahead), loc=s.loc),
             ir.If(build.lt(later, s.stop), fill(later, next_version), loc=s.loc),
             commit,

@@ -1,8 +1,9 @@
-"""Copies of rows of elements in pieces of up to 16 bytes: recognised in nests, and written as short loops of which the
-printer makes one access (or an asynchronous copy)."""
+"""Rows of elements in pieces of up to 16 bytes: copies of them, and stores of neighbours that one thread holds, are
+recognised in nests, and written as short loops of which the printer makes one access (or an asynchronous copy)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tiledsl import ir
@@ -10,7 +11,7 @@ from tiledsl.ir import build
 from tiledsl.ir.build import INT32, is_const
 from tiledsl.ir.walk import free_vars, loads_of, substitute
 
-__all__ = ["VECTOR", "Rows", "copied_rows"]
+__all__ = ["VECTOR", "Rows", "Stores", "copied_rows", "stored_rows"]
 
 VECTOR = "copy"  # annotation of the short loops: "plain" or "async"
 _BYTES = 16
@@ -42,12 +43,7 @@ class Rows:
         to = substitute_all(self.to, moved)
         inside: ir.Expr = build.TRUE
         if self.tests or self.limits:
-            valid: ir.Expr = build.const(self.width, INT32)
-            for test in self.limits:
-                left = build.sub(*build.same_type(test.b, test.a))
-                left = build.max_(build.min_(left, self.width), 0)
-                valid = build.min_(valid, build.cast(left, INT32))
-            valid = build.if_then_else(build.all_of(self.tests), valid, build.zero(INT32))
+            valid = build.if_then_else(build.all_of(self.tests), _valid(self.limits, self.width), build.zero(INT32))
             name = ir.Var("valid", INT32)
             lets.append(ir.Let(name, valid))
             inside = build.lt(e, name)
@@ -56,9 +52,7 @@ class Rows:
         store: ir.Stmt = ir.Store(self.dst, to, value, proved=True, loc=s.loc)
         if self.skips and not is_const(inside, True):
             store = ir.If(inside, (store,), loc=s.loc)
-        how = ((VECTOR, "async" if asynchronous else "plain"),)
-        zero, one, n = build.zero(INT32), build.const(1, INT32), build.const(self.width, INT32)
-        return (*lets, ir.For(e, zero, n, one, (store,), "vectorized", how, loc=s.loc))
+        return (*lets, _short_loop(e, self.width, store, "async" if asynchronous else "plain", s))
 
     @property
     def asynchronous(self) -> bool:
@@ -69,6 +63,58 @@ class Rows:
             and not self.skips
             and self.width * self.dst.dtype.bytes >= 4
         )
+
+
+@dataclass(frozen=True)
+class Stores:
+    """A nest that stores values of its own, width neighbours along the last variable: dst[to] = value where all tests
+    hold and last variable + offset < limit."""
+
+    dst: ir.Buffer
+    to: tuple[ir.Expr, ...]
+    value: ir.Expr
+    last: ir.Var
+    width: int
+    tests: tuple[ir.Expr, ...]
+    limits: tuple[ir.Binary, ...]
+
+    def body(self, values: Sequence[ir.Expr], s: ir.Stmt) -> tuple[ir.Stmt, ...]:
+        """One piece, from the last variable on, of these values."""
+        e, width = ir.Var("e", INT32), build.const(self.width, INT32)
+        piece = ir.Buffer(f"{self.dst.name}_piece", self.dst.dtype, (width,), "local", loc=s.loc)
+        made: list[ir.Stmt] = [ir.Alloc(piece, loc=s.loc)]
+        inside: ir.Expr = build.TRUE
+        if self.limits:
+            name = ir.Var("valid", INT32)
+            made.append(ir.Let(name, _valid(self.limits, self.width)))
+            inside = build.lt(e, name)
+        zero = build.zero(self.dst.dtype)
+        for at, value in enumerate(values):
+            index = build.const(at, INT32)
+            if self.limits and any(n.buffer.scope != "fragment" for n in loads_of(self.value)):
+                value = build.if_then_else(substitute(inside, {e: index}), value, zero)
+            made.append(ir.Store(piece, (index,), value, proved=True, loc=s.loc))
+        to = substitute_all(self.to, {self.last: build.add(self.last, build.cast(e, self.last.type))})
+        store: ir.Stmt = ir.Store(self.dst, to, ir.Load(piece, (e,), proved=True), proved=True, loc=s.loc)
+        if self.limits:
+            store = ir.If(inside, (store,), loc=s.loc)
+        made.append(_short_loop(e, self.width, store, "plain", s))
+        return tuple(made)
+
+
+def _valid(limits: Sequence[ir.Binary], width: int) -> ir.Expr:
+    """How many elements of a piece are within the limits."""
+    valid: ir.Expr = build.const(width, INT32)
+    for test in limits:
+        left = build.sub(*build.same_type(test.b, test.a))
+        left = build.max_(build.min_(left, width), 0)
+        valid = build.min_(valid, build.cast(left, INT32))
+    return valid
+
+
+def _short_loop(e: ir.Var, width: int, store: ir.Stmt, how: str, s: ir.Stmt) -> ir.For:
+    zero, one, n = build.zero(INT32), build.const(1, INT32), build.const(width, INT32)
+    return ir.For(e, zero, n, one, (store,), "vectorized", ((VECTOR, how),), loc=s.loc)
 
 
 def substitute_all(indices: tuple[ir.Expr, ...], moved: dict[ir.Var, ir.Expr]) -> tuple[ir.Expr, ...]:
@@ -100,11 +146,38 @@ def copied_rows(s: ir.Parallel) -> Rows | None:
     found = Rows(dst, inner.indices, src, value.indices, last, width, (), (), skips)
     if width == 1 or not all(_along(b, at, last, width) for b, at in ((dst, found.to), (src, found.at))):
         return None
-    tests = [c for c in conditions if last not in free_vars(c)]
+    parted = _parted(conditions, last)
+    return None if parted is None else replace(found, tests=parted[0], limits=parted[1])
+
+
+def stored_rows(s: ir.Parallel, width: int) -> Stores | None:
+    """What a nest stores, if it does nothing else, where pieces of `width` elements along its last variable (or half as
+    many ...) can be one access of memory."""
+    if len(s.body) != 1 or not isinstance(s.extents[-1], ir.Const):
+        return None
+    inner, conditions = s.body[0], []
+    if isinstance(inner, ir.If) and not inner.orelse and len(inner.then) == 1:
+        conditions, inner = _conjuncts(inner.cond), inner.then[0]
+    if not isinstance(inner, ir.Store) or loads_of_any((*inner.indices, *conditions)):
+        return None
+    dst, last = inner.buffer, s.vars[-1]
+    if dst.dtype.is_packed or dst.dtype.is_vector or dst.root.scope not in ("global", "shared"):
+        return None
+    while width > 1 and (s.extents[-1].value % width or width * dst.dtype.bytes > _BYTES):
+        width //= 2
+    parted = _parted(conditions, last)
+    if width == 1 or parted is None or not _along(dst, inner.indices, last, width):
+        return None
+    return Stores(dst, inner.indices, inner.value, last, width, *parted)
+
+
+def _parted(conditions: list[ir.Expr], last: ir.Var) -> tuple[tuple[ir.Expr, ...], tuple[ir.Binary, ...]] | None:
+    """The conditions without the last variable, and those that limit it; None where it occurs in others."""
     limits = [c for c in conditions if last in free_vars(c)]
     if any(not _limit(c, last) for c in limits):
         return None
-    return replace(found, tests=tuple(tests), limits=tuple(c for c in limits if isinstance(c, ir.Binary)))
+    tests = tuple(c for c in conditions if last not in free_vars(c))
+    return tests, tuple(c for c in limits if isinstance(c, ir.Binary))
 
 
 def loads_of_any(indices: tuple[ir.Expr, ...]) -> bool:

@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import asdict
 
+from tiledsl.bench import gpu
 from tiledsl.bench.attention import ATTENTION
 from tiledsl.bench.job import Job, torch_module
 from tiledsl.bench.latency import LATENCY
@@ -28,11 +29,12 @@ __all__ = ["JOBS", "Job", "Row", "arguments", "main", "run"]
 
 JOBS = {job.name: job for job in (*PRODUCTS, *ATTENTION, *ROWS, *THREADS, *LATENCY)}
 _CHILD = "_TILEDSL_BENCH_CHILD"
+_NAMES = f"{', '.join(JOBS)}; with --target cuda: {', '.join(gpu.GPU_JOBS)}"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `tiledsl bench`."""
-    parser.add_argument("jobs", nargs="*", metavar="JOB", help=f"which jobs (default: all): {', '.join(JOBS)}")
+    parser.add_argument("jobs", nargs="*", metavar="JOB", help=f"which jobs (default: all): {_NAMES}")
     parser.add_argument("--target", help="where our kernels run (default: the CPU target)")
     parser.add_argument("--threads", type=int, default=1, help="threads for every library (default 1)")
     parser.add_argument("--json", metavar="FILE", help="also write the table, with machine, bounds and date, as JSON")
@@ -40,7 +42,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Every library reads its number of threads when it is loaded: the measurement runs in a child process."""
+    """On a GPU by `bench.gpu`. Else every library reads its number of threads when it is loaded: the measurement runs
+    in a child process."""
+    if (options.target or "").partition(":")[0] == "cuda":
+        return gpu.main(options)
     unknown = [n for n in options.jobs if n not in JOBS]
     if unknown:
         raise TileValueError(f"unknown job {unknown[0]!r}", help=f"one of {', '.join(JOBS)}")

@@ -22,7 +22,8 @@ _WIDE = np.dtype(np.float32)
 
 
 def a_element(i: int, width: int) -> tuple[Array, Array]:
-    """(row, k) of element i of the operand A per lane; width: bytes of an element (m16n8k16 of 2, m16n8k32 of 1)."""
+    """(row, k) of element i of the operand A per lane; width: bytes of an element (m16n8k16 of 2, m16n8k32 of 1,
+    m16n8k8 of 4)."""
     per = 4 // width  # elements of a register
     register, part = divmod(i, per)
     return _LANES // 4 + 8 * (register % 2), per * (_LANES % 4) + part + 4 * per * (register // 2)
@@ -48,7 +49,8 @@ def _of_warps(x: Array, elements: int) -> Array:
 def _mma(
     writes: Sequence[Array], reads: Sequence[Array], scalars: Sequence[Any], attrs: Mapping[str, Any], exact: bool
 ) -> None:
-    """c[16, 8] += a[16, k] @ b[k, 8], k = 16 elements of 2 bytes or 32 of 1; each element a k-ascending chain."""
+    """c[16, 8] += a[16, k] @ b[k, 8], k = 8 elements of 4 bytes, 16 of 2 or 32 of 1; each element a k-ascending
+    chain. float32 operands count with the 11 bits that "tf32" left of them."""
     width = reads[0].dtype.itemsize
     depth = 32 // width
     a, b = (_of_warps(np.ascontiguousarray(x), n) for x, n in zip(reads, (depth // 2, depth // 4), strict=True))
@@ -93,6 +95,15 @@ def _ldmatrix(
     out[...] = own.swapaxes(1, 2).reshape(out.shape)
 
 
+def _tf32(
+    writes: Sequence[Array], reads: Sequence[Array], scalars: Sequence[Any], attrs: Mapping[str, Any], exact: bool
+) -> None:
+    """Rounds float32 values to 11 bits, to nearest, ties away from zero; what is no number or infinite stays."""
+    x = np.ascontiguousarray(reads[0])
+    rounded = ((x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+    writes[0][...] = np.where(np.isfinite(x), rounded, x)
+
+
 def _nothing(*_: Any) -> None:
     """Asynchronous copies happen when they are issued: groups of them need not be waited for."""
 
@@ -100,6 +111,7 @@ def _nothing(*_: Any) -> None:
 WARP_MICRO: dict[str, Callable[..., None]] = {
     "mma": _mma,
     "ldmatrix": _ldmatrix,
+    "tf32": _tf32,
     "async_commit": _nothing,
     "async_wait": _nothing,
 }

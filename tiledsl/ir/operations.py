@@ -323,7 +323,8 @@ _row("im2col", "T.im2col(img, col, m_tile, k_tile, kernel, stride, dilation, pad
      "windows of an image [N, H, W, C] as rows of a matrix; 0 outside")
 _row("transpose", "T.transpose(src, dst)", ("src", "dst"), _T, "dst[j, i] = src[i, j]")
 _row("gemm", "T.gemm(A, B, C)",
-     ("A", "B", "C", "transpose_A", "transpose_B", "policy", "clear_accum", "k_pack", "mbar", "annotations"), _T,
+     ("A", "B", "C", "transpose_A", "transpose_B", "policy", "clear_accum", "k_pack", "mbar", "annotations",
+      "precision"), _T,
      "C += A @ B in float32 (float64, int32): one k-ascending fma chain per element, rounded once to C's dtype",
      real=lambda a, b, c: c + a @ b)
 _row("reduce_sum", "T.reduce_sum(buffer, out, dim)", _REDUCE, _T, "sum along dim in 16 interleaved partials", NUMBER,

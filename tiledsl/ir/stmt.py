@@ -156,12 +156,13 @@ class Sync(Stmt):
     """A barrier. scope: "block" | "warp" | "grid" | "async".
 
     count: how many threads take part in a barrier of the block (None: all that have not ended); barrier: which of the
-    block's barriers, so that groups of threads can meet apart.
+    block's barriers, so that groups of threads can meet apart; added: by the compiler.
     """
 
     scope: str = attribute()
     count: int | None = attribute(default=None)
     barrier: int = attribute(default=0)
+    added: bool = hint(default=False)
 
 
 @node
@@ -233,7 +234,8 @@ class Fill(Stmt):
 @node
 class Gemm(Stmt):
     """c (+)= op(a) @ op(b) over the last two dimensions of the regions, leading extents 1.
-    clear: bool expression; true = start from 0. Meaning: language.md 0.9."""
+    clear: bool expression; true = start from 0. precision "tf32": targets may take float32 operands with 11 bits.
+    Meaning: language.md 0.9."""
 
     a: Region = operand("r")
     b: Region = operand("r")
@@ -241,6 +243,7 @@ class Gemm(Stmt):
     clear: Expr = operand()
     transpose_a: bool = attribute(default=False)
     transpose_b: bool = attribute(default=False)
+    precision: str = attribute(default="ieee")
     annotations: tuple[tuple[str, Any], ...] = hint(default=())
 
 

@@ -25,7 +25,7 @@ from tiledsl.kernels.attention_args import (
     window_limits,
 )
 from tiledsl.kernels.attention_block import LOG2_E, attend, view_strides
-from tiledsl.kernels.tiles import KV_TILE, fit, tiles_for
+from tiledsl.kernels.tiles import KV_TILE, Tiles, fit, tiles_for
 from tiledsl.runtime import allocate
 
 __all__ = ["flash_attention", "flash_attention_kernel", "flash_attention_varlen", "flash_attention_varlen_kernel"]
@@ -180,7 +180,7 @@ def flash_attention(
     if batch and heads and seq_q:
         tiles = tiles_for(target)
         kernel = _flash_attention_kernel(
-            fit(tiles.attention, seq_q),
+            fit(_rows_that_fit(tiles, head_dim, dtype), seq_q),
             KV_TILE,
             head_dim,
             bool(causal),
@@ -192,6 +192,12 @@ def flash_attention(
         Q, K, V = (arrays.unit_last(x) for x in (Q, K, V))
         kernel(Q, K, V, scale * LOG2_E, *(limits or (0, 0)), sink, O, lse, target=target)
     return (out, lse) if return_lse else out
+
+
+def _rows_that_fit(tiles: Tiles, head_dim: int, dtype: DType) -> tuple[int, ...]:
+    """Tiles of query rows beside a tile of keys and one of values; each row has its probabilities there as well."""
+    size = dtype.bytes
+    return tiles.within(tiles.attention, (head_dim + KV_TILE) * size, 2 * KV_TILE * head_dim * size)
 
 
 _flash_attention_varlen_kernel = cache(flash_attention_varlen_kernel)  # the same values, the same kernel
@@ -250,7 +256,7 @@ def flash_attention_varlen(
         tiles = tiles_for(target)
         longest = int(np.diff(q_ends).max())
         kernel = _flash_attention_varlen_kernel(
-            fit(tiles.attention, -(-total_q // (len(q_ends) - 1))),
+            fit(_rows_that_fit(tiles, head_dim, dtype), -(-total_q // (len(q_ends) - 1))),
             KV_TILE,
             head_dim,
             bool(causal),

@@ -436,7 +436,9 @@ def _gradients(
         kernel(*args, target=target)
 
     Q, K, V, O, G = (arrays.unit_last(x) for x in (Q, K, V, O, G))
-    rows = fit(tiles.attention_backward, seq_q)
+    size = dtype.bytes  # of the part "keys": rows four times and two products, keys twice; of "queries" less
+    each, others = (4 * head_dim + 2 * BACKWARD_KEYS) * size, 2 * BACKWARD_KEYS * head_dim * size
+    rows = fit(tiles.within(tiles.attention_backward, each, others), seq_q)
     common = Q, K, V, G, L, D, scale, scale * LOG2_E, *(limits or (0, 0))
     if batch and seq_q:
         lse, dlse = arrays.dense(lse), None if dlse is None else arrays.dense(dlse)

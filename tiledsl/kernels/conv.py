@@ -9,7 +9,7 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.tiles import fit, fit_rows, tiles_for
+from tiledsl.kernels.tiles import fit, product_tile, tiles_for
 from tiledsl.runtime import allocate
 
 __all__ = ["conv2d", "conv2d_kernel"]
@@ -124,7 +124,8 @@ def conv2d(
         X = arrays.dense(x).reshape(images, height, width * channels)
         W = arrays.dense(weight).reshape(rows * taps_x, inner, filters)
         tiles = tiles_for(target)
-        sizes = fit_rows(tiles.gemm_m, pixels), fit(tiles.gemm_n, filters), fit(INNER_TILES, inner)
+        inner_tile = fit(INNER_TILES, inner)
+        sizes = *product_tile(tiles, pixels, filters, inner_tile, dtype.bytes), inner_tile
         kernel = _conv2d_kernel(*sizes, dtype, result, tiles.threads)
         steps = sy, sx * channels, -py, -px * channels, taps_x, dy, dx * channels
         kernel(X, W, out_height, out_width, *steps, out.reshape(pixels, filters), target=target)

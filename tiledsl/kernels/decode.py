@@ -18,7 +18,7 @@ from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.attention_args import check_scale, check_sink, window_limits
 from tiledsl.kernels.attention_block import LN_2, LOG2_E, clear_softmax, online_softmax
-from tiledsl.kernels.tiles import KV_TILE, SPLIT, tiles_for
+from tiledsl.kernels.tiles import KV_TILE, SPLIT, Tiles, tiles_for
 from tiledsl.runtime import allocate
 
 __all__ = ["attention_decode", "attention_decode_kernel", "mla_decode"]
@@ -285,6 +285,17 @@ def mla_decode(
     return _decode(name, q, k, k[..., :value_dim], lengths, block_table, None, None, scale, return_lse, out, target)
 
 
+def head_tile(tiles: Tiles, group: int, head_dim: int, value_dim: int, size: int) -> tuple[int, int]:
+    """(query heads that a block takes, of the group of one key head; threads). On GPUs heads are what matrix
+    instructions take and has room beside the tiles of keys and values: q, probabilities and scores."""
+    least, most = tiles.decode
+    if not tiles.shared:
+        return min(max(group, least), most), tiles.threads
+    each = (head_dim + KV_TILE) * size + 4 * KV_TILE
+    sizes = tiles.within((16, 32, 64), each, KV_TILE * (head_dim + value_dim) * size)
+    return next((s for s in sizes if s >= group), sizes[-1]), tiles.threads_for(value_dim)
+
+
 def _decode(
     name: str, q: Any, k: Any, v: Any, lengths: Any, block_table: Any, window: Any, sink: Any, scale: float | None,
     return_lse: bool, out: Any, target: Any,
@@ -328,14 +339,14 @@ def _decode(
         tiles = tiles_for(target)
         scattered = paged and page_size % KV_TILE != 0
         group = heads // kv_heads
-        least, most = tiles.decode
-        form = min(max(group, least), most), head_dim, value_dim, dtype
+        heads_each, threads = head_tile(tiles, group, head_dim, value_dim, dtype.bytes)
+        form = heads_each, head_dim, value_dim, dtype
         K, V = (arrays.unit_last(x) for x in (k, v))
         if longest:
             cut = limits is not None
             most_rows = tiles.decode_rows // form[0] if batch * splits >= BLOCKS else 1
             together = max(n for n in (1, 2, 4, 8) if kv_heads % n == 0 and n <= max(1, most_rows))
-            kernel = _attention_decode_kernel("split", *form, paged, scattered, False, cut, tiles.threads, together)
+            kernel = _attention_decode_kernel("split", *form, paged, scattered, False, cut, threads, together)
             kernel(
                 arrays.unit_last(q), K, V, lengths, block_table if paged else lengths[:, None], scale * LOG2_E, left,
                 part, peak, total, target=target,

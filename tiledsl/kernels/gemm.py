@@ -10,7 +10,7 @@ from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.packed import PackedTensor
-from tiledsl.kernels.tiles import GEMM_K, PANEL, fit, fit_rows, tiles_for
+from tiledsl.kernels.tiles import GEMM_K, PANEL, product_tile, tiles_for
 
 __all__ = ["matmul", "matmul_kernel"]
 
@@ -97,8 +97,8 @@ def matmul(a: Any, b: Any, *, out_dtype: Any = None, out: Any = None, target: An
     a, transpose_a = arrays.matrix(a)
     b, transpose_b = (b.data, False) if packed else arrays.matrix(b)
     tiles = tiles_for(target)
-    block_n = PANEL if packed else fit(tiles.gemm_n, n)
+    sizes = product_tile(tiles, m, n, GEMM_K, dtype.bytes, column_tile=PANEL * packed)
     form = dtype, result, transpose_a, transpose_b, packed, tiles.threads
-    kernel = _matmul_kernel(fit_rows(tiles.gemm_m, m), block_n, GEMM_K, *form)
+    kernel = _matmul_kernel(*sizes, GEMM_K, *form)
     kernel(a, b, out, target=target)
     return out

@@ -12,7 +12,7 @@ from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
 from tiledsl.kernels.packed import PackedTensor
-from tiledsl.kernels.tiles import GEMM_K, PANEL, fit, fit_rows, tiles_for
+from tiledsl.kernels.tiles import GEMM_K, PANEL, product_tile, tiles_for
 from tiledsl.runtime import device_of
 
 __all__ = ["grouped_gemm", "grouped_gemm_kernel"]
@@ -144,8 +144,7 @@ def grouped_gemm(
     known = arrays.on_host(group_sizes)
     active = groups if known is None else max(int((known > 0).sum()), 1)
     kernel = _grouped_gemm_kernel(
-        fit_rows(tiles.grouped_m, -(-m // active)),
-        PANEL if packed else fit(tiles.gemm_n, n),
+        *product_tile(tiles, -(-m // active), n, GEMM_K, dtype.bytes, True, PANEL * packed),
         GEMM_K,
         dtype,
         result,

@@ -9,7 +9,7 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.tiles import GEMM_K, fit, fit_rows, tiles_for
+from tiledsl.kernels.tiles import GEMM_K, product_tile, tiles_for
 
 __all__ = ["k_grouped_gemm", "k_grouped_gemm_kernel", "masked_grouped_gemm", "masked_grouped_gemm_kernel"]
 
@@ -106,7 +106,7 @@ def masked_grouped_gemm(
     if groups and m and n:
         b, turned = arrays.matrix(b)
         tiles = tiles_for(target)
-        sizes = fit(tiles.grouped_m, m), fit(tiles.gemm_n, n), GEMM_K
+        sizes = *product_tile(tiles, m, n, GEMM_K, dtype.bytes, True), GEMM_K
         kernel = _masked_grouped_gemm_kernel(*sizes, dtype, result, transpose_b is not turned, tiles.threads)
         kernel(arrays.unit_last(a), b, arrays.dense(arrays.as_int32(counts)), out, target=target)
     return out
@@ -197,7 +197,7 @@ def k_grouped_gemm(
     out = arrays.output(name, out, a, (groups, m, n), result, a=a, b=b, group_sizes=group_sizes)
     if groups and m and n:
         tiles = tiles_for(target)
-        sizes = fit_rows(tiles.gemm_m, m), fit(tiles.gemm_n, n), GEMM_K
+        sizes = *product_tile(tiles, m, n, 2 * GEMM_K, dtype.bytes), GEMM_K  # whole and cut tiles apart
         kernel = _k_grouped_gemm_kernel(*sizes, dtype, result, tiles.threads)
         counts = arrays.dense(arrays.as_int32(group_sizes))
         kernel(arrays.unit_last(a), arrays.unit_last(b), counts, out, target=target)

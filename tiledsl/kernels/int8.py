@@ -9,7 +9,7 @@ import tiledsl.language as T
 from tiledsl.dtypes import DType, as_dtype
 from tiledsl.errors import TileTypeError
 from tiledsl.kernels import arrays
-from tiledsl.kernels.tiles import GEMM_K, fit, fit_rows, tiles_for
+from tiledsl.kernels.tiles import GEMM_K, fit, product_tile, tiles_for
 
 __all__ = ["int8_matmul", "int8_matmul_kernel"]
 
@@ -120,8 +120,9 @@ def int8_matmul(
         (a, transpose_a), (b, transpose_b) = arrays.matrix(a), arrays.matrix(b)
         row, column = (None if s is None else arrays.dense(s) for s in (row_scale, column_scale))
         tiles = tiles_for(target)
+        inner = fit(tiles.within(_K, 512, 0), k)  # two versions of 128 x 128 rows and columns
         kernel = _int8_matmul_kernel(
-            fit_rows(tiles.gemm_m, m), fit(tiles.gemm_n, n), fit(_K, k), result, row is not None, column is not None,
+            *product_tile(tiles, m, n, inner, 1), inner, result, row is not None, column is not None,
             transpose_a, transpose_b, tiles.threads,
         )  # fmt: skip
         kernel(a, b, row, column, out, target=target)

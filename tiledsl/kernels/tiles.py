@@ -1,4 +1,4 @@
-"""Tile sizes of the library's kernels: one small table per target, and the constants that every target shares.
+"""Tile sizes of the library's kernels: one small table per target and kind of GPU, and the constants that all share.
 
 Tiles along M and N may differ between targets and shapes: they never change a bit of a result. Tiles along
 reduced axes decide the order of sums, so they are constants.
@@ -6,9 +6,10 @@ reduced axes decide the order of sums, so they are constants.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
-from tiledsl.backend import resolve
+from tiledsl.backend import Target, load_backend, resolve
 
 __all__ = [
     "GEMM_K",
@@ -20,6 +21,7 @@ __all__ = [
     "fit",
     "fit_row",
     "fit_rows",
+    "product_tile",
     "tiles_for",
 ]
 
@@ -43,6 +45,7 @@ class Tiles(NamedTuple):
     decode           least and most query heads of one key head, when decoding
     decode_rows      query heads of a block that may be those of several key heads
     threads          threads of a block, where that means something
+    shared           bytes that a GPU's block may have for its tiles; 0 elsewhere
     """
 
     gemm_m: tuple[int, ...]
@@ -55,6 +58,15 @@ class Tiles(NamedTuple):
     decode: tuple[int, int] = (16, 64)
     decode_rows: int = 1
     threads: int = 128
+    shared: int = 0
+
+    def threads_for(self, columns: int) -> int:
+        """Of a block that keeps rows of results of so many columns: on GPUs they are registers of its threads."""
+        return self.threads * (2 if self.shared and columns > 256 else 1)
+
+    def within(self, sizes: tuple[int, ...], each: int, others: int) -> tuple[int, ...]:
+        """Those of ascending tile sizes that fit beside `others` bytes, at `each` bytes per unit; or the first."""
+        return sizes[:1] + tuple(s for s in sizes[1:] if not self.shared or s * each + others <= self.shared)
 
 
 # Measured on CPUs: small M tiles cost little, because right operands are packed once for all blocks; wide N tiles
@@ -75,12 +87,41 @@ TABLE: dict[str, Tiles] = {
     "numba": COMPILED,
 }
 DEFAULT = Tiles(gemm_m=(16, 64, 128), gemm_n=(64, 128), grouped_m=(16, 64), attention=(16, 64), rows=(4,))
+# GPUs by compute capability, not yet measured: two versions of a product's bfloat16 tiles fit into shared memory, and
+# accumulators into 128 registers.
+_LARGE = DEFAULT._replace(shared=227 << 10)
+_SMALL = DEFAULT._replace(gemm_m=(16, 64), shared=99 << 10)
+GPUS = {
+    "sm_70": _SMALL._replace(shared=96 << 10), "sm_75": _SMALL._replace(gemm_n=(64,), shared=64 << 10),
+    "sm_80": DEFAULT._replace(shared=163 << 10), "sm_87": DEFAULT._replace(shared=163 << 10),
+    "sm_86": _SMALL, "sm_88": _SMALL, "sm_89": _SMALL,
+    "sm_90": _LARGE, "sm_100": _LARGE, "sm_103": _LARGE, "sm_110": _LARGE, "sm_120": _SMALL, "sm_121": _SMALL,
+}  # fmt: skip
 MOST_PADDING = 0.25  # of the extent: beyond it a smaller tile is quicker than computing what nobody needs
 
 
 def tiles_for(target: Any) -> Tiles:
     """The row of the table for a target as the caller named it (None: the default target)."""
-    return TABLE.get(resolve(target).name, DEFAULT)
+    return _row(resolve(target))
+
+
+@cache
+def _row(target: Target) -> Tiles:
+    if target.name in TABLE:
+        return TABLE[target.name]
+    return GPUS.get(load_backend(target.name).capabilities(target).arch.rstrip("af"), DEFAULT)
+
+
+def product_tile(
+    tiles: Tiles, rows: int, columns: int, depth: int, size: int, grouped: bool = False, column_tile: int = 0
+) -> tuple[int, int]:
+    """Rows and columns of a product's tile, with operands of `size` bytes per element and tiles of `depth` along k.
+
+    grouped: of `grouped_m`; column_tile: is given.
+    """
+    heights = tiles.grouped_m if grouped else tiles.gemm_m
+    across = column_tile or fit(tiles.within(tiles.gemm_n, depth * size, heights[0] * depth * size), columns)
+    return fit_rows(tiles.within(heights, depth * size, across * depth * size), rows), across
 
 
 def fit(sizes: tuple[int, ...], extent: int) -> int:

@@ -33,16 +33,17 @@ class GemmWarpPolicy(Enum):
 def gemm(
     A: Any, B: Any, C: Any, transpose_A: bool = False, transpose_B: bool = False,
     policy: GemmWarpPolicy = GemmWarpPolicy.Square, clear_accum: Any = False, k_pack: int = 1, mbar: Any = None,
-    annotations: dict[str, Any] | None = None,
+    annotations: dict[str, Any] | None = None, precision: str = "ieee",
 ) -> None:  # fmt: skip
     """C += op(A) @ op(B) over the last two dimensions; leading extents must be 1.
 
     A [M, K] ([K, M] with transpose_A), B [K, N] ([N, K] with transpose_B): shared or fragment, of one dtype, or two
     floats or two integers of at most 8 bits. C [M, N]: float32, float16 or bfloat16 for float operands of at most 32
     bits, float64 for float64, int32 for integers of at most 8 bits. clear_accum: bool or condition; start from 0.
-    policy and k_pack are hints.
+    policy and k_pack are hints. precision "tf32" allows GPUs to round float32 operands to 11 bits first (TF32), which
+    is much faster; other targets, and the reference, stay IEEE.
 
-    Raises TileTypeError when the shapes or dtypes do not go together.
+    Raises TileTypeError when the shapes or dtypes do not go together, TileValueError for other words of precision.
     """
     builder = not_inside_parallel("T.gemm")
     if mbar is not None:
@@ -85,6 +86,7 @@ def gemm(
             as_bool(clear_accum, "T.gemm: clear_accum"),
             bool(transpose_A),
             bool(transpose_B),
+            _precision(precision, a),
             annotations=hints(policy=policy.name if isinstance(policy, GemmWarpPolicy) else None),
             loc=here(),
         ),
@@ -93,6 +95,22 @@ def gemm(
 
 
 gemm_v2 = gemm
+
+
+def _precision(given: Any, a: Region) -> str:
+    if given not in ("ieee", "tf32"):
+        raise error(
+            "gemm-precision", TileValueError, f'T.gemm: precision is {given!r}; it is "ieee" (the default) or "tf32"'
+        )
+    if given == "tf32" and a.buffer.dtype.name != "float32":
+        raise error(
+            "gemm-precision",
+            TileTypeError,
+            f'T.gemm: precision="tf32" is for float32 operands: {operand_text(a)}',
+            notes=place_text(a.buffer),
+            help="leave it out",
+        )
+    return str(given)
 
 
 def r_last(r: Region) -> tuple[Expr, Expr]:

@@ -178,6 +178,7 @@ TL_ATOMIC_FLOAT_(f32, float, tl_u32) TL_ATOMIC_FLOAT_(f64, double, tl_u64)
   TL_MEMORY_(N, tl_##N, tl_u16, TL_SAME_, TL_SAME_)
 TL_HALF_(f16) TL_HALF_(bf16)
 
+TL_FN int tl_nibble_beside(const tl_u8* p, tl_i64 i) { return tl_nibble(p, i); }
 TL_FN void tl_merge_nibble(tl_u8* p, tl_i64 i, int v) {
   tl_u64 at = (tl_u64)(p + i / 2);
   tl_u32 shift = 8u * (tl_u32)(at & 3u) + 4u * (tl_u32)(i & 1);

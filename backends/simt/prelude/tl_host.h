@@ -158,6 +158,9 @@ TL_MEMORY_(f32, float, tl_bits_f32, tl_f32_word_) TL_MEMORY_(f64, double, tl_bit
 TL_MEMORY_(f16, tl_f16, (tl_u64), ) TL_MEMORY_(bf16, tl_bf16, (tl_u64), )
 
 TL_FN void tl_merge_nibble(tl_u8* p, tl_i64 i, int v) { tlr_set_nibble(p, i, v); }
+TL_FN int tl_nibble_beside(const tl_u8* p, tl_i64 i) {
+  return tl_atomic_load_u8(p + i / 2, TL_RELAXED) >> 4 * (int)(i & 1) & 15;
+}
 TL_FN void tl_spin() { tlr_spin(); }
 #define tl_sync_grid(state) \
   do { \

@@ -204,7 +204,8 @@ def sparse_attention(
     o, lse = allocate((m, heads, values), as_dtype("bfloat16"), q), allocate((m, heads), as_dtype("float32"), q)
     if m and heads:
         tiles = tiles_for(target)
-        kernel = _sparse_attention_kernel(fit(HEADS, heads), dim, values, pages, sink is not None, tiles.threads)
+        form = fit(HEADS, heads), dim, values, pages, sink is not None, tiles.threads_for(values)
+        kernel = _sparse_attention_kernel(*form)
         second = (None, None) if extra is None else (arrays.dense(extra), arrays.dense(extra_slots))
         first = arrays.unit_last(q), arrays.dense(source), arrays.dense(slots)
         kernel(*first, *second, factor, sink, o, lse, target=target)

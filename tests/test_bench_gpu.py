@@ -1,0 +1,49 @@
+"""`tiledsl bench --target cuda` without a GPU: what it says, its arithmetic, and its jobs in small on the emulator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tiledsl.backend import load_backend
+from tiledsl.bench import gpu
+from tiledsl.cli import main
+
+needs_compiler = pytest.mark.skipif(not load_backend("cuda-emulator").probe().ok, reason="no C++ compiler")
+
+
+@pytest.mark.skipif(not gpu.problem(), reason="there is a GPU")
+def test_without_a_gpu_one_sentence_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--target", "cuda"]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith("TileRuntimeError: target cuda cannot be measured here: ") and not said.out
+    assert "run this on a machine with an NVIDIA GPU" in said.err and "Traceback" not in said.err
+
+
+def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--target", "cuda:sm_90a", "gemm-f32-512"]) == 1
+    assert "unknown job 'gemm-f32-512' on a GPU" in capsys.readouterr().err
+    assert main(["bench", "--target", "cuda", "--plot", "x.png"]) == 1
+    assert "--plot draws a processor's roofline" in capsys.readouterr().err
+
+
+def test_rows() -> None:
+    ceilings = {"products": 800e12, "copies": 4e12}
+    r = gpu.row(gpu.GpuJob("a", lambda *_: {}, work=4e12), {"tiledsl": 0.01, "torch": 0.008, "triton": 0.02}, ceilings)
+    assert (r.gflops, r.ratio, r.share) == (pytest.approx(400e3), pytest.approx(0.8), pytest.approx(0.5))
+    assert "400.0 TFLOP/s  ratio  0.80   50% of the bound" in gpu.text(r)
+    r = gpu.row(gpu.GpuJob("b", lambda *_: {}, moved=2e9), {"tiledsl": 0.001}, ceilings)
+    assert "2000 GB/s" in gpu.text(r) and "no peer" in gpu.text(r) and r.share == pytest.approx(0.5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("job", gpu.GPU_JOBS.values(), ids=lambda j: j.name)
+def test_contestants_agree(job: Any) -> None:
+    """To some roundings of bfloat16, of results near 1 and sums of products near their length."""
+    torch = pytest.importorskip("torch")
+    ours, *peers = (f().float() for f in job.make(torch, "cpu", "cuda-emulator:sm_90a", True).values())
+    assert len(peers) == 1
+    for theirs in peers:
+        assert ours.shape == theirs.shape and ours.isfinite().all()
+        assert float((ours - theirs).abs().max()) <= 2.0**-6 * float(theirs.abs().max())
