@@ -17,7 +17,10 @@ from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError:
+    raise SystemExit("train_tiny.py is a PyTorch program: pip install torch") from None
 from tiny_model import Config, Model
 from torch import Tensor
 

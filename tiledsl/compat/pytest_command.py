@@ -7,6 +7,7 @@ import os
 import sys
 
 from tiledsl.compat.run import device_arguments, prepare
+from tiledsl.errors import TileRuntimeError
 
 __all__ = ["arguments", "main"]
 
@@ -19,8 +20,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """pytest's exit status."""
-    import pytest
-
+    try:
+        import pytest
+    except ModuleNotFoundError:
+        raise TileRuntimeError("tiledsl pytest: pytest is not installed", help="pip install pytest") from None
     rest = list(options.rest)
     if rest[:1] == ["--"]:
         del rest[0]
