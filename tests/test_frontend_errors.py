@@ -317,7 +317,6 @@ IN_KERNEL = {
     "memory-order": "T.atomic_add(A[0, 0], 1.0, memory_order='acq')",
     "memory-order:load": "v = T.atomic_load(s[0, 0], memory_order=3)",
     "atomic-prev": "T.atomic_add(A[0:64, 0:64], f, return_prev=True)",
-    "atomic-prev:vector": "T.atomic_addx2(A[0, 0], f[0, 0], return_prev=True)",
     "atomic-place": "T.atomic_max(A, 1.0)",
     "atomic-scope": "T.atomic_add(r[0], 1.0)",
     "atomic-dtype": "T.atomic_xor(A[0, 0], 1)",

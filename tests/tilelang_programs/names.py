@@ -152,6 +152,28 @@ def test_atomic_x2():
         assert torch.equal(A, B)
 
 
+def test_old_values_of_several():
+    @T.prim_func
+    def main(A: T.Tensor((8, 16), "float16"), B: T.Tensor((8, 16), "float16"), P: T.Tensor((2, 8, 16), "float16")):
+        with T.Kernel(1, threads=32):
+            for i, j in T.Parallel(8, 8):
+                old = T.atomic_addx2(B[i, j * 2], A[i, j * 2], return_prev=True)
+                P[0, i, j * 2] = old[0]
+                P[0, i, j * 2 + 1] = old[1]
+            for i, j in T.Parallel(8, 4):
+                four = T.atomic_addx4(B[i, j * 4], A[i, j * 4], return_prev=True)
+                for k in T.vectorized(4):
+                    P[1, i, j * 4 + k] = A[i, j * 4 + k] + T.cast(k, "float16")
+                P[1, i, j * 4] = four[0]
+                P[1, i, j * 4 + 3] = four[3]
+
+    a, b = (torch.randint(-9, 9, (8, 16), device="cuda").half() for _ in range(2))
+    before, p = b.clone(), torch.empty(2, 8, 16, dtype=torch.float16, device="cuda")
+    tilelang.compile(main)(a, b, p)
+    assert torch.equal(b, before + 2 * a) and torch.equal(p[0], before)
+    assert torch.equal(p[1, :, ::4], (before + a)[:, ::4]) and torch.equal(p[1, :, 3::4], (before + a)[:, 3::4])
+
+
 def test_bare_ticket():
     @T.prim_func
     def main(A: T.Tensor((64,), "int32"), C: T.Tensor((1,), "int32")):

@@ -27,7 +27,7 @@ INSTEAD = {
     "abs": "T.abs(x)",
     "all": "`and` between conditions, T.all_of(tile) of a tile",
     "access_ptr": "T.address_of(A[i])",
-    "alloc_buffer": _TILE,
+    "alloc_buffer": "T.alloc_fragment(shape, dtype) or T.alloc_shared(shape, dtype)",
     "amax": "T.reduce_max(tile, out, dim)",
     "amin": "T.reduce_min(tile, out, dim)",
     "any": "`or` between conditions, T.any_of(tile) of a tile",

@@ -12,7 +12,7 @@ from tiledsl.frontend.describe import operand_text
 from tiledsl.frontend.location import error, here
 from tiledsl.frontend.loops import LoopSpec, close_loop, open_loop
 from tiledsl.frontend.storage import BufferRef, Cell, Element, RegionRef
-from tiledsl.frontend.values import Value, describe, to_dtype
+from tiledsl.frontend.values import Value, Vector, describe, to_dtype
 from tiledsl.ir import Atomic, Buffer, Expr, If, Load, Region, Var, build
 from tiledsl.language.memory import as_scalar, paired
 from tiledsl.language.operation import named, not_inside_parallel, operation
@@ -60,15 +60,19 @@ atomic_xor = _atomic("atomic_xor", "dst ^= value in one step; integers. Like `at
 
 
 @operation
-def atomic_addx2(dst: Any, value: Any, return_prev: bool = False) -> None:
-    """atomic_add of two neighbours: dst and value are the first elements, `C[i, 2 * j]` and `A[i, 2 * j]`."""
-    _vector("T.atomic_addx2", dst, value, 2, return_prev)
+def atomic_addx2(dst: Any, value: Any, return_prev: bool = False) -> Any:
+    """atomic_add of two neighbours: dst and value are the first elements, `C[i, 2 * j]` and `A[i, 2 * j]`.
+
+    Each is added in a step of its own. return_prev: give the old values, as a vector."""
+    return _vector("T.atomic_addx2", dst, value, 2, return_prev)
 
 
 @operation
-def atomic_addx4(dst: Any, value: Any, return_prev: bool = False) -> None:
-    """atomic_add of four neighbours: dst and value are the first elements, `C[i, 4 * j]` and `A[i, 4 * j]`."""
-    _vector("T.atomic_addx4", dst, value, 4, return_prev)
+def atomic_addx4(dst: Any, value: Any, return_prev: bool = False) -> Any:
+    """atomic_add of four neighbours: dst and value are the first elements, `C[i, 4 * j]` and `A[i, 4 * j]`.
+
+    Each is added in a step of its own. return_prev: give the old values, as a vector."""
+    return _vector("T.atomic_addx4", dst, value, 4, return_prev)
 
 
 @operation
@@ -156,14 +160,11 @@ def _emit(what: str, op: str, dst: Element | Cell, value: Any, order: str, wante
     return None if result is None else Value(result)
 
 
-def _vector(what: str, dst: Any, value: Any, lanes: int, return_prev: bool) -> None:
-    if return_prev:
-        raise error(
-            "atomic-prev", TileTypeError, f"{what}: return_prev gives the old value of one element, not {lanes}"
-        )
+def _vector(what: str, dst: Any, value: Any, lanes: int, return_prev: bool) -> Vector | None:
     to, source = _element(what, "dst", address_of(dst)), _element(what, "value", address_of(value))
-    for place, item in zip(neighbours(to, lanes), neighbours(source, lanes), strict=True):
-        _emit(what, "add", place, item, "relaxed", False)
+    pairs = zip(neighbours(to, lanes), neighbours(source, lanes), strict=True)
+    old = [_emit(what, "add", place, item, "relaxed", return_prev) for place, item in pairs]
+    return Vector([x for x in old if x is not None]) if return_prev else None
 
 
 # -- tiles ------------------------------------------------------------------------------------------------

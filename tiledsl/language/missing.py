@@ -82,10 +82,11 @@ class Missing:
         what = f"T.{self._name}"
         needs = _needs(self._name)
         if needs is not None:
+            kind, end = ("left out", "") if "compiler" in needs else ("hardware-only", ", which only some GPUs have")
             raise error(
                 "hardware-only",
                 TileNotImplementedError,
-                f"{what} is hardware-only: it needs {needs}, which only some GPUs have",
+                f"{what} is {kind}: it needs {needs}{end}",
                 help=_HELP[needs],
             )
         raise not_yet(f"T.{self._name}", _HELP.get(self._name))
