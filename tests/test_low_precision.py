@@ -115,3 +115,59 @@ def test_nothing_of_e8m0_is_its_smallest_power() -> None:
     assert y[2].all()
     np.testing.assert_array_equal(z.view(np.uint8), [0, 129, 254, 0])
     np.testing.assert_array_equal(w.astype(np.float32), [448, -448])
+
+
+@pytest.mark.parametrize("target", ["numpy:exact", "numba", "llvm"])
+@pytest.mark.parametrize("mode", ["", "rz"])
+@pytest.mark.parametrize("to", ["float8_e4m3fn", "float8_e5m2"])
+def test_without_saturation_as_ml_dtypes_has_it(to: str, mode: str, target: str) -> None:
+    """All float16 values, larger ones, and halfway to what is too large; sat=False gives infinity or NaN. Towards zero
+    only infinity is too large."""
+
+    @tiledsl.jit
+    def made(n: int, src: str) -> Any:
+        @T.prim_func
+        def main(A: T.Tensor((n,), src), B: T.Tensor((n,), to), C: T.Tensor((n,), "int8"), D: T.Tensor((n,), "int8")):
+            with T.Kernel(T.ceildiv(n, 256), threads=128) as b:
+                for i in T.Parallel(256):
+                    B[b * 256 + i] = T.cast(A[b * 256 + i], to, mode, sat=False)
+                    C[b * 256 + i] = T.cast(A[b * 256 + i], "int8", sat=False)
+                    D[b * 256 + i] = T.cast(A[b * 256 + i], "int8")
+
+        return main
+
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    tails = np.array([464, 465, 448.1, 61440, 61439.996, 57344.004, 65536, 1e30, np.inf, -np.inf, np.nan, -1e38], "f4")
+    dtype = np.dtype(getattr(ml_dtypes, to))
+    largest = float(ml_dtypes.finfo(dtype).max)
+    for src in (halves, tails):
+        b, c, d = np.zeros(src.size, dtype), np.zeros(src.size, np.int8), np.zeros(src.size, np.int8)
+        made(src.size, str(src.dtype))(src, b, c, d, target=target)
+        with np.errstate(invalid="ignore", over="ignore"):
+            want = src.astype(dtype).astype("f4")
+            if mode:  # one code below, where rounding went away from zero
+                down = (src.astype(dtype).view(np.uint8) - 1).astype(np.uint8).view(dtype).astype("f4")
+                want = np.where(np.abs(want) > np.abs(src.astype("f4")), down, want)
+                too_large = np.isfinite(src) & (np.abs(src.astype("f4")) > largest)
+                want = np.where(too_large, np.copysign(largest, src), want)
+        np.testing.assert_array_equal(b.astype("f4"), want)
+        assert np.array_equal(c, d)  # integers saturate all the same
+
+
+@pytest.mark.parametrize("target", ["numpy:exact", "llvm"])
+def test_powers_that_are_too_large(target: str) -> None:
+    @tiledsl.jit
+    def made(n: int) -> Any:
+        @T.prim_func
+        def main(A: T.Tensor((n,), "float32"), B: T.Tensor((2, n), "float8_e8m0fnu")):
+            with T.Kernel(1, threads=32):
+                for i in T.Parallel(n):
+                    B[0, i] = A[i]
+                    B[1, i] = T.cast(A[i], "float8_e8m0fnu", sat=False)
+
+        return main
+
+    a = np.array([1.0, 2.0**127, np.nextafter(np.float32(2.0**127), np.float32(np.inf)), np.inf, np.nan, -np.inf], "f4")
+    b = np.zeros((2, a.size), ml_dtypes.float8_e8m0fnu)
+    made(a.size)(a, b, target=target)
+    assert b.view(np.uint8).tolist() == [[127, 254, 254, 254, 255, 0], [127, 254, 255, 255, 255, 0]]
