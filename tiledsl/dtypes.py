@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -26,9 +25,9 @@ def set_cast_hook(hook: _CastHook) -> None:
     _cast_hook = hook
 
 
-@dataclass(frozen=True, eq=False)
-class DType:
-    """One type of the language. Interned: two equal types are the same object.
+class DType(str):
+    """One type of the language: its name, a text that knows what it means. Interned: two equal types are the same
+    object.
 
     name   canonical name ("float32", "int8", "float32x4", "bool", "handle")
     kind   "float" | "int" | "uint" | "bool" | "handle"
@@ -36,10 +35,17 @@ class DType:
     lanes  1 for scalars, 2..64 for vectors
     """
 
+    __slots__ = ("bits", "kind", "lanes", "name")
+
     name: str
     kind: str
     bits: int
-    lanes: int = 1
+    lanes: int
+
+    def __new__(cls, name: str, kind: str, bits: int, lanes: int = 1) -> DType:
+        made = super().__new__(cls, name)
+        made.name, made.kind, made.bits, made.lanes = name, kind, bits, lanes
+        return made
 
     # -- classification -------------------------------------------------------------------------
     @property
@@ -128,8 +134,10 @@ class DType:
         except TypeError:
             return False
 
-    def __hash__(self) -> int:
-        return hash(self.name)
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
 
     def __repr__(self) -> str:
         return self.name

@@ -21,6 +21,19 @@ def test_scalars_whose_dtype_is_a_text():
     assert a.tolist() == [2.5] * 3 + [0.0] * 5
 
 
+def test_dtypes_are_texts_and_of_a_type():
+    assert (
+        getattr(torch, T.bfloat16) is torch.bfloat16
+        and torch.__getattribute__("float8_e4m3fn") is T.float8_e4m3fn.as_torch()
+    )
+    assert {"float16": 1}[T.float16] == 1 == {T.float16: 1}["float16"] and T.float16 in {"float16"}
+    assert T.float8_e4m3fn.startswith("float8") and "float" in T.float16 and f"x_{T.int8}" == "x_" + T.int8
+    assert T.float == "float32" and T.float32 != "float16" and T.dtype(torch.int8) != torch.uint8
+    assert sorted({T.int8, T.dtype("int8"), "float16"}) == ["float16", "int8"]
+    assert isinstance(T.float16, T.dtype) and not isinstance("float16", T.dtype) and T.dtype | None
+    assert T.bfloat16x2.lanes == 2 and T.dtype(torch.bfloat16).bits == 16 and repr(T.int32) == "int32"
+
+
 def test_a_nest_that_fills_an_array_of_each_thread():
     @T.prim_func
     def main(A: T.Tensor((8,), "float32"), O: T.Tensor((8, 4), "float32")):

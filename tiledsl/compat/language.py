@@ -84,6 +84,18 @@ def _lenient(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # -- what differs ------------------------------------------------------------------------------------------------
+class _DTypes(type):
+    def __call__(cls, x: Any) -> Any:
+        return T.dtype(x)
+
+    def __instancecheck__(cls, x: object) -> bool:
+        return isinstance(x, type(T.int32))
+
+
+class dtype(metaclass=_DTypes):
+    """T.dtype, a type as well: `isinstance(x, T.dtype)`, `x: T.dtype | None`."""
+
+
 def prim_func(func: Any = None, private: bool = False, check_well_formed: bool = False, **hints: Any) -> Any:
     """T.prim_func, bare or with options (which are hints)."""
     for name in hints:
@@ -255,6 +267,7 @@ _OWN: dict[str, Any] = {
     "likely": likely,
     "bool": T.bool,
     "cdiv": T.ceildiv,
+    "dtype": dtype,
     "gemm_v1": _lenient("T.gemm", T.gemm),
     "wgmma_gemm": _lenient("T.gemm", T.gemm),
     "fmin": T.min,

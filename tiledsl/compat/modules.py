@@ -82,7 +82,12 @@ def build(top: dict[str, Any], words: ModuleType) -> None:
         "get_cache_dir": config.CACHE_DIR.get,
     }
     tuners = {n: getattr(autotuner, n) for n in autotuner.__all__}
-    kernels = {"JITKernel": jit_.JITKernel, "compile": jit_.compile, "par_compile": jit_.par_compile}
+    kernels = {
+        "JITKernel": jit_.JITKernel,
+        "compile": jit_.compile,
+        "par_compile": jit_.par_compile,
+        "lazy_jit": jit_.jit,
+    }
     numbers = {n: getattr(hosts, n) for n in hosts.__all__}
     layouts = {
         "Layout": words.Layout,

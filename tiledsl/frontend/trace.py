@@ -14,7 +14,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from tiledsl.analysis.uniformity import thread_level
-from tiledsl.dtypes import SCALARS, as_dtype
+from tiledsl.dtypes import SCALARS, DType, as_dtype
 from tiledsl.errors import (
     Loc,
     TileAttributeError,
@@ -95,7 +95,7 @@ def parameter_annotations(pyfunc: Callable[..., Any], names: Mapping[str, Any]) 
         except ValueError:
             continue
     for name, value in found.items():
-        if isinstance(value, str):
+        if isinstance(value, str) and not isinstance(value, DType):
             try:
                 found[name] = eval(value, {**_DTYPES, **pyfunc.__globals__}, scope)  # noqa: S307 - the author's own
             except (NameError, TileError) as e:

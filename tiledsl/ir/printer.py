@@ -390,6 +390,8 @@ class _Printer:
             keys = [p[0] for p in x]
             if all(isinstance(k, str) for k in keys) and len(set(keys)) == len(keys):
                 x = dict(x)
+        if isinstance(x, DType):
+            return f"T.dtype({_quoted(x.name)})"
         if isinstance(x, str):
             return _quoted(x)
         if x is None or isinstance(x, (bool, int)):
@@ -402,8 +404,6 @@ class _Printer:
             return f"[{', '.join(self.data(v) for v in x)}]"
         if isinstance(x, dict):
             return f"{{{', '.join(f'{self.data(k)}: {self.data(v)}' for k, v in x.items())}}}"
-        if isinstance(x, DType):
-            return f"T.dtype({_quoted(x.name)})"
         if isinstance(x, (E.Expr, Buffer, Region)):
             return f"T.operand({self.operand(x)})"
         return f"T.opaque({_quoted(f'{type(x).__name__}: {x!r}')})"
