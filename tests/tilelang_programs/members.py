@@ -1,5 +1,6 @@
 """Members of kernels, profilers and tuners, and what kernels give back that have no inputs or no outputs."""
 
+import copy
 import enum
 import functools
 import logging
@@ -144,6 +145,21 @@ def test_switches_of_the_cache(tmp_path, monkeypatch):
     tilelang.enable_cache()
     tilelang.cache.clear_cache()
     assert tilelang.env.is_cache_enabled()
+
+
+def test_kernels_in_modules_are_shared_by_copies():
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel = counted(5)
+
+        def forward(self):
+            return self.kernel()
+
+    layer = Layer().cuda()
+    twin = copy.deepcopy(layer)
+    assert twin.kernel is layer.kernel and twin().sum() == 10
+    assert "main" in repr(layer.kernel) and layer.kernel.pass_configs == {}
 
 
 def test_keys_of_pass_configurations():

@@ -108,6 +108,9 @@ class JITKernel:
         self.tuner_result: Any = None
         self.adapter = self
         self.target = os.environ.get("TILEDSL_TARGET", "cpu")
+        self.execution_backend, self.verbose = options.get("execution_backend", "tvm_ffi"), False
+        self.target_host, self.compile_flags = options.get("target_host"), options.get("compile_flags")
+        self.pass_configs: dict[str, Any] = dict(options.get("pass_configs") or {})
         self.resource_usage: dict[str, int] = {}
         self.n_regs = self.n_spills = 0
 
@@ -116,6 +119,13 @@ class JITKernel:
         with real():
             made = graphs.launch(self._kernel, self._addresses(args), {**_outputs(self._kernel, args, kw), **kw})
             return [] if made is None else made
+
+    def __deepcopy__(self, memo: Any) -> JITKernel:
+        """A kernel has no state: copies of modules that hold it share it."""
+        return self
+
+    def __repr__(self) -> str:
+        return f"<tilelang.JITKernel {self._kernel!r}>"
 
     def _addresses(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments, with the address of a tensor that is given for a T.ptr parameter."""
