@@ -214,6 +214,25 @@ def test_vector_types():
     assert torch.equal(c.view(torch.int32), b.view(torch.int32)[::2])
 
 
+def test_slices_are_vectors():
+    @T.prim_func
+    def main(A: T.Tensor((16, 16), "float32"), B: T.Tensor((16, 8), "float16")):
+        with T.Kernel(1, threads=16):
+            tx = T.get_thread_binding()
+            b = A[tx, 0:4]
+            A[tx, 4:8] = b
+            A[tx, 8:16] = 3.0
+            for i in T.Parallel(16):
+                B[i, 0:4] = A[i, 4:8]
+                B[i, 4:8] = T.float16x4(0.5)
+
+    a = torch.randn(16, 16, device="cuda")
+    want, b = a.clone(), torch.empty(16, 8, dtype=torch.float16, device="cuda")
+    tilelang.compile(main)(a, b)
+    assert torch.equal(a[:, :8], want[:, :4].repeat(1, 2)) and (a[:, 8:] == 3).all()
+    assert torch.equal(b[:, :4], want[:, :4].half()) and (b[:, 4:] == 0.5).all()
+
+
 def test_ragged_loops_and_vars():
     @T.prim_func
     def main(

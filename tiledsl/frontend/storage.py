@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -246,14 +248,22 @@ class BufferRef:
 
     def __setitem__(self, key: Any, value: Any) -> None:
         starts, extents = self._locate(key)
-        if extents is not None:
-            raise error(
-                "slice-store",
-                TileTypeError,
-                f"a slice of {self!r} cannot be assigned",
-                help="use T.copy(source, region) or T.fill(region, value)",
-            )
-        emit_store(self.buffer, starts, value)
+        if extents is None:
+            emit_store(self.buffer, starts, value)
+            return
+        refused = error(
+            "slice-store",
+            TileTypeError,
+            f"a slice of {self!r} cannot be assigned",
+            help="use T.copy(source, region) or T.fill(region, value)",
+        )
+        places, values = _places(starts, extents), _listed(value)
+        if not places or len(values) not in (1, len(places)):
+            raise refused
+        refuse(refused, "each thread stores its elements one by one")
+        named = [Value(current("a store").let("lane", x.typed)) if isinstance(x, Value) else x for x in values]
+        for k, place in enumerate(places):
+            emit_store(self.buffer, place, named[k % len(named)])
 
     def __len__(self) -> int:
         raise error(
@@ -340,6 +350,28 @@ class BufferRef:
                 return index_expr(wrapped)
             return index_expr(Value(size) + k) if k < 0 else index_expr(k)
         return index_expr(k, f"index {axis} of {self!r}")
+
+
+def _places(starts: tuple[Expr, ...], extents: tuple[Expr, ...]) -> list[tuple[Expr, ...]]:
+    """The indices of a box of at most 64 elements, row-major; none where it is larger or its size is not known."""
+    sizes = [e.value if isinstance(e, Const) else _MOST + 1 for e in extents]
+    if math.prod(sizes) > _MOST:
+        return []
+    boxes = itertools.product(*map(range, sizes))
+    return [tuple(index_expr(Value(s) + k) for s, k in zip(starts, box, strict=True)) for box in boxes]
+
+
+def _listed(value: Any) -> list[Any]:
+    """The scalars that a slice is assigned from: of another slice, of a vector, or one for all; else none."""
+    if isinstance(value, RegionRef) and value.steps is None:
+        region = value.region
+        return [Element(region.buffer, place) for place in _places(region.starts, region.extents)]
+    if isinstance(value, Vector):
+        return list(value.lanes)
+    return [value] if isinstance(value, Value) or is_number(value) else []
+
+
+_MOST = 64  # lanes of the widest vector
 
 
 def _operator_help(otherwise: str) -> str:
