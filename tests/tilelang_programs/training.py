@@ -134,8 +134,11 @@ def test_a_group_of_processes(monkeypatch, tmp_path):
     dist.init_process_group("nccl", init_method=f"file://{tmp_path}/group", rank=0, world_size=1, device_id=where)
     try:
         x = torch.ones(3, device=where)
-        dist.all_reduce(x)
-        dist.barrier()
+        dist.all_reduce(x, group=dist.new_group([0], backend="nccl"))
+        dist.barrier(device_ids=[rank])
+        model = nn.parallel.DistributedDataParallel(nn.Linear(3, 2).cuda(), device_ids=[rank], output_device=rank)
+        model(x[None]).sum().backward()
+        assert model.module.weight.grad.is_cuda
         assert x.is_cuda and x.sum() == 3 and dist.get_world_size() == 1
     finally:
         dist.destroy_process_group()

@@ -363,7 +363,15 @@ def _redirect_operators(patch: Callable[[Any, str, Any], None]) -> None:
         def init_process_group(backend: Any = None, *args: Any, device_id: Any = None, **kw: Any) -> None:
             begin("gloo" if backend is None or "nccl" in str(backend) else backend, *args, **kw)
 
+        more = torch.distributed.new_group
+
+        def new_group(ranks: Any = None, timeout: Any = None, backend: Any = None, **kw: Any) -> Any:
+            kw.pop("device_id", None)
+            return more(ranks, timeout, "gloo" if "nccl" in str(backend) else backend, **kw)
+
         patch(torch.distributed, "init_process_group", init_process_group)
+        patch(torch.distributed, "new_group", new_group)
+        patch(torch.distributed, "is_nccl_available", lambda: True)
 
 
 def _redirect_tools(patch: Callable[[Any, str, Any], None]) -> None:
