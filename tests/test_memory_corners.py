@@ -49,8 +49,8 @@ X_Y = 'X: T.Tensor((n,), "float32"), Y: T.Tensor((n, 2), "float32")'
 @pytest.mark.parametrize(
     ("body", "text", "help"),
     [
-        ("for i in T.Parallel(n): X[i] = 1.0", "no statement writes it", "write it"),
-        ("for i in T.Parallel(n): X[i] = Y[i, 0]", "no statement writes it", "write it"),
+        ("for i in T.Parallel(n): X[i] = 1.0", "no statement writes it", "store into Y"),
+        ("for i in T.Parallel(n): X[i] = Y[i, 0]", "no statement writes it", "store into Y"),
         ("for i in T.Parallel(n): T.atomic_add(Y[i, 0], X[i])", "atomics update it", "an argument that holds zeros"),
         ("for i in T.Parallel(n): X[i] = T.atomic_max(Y[0, 0], X[i], return_prev=True)", "atomics update it", "zeros"),
     ],
