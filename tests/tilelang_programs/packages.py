@@ -34,6 +34,50 @@ def test_dtypes_are_texts_and_of_a_type():
     assert T.bfloat16x2.lanes == 2 and T.dtype(torch.bfloat16).bits == 16 and repr(T.int32) == "int32"
 
 
+def test_buffers_and_kernels_have_python_faces():
+    seen = {}
+
+    @T.prim_func
+    def main(A: T.Tensor((T.dynamic("m"), 16), "float16"), B: T.Tensor((16,), T.float32), n: T.int32):
+        with T.Kernel(T.ceildiv(A.shape[0], 4), threads=32) as bx:
+            s = T.alloc_shared([4, 16], A.dtype, scope="shared.dyn")
+            f = T.alloc_fragment(s.shape, "float")
+            seen.update(dtype=A.dtype, scopes=[b.scope() for b in (A, s, f)], name=A.name, rank=len(A.shape))
+            T.copy(A[bx * 4 : bx * 4 + 4, :], s)
+            for i, j in T.Parallel(*s.shape):
+                f[i, j] = s[i, j].astype("float32") + n.astype(T.float32)
+                if bx * 4 + i < A.shape[0]:
+                    T.atomic_add(B[j], f[i, j])
+
+    a, b = torch.ones(6, 16, device="cuda").half(), torch.zeros(16, device="cuda")
+    tilelang.compile(main)(a, b, 2)
+    assert b.tolist() == [18.0] * 16 and getattr(torch, seen["dtype"]) is torch.float16
+    assert seen["scopes"] == ["global", "shared.dyn", "local.fragment"] and (seen["name"], seen["rank"]) == ("A", 2)
+    assert 'T.atomic("add"' in main.script()
+
+
+def get_configs(args, kwargs):
+    (n,) = args
+    return [{"block": b} for b in (8, 16) if n % b == 0]
+
+
+@tilelang.autotune(configs=get_configs, warmup=1, rep=1)
+@tilelang.lazy_jit(out_idx=[-1])
+def doubled(n, block=None):
+    @T.prim_func
+    def main(A: T.Tensor((n,), "float32"), B: T.Tensor((n,), "float32")):
+        with T.Kernel(n // block, threads=32) as b:
+            for i in T.Parallel(block):
+                B[b * block + i] = A[b * block + i] * 2
+
+    return main
+
+
+def test_configurations_follow_from_the_call():
+    kernel = doubled(24)
+    assert kernel.config == {"block": 8} and kernel(torch.ones(24, device="cuda")).sum() == 48
+
+
 def test_a_nest_that_fills_an_array_of_each_thread():
     @T.prim_func
     def main(A: T.Tensor((8,), "float32"), O: T.Tensor((8, 4), "float32")):

@@ -194,10 +194,13 @@ class AutoTuner:
 
 
 def _configs(configs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Configurations, or what a function of the call's arguments says; it need not take those that are tuned."""
+    """Configurations, or what a function of the call's arguments says; it need not take those that are tuned, and
+    may take the rest as two: `def get_configs(args, kwargs)`."""
     if not callable(configs):
         return configs
     parameters = inspect.signature(configs).parameters
+    if [*parameters] == ["args", "kwargs"] and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return configs(args, kwargs)
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         kwargs = {k: v for k, v in kwargs.items() if k in parameters}
     return configs(*args, **kwargs)

@@ -159,10 +159,10 @@ class RegionRef:
 
 
 class Scope(str):
-    """The name of a storage scope, which TVM's programs get by a call: `buffer.scope()`."""
+    """The name of a storage scope. TVM's programs get its name there by a call: `buffer.scope()`."""
 
     def __call__(self) -> str:
-        return str(self)
+        return {"fragment": "local.fragment", "var": "local.var", "shared": "shared.dyn"}.get(self, str(self))
 
 
 class BufferRef:

@@ -38,6 +38,7 @@ from tiledsl.frontend.storage import Cell, Element
 from tiledsl.frontend.symbols import is_symbol
 from tiledsl.frontend.values import Value
 from tiledsl.ir import Buffer, Function, Param, Var
+from tiledsl.ir.printer import to_text
 from tiledsl.ir.walk import free_vars
 
 __all__ = [
@@ -79,6 +80,10 @@ class PrimFunc:
 
     def __repr__(self) -> str:
         return f"PrimFunc({self.name})"
+
+    def script(self) -> str:
+        """The IR as text, which is Python."""
+        return to_text(self.function)
 
 
 class Ref:
