@@ -442,8 +442,7 @@ _row("reducer_init", "T.reducer_init(r, start)", ("reducer", "init"), _M, "the s
 _row("reducer_update", "T.reducer_update(r[j], x)", ("dst", "value"), _M, "one contribution; also r[j] += x")
 _row("finalize_reducer", "T.finalize_reducer(r)", ("reducer", "dst"), _M,
      "combines a reducer with its contributions: float sums in 16 interleaved partials")
-_row("reshape", "T.reshape(src, shape)", ("src", "shape"), _M, "the same storage with another shape",
-     gives="a buffer")
+_row("reshape", "T.reshape(src, shape)", ("src", "shape"), _M, "the same storage with another shape", gives="a buffer")
 _row("make_tensor", "T.make_tensor(address, shape, dtype)", ("ptr", "shape", "dtype", "strides"), _M,
      "a global tensor at an address, from a T.ptr tensor or parameter", gives="a buffer")
 _row("view", "T.view(src, shape, dtype)", ("src", "shape", "dtype"), _M,
@@ -496,16 +495,13 @@ _row("annotate_compile_flags", "T.annotate_compile_flags([])", ("flags",), _H, "
 _row("disable_warp_group_reg_alloc", "T.disable_warp_group_reg_alloc()", (), _H, "registers of warp groups")
 _row("no_set_max_nreg", "T.no_set_max_nreg()", (), _H, "registers of warp groups")
 _row("set_max_nreg", "T.set_max_nreg(reg_count, is_inc)", ("reg_count", "is_inc"), _H, "registers of warp groups")
-_row("inc_max_nreg", "T.inc_max_nreg(reg_count)", ("reg_count",), _H,
-     "registers of warp groups")
-_row("dec_max_nreg", "T.dec_max_nreg(reg_count)", ("reg_count",), _H,
-     "registers of warp groups")
+_row("inc_max_nreg", "T.inc_max_nreg(reg_count)", ("reg_count",), _H, "registers of warp groups")
+_row("dec_max_nreg", "T.dec_max_nreg(reg_count)", ("reg_count",), _H, "registers of warp groups")
 _row("annotate_producer_reg_dealloc", "T.annotate_producer_reg_dealloc(reg_count)", ("reg_count",), _H,
      "registers of warp groups")
 _row("annotate_consumer_reg_alloc", "T.annotate_consumer_reg_alloc(reg_count)", ("reg_count",), _H,
      "registers of warp groups")
-_row("GemmWarpPolicy", "T.GemmWarpPolicy.Square", (), _H, "how a GPU spreads T.gemm over warps",
-     gives="an enumeration")
+_row("GemmWarpPolicy", "T.GemmWarpPolicy.Square", (), _H, "how a GPU spreads T.gemm over warps", gives="an enumeration")
 
 # -- threads --------------------------------------------------------------------------------------------------------
 _TH = "Threads"
