@@ -10,6 +10,7 @@ from llvmlite import ir as ll
 from tiledsl import ir
 from tiledsl.backends.cpu.emit import arith, convert, values
 from tiledsl.backends.cpu.emit.expansion import emit_math
+from tiledsl.backends.cpu.emit.halves import prefetch_once
 from tiledsl.backends.cpu.printing import constant_index, row_major_strides
 from tiledsl.dtypes import BOOL, INT64, DType
 from tiledsl.errors import InternalError
@@ -30,6 +31,7 @@ class ExpressionEmitter:
     values    what Lets, loops, parameters and symbols are
     slots     where the elements of a variable live: in memory that LLVM turns into registers
     pointers  addresses of buffers that do not move
+    innermost the variable of the loop at hand
     """
 
     def __init__(self, kernel: ir.Kernel, b: Any) -> None:
@@ -37,6 +39,7 @@ class ExpressionEmitter:
         self.values: dict[ir.Var, Value] = {}
         self.slots: dict[tuple[ir.Buffer, int], Value] = {}
         self.pointers: dict[ir.Buffer, Value] = {}
+        self.innermost: ir.Var | None = None
 
     # -- places ------------------------------------------------------------------------------------------------
 
@@ -121,7 +124,16 @@ class ExpressionEmitter:
         mask = None if e.mask is None else self.value(e.mask)
         if any(i.dtype.lanes > 1 for i in e.indices):
             return values.gather(self.b, b.dtype, base, index, mask)
+        if mask is None and self._is_panel(e):
+            prefetch_once(self.b, self.moved(base, b.dtype, index))
         return values.load(self.b, b.dtype.with_lanes(e.lanes), base, index, mask)
+
+    def _is_panel(self, e: ir.Load) -> bool:
+        """Each round of the innermost loop reads the next vector of an argument: it lies packed for this loop."""
+        if e.buffer.root.scope != "global" or e.lanes * e.buffer.dtype.bits < 512:
+            return False
+        by_round = [n for i, n in zip(e.indices, row_major_strides(e.buffer), strict=True) if i is self.innermost]
+        return len(by_round) == 1 and isinstance(by_round[0], ir.Const) and by_round[0].value == e.lanes
 
     def on_Unary(self, e: ir.Unary) -> Value:
         return arith.unary(self.b, e.op, e.dtype, self.value(e.x))

@@ -218,7 +218,9 @@ class _KernelEmitter(ExpressionEmitter):
         with self.counted(start, stop, step, up) as (i, exits):
             self.values[s.var] = self.from_word(s.var.type, i)
             self.loops.append(exits)
+            outer, self.innermost = self.innermost, s.var
             self.block(s.body)
+            self.innermost = outer
             self.loops.pop()
 
     def do_While(self, s: ir.While) -> None:

@@ -76,9 +76,9 @@ def _float(b: Any, op: str, x: Value, y: Value) -> Value:
 
 def _extreme(b: Any, op: str, x: Value, y: Value) -> Value:
     """max or min of floats. One AVX-512 instruction orders zeros and ignores quiet NaN as the language does; a
-    signalling NaN must be made quiet first (free where an operand is the result of arithmetic)."""
+    signalling NaN must be made quiet first."""
     if suffix(x.type) == "v16f32" and register_bytes(b) == 64:
-        quiet = [intrinsic(b, "llvm.canonicalize.v16f32", x.type, [v]) for v in (x, y)]
+        quiet = [_quiet(b, v) for v in (x, y)]
         all_on, default_rounding = ir.Constant(ir.IntType(16), 0xFFFF), ir.Constant(I32, 4)
         which = ir.Constant(I32, 5 if op == "max" else 4)  # maximum or minimum, with the sign of the one chosen
         name = "llvm.x86.avx512.mask.range.ps.512"
@@ -86,6 +86,14 @@ def _extreme(b: Any, op: str, x: Value, y: Value) -> Value:
     if not isinstance(x.type, ir.VectorType):
         x, y = (_opaque(b, v) for v in (x, y))
     return intrinsic(b, f"llvm.{op}imumnum.{suffix(x.type)}", x.type, [x, y])
+
+
+def _quiet(b: Any, v: Value) -> Value:
+    """v without signalling NaN. Arithmetic gives none, unless a constant, as in x * 1, lets LLVM leave it out."""
+    if getattr(v, "opname", "") in ("fadd", "fsub", "fmul", "fdiv"):
+        if not any(isinstance(x, ir.Constant) for x in v.operands):
+            return v
+    return intrinsic(b, f"llvm.canonicalize.{suffix(v.type)}", v.type, [v])
 
 
 def _opaque(b: Any, v: Value) -> Value:

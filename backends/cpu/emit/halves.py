@@ -28,7 +28,7 @@ from tiledsl.backends.cpu.emit.values import (
 )
 from tiledsl.dtypes import FLOAT32, DType
 
-__all__ = ["Halves", "apart", "emit_turned", "row_of", "together"]
+__all__ = ["Halves", "apart", "emit_turned", "prefetch", "prefetch_once", "row_of", "step", "together"]
 
 Value = Any
 _AHEAD = 64  # rows: a tile ahead of one that comes from memory
@@ -198,3 +198,8 @@ def _at(b: Any, p: Value, offset: Value) -> Value:
 def prefetch(b: Any, p: Value, far: bool = False) -> None:
     """Asks for the line of memory at p, which need not exist. far: into the second-level cache."""
     intrinsic(b, "llvm.prefetch.p0", VOID, [p, *(ir.Constant(I32, x) for x in (0, 2 if far else 3, 1))])
+
+
+def prefetch_once(b: Any, p: Value) -> None:
+    """Asks for the line one page behind p, to be read once: past the second-level cache, where others need the room."""
+    intrinsic(b, "llvm.prefetch.p0", VOID, [_at(b, p, _i64(4096)), *(ir.Constant(I32, x) for x in (0, 0, 1))])
