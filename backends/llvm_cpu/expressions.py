@@ -11,6 +11,7 @@ from tiledsl import ir
 from tiledsl.backends.cpu.emit import arith, convert, values
 from tiledsl.backends.cpu.emit.expansion import emit_math
 from tiledsl.backends.cpu.emit.halves import prefetch_once
+from tiledsl.backends.cpu.nest import affine
 from tiledsl.backends.cpu.printing import constant_index, row_major_strides
 from tiledsl.dtypes import BOOL, INT64, DType
 from tiledsl.errors import InternalError
@@ -132,8 +133,14 @@ class ExpressionEmitter:
         """Each round of the innermost loop reads the next vector of an argument: it lies packed for this loop."""
         if e.buffer.root.scope != "global" or e.lanes * e.buffer.dtype.bits < 512:
             return False
-        by_round = [n for i, n in zip(e.indices, row_major_strides(e.buffer), strict=True) if i is self.innermost]
-        return len(by_round) == 1 and isinstance(by_round[0], ir.Const) and by_round[0].value == e.lanes
+        total = 0
+        for index, stride in zip(e.indices, row_major_strides(e.buffer), strict=True):
+            steps = None if self.innermost is None else affine(index, self.innermost)
+            if steps and isinstance(stride, ir.Const):
+                total += steps * int(stride.value)
+            elif steps != 0:
+                return False
+        return total == e.lanes
 
     def on_Unary(self, e: ir.Unary) -> Value:
         return arith.unary(self.b, e.op, e.dtype, self.value(e.x))
