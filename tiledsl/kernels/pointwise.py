@@ -198,6 +198,8 @@ def _positions(positions: Any, batch: int, seq: int, rows: int) -> Any:
         )
     arrays.check_size("rope", "positions", positions, 0, rows - 1)
     at = arrays.as_int32(positions)
-    if at.ndim == 1:
+    if at.ndim == 1 and batch == 1:
+        at = at[None]
+    elif at.ndim == 1:
         at = np.broadcast_to(at, (batch, seq)) if isinstance(at, np.ndarray) else at.expand(batch, seq)
     return arrays.dense(at)

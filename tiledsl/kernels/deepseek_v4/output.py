@@ -41,9 +41,9 @@ def prepare_queries(q: Any, cos: Any, sin: Any, positions: Any, *, eps: float = 
     Returns an array like q; rounded to its dtype after the norm and after the rotation. Raises what rms_norm and rope
     raise, TileTypeError for tables that are wider than a head.
     """
-    rotated_part("prepare_queries", "q", q, cos)
+    width = rotated_part("prepare_queries", "q", q, cos).shape[-1]
     y = rms_norm(q, arrays.like_kind(np.ones(q.shape[2], np.float32), q), eps=eps, target=target)
-    tail = rotated_part("prepare_queries", "q", y, cos)
+    tail = y[None, :, :, q.shape[2] - width :]
     rope(tail, cos, sin, positions=positions, interleaved=True, out=tail, target=target)
     return y
 
