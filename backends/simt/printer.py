@@ -39,6 +39,7 @@ _ORDERS = {
 }  # fmt: skip
 _ATOMICS = {"exchange": "exch"}
 _BLOCKS = ("blockIdx", "threadIdx")
+_TILE = 8  # elements of arrays of a thread
 
 
 def print_kernel(
@@ -81,7 +82,7 @@ class _Printer(ExpressionPrinter):
         self._launch_variables()
         for s in self.kernel.body:
             self.stmt(s)
-        bounds = f"__launch_bounds__({self.threads})"
+        bounds = f"__launch_bounds__({self.threads}{', 1' if self._wide() else ''})"
         head = f'extern "C" __global__ void {bounds} {self.entry}({", ".join(declared)}) {{'
         definitions = "".join(f"{text}\n" for text in self.functions.texts.values())
         text = "\n".join([head, *self.lines, "}"]) + "\n"
@@ -90,6 +91,11 @@ class _Printer(ExpressionPrinter):
         waits = any(isinstance(n, ir.Wait) for n in walk(self.kernel)) or _meets_grid(self.kernel)
         block = (int(x), int(y), int(z))
         return SimtKernel(definitions + text, self.entry, params, self.kernel.grid, block, self.shared_bytes, waits)
+
+    def _wide(self) -> bool:
+        """Threads hold tiles: they may have all registers, rather than share them with more blocks and spill."""
+        local = (n.buffer for n in walk(self.kernel.body) if isinstance(n, ir.Alloc) and n.buffer.scope == "local")
+        return sum(math.prod(b.const_shape or ()) for b in local) >= _TILE
 
     def _parameters(self) -> tuple[tuple[Param, ...], list[str]]:
         """The parameters: those of the function, its symbols, its workspaces, and the ring where something is said."""
