@@ -45,6 +45,9 @@ NOT_DRAWN = {
     "evaluate": "runs a call for its effect; nothing of it is in the IR",
     "PersistentTileScheduler": "an object around the arithmetic of T.Persistent",
     "thread_binding": "another spelling of get_thread_binding",
+    **dict.fromkeys(
+        ("rng_init", "rng_rand", "rng_rand_float"), "a loop of drawn integer operators, tested by its numbers"
+    ),
 }
 _REASONS = {
     "annotations, which only the macro's author reads": "SharedBuffer FragmentBuffer LocalBuffer PrimExpr meta_class",
