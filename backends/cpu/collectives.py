@@ -104,9 +104,6 @@ class _Exchange:
     def warp_start(self) -> ir.Expr:
         return _bits(self.thread, "bitand", -WARP)
 
-    def warps(self) -> int:
-        return -(-self.count // WARP)
-
     # -- shuffles --------------------------------------------------------------------------------------------
 
     def shuffle(self) -> None:

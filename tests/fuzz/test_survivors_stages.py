@@ -18,11 +18,14 @@ from tiledsl.backends.simt.lower import lower
 from tiledsl.backends.simt.names import unique
 from tiledsl.backends.simt.nests import reduce_nest
 from tiledsl.backends.simt.pipeline import simt_pipeline
+from tiledsl.backends.simt.shared import ARCHS
+from tiledsl.backends.simt.vectors import copied_rows
 from tiledsl.dtypes import as_dtype
 from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.frontend.uncaught import show_uncaught
 from tiledsl.interp import Options, run
 from tiledsl.ir import build
+from tiledsl.ir.micro import MICRO
 from tiledsl.ir.verifier import verify
 from tiledsl.ir.walk import walk
 from tiledsl.passes.pipeline import run as run_passes
@@ -457,3 +460,76 @@ def test_frames_of_the_package_are_said_to_be_left_out(capfd: pytest.CaptureFixt
     for error, said in ((TileTypeError("no"), True), (ValueError("no"), False)):
         show_uncaught(type(error), error, None)
         assert ("frames of tiledsl are left out" in capfd.readouterr().err) == said
+
+
+def test_architectures_with_instructions_of_their_own() -> None:
+    assert {"sm_90a", "sm_100a", "sm_100f"} <= set(ARCHS) and not {"sm_89a", "sm_90f"} & set(ARCHS)
+
+
+def test_prints_of_values_and_of_tiles(capfd: pytest.CaptureFixture[str]) -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((4,), "int32")):
+        with T.Kernel(1, threads=32):
+            s = T.alloc_local((2, 2), "int32")
+            for i in T.serial(4):
+                s[i // 2, i % 2] = A[i]
+            print("first", A[0])
+            T.print(s, "all")
+
+    run(kernel.function, [np.array([7, 2, 3, 4], np.int32)])
+    assert "first 7" in capfd.readouterr().out
+    (made,) = lower(kernel.function, "sm_80").kernels
+    assert made.text.count("tl_report") == 2
+
+
+def test_copies_in_pieces_go_along_rows() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((16, 16), "float32"), B: T.Tensor((16, 16), "float32")):
+        with T.Kernel(1, threads=32):
+            s = T.alloc_shared((16, 16), "float32")
+            for i, j in T.Parallel(16, 16):
+                s[i, j] = A[15 - i, j]
+            for i, j in T.Parallel(16, 16):
+                s[i, j] = A[15 - j, j]
+            for i, j in T.Parallel(16, 16):
+                B[i, j] = s[j, i]
+
+    nests = [n for n in walk(kernel.function.kernels[0]) if isinstance(n, ir.Parallel)]
+    assert [copied_rows(n) is not None for n in nests] == [True, False, False]
+
+
+@pytest.mark.parametrize("lead", [(), (1,), (1, 1)])
+def test_panels_with_axes_in_front(lead: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    a, b, c = rng.standard_normal((5, 7)), rng.standard_normal((7, 20)), np.zeros((5, 20))
+    panels = np.zeros((2, 7, 16))
+    panels[0], panels[1, :, :4] = b[:, :16], b[:, 16:]
+    MICRO["gemm"]([c], [a, panels.reshape(*lead, 2, 7, 16)], (5, 20, 7), {"NR": 16}, False)
+    np.testing.assert_allclose(c, a @ b)
+
+
+def test_fragments_that_no_registers_hold_are_shared() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((48, 1024), "float32"), B: T.Tensor((48, 1024), "float32")):
+        with T.Kernel(1, threads=32):
+            x = T.alloc_fragment((48, 1024), "float32")
+            T.copy(A, x)
+            for i, j in T.Parallel(48, 1024):
+                x[i, j] = x[i, j] * 2
+            T.copy(x, B)
+
+    (made,) = lower(kernel.function, "sm_90").kernels
+    assert made.shared_bytes == 48 * 1024 * 4
+
+
+def test_a_column_of_a_reduction_lies_with_its_rows() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((16, 32), "float32"), B: T.Tensor((16,), "float32")):
+        with T.Kernel(1, threads=64):
+            x, top = T.alloc_fragment((16, 32), "float32"), T.alloc_fragment((16,), "float32")
+            T.copy(A, x)
+            T.reduce_max(x, top, dim=1)
+            T.copy(top, B)
+
+    (made,) = lower(kernel.function, "sm_90").kernels
+    assert made.shared_bytes == 0

@@ -169,7 +169,7 @@ class Tracker:
             self._refuse(blank, fail, env, buffer, cells, flat, lanes, "is read before anything has written it")
         if not self.conflicts:
             return
-        racing = None if lanes is None or self._private(buffer, data, at) else lanes
+        racing = None if lanes is None or self._private(buffer) else lanes
         for who, owner, writers, readers in self._racers(buffer, env, cells, racing):
             bad = _others(writers[touched], owner).any(-1)
             what = f"is read by one {who} and written by another"
@@ -199,7 +199,7 @@ class Tracker:
             if self.lanes is not None:
                 ids = self.lanes.reshape(self.lanes.shape + (1,) * (len(shape) - self.lanes.ndim))
                 lanes = np.broadcast_to(ids, shape)[np.broadcast_to(True if good is None else good, shape)]
-            private = self._private(buffer, data, flat)
+            private = self._private(buffer)
             if isinstance(data, Nibbles):  # half bytes of one byte are different values
                 values = _codes(data, flat, values)
                 differs = np.ones(np.shape(values), np.bool_)
@@ -273,11 +273,11 @@ class Tracker:
 
     # -- helpers -----------------------------------------------------------------------------------------
 
-    def _private(self, buffer: Buffer, data: Array, at: tuple[Any, ...]) -> bool:
-        """The lanes index their own copies, storage of threads that is the same in all of them, or packed elements that
-        registers hold, where no byte is shared."""
+    def _private(self, buffer: Buffer) -> bool:
+        """Storage of threads that is the same in all of them, or packed elements that registers hold, where no byte is
+        shared. Copies of lanes have cells of their own."""
         of_threads = self.who == "thread" and buffer.root.scope in ("local", "var")
-        return len(at) > buffer.rank or of_threads or (buffer.dtype.is_packed and buffer.root.scope == "fragment")
+        return of_threads or (buffer.dtype.is_packed and buffer.root.scope == "fragment")
 
     def _flatten(self, at: tuple[Any, ...], good: Any) -> tuple[tuple[Any, ...], Array | None]:
         """Index arrays of what is touched, one-dimensional, and the lanes that touch it."""
