@@ -25,6 +25,7 @@ from tiledsl.errors import TileTypeError, TileValueError
 from tiledsl.frontend.uncaught import show_uncaught
 from tiledsl.interp import Options, run
 from tiledsl.ir import build
+from tiledsl.ir.intrinsics import INTRINSICS
 from tiledsl.ir.micro import MICRO
 from tiledsl.ir.verifier import verify
 from tiledsl.ir.walk import walk
@@ -533,3 +534,9 @@ def test_a_column_of_a_reduction_lies_with_its_rows() -> None:
 
     (made,) = lower(kernel.function, "sm_90").kernels
     assert made.shared_bytes == 0
+
+
+def test_functions_take_as_many_numbers_as_numpys() -> None:
+    known = {n: f for n in INTRINSICS if isinstance(f := getattr(np, n, None), np.ufunc)}
+    assert {"exp", "log", "sin"} <= set(known)
+    assert {n: INTRINSICS[n].arity for n in known} == {n: f.nin for n, f in known.items()}
