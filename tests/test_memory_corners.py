@@ -12,7 +12,9 @@ import pytest
 
 import tiledsl
 import tiledsl.language as T
+from tiledsl.backends.cpu.native import named_cpu
 from tiledsl.compat.language import tilelang_meaning
+from tiledsl.dtypes import as_dtype
 from tiledsl.errors import TileError, TileIndexError, TileRuntimeError, TileValueError
 from tiledsl.interp import Options, run
 from tiledsl.testing import available_targets
@@ -302,6 +304,36 @@ T.fill(best, T.min_value("{dtype}"))
         np.testing.assert_array_equal(
             np.delete(y, [] if threads else [3], 0), np.delete(want, [] if threads else [3], 0)
         )
+
+
+def edge_of(dtype: str) -> Any:
+    """A tile whose first 5 columns are inside of A, where its rows are."""
+
+    @T.prim_func
+    def main(A: T.Tensor((13, 20), dtype), C: T.Tensor((14, 17), dtype)):
+        with T.Kernel(1, threads=32):
+            S = T.alloc_shared((13, 17), dtype)
+            T.copy(A[2, 15], S)
+            T.copy(S, C[0, 0])
+
+    return main
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64", "int16", "int8", "bfloat16"])
+@pytest.mark.parametrize("printer", ["llvm", "numba"])
+def test_registers_that_lie_beyond_an_edge(printer: str, dtype: str) -> None:
+    """LLVM loaded them without a mask in code for AVX2, which needs two registers for these lanes."""
+    target = f"{printer}:x86-64-v3"
+    try:
+        named_cpu("x86-64-v3")
+    except TileValueError:
+        pytest.skip("this machine has no AVX2")
+    a = (np.arange(260).reshape(13, 20) % 50 + 1).astype(as_dtype(dtype).numpy)
+    c, wanted = np.ones((14, 17), a.dtype), np.ones((14, 17), a.dtype)
+    wanted[:13] = 0
+    wanted[:11, :5] = a[2:, 15:]
+    tiledsl.compile(edge_of(dtype), target=target)(a, c)
+    assert c.tobytes() == wanted.tobytes()
 
 
 # -- where code lies in memory --------------------------------------------------------------------------------------

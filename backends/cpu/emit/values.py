@@ -172,7 +172,7 @@ def load(b: Any, d: DType, base: Value, index: Value, mask: Value | None = None)
                 other = b.block
         return _from_memory(b, d, merged(b, (loaded, end), (ir.Constant(t, None), other)))
     name = f"llvm.masked.load.{suffix(t)}.p0"
-    loaded = intrinsic(b, name, t, [address, mask, ir.Constant(t, None)], {0: align})
+    loaded = intrinsic(b, name, t, [address, _opaque(b, mask, d.bits), ir.Constant(t, None)], {0: align})
     _keep(b, loaded)
     return _from_memory(b, d, loaded)
 
@@ -201,6 +201,23 @@ def _keep(b: Any, v: Value) -> None:
     if f is None:
         f = ir.Function(b.module, ir.FunctionType(VOID, [], var_arg=True), "llvm.fake.use")
     b.call(f, [v])
+
+
+def _opaque(b: Any, mask: Value, bits: int) -> Value:
+    """The mask of a load, as LLVM (22) needs it for AVX2: when it finds there that a register's part of a mask is all
+    off, it loads that part without a mask. So parts pass through assembly of no instruction, which it looks through
+    for nothing, as sign bits of the loaded elements' width, which the instruction wants."""
+    lanes, width = lanes_of(mask), 256 // bits
+    if register_bytes(b) != 32 or bits not in (32, 64) or lanes * bits < 128 or isinstance(mask, ir.Constant):
+        return mask
+    signs, parts = b.sext(mask, ir.VectorType(ir.IntType(bits), lanes)), []
+    for first in range(0, lanes, width):
+        part = shuffle(b, signs, None, range(first, min(first + width, lanes)))
+        parts.append(b.asm(ir.FunctionType(part.type, [part.type]), "", "=x,0", [part], False))
+    while len(parts) > 1:
+        size = lanes_of(parts[0]) + lanes_of(parts[1])
+        parts = [shuffle(b, x, y, range(size)) for x, y in zip(parts[::2], parts[1::2], strict=True)]
+    return b.icmp_signed("<", parts[0], ir.Constant(parts[0].type, None))
 
 
 def _all_on(lanes: int) -> Value:
