@@ -38,8 +38,9 @@ def target(request):
 
 
 def without_lines(e):
-    """The text of an error, with the numbers of this file's lines left out."""
-    return re.sub(r"(launch\.py:)\d+|^\d+( \|)", r"\1N\2", f"{type(e).__name__}: {e}", flags=re.MULTILINE)
+    """The text of an error, with the numbers of this file's lines left out, and the room that they take."""
+    text = re.sub(r"(launch\.py:)\d+", r"\1N", f"{type(e).__name__}: {e}")
+    return re.sub(r"^ +( \|| =|-->)|^\d+( \|)", lambda m: f"N{m[2]}" if m[2] else f" {m[1]}", text, flags=re.MULTILINE)
 
 
 def needs_numba():
