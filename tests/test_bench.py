@@ -15,6 +15,7 @@ from tiledsl.bench.measure import format_row
 from tiledsl.bench.plot import plot
 from tiledsl.cli import main
 
+pytest.importorskip("tiledsl.kernels")
 UNITS = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 

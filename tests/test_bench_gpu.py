@@ -10,6 +10,7 @@ from tiledsl.backend import load_backend
 from tiledsl.bench import gpu
 from tiledsl.cli import main
 
+pytest.importorskip("tiledsl.backends.cuda_nvrtc")
 needs_compiler = pytest.mark.skipif(not load_backend("cuda-emulator").probe().ok, reason="no C++ compiler")
 
 

@@ -197,8 +197,3 @@ def test_show_runs_a_file_with_its_own_words(tmp_path: Path, capsys: pytest.Capt
     assert main(["show", f"{file}:main"]) == 0
     printed = capsys.readouterr()
     assert "words []" in printed.err and "words" not in printed.out and "T.Kernel(1" in printed.out
-
-
-def test_demo_looks_for_the_picture_first(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--png", "/nonexistent/demo.png"]) == 1
-    assert "there is no folder /nonexistent" in capsys.readouterr().err

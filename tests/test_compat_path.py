@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
+pytest.importorskip("tiledsl.compat")
 
 WRONG = "raise ImportError('another tilelang')\n"
 ALSO = "import os, tilelang, tvm, tilelang.language; print(tilelang.__version__, os.environ['TILEDSL_PRETEND'])"

@@ -90,3 +90,8 @@ def _importable(name: str) -> bool:
 def test_too_few_tokens_for_a_sentence(tokens: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["demo", "--tokens", tokens]) == 1
     assert f"at most {tokens} were asked for" in capsys.readouterr().err
+
+
+def test_demo_looks_for_the_picture_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--png", "/nonexistent/demo.png"]) == 1
+    assert "there is no folder /nonexistent" in capsys.readouterr().err

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from library_calls import CALLS, covered, public
 from properties import support
 
 from tiledsl import config
@@ -19,6 +18,10 @@ from tiledsl.backend import load_backend
 from tiledsl.testing import conformance
 from tiledsl.testing.fuzz import check
 from tiledsl.testing.fuzz_run import drawn
+
+pytest.importorskip("tiledsl.kernels")
+
+from library_calls import CALLS, covered, public  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not load_backend("cuda-emulator").probe().ok, reason="no C++ compiler")
 ORDERS = ("cuda-emulator:sm_80,checked,late", "cuda-emulator:sm_90a,last", "cuda-emulator:sm_80,random=1,any")

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from tiledsl.backends.cuda_nvrtc.driver import driver_problem
 from tiledsl.bench.job import Thunk, torch_module
 from tiledsl.bench.measure import Row
 from tiledsl.errors import TileRuntimeError, TileValueError
@@ -38,6 +37,8 @@ class GpuJob:
 
 def problem() -> str:
     """Why nothing can be measured here, as a sentence; empty where it can."""
+    from tiledsl.backends.cuda_nvrtc.driver import driver_problem  # a backend: the bench does without it
+
     reason = driver_problem()
     if reason:
         return reason
