@@ -20,14 +20,17 @@ from typing import Any
 from llvmlite import ir
 
 from tiledsl.backends.cpu.emit.bytes import Bytes, four_products, row_shifts
-from tiledsl.backends.cpu.emit.halves import Halves, _at, _i64, apart, prefetch, row_of, together
+from tiledsl.backends.cpu.emit.halves import Halves, apart, row_of, together
 from tiledsl.backends.cpu.emit.values import (
     I64,
     PTR,
     VOID,
+    at,
     counted,
+    i64,
     intrinsic,
     merged,
+    prefetch,
     splat,
     suffix,
     value_type,
@@ -92,31 +95,31 @@ def emit_gemm(
     size = d.bits // 8
     b_size = 2 if isinstance(form, Halves) else size
     width = shape.lanes * shape.nv
-    ldc, a_k = (b.mul(s, _i64(size)) for s in (ldc, a_k))
-    panel_stride, b_k = (b.mul(s, _i64(b_size)) for s in (panel_stride, b_k))
-    a_row = a_row if small else b.mul(a_row, _i64(size))
+    ldc, a_k = (b.mul(s, i64(size)) for s in (ldc, a_k))
+    panel_stride, b_k = (b.mul(s, i64(b_size)) for s in (panel_stride, b_k))
+    a_row = a_row if small else b.mul(a_row, i64(size))
 
     def columns(j: Value) -> None:
         """One block column: columns j .. j + width of C."""
-        in_panel = b.mul(b.urem(j, _i64(panel)), _i64(b_size))
-        b_column = _at(b, _at(b, bp, b.mul(b.udiv(j, _i64(panel)), panel_stride)), in_panel)
-        c_column = _at(b, c, b.mul(j, _i64(size)))
+        in_panel = b.mul(b.urem(j, i64(panel)), i64(b_size))
+        b_column = at(b, at(b, bp, b.mul(b.udiv(j, i64(panel)), panel_stride)), in_panel)
+        c_column = at(b, c, b.mul(j, i64(size)))
         left = b.sub(n, j)
 
         def rows(mr: int, i: Value) -> None:
-            b.call(blocks[mr], [_at(b, c_column, b.mul(i, ldc)), ldc, _at(b, a, b.mul(i, a_row)), a_row, a_k, b_column,
+            b.call(blocks[mr], [at(b, c_column, b.mul(i, ldc)), ldc, at(b, a, b.mul(i, a_row)), a_row, a_k, b_column,
                                 b_k, left, k])  # fmt: skip
 
-        full = b.sub(m, b.urem(m, _i64(shape.mr)))
-        counted(b, _i64(0), full, shape.mr, lambda i: rows(shape.mr, i))
+        full = b.sub(m, b.urem(m, i64(shape.mr)))
+        counted(b, i64(0), full, shape.mr, lambda i: rows(shape.mr, i))
         done = full
         for mr in _heights(shape.mr)[1:]:  # binary decomposition of the rest: each height at most once
-            fits = b.icmp_signed(">=", b.sub(m, done), _i64(mr))
+            fits = b.icmp_signed(">=", b.sub(m, done), i64(mr))
             with b.if_then(fits):
                 rows(mr, done)
-            done = b.select(fits, b.add(done, _i64(mr)), done)
+            done = b.select(fits, b.add(done, i64(mr)), done)
 
-    counted(b, _i64(0), n, width, columns)
+    counted(b, i64(0), n, width, columns)
     b.ret_void()
     return f
 
@@ -141,10 +144,10 @@ def _emit_block(
     vector = ir.VectorType(value_type(d), shape.lanes)
     size, register = d.bits // 8, shape.lanes * d.bits // 8
     places = [(i, j) for i in range(mr) for j in range(shape.nv)]
-    rows = [_at(b, c, b.mul(ldc, _i64(i))) for i in range(mr)]
-    whole = b.icmp_signed(">=", left, _i64(shape.lanes * shape.nv))
+    rows = [at(b, c, b.mul(ldc, i64(i))) for i in range(mr)]
+    whole = b.icmp_signed(">=", left, i64(shape.lanes * shape.nv))
     for i, j in places:
-        prefetch(b, _at(b, rows[i], _i64(j * register)))
+        prefetch(b, at(b, rows[i], i64(j * register)))
 
     start: list[Value] = []
     if clear:
@@ -152,13 +155,11 @@ def _emit_block(
     else:
         with b.if_else(whole) as (then, otherwise):
             with then:
-                plain = [b.load(_at(b, rows[i], _i64(j * register)), align=size, typ=vector) for i, j in places]
+                plain = [b.load(at(b, rows[i], i64(j * register)), align=size, typ=vector) for i, j in places]
                 plain_end = b.block
             with otherwise:
                 masks = [_mask(b, left, j * shape.lanes, shape.lanes) for j in range(shape.nv)]
-                masked = [
-                    _masked_load(b, vector, _at(b, rows[i], _i64(j * register)), masks[j], size) for i, j in places
-                ]
+                masked = [_masked_load(b, vector, at(b, rows[i], i64(j * register)), masks[j], size) for i, j in places]
                 masked_end = b.block
         start = [merged(b, (p, plain_end), (q, masked_end)) for p, q in zip(plain, masked, strict=True)]
     split = isinstance(form, Halves) and form.splits(shape.nv)
@@ -167,9 +168,9 @@ def _emit_block(
 
     steps = k
     if small:
-        steps = b.ashr(b.add(k, _i64(3)), _i64(2))
+        steps = b.ashr(b.add(k, i64(3)), i64(2))
         if small.flip:
-            lines = [_at(b, a, b.mul(a_row, _i64(i))) for i in range(mr)]
+            lines = [at(b, a, b.mul(a_row, i64(i))) for i in range(mr)]
             shifts = [splat(b, x, shape.lanes) for x in row_shifts(b, small, lines, k, shape.lanes)]
             start = [b.add(v, shifts[i]) for (i, _), v in zip(places, start, strict=True)]
     final = _k_loop(b, d, shape, mr, (a, a_row, a_k), (bp, b_k), steps, start, form, in_place)
@@ -179,11 +180,11 @@ def _emit_block(
     with b.if_else(whole) as (then, otherwise):
         with then:
             for (i, j), v in zip(places, final, strict=True):
-                b.store(v, _at(b, rows[i], _i64(j * register)), align=size)
+                b.store(v, at(b, rows[i], i64(j * register)), align=size)
         with otherwise:
             masks = [_mask(b, left, j * shape.lanes, shape.lanes) for j in range(shape.nv)]
             for (i, j), v in zip(places, final, strict=True):
-                _masked_store(b, v, _at(b, rows[i], _i64(j * register)), masks[j], size)
+                _masked_store(b, v, at(b, rows[i], i64(j * register)), masks[j], size)
     b.ret_void()
     return f
 
@@ -199,21 +200,21 @@ def _k_loop(
     """
     size = d.bits // 8
     (a, a_row, a_k), (bp, b_k) = left, right
-    offsets = [b.mul(a_row, _i64(i)) for i in range(mr)]
+    offsets = [b.mul(a_row, i64(i)) for i in range(mr)]
     vector = start[0].type
     halves = form if isinstance(form, Halves) else None
     register = shape.lanes * (2 if halves else size)
-    ahead = b.mul(b_k, _i64(_PREFETCH_ROWS)) if in_place else _i64(_PREFETCH_B)
+    ahead = b.mul(b_k, i64(_PREFETCH_ROWS)) if in_place else i64(_PREFETCH_B)
 
     def one(i: Value, a_now: Value, b_now: Value, *acc: Value) -> list[Value]:
-        places = [_at(b, b_now, _i64(j * register)) for j in range(shape.nv)]
+        places = [at(b, b_now, i64(j * register)) for j in range(shape.nv)]
         columns = row_of(b, halves, places, vector) if halves else [b.load(p, align=size, typ=vector) for p in places]
         last = (shape.nv * register - 1,) if in_place == "apart" else ()  # rows may begin anywhere in a line
         for line in (*range(0, shape.nv * register, 64), *last):
-            prefetch(b, _at(b, _at(b, b_now, ahead), _i64(line)), in_place == "apart")
+            prefetch(b, at(b, at(b, b_now, ahead), i64(line)), in_place == "apart")
         total = list(acc)
         for row in range(mr):
-            scalar = b.load(_at(b, a_now, offsets[row]), align=1 if d.is_int else size, typ=value_type(d))
+            scalar = b.load(at(b, a_now, offsets[row]), align=1 if d.is_int else size, typ=value_type(d))
             spread = splat(b, scalar, shape.lanes)
             for j in range(shape.nv):
                 x, y, z = spread, columns[j], total[row * shape.nv + j]
@@ -222,9 +223,9 @@ def _k_loop(
                 else:
                     z = intrinsic(b, f"llvm.fma.{suffix(vector)}", vector, [x, y, z])
                 total[row * shape.nv + j] = z
-        return [_at(b, a_now, a_k), _at(b, b_now, b_k), *total]
+        return [at(b, a_now, a_k), at(b, b_now, b_k), *total]
 
-    return counted(b, _i64(0), steps, 1, one, a, bp, *start)[3:]
+    return counted(b, i64(0), steps, 1, one, a, bp, *start)[3:]
 
 
 def _mask(b: Any, left: Value, first: int, lanes: int) -> Value:

@@ -14,13 +14,15 @@ from llvmlite import ir
 
 from tiledsl.backends.cpu.emit.convert import cast
 from tiledsl.backends.cpu.emit.values import (
-    I8,
     I32,
     I64,
     PTR,
     VOID,
+    at,
     counted,
+    i64,
     intrinsic,
+    prefetch,
     shuffle,
     splat,
     splat_constant,
@@ -28,7 +30,7 @@ from tiledsl.backends.cpu.emit.values import (
 )
 from tiledsl.dtypes import FLOAT32, DType
 
-__all__ = ["Halves", "apart", "emit_turned", "prefetch", "prefetch_once", "row_of", "step", "together"]
+__all__ = ["Halves", "apart", "emit_turned", "prefetch_once", "row_of", "step", "together"]
 
 Value = Any
 _AHEAD = 64  # rows: a tile ahead of one that comes from memory
@@ -106,43 +108,43 @@ def emit_turned(module: Any, form: Halves, rows: int, lanes: int, clear: bool) -
     c, ldc, a, a_row, _, bp, _, b_row, _, n, k = f.args
     b = ir.IRBuilder(f.append_basic_block())
     vector, count = ir.VectorType(ir.FloatType(), lanes), step(lanes) // 2
-    ldc, a_row, b_row = (b.mul(x, _i64(size)) for x, size in ((ldc, 4), (a_row, 4), (b_row, 2)))
+    ldc, a_row, b_row = (b.mul(x, i64(size)) for x, size in ((ldc, 4), (a_row, 4), (b_row, 2)))
     chunks = 64 // (4 * count)  # of a line of memory: each asks for some of the lines ahead
     zero = ir.Constant(vector, None)
     turned = b.alloca(ir.VectorType(I32, lanes), count)
 
     def block(i: Value) -> None:
-        places = _rows(b, _at(b, c, b.mul(i, _i64(4))), ldc, rows)
+        places = _rows(b, at(b, c, b.mul(i, i64(4))), ldc, rows)
         start = [zero if clear else b.load(p, align=4, typ=vector) for p in places]
-        first = _at(b, bp, b.mul(i, b_row))
+        first = at(b, bp, b.mul(i, b_row))
 
         def words(j: Value, *total: Value) -> list[Value]:
-            here = _at(b, first, b.mul(j, _i64(2)))
+            here = at(b, first, b.mul(j, i64(2)))
             for w, x in enumerate(_turned(b, _rows(b, here, b_row, lanes), count, lanes)):
-                b.store(x, _at(b, turned, _i64(4 * lanes * w)), align=4)
-            left = _at(b, a, b.mul(j, _i64(4)))
+                b.store(x, at(b, turned, i64(4 * lanes * w)), align=4)
+            left = at(b, a, b.mul(j, i64(4)))
 
             def one(w: Value, ahead: Value, *sums: Value) -> list[Value]:
                 prefetch(b, ahead, True)
-                word = b.load(_at(b, turned, b.mul(w, _i64(4 * lanes))), align=4, typ=ir.VectorType(I32, lanes))
-                places = _rows(b, _at(b, left, b.mul(w, _i64(8))), a_row, rows)
+                word = b.load(at(b, turned, b.mul(w, i64(4 * lanes))), align=4, typ=ir.VectorType(I32, lanes))
+                places = _rows(b, at(b, left, b.mul(w, i64(8))), a_row, rows)
                 now = list(sums)
                 for odd, x in enumerate(_widened(b, form, word, vector)):
                     for r, p in enumerate(places):
-                        spread = splat(b, b.load(_at(b, p, _i64(4 * odd)), align=4, typ=ir.FloatType()), lanes)
+                        spread = splat(b, b.load(at(b, p, i64(4 * odd)), align=4, typ=ir.FloatType()), lanes)
                         now[r] = intrinsic(b, f"llvm.fma.{suffix(vector)}", vector, [spread, x, now[r]])
-                return [_at(b, ahead, b_row), *now]
+                return [at(b, ahead, b_row), *now]
 
-            part = b.and_(b.udiv(j, _i64(2 * count)), _i64(chunks - 1))
-            below = b.add(b.mul(part, _i64(lanes // chunks)), _i64(_AHEAD))
-            ahead = _at(b, _at(b, here, b.mul(below, b_row)), _i64(4 * count - 1))
-            return counted(b, _i64(0), _i64(count), 1, one, ahead, *total)[2:]
+            part = b.and_(b.udiv(j, i64(2 * count)), i64(chunks - 1))
+            below = b.add(b.mul(part, i64(lanes // chunks)), i64(_AHEAD))
+            ahead = at(b, at(b, here, b.mul(below, b_row)), i64(4 * count - 1))
+            return counted(b, i64(0), i64(count), 1, one, ahead, *total)[2:]
 
-        _, *total = counted(b, _i64(0), k, 2 * count, words, *start)
+        _, *total = counted(b, i64(0), k, 2 * count, words, *start)
         for p, v in zip(places, total, strict=True):
             b.store(v, p, align=4)
 
-    counted(b, _i64(0), n, lanes, block)
+    counted(b, i64(0), n, lanes, block)
     b.ret_void()
     return f
 
@@ -155,7 +157,7 @@ def step(lanes: int) -> int:
 def _rows(b: Any, p: Value, stride: Value, count: int) -> list[Value]:
     found = [p]
     while len(found) < count:
-        found.append(_at(b, found[-1], stride))
+        found.append(at(b, found[-1], stride))
     return found
 
 
@@ -186,20 +188,6 @@ def _turned(b: Any, rows: list[Value], count: int, lanes: int) -> list[Value]:
     return [shuffle(b, x, y, p) for p in quarter for x, y in zip(words[:4], words[4:], strict=True)]
 
 
-def _i64(x: int) -> Value:
-    return ir.Constant(I64, x)
-
-
-def _at(b: Any, p: Value, offset: Value) -> Value:
-    """p + offset bytes."""
-    return b.gep(p, [offset], inbounds=True, source_etype=I8)
-
-
-def prefetch(b: Any, p: Value, far: bool = False) -> None:
-    """Asks for the line of memory at p, which need not exist. far: into the second-level cache."""
-    intrinsic(b, "llvm.prefetch.p0", VOID, [p, *(ir.Constant(I32, x) for x in (0, 2 if far else 3, 1))])
-
-
 def prefetch_once(b: Any, p: Value) -> None:
     """Asks for the line one page behind p, to be read once: past the second-level cache, where others need the room."""
-    intrinsic(b, "llvm.prefetch.p0", VOID, [_at(b, p, _i64(4096)), *(ir.Constant(I32, x) for x in (0, 0, 1))])
+    intrinsic(b, "llvm.prefetch.p0", VOID, [at(b, p, i64(4096)), *(ir.Constant(I32, x) for x in (0, 0, 1))])

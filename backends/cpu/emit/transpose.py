@@ -10,8 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from tiledsl.backends.cpu.emit.halves import _at, _i64
-from tiledsl.backends.cpu.emit.values import I64, PTR, VOID, counted, shuffle
+from tiledsl.backends.cpu.emit.values import I64, PTR, VOID, at, counted, i64, shuffle
 
 __all__ = ["emit_transpose"]
 
@@ -33,26 +32,26 @@ def emit_transpose(module: Any, bits: int, side: int) -> Any:
     dst, ld_dst, src, ld_src, rows, cols = f.args
     b = ir.IRBuilder(f.append_basic_block())
     size, element = bits // 8, ir.IntType(bits)
-    ld_dst, ld_src = b.mul(ld_dst, _i64(size)), b.mul(ld_src, _i64(size))
-    whole_rows = b.and_(rows, _i64(-side))
-    whole_cols = b.and_(cols, _i64(-side))
+    ld_dst, ld_src = b.mul(ld_dst, i64(size)), b.mul(ld_src, i64(size))
+    whole_rows = b.and_(rows, i64(-side))
+    whole_cols = b.and_(cols, i64(-side))
 
     def place(p: Value, ld: Value, i: Value, j: Value) -> Value:
-        return _at(b, _at(b, p, b.mul(i, ld)), b.mul(j, _i64(size)))
+        return at(b, at(b, p, b.mul(i, ld)), b.mul(j, i64(size)))
 
     def square(i: Value, j: Value) -> None:
         vector = ir.VectorType(element, side)
         top, out = place(src, ld_src, i, j), place(dst, ld_dst, j, i)
-        lines = [b.load(_at(b, top, b.mul(ld_src, _i64(r))), align=size, typ=vector) for r in range(side)]
+        lines = [b.load(at(b, top, b.mul(ld_src, i64(r))), align=size, typ=vector) for r in range(side)]
         for r, v in enumerate(_transposed(b, lines)):
-            b.store(v, _at(b, out, b.mul(ld_dst, _i64(r))), align=size)
+            b.store(v, at(b, out, b.mul(ld_dst, i64(r))), align=size)
 
     def one(i: Value, j: Value) -> None:
         b.store(b.load(place(src, ld_src, i, j), align=size, typ=element), place(dst, ld_dst, j, i), align=size)
 
-    counted(b, _i64(0), whole_rows, side, lambda i: counted(b, _i64(0), whole_cols, side, lambda j: square(i, j)))
-    counted(b, _i64(0), whole_rows, 1, lambda i: counted(b, whole_cols, cols, 1, lambda j: one(i, j)))
-    counted(b, whole_rows, rows, 1, lambda i: counted(b, _i64(0), cols, 1, lambda j: one(i, j)))
+    counted(b, i64(0), whole_rows, side, lambda i: counted(b, i64(0), whole_cols, side, lambda j: square(i, j)))
+    counted(b, i64(0), whole_rows, 1, lambda i: counted(b, whole_cols, cols, 1, lambda j: one(i, j)))
+    counted(b, whole_rows, rows, 1, lambda i: counted(b, i64(0), cols, 1, lambda j: one(i, j)))
     b.ret_void()
     return f
 

@@ -15,9 +15,9 @@ from llvmlite import ir
 from tiledsl.dtypes import DType, as_dtype
 
 __all__ = [
-    "I1", "I8", "I32", "I64", "LANES", "PTR", "VOID", "constant", "counted", "gather", "intrinsic", "lanes_of", "load",
-    "memory_type", "merged", "ramp", "register_bytes", "scatter", "shuffle", "splat", "splat_constant", "store",
-    "suffix", "value_type",
+    "I1", "I8", "I32", "I64", "LANES", "PTR", "VOID", "at", "constant", "counted", "gather", "i64", "intrinsic",
+    "lanes_of", "load", "memory_type", "merged", "prefetch", "ramp", "register_bytes", "scatter", "shuffle", "splat",
+    "splat_constant", "store", "suffix", "value_type",
 ]  # fmt: skip
 
 LANES = 16  # lanes of every vector of the loop stage
@@ -172,7 +172,7 @@ def load(b: Any, d: DType, base: Value, index: Value, mask: Value | None = None)
                 other = b.block
         return _from_memory(b, d, merged(b, (loaded, end), (ir.Constant(t, None), other)))
     name = f"llvm.masked.load.{suffix(t)}.p0"
-    loaded = intrinsic(b, name, t, [address, _opaque(b, mask, d.bits), ir.Constant(t, None)], {0: align})
+    loaded = intrinsic(b, name, t, [address, _by_signs(b, mask, d.bits), ir.Constant(t, None)], {0: align})
     _keep(b, loaded)
     return _from_memory(b, d, loaded)
 
@@ -203,7 +203,7 @@ def _keep(b: Any, v: Value) -> None:
     b.call(f, [v])
 
 
-def _opaque(b: Any, mask: Value, bits: int) -> Value:
+def _by_signs(b: Any, mask: Value, bits: int) -> Value:
     """The mask of a load, as LLVM (22) needs it for AVX2: when it finds there that a register's part of a mask is all
     off, it loads that part without a mask. So parts pass through assembly of no instruction, which it looks through
     for nothing, as sign bits of the loaded elements' width, which the instruction wants."""
@@ -228,8 +228,8 @@ def _addresses(b: Any, d: DType, base: Value, index: Value) -> Value:
     """A vector of addresses; index: of int64."""
     lanes = lanes_of(index)
     size = max(1, d.bits // 8)
-    at = b.add(splat(b, b.ptrtoint(base, I64), lanes), b.mul(index, splat_constant(ir.Constant(I64, size), lanes)))
-    return b.inttoptr(at, ir.VectorType(PTR, lanes))
+    places = b.add(splat(b, b.ptrtoint(base, I64), lanes), b.mul(index, splat_constant(i64(size), lanes)))
+    return b.inttoptr(places, ir.VectorType(PTR, lanes))
 
 
 def gather(b: Any, d: DType, base: Value, index: Value, mask: Value | None = None) -> Value:
@@ -249,3 +249,17 @@ def scatter(b: Any, d: DType, base: Value, index: Value, v: Value, mask: Value |
     args = [v, _addresses(b, d, base, index), _all_on(lanes) if mask is None else mask]
     align = max(1, d.bits // 8)
     intrinsic(b, f"llvm.masked.scatter.{suffix(v.type)}.v{lanes}p0", VOID, args, {1: align})
+
+
+def i64(x: int) -> Value:
+    return ir.Constant(I64, x)
+
+
+def at(b: Any, p: Value, offset: Value) -> Value:
+    """p + offset bytes."""
+    return b.gep(p, [offset], inbounds=True, source_etype=I8)
+
+
+def prefetch(b: Any, p: Value, far: bool = False) -> None:
+    """Asks for the line of memory at p, which need not exist. far: into the second-level cache."""
+    intrinsic(b, "llvm.prefetch.p0", VOID, [p, *(ir.Constant(I32, x) for x in (0, 2 if far else 3, 1))])
