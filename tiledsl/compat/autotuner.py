@@ -13,7 +13,7 @@ from typing import Any
 import tiledsl.tune as tune_
 from tiledsl.compat import jit as jit_
 from tiledsl.compat.language import tilelang_meaning
-from tiledsl.compat.notices import notice
+from tiledsl.compat.notices import notice, passed_over
 from tiledsl.compat.profiler import Profiler, TensorSupplyType
 
 __all__ = ["AutoTuner", "AutotuneResult", "autotune", "get_autotune_inputs", "set_autotune_inputs"]
@@ -92,13 +92,9 @@ class _Profile:
 
 
 def _profile(where: str, options: dict[str, Any], base: _Profile | None = None) -> _Profile:
-    known = {}
-    for name, value in options.items():
-        if name in _Profile.__dataclass_fields__:
-            known[name] = value
-        elif name not in _HINTS:
-            notice(f"{where}: the option {name} is passed over")
-    return replace(base or _Profile(), **known)
+    fields = _Profile.__dataclass_fields__.keys()
+    passed_over(where, options, fields | _HINTS)
+    return replace(base or _Profile(), **{name: value for name, value in options.items() if name in fields})
 
 
 class AutoTuner:

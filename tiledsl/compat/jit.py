@@ -17,7 +17,7 @@ import tiledsl
 from tiledsl.compat import graphs, hosts
 from tiledsl.compat.artifact import CompiledArtifact, Module
 from tiledsl.compat.language import tilelang_meaning
-from tiledsl.compat.notices import notice, pass_configs
+from tiledsl.compat.notices import notice, pass_configs, passed_over
 from tiledsl.compat.pretended_cuda import real
 from tiledsl.errors import TileError, TileNotImplementedError
 from tiledsl.surface import is_array
@@ -33,9 +33,7 @@ _ACCEPTED = frozenset(
 
 def check_options(where: str, options: dict[str, Any]) -> None:
     """Says which options no version has, once."""
-    for name in options:
-        if name not in _ACCEPTED:
-            notice(f"{where}: the option {name} is passed over")
+    passed_over(where, options, _ACCEPTED)
     pass_configs(where, options.get("pass_configs"))
 
 

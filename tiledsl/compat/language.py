@@ -17,7 +17,7 @@ from typing import Any
 import tiledsl.language as T
 from tiledsl.compat import frames, quantize, sparse
 from tiledsl.compat.layouts import Fragment
-from tiledsl.compat.notices import notice, pass_configs
+from tiledsl.compat.notices import notice, pass_configs, passed_over
 from tiledsl.errors import TileError
 from tiledsl.surface import lenient, trace_prim_func
 
@@ -98,8 +98,7 @@ class dtype(metaclass=_DTypes):
 
 def prim_func(func: Any = None, private: bool = False, check_well_formed: bool = False, **hints: Any) -> Any:
     """T.prim_func, bare or with options (which are hints)."""
-    for name in hints:
-        notice(f"T.prim_func: the option {name} is passed over")
+    passed_over("T.prim_func", hints)
     if func is None:
         return prim_func
     with tilelang_meaning():
@@ -108,8 +107,7 @@ def prim_func(func: Any = None, private: bool = False, check_well_formed: bool =
 
 def macro(func: Any = None, hygienic: bool = True, **hints: Any) -> Any:
     """T.macro, bare or with options (which are hints)."""
-    for name in hints:
-        notice(f"T.macro: the option {name} is passed over")
+    passed_over("T.macro", hints)
     return macro if func is None else T.macro(func)
 
 

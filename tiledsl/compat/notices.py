@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection, Iterable
 from typing import Any
 
-__all__ = ["notice", "pass_configs"]
+__all__ = ["notice", "pass_configs", "passed_over"]
 
 # Pass configurations of versions 0.1.6 to 0.1.15, without "tl.", and those of the compiler below it, without "tir.".
 PASS_CONFIGS = frozenset(
@@ -32,6 +33,13 @@ def notice(text: str) -> None:
     if text not in _said:
         _said.add(text)
         print(f"tiledsl: {text}", file=sys.stderr)
+
+
+def passed_over(where: str, options: Iterable[str], known: Collection[str] = ()) -> None:
+    """Say which options are not among those that some version has."""
+    for name in options:
+        if name not in known:
+            notice(f"{where}: the option {name} is passed over")
 
 
 def pass_configs(where: str, given: Any) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 import tiledsl.language as T
 from tiledsl.compat import hosts
-from tiledsl.compat.notices import notice
+from tiledsl.compat.notices import passed_over
 from tiledsl.errors import TileError
 from tiledsl.surface import evaluate
 from tiledsl.tune import times
@@ -88,9 +88,7 @@ def do_bench(
     }  # fmt: skip
     if return_mode not in modes:
         raise ValueError(f"do_bench: return_mode is one of {', '.join(modes)}, not {return_mode!r}")
-    for name in options:
-        if name not in _OPTIONS:
-            notice(f"do_bench: the option {name} is passed over")
+    passed_over("do_bench", options, _OPTIONS)
 
     def run() -> None:
         for x in grad_to_none or ():
