@@ -112,6 +112,7 @@ def test_gemm_of_bytes(form: str, cpu: str, left: str, right: str) -> None:
     for clear in (False, True):
         module = ll.Module()
         f = emit_gemm(module, as_dtype("int32"), panel, shape, clear, Bytes(left == "int8", flip, form))
+        assert ("pmadd" in str(module), "vpdpbusd" in str(module)) == (form == "pairs", form == "vnni")
         run, _keep = entry(module, f, target, [1, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0])
         for m, n, k in [*SIZES, (7, 33, 64), (13, 31, 67), (3, 32, 130), (2, 7, 2), (9, 40, 61)]:
             rng = np.random.default_rng(k)

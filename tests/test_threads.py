@@ -46,6 +46,7 @@ from tiledsl.interp import Options, run
 from tiledsl.ir.equal import equal
 from tiledsl.ir.printer import to_text
 from tiledsl.ir.verifier import verify
+from tiledsl.testing import assert_targets_agree
 
 RNG = np.random.default_rng(4)
 MODES = [Options(), Options(exact=True, block_order=3), Options.checked()]
@@ -412,3 +413,31 @@ def test_shuffles_of_constants_and_of_the_older_order(target: str) -> None:
     tiledsl.compile(main, target=target)(a)
     seven, fifth = np.full(32, 7), t // 8 * 8 + 5
     assert np.array_equal(a, [seven, seven, seven, fifth, t ^ 1, t ^ 1, fifth, np.where(t < 2, t + 30, t)])
+
+
+@pytest.mark.parametrize("threads", [40, 64])
+def test_votes_are_of_those_who_are_there(threads: int) -> None:
+    """Each round fewer threads vote; who is gone no longer counts for what it said before."""
+
+    @T.prim_func
+    def kernel(A: T.Tensor((threads,), "int32"), B: T.Tensor((4, 3, threads), "int32")):
+        with T.Kernel(1, threads=threads):
+            t = T.get_thread_binding()
+            for k in T.serial(4):
+                if A[t] > k:
+                    B[k, 0, t] = T.cast(T.ballot(A[t] > 1), "int32")
+                    B[k, 1, t] = T.all_sync(A[t] != 2)
+                    B[k, 2, t] = T.cast(T.activemask(), "int32")
+
+    a = np.random.default_rng(0).integers(0, 5, threads).astype(np.int32)
+    args = a, np.full((4, 3, threads), -7, np.int32)
+    b = every_mode(kernel, *args)[1]
+    lanes = np.arange(threads)
+    warps = lanes[:, None] // 32 == lanes // 32
+    for k in range(4):
+        here = warps & (a > k)
+        bits = np.uint32(1) << (lanes % 32).astype(np.uint32)
+        want = [(here & (a > 1)) @ bits, (~here | (a != 2)).all(1), here @ bits]
+        want = [np.where(a > k, w.astype(np.uint32).view(np.int32), -7) for w in want]
+        np.testing.assert_array_equal(b[k], want)
+    assert_targets_agree(tiledsl.compile(kernel), *args)

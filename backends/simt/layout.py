@@ -187,8 +187,8 @@ class _Attempt:
         if src in self.buffers:
             self.reductions.append(s)
             kept = [d for d in range(src.rank) if d != s.axis]
-            own = list(range(dst.rank)) if dst.rank < src.rank else [d for d in range(dst.rank) if d != s.axis]
-            if dst in self.buffers and len(own) == len(kept):
+            own = kept if dst.rank == src.rank else range(dst.rank)
+            if dst in self.buffers:
                 for a, d in zip(kept, own, strict=True):
                     if self.buffers[src][a] != 1:
                         self.union((src, a), (dst, d))

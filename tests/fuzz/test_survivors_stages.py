@@ -457,10 +457,19 @@ def test_every_access_of_a_gpus_threads_is_proved() -> None:
     assert accesses and [n for n in accesses if not n.proved] == []
 
 
-def test_frames_of_the_package_are_said_to_be_left_out(capfd: pytest.CaptureFixture[str]) -> None:
-    for error, said in ((TileTypeError("no"), True), (ValueError("no"), False)):
-        show_uncaught(type(error), error, None)
-        assert ("frames of tiledsl are left out" in capfd.readouterr().err) == said
+@pytest.mark.parametrize("caught", [TileTypeError, KeyError])
+def test_frames_of_the_package_are_left_out(caught: type[Exception], capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(caught) as failed:
+
+        @T.prim_func
+        def wrong(A: T.Tensor((4,), "float32")):
+            with T.Kernel(1):
+                T.gemm(A, A, A) if caught is TileTypeError else {}[A]
+
+    show_uncaught(failed.type, failed.value, failed.tb)
+    text = capfd.readouterr().err
+    assert "in wrong" in text and "in test_frames" in text
+    assert ("in trace_prim_func" not in text) == ("frames of tiledsl are left out" in text) == (caught is TileTypeError)
 
 
 def test_architectures_with_instructions_of_their_own() -> None:
@@ -534,6 +543,8 @@ def test_a_column_of_a_reduction_lies_with_its_rows() -> None:
 
     (made,) = lower(kernel.function, "sm_90").kernels
     assert made.shared_bytes == 0
+    A = np.random.default_rng(0).standard_normal((16, 32)).astype(np.float32)
+    assert (at_every_stage(kernel, A, np.zeros(16, np.float32))[1] == A.max(1)).all()
 
 
 def test_functions_take_as_many_numbers_as_numpys() -> None:

@@ -27,7 +27,8 @@ LONGEST = 25.0  # seconds of CPU time; tests that take longer are not used
 
 @dataclass
 class Map:
-    """tests: file -> {"sha", "tests": {name: {"seconds", "lines": {file: mask}}}}; sources: the texts of the lines."""
+    """tests: file -> {"sha", "sources": {file: sha}, "tests": {name: {"seconds", "lines": {file: mask}}}}; sources: the
+    texts that had these lines, by their sha."""
 
     tests: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
@@ -37,32 +38,42 @@ class Map:
         return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else cls()
 
     def save(self, path: Path) -> None:
+        used = {sha for group in self.tests.values() for sha in group["sources"].values()}
+        self.sources = {sha: text for sha, text in self.sources.items() if sha in used}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"tests": self.tests, "sources": self.sources}), encoding="utf-8")
 
     def covering(self, file: str, line: int, text: str) -> tuple[dict[str, float], dict[str, float]]:
         """Tests (name -> seconds) that run the line of the file, whose text is now `text`, and others that run some
         line of it: what runs on import, or once and is kept, matters to tests that do not run it themselves."""
-        line = self._then(file, line, text)
+        lines: dict[str, int] = {}  # the line's number in older texts
         by_line: dict[str, float] = {}
         by_file: dict[str, float] = {}
         for group in self.tests.values():
+            sha = group["sources"].get(file)
+            if sha is None:
+                continue
+            if sha not in lines:
+                lines[sha] = _then(line, text, self.sources[sha])
             for name, row in group["tests"].items():
                 mask = int(row["lines"].get(file, "0"), 16)
                 if mask:
-                    (by_line if mask >> line & 1 else by_file)[name] = row["seconds"]
+                    (by_line if mask >> lines[sha] & 1 else by_file)[name] = row["seconds"]
         return by_line, by_file
 
-    def _then(self, file: str, line: int, text: str) -> int:
-        """The line's number when it was measured."""
-        before = self.sources.get(file, text)
-        if before == text:
-            return line
+
+def _then(line: int, text: str, before: str) -> int:
+    """The number that a line of the text had in an older one."""
+    if before != text:
         matcher = difflib.SequenceMatcher(None, text.splitlines(), before.splitlines(), autojunk=False)
         for kind, a, b, c, _ in matcher.get_opcodes():
             if a < line <= b:
                 return c + line - a if kind == "equal" else max(c, 1)
-        return line
+    return line
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_files(root: Path) -> list[str]:
@@ -70,21 +81,20 @@ def test_files(root: Path) -> list[str]:
     return [f for f in found if Path(f).stem not in LEFT_OUT]
 
 
-def measure(root: Path, path: Path, report: Callable[[str], None], most: float) -> None:
-    """Bring the map at `path` up to date with the tests below root; most: seconds of CPU time for each file of them."""
+def measure(root: Path, share: Any, path: Path, report: Callable[[str], None], most: float) -> None:
+    """Bring the map at `path` up to date with the tests below root. share: calls a function (root, item) for items;
+    most: seconds of CPU time for each file of tests."""
     known = Map.load(path)
-    files = test_files(root)
-    known.tests = {f: row for f, row in known.tests.items() if f in files}
-    for file in files:
-        sha = hashlib.sha256((root / file).read_bytes()).hexdigest()
-        if known.tests.get(file, {}).get("sha") == sha:
-            continue
-        out = run_file(root, file, {}, trace=TRACED, most=most)
+    shas = {f: _sha((root / f).read_text(encoding="utf-8")) for f in test_files(root)}
+    known.tests = {f: row for f, row in known.tests.items() if f in shas}
+    changed = [f for f, sha in shas.items() if known.tests.get(f, {}).get("sha") != sha]
+    for file, out in share(lambda root, f: (f, run_file(root, f, {}, trace=TRACED, most=most)), changed):
         rows = {name: {"seconds": seconds, "lines": out.lines.get(name, {})}
                 for name, seconds in out.passed.items() if seconds <= LONGEST}  # fmt: skip
-        known.tests[file] = {"sha": sha, "tests": rows}
-        for source in {s for row in rows.values() for s in row["lines"]}:
-            known.sources.setdefault(source, (root / source).read_text(encoding="utf-8"))
+        texts = {s: (root / s).read_text(encoding="utf-8") for row in rows.values() for s in row["lines"]}
+        sources = {s: _sha(text) for s, text in texts.items()}
+        known.tests[file] = {"sha": shas[file], "sources": sources, "tests": rows}
+        known.sources.update({sources[s]: text for s, text in texts.items()})
         known.save(path)
         trouble = f"; {out.how} {out.failed} {out.why}" if out.how else ""
         report(f"measured {len(rows)} tests of {file} in {out.seconds:.0f} s{trouble}")

@@ -88,7 +88,8 @@ def mutants(file: str, text: str) -> Iterator[Mutant]:
             m = Mutant(file, line, where, kind, data[start:end].decode(), new, start, end)
             if m.old == new:
                 continue
-            m.nth = count[m.key] = count.get(m.key, -1) + 1
+            first = m.key
+            m.nth = count[first] = count.get(first, -1) + 1
             yield m
 
 

@@ -1,9 +1,10 @@
 """Plants mistakes in the compiler and looks whether its tests notice: `python tests/mutation/run.py --count 200`.
 
-Works in a copy of the repository. Mutants are drawn per file, in proportion to how many are possible there; with them
-come the planted ones (planted.toml). Each is run against the tests that are known to execute its line (mapping.py), the
-most telling and quickest first, for at most 60 seconds of CPU time. A survivor that is no mistake stands in
-explained.toml with the reason. The report goes to .fuzz/mutation/report.json and report.md. Not part of `make test`.
+Works in copies of the repository, one for each process. Mutants are drawn per file, in proportion to how many are
+possible there; with them come the planted ones (planted.toml). Each is run against the tests that are known to execute
+its line (mapping.py), the most telling and quickest first, for at most 60 seconds of CPU time. A survivor that is no
+mistake stands in explained.toml with the reason. The report goes to .fuzz/mutation/report.json and report.md. Not part
+of `make test`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import multiprocessing
 import random
 import shutil
 import subprocess
@@ -18,9 +20,10 @@ import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,8 @@ class History:
     def add(self, file: str, test: str) -> None:
         row = self.kills.setdefault(file, {})
         row[test] = row.get(test, 0) + 1
+
+    def save(self) -> None:
         self.path.write_text(json.dumps(self.kills), encoding="utf-8")
 
     def weight(self, file: str, test: str) -> float:
@@ -94,8 +99,13 @@ def choose(m: Mutant, text: str, known: Map, history: History, most: float) -> l
     return stages
 
 
-def attempt(root: Path, m: Mutant, known: Map, history: History, more: Sequence[str], most: float) -> None:
-    """Apply the mutant, run tests until one fails, take it back. more: test files to run whole, before the others."""
+def attempt(
+    known: Map, history: History, more: Sequence[str], most: float, end: float, root: Path, m: Mutant
+) -> Mutant:
+    """Apply the mutant, run tests until one fails, take it back. more: test files to run whole, before the others;
+    end: when no other one is begun."""
+    if m.state or time.monotonic() > end:
+        return m
     path = root / m.file
     before = path.read_bytes()
     chosen = choose(m, before.decode(), known, history, most)
@@ -115,7 +125,8 @@ def attempt(root: Path, m: Mutant, known: Map, history: History, more: Sequence[
                 if out.how:
                     m.state, m.by, m.how = "killed", out.failed, out.how
                     history.add(m.file, out.failed)
-                    return
+                    return m
+        return m
     finally:
         path.write_bytes(before)
 
@@ -123,9 +134,9 @@ def attempt(root: Path, m: Mutant, known: Map, history: History, more: Sequence[
 # -- the tables --------------------------------------------------------------------------------------------------------
 
 
-def table(name: str) -> list[dict[str, str]]:
-    """Rows of planted.toml (kind, file, old, new) or of explained.toml (file, where, old, new, reason)."""
-    rows: list[dict[str, str]] = tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))["mutant"]
+def table(name: str) -> list[dict[str, Any]]:
+    """Rows of planted.toml (kind, file, old, new) or of explained.toml (file, where, nth, old, new, reason)."""
+    rows: list[dict[str, Any]] = tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))["mutant"]
     return rows
 
 
@@ -142,12 +153,17 @@ def planted(root: Path) -> Iterator[Mutant]:
         yield Mutant(file, before.count(b"\n") + 1, "planted()", row["kind"], old, new, len(before), end)
 
 
-def explain(m: Mutant, rows: Sequence[dict[str, str]]) -> None:
+def explain(m: Mutant, rows: Sequence[dict[str, Any]]) -> None:
     if m.state == "killed":
         return
     for row in rows:
         fits = row["file"] == m.file and fnmatch.fnmatchcase(m.where, row.get("where", "*"))
-        if fits and row["old"] in ("*", m.old) and row.get("new", "*") in ("*", m.new):
+        if (
+            fits
+            and row.get("nth", m.nth) == m.nth
+            and row["old"] in ("*", m.old)
+            and row.get("new", "*") in ("*", m.new)
+        ):
             m.state, m.reason = "explained", row["reason"]
             return
 
@@ -193,16 +209,43 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
-def copy_tree(source: Path, folder: Path) -> Path:
-    """A fresh copy of the repository's files, with its modules compiled so that children import them quickly; the
+def copy_trees(source: Path, folder: Path, count: int) -> list[Path]:
+    """Fresh copies of the repository's files, with their modules compiled so that children import them quickly; the
     compiled ones are checked against the hash of their source, so that no mutant can meet code from before it."""
-    root = folder / "tree"
-    shutil.rmtree(root, ignore_errors=True)
-    ignore = shutil.ignore_patterns(".git", ".venv", ".fuzz", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
-    shutil.copytree(source, root, symlinks=True, ignore=ignore)
-    subprocess.run([sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", "tiledsl",
-                    "backends"], cwd=root, check=True)  # fmt: skip
-    return root
+    roots = [folder / f"tree{k}" for k in range(count)]
+    ignore = shutil.ignore_patterns(".git", ".venv", ".fuzz*", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
+    for root in roots:
+        shutil.rmtree(root, ignore_errors=True)
+        if root is roots[0]:
+            shutil.copytree(source, root, symlinks=True, ignore=ignore)
+            subprocess.run([sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", "tiledsl",
+                            "backends"], cwd=root, check=True)  # fmt: skip
+        else:
+            shutil.copytree(roots[0], root, symlinks=True)
+    return roots
+
+
+_own: tuple[Path, Callable[[Path, Any], Any]]  # of a process of `shared_out`: its tree, and what it does
+
+
+def shared_out(roots: Sequence[Path], task: Callable[[Path, Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """task(root, item) of each item, as they end: a forked process for each of the trees."""
+    fork = multiprocessing.get_context("fork")
+    left = fork.SimpleQueue()
+    for root in roots:
+        left.put(root)
+
+    def begin() -> None:
+        global _own
+        _own = left.get(), task
+
+    with fork.Pool(len(roots), begin) as pool:
+        yield from pool.imap_unordered(_next, items)
+
+
+def _next(item: Any) -> Any:
+    root, task = _own
+    return task(root, item)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -213,6 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-planted", action="store_true")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of CPU time per mutant")
     parser.add_argument("--minutes", type=float, default=600.0)
+    parser.add_argument("--jobs", type=int, default=2, help="processes, each with a copy of the repository")
     parser.add_argument("--again", type=Path, help="the survivors of this report instead of a new sample")
     parser.add_argument("--first", default="", help="test files to run before the others, comma-separated")
     parser.add_argument("--skip-explained", action="store_true", help="do not run what explained.toml explains")
@@ -225,10 +269,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     preload()
-    root = copy_tree(given.tree.resolve(), folder)
+    roots = copy_trees(given.tree.resolve(), folder, given.jobs)
+    root, share = roots[0], partial(shared_out, roots)
     more = tuple(x for x in given.first.split(",") if x)
     if not given.measured:
-        measure(root, folder / "map.json", lambda text: print(text, flush=True), given.traced_seconds)
+        measure(root, share, folder / "map.json", lambda text: print(text, flush=True), given.traced_seconds)
     known = Map.load(folder / "map.json")
     rooms = tuple(x for x in given.only.split(",") if x)
     every = {f: list(mutants(f, (root / f).read_text(encoding="utf-8"))) for f in sources(root)}
@@ -244,20 +289,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     end = time.monotonic() + 60 * given.minutes
     done: list[Mutant] = []
     counts: Counter[str] = Counter()
-    with progress(len(chosen)) as show:
+    if given.skip_explained:
         for m in chosen:
-            if time.monotonic() > end:
-                break
-            if given.skip_explained:
-                explain(m, rows)
+            explain(m, rows)
+    with progress(len(chosen)) as show:
+        for m in share(partial(attempt, known, history, more, given.seconds, end), chosen):
             if not m.state:
-                attempt(root, m, known, history, more, given.seconds)
-                explain(m, rows)
+                continue  # there was no time left
+            explain(m, rows)
+            if m.by:
+                history.add(m.file, m.by)
+                history.save()
             done.append(m)
             counts[m.state] += 1
             show(m, counts)
             _report(folder / given.report, done, given, sum(map(len, every.values())))
-    for m in _unsound(root, done, known):
+    for m in _unsound(share, done, known):
         print(f"not counted: {m.by} fails without a mutant too")
         m.state = "unsound"
     _report(folder / given.report, done, given, sum(map(len, every.values())))
@@ -265,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _unsound(root: Path, done: Sequence[Mutant], known: Map) -> list[Mutant]:
+def _unsound(share: Any, done: Sequence[Mutant], known: Map) -> list[Mutant]:
     """Mutants whose killer fails on the sound tree as well, for want of time or memory, say."""
     killers: dict[str, dict[str, float]] = {}
     for m in done:
@@ -273,7 +320,7 @@ def _unsound(root: Path, done: Sequence[Mutant], known: Map) -> list[Mutant]:
         seconds = known.tests.get(file, {}).get("tests", {}).get(m.by, {}).get("seconds")
         if seconds is not None:
             killers.setdefault(file, {})[m.by] = seconds
-    bad = {run_file(root, file, tests).failed for file, tests in killers.items()} - {""}
+    bad = set(share(lambda root, item: run_file(root, *item).failed, killers.items())) - {""}
     return [m for m in done if m.by in bad]
 
 

@@ -253,3 +253,27 @@ def main(X: T.Tensor((200,), "float16"), O: T.Tensor((2,), "float32")):
     exact = x.astype(np.float64)
     np.testing.assert_allclose(found["O"].value, [(exact / 3).sum(), exact.max()], rtol=1e-9)
     assert 0 < found["O"].max_error <= found["O"].max_bound < 1e-2
+
+
+@pytest.mark.parametrize("op", ["sum", "max"])
+def test_elements_that_variables_of_the_iterations_name(op: str) -> None:
+    """Sixteen iterations at a time would lose what several of them contribute to one element."""
+    k = support.kernel_from(f"""
+import tiledsl.language as T
+
+@T.prim_func
+def main(X: T.Tensor((64,), "int32"), O: T.Tensor((3,), "int32")):
+    with T.Kernel(1):
+        r = T.alloc_reducer((3,), "int32", op="{op}")
+        T.clear(r)
+        for i in T.Parallel(64):
+            v = T.alloc_var("int32", 0)
+            v = X[i] % 3
+            {UPDATE[op].format("r[v]", "X[i]")}
+        T.finalize_reducer(r)
+        T.copy(r, O)
+""")
+    x = np.random.default_rng(0).integers(0, 100, 64).astype(np.int32)
+    found = [x[x % 3 == j] for j in range(3)]
+    want = [part.sum() if op == "sum" else part.max() for part in found]
+    assert support.agree(k, x, np.zeros(3, np.int32))[1].tolist() == want

@@ -17,9 +17,12 @@ from properties.support import agree, copies, run_reference
 
 import tiledsl
 import tiledsl.bench.threads as bench
+from tiledsl import ir
 from tiledsl.backends.cpu.grid_barriers import SplitGrid
 from tiledsl.backends.cpu.spread import SpreadThreads
 from tiledsl.interp import Options, run
+from tiledsl.ir import build
+from tiledsl.ir.build import INT32, const
 from tiledsl.ir.verifier import verify
 from tiledsl.testing.strategies.threads import BLOCKS, Threads
 
@@ -107,3 +110,22 @@ def test_the_pass_keeps_the_meaning(r: Random, threads: Any) -> None:
 def test_random_programs_agree(r: Random, threads: Any) -> None:
     kernel, args = program(r, threads)
     agree(kernel, *args)
+
+
+def test_a_view_that_begins_at_a_value_from_before_the_barrier() -> None:
+    """Views of authors begin at constants; a kernel's text may say more."""
+    x = ir.Buffer("x", INT32, (const(8, INT32),), "global")
+    bx, k = ir.Var("bx", INT32), ir.Var("k", INT32)
+    view = ir.Buffer("view", INT32, (const(2, INT32),), "global", alias_of=x, offset=k)
+    written = ir.Store(view, (const(1, INT32),), build.add(bx, 1))
+    kernel = ir.Kernel(
+        "main", (const(4, INT32),), (), (bx,), (), (ir.Let(k, build.mul(bx, 2)), ir.Sync("grid"), written)
+    )
+    function = ir.Function("main", (ir.Param("x", x),), (kernel,))
+    split = SplitGrid()(function)
+    assert len(split.kernels) == 2
+    for f in (function, split):
+        verify(f)
+        got = np.zeros(8, np.int32)
+        run(f, [got], Options(exact=True))
+        assert got.tolist() == [0, 1, 0, 2, 0, 3, 0, 4]

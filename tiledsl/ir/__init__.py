@@ -1,6 +1,6 @@
 """The IR of all stages: node definitions, tools over them, and the tables of operations."""
 
-from tiledsl.ir.buffer import BLOCK_SCOPES, SCOPES, Buffer, Region
+from tiledsl.ir.buffer import SCOPES, Buffer, Region
 from tiledsl.ir.expr import (
     BINARY_OPS,
     BOOL,
@@ -52,7 +52,7 @@ from tiledsl.ir.stmt import (
 )
 
 __all__ = [
-    "Alloc", "Atomic", "BINARY_OPS", "BLOCK_SCOPES", "BOOL", "Binary", "Break", "Broadcast", "Buffer", "COMPARISONS",
+    "Alloc", "Atomic", "BINARY_OPS", "BOOL", "Binary", "Break", "Broadcast", "Buffer", "COMPARISONS",
     "Call", "Cast", "Collective", "Const", "Continue", "Copy", "Debug", "Expr", "Field", "Fill", "Fma", "For",
     "Function", "Gemm", "If", "IfThenElse", "Kernel", "Let", "Load", "MicroCall", "Node", "Parallel", "Param",
     "Ramp", "Reduce", "ReducerOp", "Region", "Return", "SCOPES", "Scan", "Select", "Stmt", "Store",

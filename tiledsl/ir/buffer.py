@@ -9,7 +9,7 @@ from tiledsl.dtypes import DType
 from tiledsl.ir.expr import Const, Expr, Load
 from tiledsl.ir.node import Node, attribute, node, operand
 
-__all__ = ["BLOCK_SCOPES", "Buffer", "Region", "SCOPES", "place_text"]
+__all__ = ["Buffer", "Region", "SCOPES", "place_text"]
 
 # Where a buffer lives and who owns it.
 #   global    an argument or workspace, visible to all blocks
@@ -19,7 +19,6 @@ __all__ = ["BLOCK_SCOPES", "Buffer", "Region", "SCOPES", "place_text"]
 #   var       a scalar per thread (shape (1,))
 #   scratch   loop stage: per worker, laid out by the lowering
 SCOPES = ("global", "shared", "fragment", "local", "var", "scratch")
-BLOCK_SCOPES = frozenset(SCOPES) - {"global"}
 
 
 @dataclass(frozen=True, eq=False)
