@@ -114,13 +114,13 @@ def test_random_programs_agree(r: Random, threads: Any) -> None:
 
 def test_a_view_that_begins_at_a_value_from_before_the_barrier() -> None:
     """Views of authors begin at constants; a kernel's text may say more."""
-    x = ir.Buffer("x", INT32, (const(8, INT32),), "global")
+    x, tile = (ir.Buffer(name, INT32, (const(8, INT32),), scope) for name, scope in (("x", "global"), ("s", "shared")))
     bx, k = ir.Var("bx", INT32), ir.Var("k", INT32)
-    view = ir.Buffer("view", INT32, (const(2, INT32),), "global", alias_of=x, offset=k)
-    written = ir.Store(view, (const(1, INT32),), build.add(bx, 1))
-    kernel = ir.Kernel(
-        "main", (const(4, INT32),), (), (bx,), (), (ir.Let(k, build.mul(bx, 2)), ir.Sync("grid"), written)
-    )
+    view = ir.Buffer("view", INT32, (const(2, INT32),), "shared", alias_of=tile, offset=k)
+    before = (ir.Let(k, build.mul(bx, 2)), ir.Alloc(tile), ir.Sync("grid"))
+    at = build.add(build.mul(bx, 2), 1)
+    after = (ir.Store(view, (const(1, INT32),), build.add(bx, 1)), ir.Store(x, (at,), tile.load(at)))
+    kernel = ir.Kernel("main", (const(4, INT32),), (), (bx,), (), (*before, *after))
     function = ir.Function("main", (ir.Param("x", x),), (kernel,))
     split = SplitGrid()(function)
     assert len(split.kernels) == 2
