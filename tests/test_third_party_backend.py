@@ -83,3 +83,10 @@ def test_unknown_name_is_answered_with_a_suggestion(install: Install) -> None:
     install(null="null_backend:backend")
     with pytest.raises(TileValueError, match="unknown target 'nul'(.|\n)*null"):
         backend.resolve("nul")
+
+
+@pytest.mark.parametrize(("name", "meant"), [("gpu", "cuda"), ("c", "llvm"), ("interpreter", "numpy")])
+def test_names_that_others_use(name: str, meant: str) -> None:
+    with pytest.raises(TileValueError, match=f"unknown target '{name}'") as e:
+        backend.check_target(name)
+    assert e.value.help == f"did you mean {meant}?"

@@ -334,6 +334,7 @@ class _Broken:
 
 ALIASES = ("auto", "cpu")
 CPU_TARGETS = ("llvm", "numba")  # what "cpu" means: the first that is available, else numpy
+ELSEWHERE = {"gpu": "cuda", "c": "llvm", "interpreter": "numpy"}  # what others call them
 
 
 def _unknown(text: str) -> TileError:
@@ -349,7 +350,8 @@ def _unknown(text: str) -> TileError:
         except TileError:  # not available here, but a name all the same
             archs = None
         known += [name, *(f"{name}:{arch}" for arch in archs or () if not arch.startswith("sm_"))]
-    return TileValueError(f"unknown target {text!r}; known: {', '.join(sorted(known))}", help=suggest(text, known))
+    near = f"did you mean {ELSEWHERE[name]}?" if name in ELSEWHERE else suggest(text, known)
+    return TileValueError(f"unknown target {text!r}; known: {', '.join(sorted(known))}", help=near)
 
 
 def check_target(target: Any) -> None:

@@ -16,19 +16,12 @@ import numpy as np
 from tiledsl.errors import InternalError, TileIndexError
 from tiledsl.interp.scope import TRACKER, Env, Fn, Nest, Scope
 from tiledsl.ir import Binary, Buffer, Cast, Const, Expr, Load, Store, Var, build
-from tiledsl.ir.buffer import place_text
+from tiledsl.ir.buffer import describe, place_text
 
 if TYPE_CHECKING:
     from tiledsl.interp.expr import Expressions
 
-__all__ = ["Access", "Memory", "describe", "in_order"]
-
-
-def describe(buffer: Buffer) -> str:
-    """How errors name a buffer: name, dtype and shape where it is constant."""
-    shape = buffer.const_shape
-    extents = "x".join(map(str, shape)) if shape is not None else f"rank {buffer.rank}"
-    return f"{buffer.name} ({buffer.scope} {buffer.dtype} {extents})"
+__all__ = ["Access", "Memory", "in_order"]
 
 
 @dataclass

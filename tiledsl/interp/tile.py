@@ -13,12 +13,12 @@ from tiledsl.conversions import Converter, converter
 from tiledsl.dtypes import FLOAT32, FLOAT64, INT32, DType
 from tiledsl.errors import TileIndexError, TileRuntimeError, TileTypeError
 from tiledsl.interp.checks import overlap
-from tiledsl.interp.memory import describe
 from tiledsl.interp.options import Options
 from tiledsl.interp.scope import TRACKER, Env, Fn, Scope
 from tiledsl.interp.shadow import Shadowed, casting, chain
 from tiledsl.ir import Buffer, Copy, Fill, Gemm, Reduce, Region, Scan, arithmetic, build
 from tiledsl.ir.arithmetic import accumulator
+from tiledsl.ir.buffer import describe
 from tiledsl.ir.exact import gemm_chain
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from tiledsl.dtypes import DType
 from tiledsl.ir.expr import Const, Expr, Load
 from tiledsl.ir.node import Node, attribute, node, operand
 
-__all__ = ["Buffer", "Region", "SCOPES", "place_text"]
+__all__ = ["Buffer", "Region", "SCOPES", "describe", "place_text"]
 
 # Where a buffer lives and who owns it.
 #   global    an argument or workspace, visible to all blocks
@@ -80,6 +80,12 @@ class Region(Node):
     def whole(self) -> bool:
         """All of the buffer."""
         return self.extents == self.buffer.shape and all(isinstance(e, Const) and e.value == 0 for e in self.starts)
+
+
+def describe(b: Buffer) -> str:
+    """`A_s (64x32 float16, shared)`."""
+    shape = "x".join(str(e.value) if isinstance(e, Const) else "?" for e in b.shape)
+    return f"{b.name} ({shape + ' ' if shape else ''}{b.dtype}, {b.scope})"
 
 
 def place_text(b: Buffer) -> tuple[str, ...]:

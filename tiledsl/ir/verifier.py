@@ -12,9 +12,9 @@ from typing import Any
 from tiledsl.errors import InternalError, TileIndexError, TileSyntaxError, TileTypeError, TileValueError
 from tiledsl.ir import expr as E
 from tiledsl.ir import stmt as S
-from tiledsl.ir.buffer import SCOPES, Buffer, Region
+from tiledsl.ir.buffer import SCOPES, Buffer, Region, describe
 from tiledsl.ir.collectives import COLLECTIVE_REDUCTIONS, COLLECTIVES, WARP
-from tiledsl.ir.verify_expr import ExprChecker, describe, is_index
+from tiledsl.ir.verify_expr import ExprChecker, is_index
 from tiledsl.ir.walk import children
 
 __all__ = ["STAGES", "verify"]

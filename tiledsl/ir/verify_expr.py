@@ -9,7 +9,7 @@ from typing import Any
 from tiledsl.dtypes import DType
 from tiledsl.errors import InternalError, Loc, TileIndexError, TileNameError, TileTypeError
 from tiledsl.ir import expr as E
-from tiledsl.ir.buffer import Buffer
+from tiledsl.ir.buffer import Buffer, describe
 from tiledsl.ir.build import const
 from tiledsl.ir.intrinsics import INTRINSICS
 from tiledsl.ir.node import Node
@@ -25,12 +25,6 @@ _INT_OPS = frozenset(["floordiv", "floormod", "truncdiv", "truncmod", "shl", "sh
 def is_index(dtype: DType) -> bool:
     """A scalar integer."""
     return dtype.is_int and not dtype.is_vector
-
-
-def describe(b: Buffer) -> str:
-    """`A_s (64x32 float16, shared)`."""
-    shape = "x".join(str(e.value) if isinstance(e, E.Const) else "?" for e in b.shape)
-    return f"{b.name} ({shape + ' ' if shape else ''}{b.dtype}, {b.scope})"
 
 
 class ExprChecker:

@@ -13,6 +13,8 @@ from tiledsl import ir
 from tiledsl.analysis.evaluate import evaluate
 from tiledsl.backend import host_vars
 from tiledsl.errors import InternalError, TileRuntimeError, TileValueError
+from tiledsl.ir.buffer import describe
+from tiledsl.ir.walk import walk
 from tiledsl.runtime import pool, resident
 from tiledsl.runtime.arguments import Bound, Signature, Slot, convert_scalar, word_maker
 from tiledsl.runtime.program import Program
@@ -215,5 +217,16 @@ class Launch:
         try:
             self.ready.program.launchable(self, stream=stream)
         except MemoryError as e:
-            name, help = self.function.name, "make tiles smaller, or use fewer threads (TILEDSL_NUM_THREADS)"
-            raise TileRuntimeError(f"{name}: there is not enough memory: {e}", self.function.loc, help=help) from e
+            raise self._too_large(e) from None
+
+    def _too_large(self, e: MemoryError) -> TileRuntimeError:
+        """What to say of a launch that found no memory: it names the largest tile, the likely reason."""
+        tiles = [node.buffer for node in walk(self.function) if isinstance(node, ir.Alloc)]
+        sizes = {tile: math.prod(tile.const_shape or (0,)) * tile.dtype.bytes for tile in tiles}
+        largest = max(tiles, key=sizes.__getitem__, default=None)
+        return TileRuntimeError(
+            f"{self.function.name}: there is not enough memory: {e}",
+            largest and largest.loc or self.function.loc,
+            (f"the largest tile is {describe(largest)}, {sizes[largest]:,} bytes",) if largest else (),
+            help="make tiles smaller, or use fewer threads (TILEDSL_NUM_THREADS)",
+        )
