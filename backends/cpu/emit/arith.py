@@ -17,6 +17,7 @@ from tiledsl.backends.cpu.emit.values import (
     constant,
     intrinsic,
     lanes_of,
+    opaque,
     register_bytes,
     shuffle,
     splat,
@@ -84,7 +85,9 @@ def _extreme(b: Any, op: str, x: Value, y: Value) -> Value:
         name = "llvm.x86.avx512.mask.range.ps.512"
         return intrinsic(b, name, x.type, [*quiet, which, quiet[0], all_on, default_rounding])
     if not isinstance(x.type, ir.VectorType):
-        x, y = (_opaque(b, v) for v in (x, y))
+        # LLVM 22 (x86 with AVX-512) forgets the NaN of the other operand of a scalar maximumnum when it can tell that
+        # one operand is none, an integer converted or a maximum with a constant.
+        x, y = (v if isinstance(v, ir.Constant) else opaque(b, v) for v in (x, y))
     return intrinsic(b, f"llvm.{op}imumnum.{suffix(x.type)}", x.type, [x, y])
 
 
@@ -94,14 +97,6 @@ def _quiet(b: Any, v: Value) -> Value:
         if not any(isinstance(x, ir.Constant) for x in v.operands):
             return v
     return intrinsic(b, f"llvm.canonicalize.{suffix(v.type)}", v.type, [v])
-
-
-def _opaque(b: Any, v: Value) -> Value:
-    """v, of which the compiler knows nothing. LLVM 22 (x86 with AVX-512) forgets the NaN of the other operand of a
-    scalar maximumnum when it can tell that one operand is none, an integer converted or a maximum with a constant."""
-    if isinstance(v, ir.Constant):
-        return v
-    return intrinsic(b, f"llvm.arithmetic.fence.{suffix(v.type)}", v.type, [v])
 
 
 def _integer(b: Any, op: str, d: DType, x: Value, y: Value) -> Value:

@@ -16,8 +16,8 @@ from tiledsl.dtypes import DType, as_dtype
 
 __all__ = [
     "I1", "I8", "I32", "I64", "LANES", "PTR", "VOID", "at", "constant", "counted", "gather", "i64", "intrinsic",
-    "lanes_of", "load", "memory_type", "merged", "prefetch", "ramp", "register_bytes", "scatter", "shuffle", "splat",
-    "splat_constant", "store", "suffix", "value_type",
+    "lanes_of", "load", "memory_type", "merged", "opaque", "prefetch", "ramp", "register_bytes", "scatter", "shuffle",
+    "splat", "splat_constant", "store", "suffix", "value_type",
 ]  # fmt: skip
 
 LANES = 16  # lanes of every vector of the loop stage
@@ -205,19 +205,19 @@ def _keep(b: Any, v: Value) -> None:
 
 def _by_signs(b: Any, mask: Value, bits: int) -> Value:
     """The mask of a load, as LLVM (22) needs it for AVX2: when it finds there that a register's part of a mask is all
-    off, it loads that part without a mask. So parts pass through assembly of no instruction, which it looks through
-    for nothing, as sign bits of the loaded elements' width, which the instruction wants."""
-    lanes, width = lanes_of(mask), 256 // bits
+    off, it loads that part without a mask. So it is kept from knowing the mask, as sign bits of the loaded elements'
+    width, which the instruction wants."""
+    lanes = lanes_of(mask)
     if register_bytes(b) != 32 or bits not in (32, 64) or lanes * bits < 128 or isinstance(mask, ir.Constant):
         return mask
-    signs, parts = b.sext(mask, ir.VectorType(ir.IntType(bits), lanes)), []
-    for first in range(0, lanes, width):
-        part = shuffle(b, signs, None, range(first, min(first + width, lanes)))
-        parts.append(b.asm(ir.FunctionType(part.type, [part.type]), "", "=x,0", [part], False))
-    while len(parts) > 1:
-        size = lanes_of(parts[0]) + lanes_of(parts[1])
-        parts = [shuffle(b, x, y, range(size)) for x, y in zip(parts[::2], parts[1::2], strict=True)]
-    return b.icmp_signed("<", parts[0], ir.Constant(parts[0].type, None))
+    signs = b.sext(mask, ir.VectorType(ir.IntType(bits), lanes))
+    hidden = opaque(b, b.bitcast(signs, ir.VectorType(_FLOATS[f"float{bits}"], lanes)))
+    return b.icmp_signed("<", b.bitcast(hidden, signs.type), ir.Constant(signs.type, None))
+
+
+def opaque(b: Any, v: Value) -> Value:
+    """v, one or more floats, of which the compiler knows nothing."""
+    return intrinsic(b, f"llvm.arithmetic.fence.{suffix(v.type)}", v.type, [v])
 
 
 def _all_on(lanes: int) -> Value:
