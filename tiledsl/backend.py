@@ -344,12 +344,12 @@ def _unknown(text: str) -> TileError:
         takes = load_backend(name).capabilities(Target(name, arch)).archs or ()
         near = suggest(text, [f"{name}:{a}" for a in takes])
         return TileValueError(f"unknown target {text!r}: {name} takes {', '.join(takes)}", help=near)
-    for name in backends():
+    for other in backends():
         try:
-            archs = load_backend(name).capabilities(Target(name)).archs
+            archs = load_backend(other).capabilities(Target(other)).archs
         except TileError:  # not available here, but a name all the same
             archs = None
-        known += [name, *(f"{name}:{arch}" for arch in archs or () if not arch.startswith("sm_"))]
+        known += [other, *(f"{other}:{arch}" for arch in archs or () if not arch.startswith("sm_"))]
     near = f"did you mean {ELSEWHERE[name]}?" if name in ELSEWHERE else suggest(text, known)
     return TileValueError(f"unknown target {text!r}; known: {', '.join(sorted(known))}", help=near)
 
