@@ -15,11 +15,12 @@ FUZZ_ARGS ?=
 MUTATION_ARGS ?=
 HOSTILE_ARGS ?=
 EMULATOR_ARGS ?=
+GPU_ARGS ?=
 
 # The orders of threads and copies that `make emulator` runs kernels in, the first of them under the checker.
 EMULATED ?= cuda-emulator:sm_80,checked,late cuda-emulator:sm_90a,last cuda-emulator:sm_80,random=1,any
 
-.PHONY: demo test avx2 emulator fuzz fuzz-long fuzz-coverage mutants hostile lint format types check clean
+.PHONY: demo test avx2 emulator gpu fuzz fuzz-long fuzz-coverage mutants hostile lint format types check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tiledsl demo
@@ -39,6 +40,13 @@ emulator: $(VENV)/.test
 	TILEDSL_TEST_TARGETS="$(EMULATED)" $(BIN)/python -m pytest $(PYTEST_ARGS) -k "not passes_keep" tests/test_emulator_library.py \
 		tests/test_programs.py tests/test_kernels*.py tests/test_quant*.py tests/test_moe.py tests/test_muon.py \
 		tests/test_engram.py tests/test_v4*.py tests/test_hyper_connections.py $(EMULATOR_ARGS)
+
+# All that waits for a GPU, in an environment of its own with torch for CUDA: the suite on the GPU, compute-sanitizer,
+# what instructions give, the bench; tables with device and date in docs/ (tests/gpu/run.py).
+gpu:
+	@nvidia-smi -L || { echo "make gpu: no NVIDIA GPU and driver here"; exit 1; }
+	$(MAKE) VENV=.venv-gpu .venv-gpu/.gpu
+	.venv-gpu/bin/python tests/gpu/run.py $(GPU_ARGS)
 
 # Generated kernels on every target for ten minutes, or for eight hours. Failures are saved as files that run; the next
 # run tries them again and goes on with new kernels. `make clean` keeps what the long runs found.
@@ -77,7 +85,7 @@ check: $(VENV)/.test
 	$(BIN)/python .ci/goldens.py --max 0
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz demo.png
+	rm -rf $(VENV) .venv-gpu gpu-emulated gpu-logs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz demo.png
 
 $(VENV)/.python:
 	@test -n "$(PYTHON)" || { echo "tiledsl needs Python >= 3.11 on the path (or: make PYTHON=/path/to/python ...)"; exit 1; }
@@ -93,4 +101,8 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.python
 $(VENV)/.test: pyproject.toml .ci/cpu_torch.py $(VENV)/.python
 	$(PIP) install --editable '.[test]'
 	$(BIN)/python .ci/cpu_torch.py
+	@touch $@
+
+$(VENV)/.gpu: pyproject.toml $(VENV)/.python
+	$(PIP) install --editable '.[test,cuda]' torch
 	@touch $@

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tiledsl import config
+from tiledsl import backend, config
 from tiledsl.backend import load_backend
 
 # A first call compiles, so the time of one example says nothing. CI repeats the same examples on every run.
@@ -28,6 +28,16 @@ collect_ignore = ["tilelang_programs"]  # run by `tiledsl pytest`, with a confte
 if "TILEDSL_CACHE_DIR" not in os.environ:
     CACHE = tempfile.TemporaryDirectory(prefix="tiledsl-tests-", ignore_cleanup_errors=True)
     os.environ["TILEDSL_CACHE_DIR"] = CACHE.name
+
+
+backend.BUILT_IN |= {"cuda-copied": "gpu.copied:backend"} if "cuda-copied" in config.TEST_TARGETS.get() else {}
+
+
+def pytest_sessionfinish() -> None:
+    if place := os.environ.get("TILEDSL_GPU_RESULTS"):  # of `make gpu`
+        from gpu import machine, recorded
+
+        recorded.save(Path(place), **machine.facts())
 
 
 # Compiling makes many small objects and few cycles: with the default thresholds a quarter of its time went into looking

@@ -1,14 +1,19 @@
-"""Small kernels of CUDA text, built together and run on the emulator over arrays; bit equality."""
+"""Small kernels of CUDA text, built together and run over arrays: on the emulator, or on a GPU where TILEDSL_GPU asks
+for it (`make gpu`); bit equality."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
+from gpu import recorded
 
 from tiledsl.backends.cuda_emulator import toolchain
-from tiledsl.backends.cuda_emulator.machine import Argument, Options, Outcome, launch, word
+from tiledsl.backends.cuda_emulator.machine import Argument, Options, launch, word
+from tiledsl.dtypes import as_dtype
 
 Array = np.ndarray[Any, Any]
 # The prelude's suffixes of types.
@@ -38,7 +43,43 @@ class Kernels:
         self.names = list(bodies)
         self.loaded: dict[bool, Any] = {}
 
-    def __call__(self, name: str, *args: Any, blocks: int = 1, threads: int = 32, check: bool = False) -> Outcome:
+    def __call__(
+        self, name: str, *args: Any, blocks: int = 1, threads: int = 32, check: bool = False, kept: bool = True
+    ) -> None:
+        """kept: what a GPU gave for these arguments is recorded, and binding here (not where it may choose)."""
+        given = recorded.digest(args)
+        if recorded.on_gpu():
+            self._on_gpu(name, args, blocks, threads)
+        else:
+            self._emulated(name, args, blocks, threads, check)
+        if kept:
+            recorded.meet(name, given, args)
+
+    def _on_gpu(self, name: str, args: Sequence[Any], blocks: int, threads: int) -> None:
+        from gpu.machine import machine
+
+        gpu = machine()
+        text, names = self.text, self.names
+        if int(gpu.arch.strip("sm_af")) < 89:  # no instruction for 8-bit floats
+            names = [n for n in names if not re.match(r"m16n8k32_f32", n)]
+            text = "\n".join(p for p in re.split(r"(?m)^(?=extern)", text) if any(f" {n}(" in p for n in names))
+            if name not in names:
+                pytest.skip(f"{gpu.arch} has no {name}")
+        if True not in self.loaded:
+            self.loaded[True] = gpu.compile(text, names)
+        gpu.api.activate(gpu.ordinal)
+        function = gpu.api.function(self.loaded[True], gpu.arch, name, 4096, gpu.ordinal)
+        arrays = [(i, a.ctypes.data, a.nbytes) for i, a in enumerate(args) if isinstance(a, np.ndarray)]
+        words = [0 if isinstance(a, np.ndarray) else word(a) for a in args]
+        for i, address, size in arrays:
+            words[i] = gpu.upload(address, size)
+        gpu.api.launch(function, (blocks, 1, 1), (threads, 1, 1), 4096, 0, words, False)
+        gpu.api.call("cuCtxSynchronize")
+        for i, address, size in arrays:
+            gpu.download(address, words[i], size)
+            gpu.free(words[i], address)
+
+    def _emulated(self, name: str, args: Sequence[Any], blocks: int, threads: int, check: bool) -> None:
         if check not in self.loaded:
             code = toolchain.build_kernel(self.text, self.names, watched=check)
             self.loaded[check] = toolchain.load_kernel(code, self.names)
@@ -49,13 +90,14 @@ class Kernels:
         options = Options(order="random", seed=7, check=check)
         outcome = launch(self.loaded[check], name, self.text, arguments, (blocks,), (threads,), 4096, options)
         assert outcome.ended and not outcome.reports, [str(r) for r in outcome.reports]
-        return outcome
 
     def map(self, name: str, result: Any, *args: Array) -> Array:
         """result dtype; the kernel's parameters are inputs, output, count; each thread takes every 4096th element."""
         n = len(args[0])
         out = np.zeros(n, result)
-        self(name, *args, out, np.int32(n), blocks=32, threads=128)
+        code = NARROW.get(name.partition("_")[0])
+        shown = out.view(as_dtype(code).numpy) if code and out.dtype.kind == "u" else out
+        self(name, *args, shown, np.int32(n), blocks=32, threads=128)
         return out
 
 

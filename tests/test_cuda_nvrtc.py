@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass, field
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import registry_low_precision  # noqa: F401  (adds to the registry)
 from cuda_text_support import CASES, source
+from gpu.fake_driver import FakeDriver, code
 from kernels_registry import KERNELS
 
 import tiledsl
@@ -120,99 +121,6 @@ def test_calls_without_a_gpu_say_so() -> None:
 # -- launching -----------------------------------------------------------------------------------------------------
 
 
-class Code(int):
-    """A result code with a name."""
-
-    name = "CUDA_SUCCESS"
-
-
-def code(value: int, name: str) -> Code:
-    made = Code(value)
-    made.name = name
-    return made
-
-
-@dataclass
-class FakeDriver:
-    """Stands for cuda.bindings.driver: remembers calls; memory of the "device" is the host's."""
-
-    capability: tuple[int, int] = (9, 0)
-    shared: int = 232448
-    resident_per_sm: int = 2
-    calls: list[tuple[Any, ...]] = field(default_factory=list)
-    launches: list[Any] = field(default_factory=list)
-    memory: dict[int, Any] = field(default_factory=dict)
-    load_result: Code = field(default_factory=lambda: Code(0))
-    kernel: Any = None
-
-    CUdevice_attribute = SimpleNamespace(
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major",
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor",
-        CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN="shared",
-        CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT="sms",
-    )
-    CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="dynamic")
-
-    def __getattr__(self, name: str) -> Any:
-        if not name.startswith("cu"):
-            raise AttributeError(name)
-
-        def remember(*args: Any) -> tuple[Any, ...]:
-            self.calls.append((name, *args))
-            return (Code(0), 7)
-
-        return remember
-
-    def cuDeviceGetAttribute(self, key: str, device: int) -> tuple[Any, ...]:
-        return Code(0), {"major": self.capability[0], "minor": self.capability[1], "shared": self.shared, "sms": 4}[key]
-
-    def cuModuleLoadData(self, cubin: bytes) -> tuple[Any, ...]:
-        return self.load_result, "module"
-
-    def cuFuncSetAttribute(self, *args: Any) -> tuple[Any, ...]:
-        self.calls.append(("cuFuncSetAttribute", *args))
-        return (Code(0),)
-
-    def cuOccupancyMaxActiveBlocksPerMultiprocessor(self, *args: Any) -> tuple[Any, ...]:
-        return Code(0), self.resident_per_sm
-
-    def cuMemAlloc(self, size: int) -> tuple[Any, ...]:
-        block = ctypes.create_string_buffer(size)
-        self.memory[ctypes.addressof(block)] = block
-        return Code(0), ctypes.addressof(block)
-
-    def cuMemAllocAsync(self, size: int, stream: int) -> tuple[Any, ...]:
-        return self.cuMemAlloc(size)
-
-    def cuMemFree(self, address: int) -> tuple[Any, ...]:
-        del self.memory[address]
-        return (Code(0),)
-
-    def cuMemFreeAsync(self, address: int, stream: int) -> tuple[Any, ...]:
-        return self.cuMemFree(address)
-
-    def cuMemcpyHtoD(self, dst: int, src: int, size: int) -> tuple[Any, ...]:
-        ctypes.memmove(dst, src, size)
-        return (Code(0),)
-
-    def cuMemcpyDtoH(self, dst: int, src: int, size: int) -> tuple[Any, ...]:
-        return self.cuMemcpyHtoD(dst, src, size)
-
-    def _launched(self, cooperative: bool, function: Any, *numbers: int) -> tuple[Any, ...]:
-        *sizes, params = numbers[:9]
-        places = (ctypes.c_void_p * 8).from_address(params)
-        self.launches.append((tuple(sizes), places, cooperative))
-        if self.kernel:
-            self.kernel(places)
-        return (Code(0),)
-
-    def cuLaunchKernel(self, function: Any, *numbers: int) -> tuple[Any, ...]:
-        return self._launched(False, function, *numbers)
-
-    def cuLaunchCooperativeKernel(self, function: Any, *numbers: int) -> tuple[Any, ...]:
-        return self._launched(True, function, *numbers)
-
-
 def artifact(**changes: Any) -> Artifact:
     """The kernel `scaled` for sm_90a, with another size of shared memory, waits or parameters where asked."""
     from tiledsl.runtime import program
@@ -261,6 +169,19 @@ def test_empty_grids_are_not_launched() -> None:
     fake = FakeDriver()
     CudaFunction(artifact(), Driver(fake))(call([0, 0, 0, 0], []))
     assert not fake.launches
+
+
+def test_the_current_device_stays_what_it_was() -> None:
+    """Of two GPUs: the kernel runs where its arrays lie, and other libraries find their device afterwards."""
+    fake = FakeDriver()
+    driver, tensor = Driver(fake), SimpleNamespace(device=SimpleNamespace(index=1))
+    fake.cuDeviceGet = lambda ordinal: (code(0, ""), ordinal)  # type: ignore[attr-defined]
+    fake.cuDevicePrimaryCtxRetain = lambda d: (code(0, ""), 100 + d)  # type: ignore[attr-defined]
+    for _ in range(2):
+        CudaFunction(artifact(), driver)(call([0, 0, 0, 10], [tensor]))
+    assert [c[1] for c in fake.calls if c[0] == "cuCtxSetCurrent"] == [101, 7] * 2 and len(fake.launches) == 2
+    CudaFunction(artifact(), driver)(call([0, 0, 0, 10], []))  # wherever the thread is
+    assert len([c for c in fake.calls if c[0] == "cuCtxSetCurrent"]) == 4
 
 
 def test_more_than_48_kilobytes_are_asked_for_once() -> None:
@@ -329,6 +250,22 @@ def test_streams() -> None:
     assert stream_handle(SimpleNamespace(cuda_stream=12), []) == 12 and stream_handle(SimpleNamespace(ptr=13), []) == 13
     with pytest.raises(TileRuntimeError, match="no CUDA stream"):
         stream_handle("default", [])
+    array = GpuArray("<f4", (3,), None, False)
+    assert stream_handle(None, [1.0, array]) == 0
+    array.__cuda_array_interface__["stream"] = 14
+    assert stream_handle(None, [1.0, array]) == 14
+
+
+def test_streams_of_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CuPy spells them: `cupy.cuda.get_current_stream().ptr`, and `cupy.empty` for outputs."""
+    made: list[Any] = []
+    ndarray = type("ndarray", (), {"__module__": "cupy"})
+    current = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=15))
+    empty = lambda shape, dtype: made.append((shape, dtype)) or ndarray()
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(ndarray=ndarray, cuda=current, empty=empty))
+    assert stream_handle(None, [2, ndarray()]) == 15
+    ndarray.__cuda_array_interface__ = {"typestr": "<f4", "shape": (2, 3), "strides": None, "data": (4096, False)}
+    assert type(allocate((2, 3), as_dtype("float32"), ndarray())) is ndarray and made == [((2, 3), "float32")]
 
 
 # -- arrays on a GPU ------------------------------------------------------------------------------------------------
@@ -360,6 +297,32 @@ def test_arrays_by_cuda_array_interface() -> None:
         view(GpuArray(">f4", (3,), None, False), "x", "cuda")
     with pytest.raises(TileTypeError, match="makes no arrays of bfloat16"):
         allocate((3,), as_dtype("bfloat16"), GpuArray("<f4", (3,), None, False))
+
+
+class DlpackOnly:
+    """An array on a GPU (really the host's) of a library that shows nothing but DLPack."""
+
+    def __init__(self, x: Any) -> None:
+        self.x = x
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.x.__dlpack__()
+
+
+def test_arrays_by_dlpack() -> None:
+    pytest.importorskip("cuda.core")
+    x = np.arange(24, dtype=np.float32).reshape(4, 6)[:, ::2]
+    seen = view(DlpackOnly(x), "x", "cuda")
+    assert (seen.storage, seen.shape, seen.strides, seen.address) == ("float32", (4, 3), (6, 2), x.ctypes.data)
+    with pytest.raises(TileTypeError, match="DlpackOnly makes no arrays of float32") as e:
+        allocate((3,), as_dtype("float32"), DlpackOnly(x))
+    assert "pass the output as out=" in str(e.value)
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TileTypeError, match="x: DlpackOnly cannot be shared through DLPack"):
+        view(DlpackOnly(torch.zeros(3, dtype=torch.float8_e4m3fn)), "x", "cuda")
 
 
 def test_arrays_in_host_memory_are_refused() -> None:

@@ -1,7 +1,8 @@
 """The host's side of the prelude and the emulator's instructions, each against an independent source.
 
 Conversions and arithmetic: the tables of the language. Fragments: the PTX ISA's figures as data (ptx_tables.toml).
-Warp operations: their definitions in NumPy. None of this has been compared with a GPU yet.
+Warp operations: their definitions in NumPy. `make gpu` runs all of it on a GPU, and records what that gave
+(gpu/recorded.py); there is no such record yet.
 """
 
 from __future__ import annotations
@@ -339,7 +340,7 @@ def test_tickets_are_all_different(atomics: Kernels) -> None:
     p, tickets = np.zeros(1, np.uint32), np.zeros(1024, np.uint32)
     for check in (False, True):
         p[:] = 0
-        atomics("count", p, tickets, blocks=8, threads=128, check=check)
+        atomics("count", p, tickets, blocks=8, threads=128, check=check, kept=False)
         assert p[0] == 1024 and sorted(tickets) == list(range(1024))
 
 
@@ -446,7 +447,7 @@ def test_matrix_products_of_any_values_are_close(mma: Kernels) -> None:
         a = rng.standard_normal((m, k)).astype(as_dtype(DTYPES[a_type]).numpy)
         b = rng.standard_normal((k, n)).astype(as_dtype(DTYPES[b_type]).numpy)
         d = fragments(np.zeros((m, n), np.float32), shape, "c")
-        mma(name, fragments(a, shape, "a").view(np.uint32), fragments(b, shape, "b").view(np.uint32), d)
+        mma(name, fragments(a, shape, "a").view(np.uint32), fragments(b, shape, "b").view(np.uint32), d, kept=False)
         wide = [x.astype(np.float64) for x in (a, b)]
         thread, element = table(shape, "c")
         bound = k * 2.0**-23 * (np.abs(wide[0]) @ np.abs(wide[1]))

@@ -6,7 +6,8 @@ Everything goes through one object with the functions of `cuda.bindings.driver`,
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -56,6 +57,7 @@ class Driver:
         self.api = api
         self.enum = api.CUdevice_attribute
         self._functions: dict[Any, Any] = {}
+        self._contexts: dict[int, Any] = {}  # by device: retained once
 
     def call(self, name: str, *args: Any) -> Any:
         """What the function gives besides its code: nothing, a value or a tuple."""
@@ -70,8 +72,21 @@ class Driver:
         if ordinal is None and int(self.call("cuCtxGetCurrent")):
             return int(self.call("cuCtxGetDevice"))
         device = self.call("cuDeviceGet", ordinal or 0)
-        self.call("cuCtxSetCurrent", self.call("cuDevicePrimaryCtxRetain", device))
+        if int(device) not in self._contexts:
+            self._contexts[int(device)] = self.call("cuDevicePrimaryCtxRetain", device)
+        self.call("cuCtxSetCurrent", self._contexts[int(device)])
         return int(device)
+
+    @contextmanager
+    def active(self, ordinal: int | None) -> Iterator[int]:
+        """As `activate`; what was current is so again afterwards, for other libraries take it as the chosen device."""
+        self.call("cuInit", 0)
+        before = self.call("cuCtxGetCurrent")
+        try:
+            yield self.activate(ordinal)
+        finally:
+            if ordinal is not None and int(before):
+                self.call("cuCtxSetCurrent", before)
 
     def attribute(self, name: str, device: int) -> int:
         key = getattr(self.enum, f"CU_DEVICE_ATTRIBUTE_{name}")

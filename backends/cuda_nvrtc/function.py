@@ -28,6 +28,8 @@ def stream_handle(stream: Any, values: Sequence[Any]) -> int:
                 return int(torch.cuda.current_stream(v.device).cuda_stream)
             if cupy is not None and isinstance(v, cupy.ndarray):
                 return int(cupy.cuda.get_current_stream().ptr)
+            if facts := getattr(v, "__cuda_array_interface__", None):
+                return int(facts.get("stream") or 0)  # the one that the producer orders its work by
         return 0
     if isinstance(stream, int):
         return stream
@@ -63,8 +65,11 @@ class CudaFunction:
 
     def __call__(self, call: Call, *, stream: Any = None, device: Any = None) -> None:
         driver = self._driver or default_driver()
+        with driver.active(device_ordinal(call.values) if device is None else int(device)) as ordinal:
+            self._run(driver, ordinal, call, stream)
+
+    def _run(self, driver: Driver, ordinal: int, call: Call, stream: Any) -> None:
         launches, artifact = self._launches, self._launches.artifact
-        ordinal = driver.activate(device_ordinal(call.values) if device is None else int(device))
         handle = stream_handle(stream, call.values)
         words = launches.words(call)
         values = launches.values(call, words)

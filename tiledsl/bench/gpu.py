@@ -18,6 +18,7 @@ from tiledsl.errors import TileRuntimeError, TileValueError
 
 __all__ = ["GPU_JOBS", "GpuJob", "main", "problem", "row"]
 
+_DEVICE = "cuda"
 _FLUSH = 256 << 20  # bytes that are written between calls: more than a GPU's cache
 _ROUNDS = 25
 # (torch, device, target, small) -> the contestants, ours ("tiledsl") first
@@ -72,7 +73,9 @@ def main(options: Any) -> int:
     rows = []
     for name in options.jobs or GPU_JOBS:
         job = GPU_JOBS[name]
-        rows.append(row(job, measured(torch, job.make(torch, "cuda", options.target, False)), ceilings))
+        contestants = job.make(torch, _DEVICE, options.target, False)
+        agree(name, contestants)
+        rows.append(row(job, measured(torch, contestants), ceilings))
         print(text(rows[-1]), flush=True)
     if options.json:
         table = {"device": device, "date": time.strftime("%Y-%m-%d"), "ceilings": ceilings}
@@ -99,6 +102,15 @@ def text(r: Row) -> str:
     return f"{r.job:28s} {rate}{ratio}  {r.share or 0.0:4.0%} of the bound   {times}"
 
 
+def agree(job: str, contestants: dict[str, Thunk]) -> None:
+    """Raises TileRuntimeError where ours differs from torch's result by more than some roundings of bfloat16: times of
+    wrong results mean nothing."""
+    ours, theirs = (contestants[who]().float() for who in ("tiledsl", "torch"))
+    off, size = float((ours - theirs).abs().max()), float(theirs.abs().max())
+    if ours.shape != theirs.shape or not off <= 2.0**-6 * size:  # NaN is not
+        raise TileRuntimeError(f"{job}: the result is off by {off:.3g} from torch's, whose largest value is {size:.3g}")
+
+
 def measured(torch: Any, jobs: dict[str, Thunk]) -> dict[str, float]:
     """Median seconds of each contestant by events of the GPU, in turns, with a cold cache. What a peer cannot do is
     left out, and said."""
@@ -113,7 +125,7 @@ def measured(torch: Any, jobs: dict[str, Thunk]) -> dict[str, float]:
             if who == "tiledsl":
                 raise
             print(f"  {who}: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}", file=sys.stderr)
-    flush = torch.empty(_FLUSH, dtype=torch.uint8, device="cuda")
+    flush = torch.empty(_FLUSH, dtype=torch.uint8, device=_DEVICE)
     times: dict[str, list[float]] = {who: [] for who in able}
     for _ in range(_ROUNDS):
         for who, f in able.items():
@@ -129,13 +141,13 @@ def measured(torch: Any, jobs: dict[str, Thunk]) -> dict[str, float]:
 
 def _product_rate(torch: Any) -> float:
     """Operations per second of torch's bfloat16 product of 8192 x 8192 matrices."""
-    a, b = (_normal(torch, (8192, 8192), "cuda", seed) for seed in (1, 2))
+    a, b = (_normal(torch, (8192, 8192), _DEVICE, seed) for seed in (1, 2))
     return float(2.0 * 8192**3 / measured(torch, {"tiledsl": lambda: a @ b})["tiledsl"])
 
 
 def _copy_rate(torch: Any) -> float:
     """Bytes read and written per second by a copy of 2 GiB."""
-    a = torch.empty(1 << 31, dtype=torch.uint8, device="cuda")
+    a = torch.empty(1 << 31, dtype=torch.uint8, device=_DEVICE)
     b = torch.empty_like(a)
     return float(2.0 * a.numel() / measured(torch, {"tiledsl": lambda: b.copy_(a)})["tiledsl"])
 

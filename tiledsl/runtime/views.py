@@ -141,11 +141,13 @@ def view(x: Any, name: str, device: str) -> View:
     try:
         array = np.from_dlpack(x)
     except (BufferError, RuntimeError, TypeError) as e:
-        raise TileTypeError(
-            f"{name}: {type(x).__name__} cannot be shared through DLPack: {e}",
-            help="convert it to a NumPy array or a torch tensor",
-        ) from None
+        raise _unshared(x, name, e) from None
     return _numpy_view(array, name, "dlpack", x)
+
+
+def _unshared(x: Any, name: str, why: Exception) -> TileTypeError:
+    help = "convert it to a NumPy array or a torch tensor"
+    return TileTypeError(f"{name}: {type(x).__name__} cannot be shared through DLPack: {why}", help=help)
 
 
 def _numpy_view(x: np.ndarray[Any, Any], name: str, kind: str, obj: Any) -> View:
@@ -197,11 +199,13 @@ def _cuda_dlpack_view(x: Any, name: str) -> View:
             f"{name}: reading a {type(x).__name__} on a GPU through DLPack takes the package cuda-core",
             help="pip install cuda-core, or pass a torch tensor or a CuPy array",
         ) from None
-    seen = StridedMemoryView.from_any_interface(x, stream_ptr=-1)
+    try:
+        seen = StridedMemoryView.from_any_interface(x, stream_ptr=-1)
+        storage = np.dtype(seen.dtype).name
+    except (BufferError, RuntimeError, TypeError) as e:  # a type that cuda-core does not know
+        raise _unshared(x, name, e) from None
     strides = tuple(seen.strides) if seen.strides else row_major(seen.shape)
-    return View(
-        x, "dlpack", np.dtype(seen.dtype).name, tuple(seen.shape), strides, int(seen.ptr), not seen.readonly, seen
-    )
+    return View(x, "dlpack", storage, tuple(seen.shape), strides, int(seen.ptr), not seen.readonly, seen)
 
 
 def describe(x: Any) -> str:
@@ -261,11 +265,16 @@ def _like_cuda(shape: tuple[int, ...], name: str, like: Any) -> Any:
     try:
         return sys.modules[package].empty(shape, dtype=name)
     except (AttributeError, KeyError, TypeError):  # CuPy has no bfloat16 and no float8
-        raise TileTypeError(
-            f"{package} makes no arrays of {name}", help="use torch tensors, or pass the output as out="
-        ) from None
+        raise _makes_none(package, name) from None
+
+
+def _makes_none(package: str, name: str) -> TileTypeError:
+    return TileTypeError(f"{package} makes no arrays of {name}", help="use torch tensors, or pass the output as out=")
 
 
 def _from_numpy(array: np.ndarray[Any, Any], like: Any) -> Any:
-    """The array as the kind of a DLPack object, where that kind says how; else as it is."""
+    """The array as the kind of a DLPack object, where that kind says how; else as it is. Raises TileTypeError for an
+    object on a GPU: NumPy's memory is not there."""
+    if device_of(like) != "cpu":
+        raise _makes_none(type(like).__name__, array.dtype.name)
     return like.__array_namespace__().from_dlpack(array) if hasattr(like, "__array_namespace__") else array
