@@ -198,6 +198,27 @@ def test_release_and_acquire_order_blocks() -> None:
     assert "race between blocks" in fresh(Options(check=True), relaxed)
 
 
+def test_blocks_that_wait_by_rounds_of_barriers() -> None:
+    """No order keeps the block that they wait for from running."""
+    text = kernel(
+        "int t = threadIdx.x, b = blockIdx.x; tl_u32* flag = (tl_u32*)(y + 64);\n"
+        "if (b == 0) { for (int i = 0; i < 50; i++) { tl_sync(); }\n"
+        "if (t == 0) { tl_atomic_store_u32(flag, 1u, TL_RELEASE); } }\n"
+        "else { while (!tl_sync_count(tl_atomic_load_u32(flag, TL_ACQUIRE) != 0u)) { } if (b == 1) { y[t] = t; } }"
+    )
+    y = np.zeros(128, np.int32)
+    for options in (
+        Options(),
+        Options(order="last"),
+        Options(order="last", check=True),
+        Options(order="random", seed=5),
+    ):
+        y[:] = 0
+        outcome = run_text(text, "k", [y, np.int32(0)], (3,), (64,), 0, options, resident=True)
+        assert outcome.ended and not outcome.reports, [str(r) for r in outcome.reports]
+        np.testing.assert_array_equal(y[:64], np.arange(64))
+
+
 def test_grid_barrier() -> None:
     body = (
         "int t = threadIdx.x, b = blockIdx.x; y[b * 64 + t] = b; tl_sync_grid(state);\n"

@@ -110,6 +110,7 @@ struct Machine {
   size_t head;
   u64 random;
   u64 spins;  // rounds of waiting loops since something else happened
+  u64 picks;  // of the next thread
   int threads;
   bool aborted;
   u8* shared_memory;

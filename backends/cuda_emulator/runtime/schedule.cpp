@@ -14,6 +14,7 @@ extern "C" {
 thread_local View tl_view __attribute__((tls_model("initial-exec")));
 }
 static const u64 CANARY = 0x5ca1ab1e0ddba11ull;
+static const u64 FAIR = 64;  // of so many picks of the last to come, one is of anybody
 static const u64 SPINS_MOST = 20000;  // rounds per thread in which nothing but waiting loops ran
 static std::atomic<u32> serials{1};
 
@@ -38,7 +39,9 @@ static Fiber* take() {
       M->head = 0;
     }
   } else {
-    size_t i = M->o->order == ORDER_LAST ? q.size() - 1 : M->head + next_random() % n;
+    // A block that waits for another one by rounds of barriers, and no waiting loop, is always the last to come.
+    bool last = M->o->order == ORDER_LAST && ++M->picks % FAIR;
+    size_t i = last ? q.size() - 1 : M->head + next_random() % n;
     f = q[i];
     q[i] = q.back();
     q.pop_back();
