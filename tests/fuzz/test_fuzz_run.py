@@ -48,3 +48,13 @@ def test_one_key_for_one_bug() -> None:
 
     assert key("3 of 20 elements of O1 differ") == key("17 of 40 elements of O12 differ")
     assert key("3 of 20 elements of O1 differ") != key("memory around an array was written")
+
+
+def test_a_run_that_is_interrupted_keeps_what_it_has_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any, **kw: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fuzz_run, "check", interrupted)
+    assert fuzz_run.main(["--minutes", "5", "--folder", str(tmp_path), "--start", "3", "--most", "3"]) == 0
+    assert json.loads((tmp_path / "totals.json").read_text())["programs"] == 1
+    assert json.loads((tmp_path / "report.json").read_text())["programs"] == 1

@@ -2,7 +2,8 @@
 
 Draws programs, checks each in every way, makes failing ones smaller and saves them as files that run by themselves.
 A round of programs follows from its number alone. The folder is the database: the next number, so that runs continue;
-the failures, which the next run tries first (what passes by then goes to fixed/); and the totals of all runs.
+the failures, which the next run tries first (what passes by then goes to fixed/); and the totals of all runs. Ctrl-C
+ends a run early, with its report.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     number = given.start if given.start is not None else int(state.read_text()) if state.exists() else 0
     begin = time.monotonic()
     end = begin + 60 * given.minutes
-    with progress(60 * given.minutes) as show:
+    with progress(60 * given.minutes) as show, contextlib.suppress(KeyboardInterrupt):
         while time.monotonic() < end:
             for program in drawn(number, most=given.most):
                 if time.monotonic() > end:
