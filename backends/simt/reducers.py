@@ -6,22 +6,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tiledsl import ir
-from tiledsl.dtypes import DType, as_dtype
+from tiledsl.dtypes import DType
 from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir import build
-from tiledsl.ir.arithmetic import extremes
+from tiledsl.ir.arithmetic import accumulator, extremes
 from tiledsl.ir.build import INT32
 from tiledsl.ir.walk import Rewriter, substitute, walk
 from tiledsl.passes.expand_threads import combine
 
-__all__ = ["expand_reducers", "identity", "wide"]
+__all__ = ["expand_reducers", "identity"]
 
 PARTIALS = 16
-
-
-def wide(dtype: DType) -> DType:
-    """What a reduction into dtype accumulates in."""
-    return as_dtype("float32") if dtype.is_narrow else INT32 if dtype.is_packed else dtype
 
 
 def identity(op: str, acc: DType) -> ir.Const:
@@ -55,7 +50,7 @@ def expand_reducers(kernel: ir.Kernel) -> ir.Kernel:
         return kernel
     found = {}
     for b, op in ops.items():
-        acc = wide(b.dtype)
+        acc = accumulator(b.dtype)
         extent = build.const(PARTIALS if op == "sum" and acc.is_float else 1, INT32)
         shared = b.replace(scope="shared")
         found[b] = _Reducer(shared, ir.Buffer(f"{b.name}_partials", acc, (*b.shape, extent), "shared", loc=b.loc), op)

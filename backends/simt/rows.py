@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from tiledsl import ir
 from tiledsl.ir import build
+from tiledsl.ir.arithmetic import accumulator
 from tiledsl.ir.build import INT32
 from tiledsl.ir.collectives import WARP
 from tiledsl.passes.expand_threads import combine
 
 from .fragment import Axis, replicas
 from .nests import at as element_at
-from .reducers import identity, wide
+from .reducers import identity
 
 if TYPE_CHECKING:
     from .lower_threads import Lowering
@@ -65,7 +66,7 @@ def lower_reduce(low: Lowering, s: ir.Reduce) -> list[ir.Stmt]:
     along = axes[s.axis]
     bits = partial_bits(along)
     assert bits is not None
-    acc = wide(dst.dtype)
+    acc = accumulator(dst.dtype)
     names = [ir.Var(f"i{d}", INT32) for d in range(src.rank)]
     rows = {v: a for d, (v, a) in enumerate(zip(names, axes, strict=True)) if d != s.axis}
     loops, lets, tests, held = low.over(rows)

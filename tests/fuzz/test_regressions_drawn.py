@@ -470,3 +470,44 @@ def test_blocks_that_look_again_and_again_take_turns(kind: str, order: int | Non
     run(run_passes(kernel.function, cpu_pipeline()), [got, C], Options(exact=True, block_order=order))
     assert want.all() and (got == want).all()
     agree(kernel, np.zeros((3, 4), np.int32), C)
+
+
+@pytest.mark.parametrize("op", ["sum", "max", "bitor", "bitand", "bitxor"])
+def test_reductions_of_four_bits(op: str) -> None:
+    """By single threads, and in the thread stage of GPUs, partials had four bits, too, which no operator takes."""
+    reduce = {"sum": T.reduce_sum, "max": T.reduce_max, "bitor": T.reduce_bitor, "bitand": T.reduce_bitand,
+              "bitxor": T.reduce_bitxor}[op]  # fmt: skip
+
+    @T.prim_func
+    def block(A: T.Tensor((6, 20), "int4"), B: T.Tensor((6,), "int4")):
+        with T.Kernel(1, threads=32):
+            a, b = T.alloc_fragment((6, 20), "int4"), T.alloc_shared((6,), "int4")
+            T.copy(A, a)
+            reduce(a, b, dim=1)
+            T.copy(b, B)
+
+    @T.prim_func
+    def threads(A: T.Tensor((6, 20), "int4"), B: T.Tensor((6, 2), "int4")):
+        with T.Kernel(1, threads=6):
+            t = T.get_thread_binding()
+            a, b = T.alloc_local((1, 20), "int4"), T.alloc_local((1,), "int4")
+            for k in T.serial(20):
+                a[0, k] = A[t, k]
+            reduce(a, b, dim=1)
+            B[t, 0] = b[0]
+            if op in ("sum", "max"):
+                T.cumsum(a, dim=1) if op == "sum" else T.cummax(a, dim=1)
+            B[t, 1] = a[0, 19]
+
+    ufunc = {"sum": np.add, "max": np.maximum, "bitor": np.bitwise_or, "bitand": np.bitwise_and,
+             "bitxor": np.bitwise_xor}[op]  # fmt: skip
+    x = np.random.default_rng(0).integers(-8, 8, (6, 20))
+    want = (ufunc.reduce(x, axis=1) + 8) % 16 - 8
+    last = want if op in ("sum", "max") else x[:, -1]
+    for kernel, columns in ((block, want), (threads, np.stack([want, last], 1))):
+        args = [tiledsl.pack(x, "int4"), tiledsl.pack(np.zeros_like(columns), "int4")]
+        agree(kernel, *args)
+        for passes in ((), simt_pipeline("sm_80")):
+            copies = [a.copy() for a in args]
+            run(run_passes(kernel.function, passes), copies, Options(exact=True))
+            np.testing.assert_array_equal(copies[1], tiledsl.pack(columns, "int4"))

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from tiledsl.analysis.bounds import kernel_facts
 from tiledsl.analysis.uniformity import Varying, thread_level, varying
-from tiledsl.dtypes import FLOAT32, INT32, DType, promote
+from tiledsl.dtypes import INT32, DType, promote
 from tiledsl.errors import TileNotImplementedError, TileTypeError
 from tiledsl.ir import (
     Alloc,
@@ -44,7 +44,7 @@ from tiledsl.ir import (
     Var,
     build,
 )
-from tiledsl.ir.arithmetic import combining, identity
+from tiledsl.ir.arithmetic import accumulator, combining, identity
 from tiledsl.ir.walk import bound_in, map_kernels, walk, writes
 from tiledsl.passes.expand_moves import MoveWriter, serial, up_to
 from tiledsl.passes.split_roles import split_roles
@@ -171,11 +171,6 @@ class _Writer(MoveWriter):
 # -- reductions of one thread ------------------------------------------------------------------------------------
 
 
-def _wide(dtype: DType) -> DType:
-    """What a reduction into dtype accumulates in."""
-    return FLOAT32 if dtype.is_float and dtype.bits < 32 else dtype
-
-
 def _indices(r: Region, vs: list[Var | None]) -> tuple[Expr, ...]:
     return tuple(
         start if v is None else build.add(*build.same_type(start, v)) for start, v in zip(r.starts, vs, strict=True)
@@ -193,7 +188,7 @@ def combine(op: str, a: Expr, b: Expr, propagate: bool) -> Expr:
 
 def _serial_gemm(s: Gemm) -> Stmt:
     """One k-ascending fma chain per element, from C or 0."""
-    acc = _wide(s.c.buffer.dtype)
+    acc = accumulator(s.c.buffer.dtype)
     (rows, columns), inner = s.c.extents[-2:], s.a.extents[-2 if s.transpose_a else -1]
     i, j, k = (Var(n, e.dtype) for n, e in zip("ijk", (rows, columns, inner), strict=True))
     total = Buffer("total", acc, (build.const(1, INT32),), "var", loc=s.loc)
@@ -220,7 +215,7 @@ def serial_reduce(s: Reduce) -> tuple[Stmt, ...]:
     length = s.src.extents[s.axis]
     if not isinstance(length, Const) or length.value < 1:
         raise TileNotImplementedError(f"a reduction of one thread over {length} elements is not supported yet", s.loc)
-    n, acc = length.value, _wide(s.dst.buffer.dtype)
+    n, acc = length.value, accumulator(s.dst.buffer.dtype)
     kept = [None if k == s.axis else Var(f"i{k}", e.dtype) for k, e in enumerate(s.src.extents)]
     part = Buffer("part", acc, (build.const(min(n, _PARTIALS), INT32),), "local", loc=s.loc)
 
@@ -265,7 +260,7 @@ def serial_reduce(s: Reduce) -> tuple[Stmt, ...]:
 
 def serial_scan(s: Scan) -> tuple[Stmt, ...]:
     """The running value along the axis, one element after the other."""
-    acc = _wide(s.dst.buffer.dtype)
+    acc = accumulator(s.dst.buffer.dtype)
     kept = [None if k == s.axis else Var(f"i{k}", e.dtype) for k, e in enumerate(s.src.extents)]
     extent = s.src.extents[s.axis]
     j = Var("j", extent.dtype)

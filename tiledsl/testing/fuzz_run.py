@@ -191,8 +191,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             state.write_text(str(number), encoding="utf-8")
     report = session.report(time.monotonic() - begin)
     totals = add_totals(given.folder, report)
-    (given.folder / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
-    print(json.dumps(report, indent=2))
+    minutes, kept = report["seconds"] / 60, given.folder / "report.json"
+    kept.write_text(json.dumps(report, indent=2), encoding="utf-8")
+    print(f"{session.programs} programs in {minutes:.1f} minutes, median {report['median statements']} statements, "
+          f"{len(session.failures)} kinds of failures; what they contained: {kept}")  # fmt: skip
+    print("checked by", ", ".join(f"{oracle} {n}" for oracle, n in report["oracles"].items()))
     print(f"all runs in {given.folder}: {totals['programs']} programs in {totals['seconds'] / 60:.0f} minutes, "
           f"{len(totals['failures'])} kinds of failures")  # fmt: skip
     for key, count in session.failures.items():
