@@ -70,9 +70,13 @@ class History:
     def save(self) -> None:
         self.path.write_text(json.dumps(self.kills), encoding="utf-8")
 
-    def weight(self, file: str, test: str) -> float:
-        near = sum(row.get(test, 0) for f, row in self.kills.items() if Path(f).parent == Path(file).parent)
-        return 1.0 + 20.0 * self.kills.get(file, {}).get(test, 0) + 3.0 * near
+    def weights(self, file: str) -> Counter[str]:
+        """How telling tests were for the file, those of its room included."""
+        found: Counter[str] = Counter()
+        for f, row in self.kills.items():
+            if Path(f).parent == Path(file).parent:
+                found.update({test: n * (23 if f == file else 3) for test, n in row.items()})
+        return found
 
 
 def choose(m: Mutant, text: str, known: Map, history: History, most: float) -> list[dict[str, dict[str, float]]]:
@@ -82,7 +86,8 @@ def choose(m: Mutant, text: str, known: Map, history: History, most: float) -> l
         able |= known.covering(m.file, m.line + m.old.count("\n"), text)[0]
     near = {t: 1.0 if t in able else 0.25 for t in able | others}
     able = others | able
-    order = sorted(able, key=lambda t: -near[t] * history.weight(m.file, t) / (able[t] + 0.1))
+    telling = history.weights(m.file)
+    order = sorted(able, key=lambda t: -near[t] * (1 + telling[t]) / (able[t] + 0.1))
     stages: list[dict[str, dict[str, float]]] = [{} for _ in STAGES]
     spent, stage = 0.0, 0
     for test in order:
