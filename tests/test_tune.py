@@ -75,7 +75,7 @@ def test_progress_where_nobody_watches(tmp_path: Path, capsys: pytest.CaptureFix
     def said(progress: bool | None, pause: float) -> list[str]:
         with pytest.MonkeyPatch.context() as m:
             m.setattr("tiledsl.tune.progress._PAUSE", pause)
-            tune(Slow, [{"ms": 2}, {"ms": 1}, {"ms": 30}], inputs=lambda k: [], warmup=0, rep=1, progress=progress,
+            tune(Slow, [{"ms": 20}, {"ms": 1}, {"ms": 30}], inputs=lambda k: [], warmup=0, rep=1, progress=progress,
                  store=Store(tmp_path / f"{progress}{pause}"))  # fmt: skip
         return capsys.readouterr().err.splitlines()
 

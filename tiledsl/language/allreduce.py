@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,7 @@ def comm_reducer(fcombine: Callable[[Any, Any], Any], identity: Any) -> Reducer:
 
 
 @operation
-@contextmanager
-def attr(node: Any, attr_key: str, value: Any) -> Iterator[None]:
+def attr(node: Any, attr_key: str, value: Any) -> AbstractContextManager[None]:
     """`with T.attr(T.comm_reducer(...), "reduce_scope", ...)`: the reducer of the all-reductions inside."""
     if attr_key != "reduce_scope" or not isinstance(node, Reducer):
         raise error(
@@ -65,8 +64,13 @@ def attr(node: Any, attr_key: str, value: Any) -> Iterator[None]:
             f"T.attr({attr_key!r}) has no meaning here",
             help='use T.attr(T.comm_reducer(...), "reduce_scope", ...) around T.tvm_thread_allreduce',
         )
+    return _with_reducer(node)
+
+
+@contextmanager
+def _with_reducer(reducer: Reducer) -> Iterator[None]:
     builder = tracer("T.attr")
-    outer, builder.reducer = builder.reducer, node
+    outer, builder.reducer = builder.reducer, reducer
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ a parity waits until the phase under way has the other one, so that waiting for 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from tiledsl.errors import TileSyntaxError, TileTypeError, TileValueError
@@ -96,8 +96,7 @@ def get_mbarrier(barrier_id: Any) -> Any:
 
 
 @operation
-@contextmanager
-def ws(*warp_group_idx: int) -> Iterator[None]:
+def ws(*warp_group_idx: int) -> AbstractContextManager[None]:
     """`with T.ws(0):` what the threads of a warp group (128 threads), or of several, do."""
     if not warp_group_idx or not all(isinstance(g, int) for g in warp_group_idx):
         raise error(
@@ -106,6 +105,11 @@ def ws(*warp_group_idx: int) -> Iterator[None]:
             f"T.ws{warp_group_idx!r} names no warp group",
             help="give the numbers of warp groups as Python ints: T.ws(0)",
         )
+    return _in_groups(warp_group_idx)
+
+
+@contextmanager
+def _in_groups(warp_group_idx: tuple[int, ...]) -> Iterator[None]:
     builder = tracer("T.ws")
     group = get_warp_group_idx()
     cond: Expr = build.FALSE
