@@ -20,7 +20,7 @@ from .native import compile_module, host_cpu, load_object
 __all__ = ["HEADER", "PAIR", "RECORD", "layout_holds", "quick_function"]
 
 # Places in bytes. Of a tuple: its length and items; of an object: its type; of an array: the rest.
-_LENGTH, _ITEMS, _TYPE = 16, 24, 8
+_LENGTH, _ITEMS, _TYPE = 16, tuple.__basicsize__, 8
 _DATA, _RANK, _SHAPE, _STRIDES, _DESCR, _FLAGS = 16, 24, 32, 40, 56, 64
 
 # The table's words: arrays, all argument words, type of arrays, C function, blocks, pairs, address of the words behind
@@ -36,7 +36,7 @@ def layout_holds() -> bool:
 
     if sys.implementation.name != "cpython" or getattr(sys, "_is_gil_enabled", lambda: True)() is False:
         return False
-    if object.__basicsize__ != 16 or tuple.__basicsize__ != 24 or np.ndarray.__basicsize__ < 68:
+    if object.__basicsize__ != 16 or np.ndarray.__basicsize__ < 68:
         return False
     x = np.zeros((4, 5), np.int16)[1:, 2:]
     pair, word = (x, x), ctypes.c_int64.from_address

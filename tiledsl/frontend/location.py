@@ -65,8 +65,9 @@ def is_author_file(path: str) -> bool:
 
 
 def _is_anonymous(code: CodeType) -> bool:
-    """Comprehensions and the lambdas of lazy operands belong to the function around them."""
-    return code.co_name.startswith("<") and code.co_name != "<module>"
+    """Comprehensions, the lambdas of lazy operands and annotations (from Python 3.14 on, which calls them as a
+    function) belong to what is around them."""
+    return code.co_name == "__annotate__" or (code.co_name.startswith("<") and code.co_name != "<module>")
 
 
 def author_frame() -> FrameType | None:
@@ -94,7 +95,11 @@ def _position(code: CodeType, instruction: int) -> _Position:
     text = raw.rstrip("\n").encode()
     start = len(text[:col].decode(errors="replace")) + 1
     if end_line == line:
-        return line, start, len(text[:end_col].decode(errors="replace")) + 1
+        end = len(text[:end_col].decode(errors="replace")) + 1
+        if text[col : end_col + 1] in (b"any(", b"all("):  # of a generator: from Python 3.14 on a loop of this frame
+            depths = itertools.accumulate({"(": 1, ")": -1}.get(c, 0) for c in text[end_col:].decode(errors="replace"))
+            end += next((n for n, depth in enumerate(depths, 1) if depth == 0), 0)
+        return line, start, end
     return line, start, len(raw.split("#")[0].rstrip()) + 1
 
 
