@@ -16,6 +16,7 @@ from tiledsl.ir import build
 from tiledsl.ir.build import INT32, TRUE, add, all_of, and_, const, eq, floordiv, floormod, lt, mul, ne, select, sub
 from tiledsl.ir.collectives import COLLECTIVE_REDUCTIONS, WARP
 from tiledsl.ir.walk import substitute
+from tiledsl.passes.fold import fold_expr
 
 from .thread_writer import whole as _whole
 
@@ -76,12 +77,15 @@ class _Exchange:
 
     # -- pieces ----------------------------------------------------------------------------------------------
 
-    def publish(self, name: str, value: ir.Expr, absent: ir.Expr | None = None) -> ir.Buffer:
-        """An array with the value of each thread; absent: that of threads that are not here."""
+    def publish(
+        self, name: str, value: ir.Expr, absent: ir.Expr | None = None, at: ir.Expr | None = None
+    ) -> ir.Buffer:
+        """An array with the value of each thread; absent: that of threads that are not here; at: where, if not by
+        their number."""
         array = self.sp.regions.per_thread(name, value.dtype)
         if absent is not None and self.presence is not None:
             self.sp.everywhere(ir.Store(array, (self.thread,), absent, loc=self.s.loc))
-        self.sp.level.pending.append(ir.Store(array, (self.thread,), value, loc=self.s.loc))
+        self.sp.level.pending.append(ir.Store(array, (self.thread if at is None else at,), value, loc=self.s.loc))
         self.sp.flush()
         return array
 
@@ -112,7 +116,8 @@ class _Exchange:
         self.sp.level.pending.append(ir.Let(lane, s.args[1], loc=s.loc))
         values = self.publish("values", s.args[0])
         mine = _bits(self.thread, "bitand", width - 1)
-        fixed = s.args[1].value if isinstance(s.args[1], ir.Const) else None
+        known = fold_expr(s.args[1])  # 1 << r in an unrolled loop
+        fixed = known.value if isinstance(known, ir.Const) else None
         by: ir.Expr = lane if fixed is None else const(fixed, INT32)
         if s.op == "shfl":
             self.read(values, add(sub(self.thread, mine), _bits(by, "bitand", width - 1)), TRUE)
@@ -247,10 +252,10 @@ class _Exchange:
         axes = tuple(sorted(s.axes)) if s.axes else tuple(range(len(counts)))
         group = WARP if s.scope == "warp" else math.prod(counts[a] for a in axes)
         neighbours = s.scope == "warp" or all(counts[a] == 1 for a in range(axes[-1] + 1) if a not in axes)
-        plain = self.presence is None and self.mask is None and neighbours
-        if plain and self._foldable(group):
-            values = self.publish("values", s.args[0])
-            found = self.of_group(values, s.op, group)
+        if self.presence is None and self.mask is None and self._foldable(group):
+            at = None if neighbours else self.by_groups(axes)
+            values = self.publish("values", s.args[0], at=at)
+            found = self.of_group(values, s.op, group, at)
             if group >= self.count and s.scope == "block":
                 self.block_result(substitute(found, {self.thread: const(0, INT32)}))
             else:
@@ -288,8 +293,18 @@ class _Exchange:
         rest = group > WARP and group % WARP and group < self.count
         return wide and not rest
 
-    def of_group(self, values: ir.Buffer, op: str, group: int) -> ir.Expr:
-        """The reduction over each `group` neighbouring threads, as one of them reads it; the last may be fewer."""
+    def by_groups(self, axes: tuple[int, ...]) -> ir.Expr:
+        """The number of a thread where those that differ along some axes are neighbours, in their order."""
+        at: ir.Expr = const(0, INT32)
+        step = 1
+        own = list(zip(self.sp.kernel.thread_vars, self.sp.regions.counts, strict=True))
+        for a in (*axes, *(a for a in range(len(own)) if a not in axes)):
+            at, step = add(at, mul(own[a][0], step)), step * own[a][1]
+        return at
+
+    def of_group(self, values: ir.Buffer, op: str, group: int, at: ir.Expr | None = None) -> ir.Expr:
+        """The reduction over each `group` neighbours in an array, as one of them reads it; the last may be fewer.
+        at: where each thread is, if not at its number."""
         n, t, loc = self.count, values.dtype, self.s.loc
         inner = min(group, WARP)
         whole, rest = divmod(n, inner)
@@ -311,7 +326,8 @@ class _Exchange:
         if found.const_shape == (1,):
             return found.load(const(0, INT32))
         shift = group.bit_length() - 1
-        own = _bits(self.thread, "shr", shift) if group == 1 << shift else floordiv(self.thread, const(group, INT32))
+        at = self.thread if at is None else at
+        own = _bits(at, "shr", shift) if group == 1 << shift else floordiv(at, const(group, INT32))
         return found.load(own)
 
     def by_each(self, group: int, place: Element, values: ir.Buffer) -> ir.Expr:

@@ -14,7 +14,7 @@ from tiledsl.dtypes import DType
 from tiledsl.ir.walk import map_kernels, walk
 
 from .boundary import inline_integer_lets, split_boundary
-from .context import Context, Lane, get, put
+from .context import Context, Lane, get, put, vload
 from .gemm import lower_gemm
 from .lane_loops import any_lane, lane_atomic, lane_bounds, lane_for, lane_leave, lane_while, only_here
 from .nest import lower_parallel
@@ -169,6 +169,11 @@ def _store(cx: Context, s: ir.Store) -> None:
         x = vector(cx, v, place.logical)
         if place.buffer.dtype.is_narrow:
             x = encode(x, place.buffer.dtype)
+        wide = not (place.buffer.dtype.is_narrow or place.buffer.dtype.is_bool)
+        if wide and lie == 1 and place.kind == "scratch" and mask is not None and cx.lane and cx.lane.tail is None:
+            # All sixteen are this block's own: a load that follows need not wait for the memory, as after a mask.
+            idx = tuple(cx.let("at", i) for i in idx)
+            x, mask = ir.Select(mask, x, vload(place.buffer, *idx)), None
         cx.emit(ir.Store(place.buffer, idx, x, mask, True))
 
 

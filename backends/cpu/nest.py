@@ -12,9 +12,9 @@ from tiledsl.ir.walk import bound_in, free_vars, loads_of, walk, writes
 
 from .context import Context, Lane, LaneLoop, get, put
 from .values import scalar
-from .wide import LANES, ZERO, i64, lt
+from .wide import LANES, ZERO, divided, i64, lt
 
-__all__ = ["affine", "choose_axis", "lower_parallel", "moves"]
+__all__ = ["access_score", "affine", "choose_axis", "coefficient", "lower_parallel", "moves"]
 
 Body = Callable[[Context, tuple[ir.Stmt, ...]], None]
 
@@ -99,7 +99,7 @@ def choose_axis(cx: Context, p: ir.Parallel) -> tuple[int | None, str]:
         if _shares_bytes(cx, p, lets):
             why = why if best is not None else "neighbours share bytes of 4-bit elements"
             continue
-        score = 1.0 + sum(_score(n, lets) for n in walk(p.body))
+        score = 1.0 + sum(access_score(n, lets) for n in walk(p.body))
         if isinstance(extent, ir.Const) and extent.value < LANES:
             score *= extent.value / LANES
         if score > best_score:
@@ -111,7 +111,7 @@ def _scattered(p: ir.Parallel, lets: dict[ir.Var, int | None]) -> str:
     """Which buffers the lanes meet far apart from each other, and which indices have to be tested."""
     found: dict[str, None] = {}
     for n in walk(p.body):
-        if isinstance(n, (ir.Load, ir.Store)) and 0 < _score(n, lets) <= _APART * 2:
+        if isinstance(n, (ir.Load, ir.Store)) and 0 < access_score(n, lets) <= _APART * 2:
             found[f"{'gathers from' if isinstance(n, ir.Load) else 'scatters to'} {n.buffer.name}"] = None
         elif isinstance(n, ir.Debug) and n.kind == "bounds":
             found[f"tests indices of {n.message.partition('[')[0]}"] = None
@@ -122,7 +122,7 @@ def _shares_bytes(cx: Context, p: ir.Parallel, lets: dict[ir.Var, int | None]) -
     """Whether two lanes may store into one byte: they move along the rows of packed elements, other than by every
     second one, or not at all."""
     stores = [n for n in walk(p.body) if isinstance(n, ir.Store) and cx.places[n.buffer].nibbles]
-    moves = [[_coef(i, lets) for i in s.indices] for s in stores]
+    moves = [[coefficient(i, lets) for i in s.indices] for s in stores]
     return any(m[-1] is None or m[-1] % 2 == 1 or not any(c != 0 for c in m) for m in moves)
 
 
@@ -130,17 +130,18 @@ def moves(p: ir.Parallel, axis: int, indices: tuple[ir.Expr, ...]) -> bool:
     """The element that these indices name, in the nest, differs between iterations along the axis."""
     lets: dict[ir.Var, int | None] = {p.vars[axis]: 1}
     _Lanes(lets, _allocated_inside(p), _of_threads(p)).block(p.body)
-    return any(_coef(i, lets) != 0 for i in indices)
+    return any(coefficient(i, lets) != 0 for i in indices)
 
 
 _APART = 0.05  # what an access is worth whose lanes lie apart
 
 
-def _score(n: ir.Node, lets: dict[ir.Var, int | None]) -> float:
+def access_score(n: ir.Node, lets: dict[ir.Var, int | None]) -> float:
+    """What an access is worth to sixteen lanes: 1 where they lie side by side, twice that for a store."""
     if not isinstance(n, (ir.Load, ir.Store)) or n.buffer.scope == "var":
         return 0.0
     weight = 2.0 if isinstance(n, ir.Store) else 1.0
-    coefs = [_coef(i, lets) for i in n.indices]
+    coefs = [coefficient(i, lets, True) for i in n.indices]
     if all(c == 0 for c in coefs):
         return 0.5 * weight
     contiguous = coefs[-1] == 1 and all(c == 0 for c in coefs[:-1])
@@ -149,17 +150,21 @@ def _score(n: ir.Node, lets: dict[ir.Var, int | None]) -> float:
 
 def affine(e: ir.Expr, v: ir.Var) -> int | None:
     """The constant factor of v in e, or None when e is not affine in v (or mentions loads)."""
-    return _coef(e, {v: 1})
+    return coefficient(e, {v: 1})
 
 
-def _coef(e: ir.Expr, lets: dict[ir.Var, int | None]) -> int | None:
-    """How `e` moves with the lane: 0, a constant, or None (not affine)."""
+def coefficient(e: ir.Expr, lets: dict[ir.Var, int | None], together: bool = False) -> int | None:
+    """How `e` moves with the lane: 0, a constant, or None (not affine). together: among sixteen lanes that begin at a
+    multiple of 16, as far as that can be expected."""
     if isinstance(e, ir.Var):
         return lets.get(e, 0)
     if isinstance(e, ir.Cast) and e.dtype.is_int and e.x.dtype.is_int:
-        return _coef(e.x, lets)
+        return coefficient(e.x, lets, together)
+    form = divided(e) if together else None
+    if form is not None and (a := coefficient(form[0], lets, True)) and a > 0 and form[1] % (LANES * a) == 0:
+        return 0 if form[2] else a
     if isinstance(e, ir.Binary) and e.op in ("add", "sub", "mul"):
-        a, b = _coef(e.a, lets), _coef(e.b, lets)
+        a, b = coefficient(e.a, lets, together), coefficient(e.b, lets, together)
         if a is None or b is None:
             return None
         if e.op == "mul":
@@ -216,20 +221,20 @@ class _Lanes:
 
     def statement(self, s: ir.Stmt) -> bool:
         if isinstance(s, ir.Let):
-            self.lets[s.var] = _coef(s.value, self.lets)
+            self.lets[s.var] = coefficient(s.value, self.lets)
             return True
         if isinstance(s, ir.Store):
             name = s.buffer.name
             if s.buffer.scope in ("var", "local"):
                 return self.unless(s.buffer not in self.inside, f"every iteration writes {name}, made outside")
-            one = all(_coef(i, self.lets) == 0 for i in s.indices)
+            one = all(coefficient(i, self.lets) == 0 for i in s.indices)
             return self.unless(one and not self.threads, f"neighbours store to one element of {name}")
         if isinstance(s, ir.Alloc):
             return self.unless(s.buffer.scope != "var", f"every iteration has an array {s.buffer.name} of its own")
         if isinstance(s, ir.If):
             return self.block(s.then) and self.block(s.orelse)
         if isinstance(s, ir.For):
-            even = all(_coef(x, self.lets) == 0 and not _per_lane(x) for x in (s.start, s.stop, s.step))
+            even = all(coefficient(x, self.lets) == 0 and not _per_lane(x) for x in (s.start, s.stop, s.step))
             self.lets[s.var] = 0 if even else None
             leaves = any(isinstance(n, (ir.Break, ir.Continue)) for n in walk(s.body))
             uneven = not self.threads and (not even or leaves)
@@ -239,10 +244,10 @@ class _Lanes:
                 self.lets[s.result] = None
             return self.unless(not self.heavy, "atomics are done one by one")
         if isinstance(s, ir.ReducerOp):
-            coefs = [_coef(i, self.lets) for i in s.indices]
+            coefs = [coefficient(i, self.lets) for i in s.indices]
             if None in coefs or any(coefs):  # sixteen elements, or we cannot tell
                 return self.unless(None in coefs, f"which element of {s.buffer.name} gets what depends on data")
-            lane = 0 if s.lane is None else _coef(s.lane, self.lets)
+            lane = 0 if s.lane is None else coefficient(s.lane, self.lets)
             ordered = s.op == "sum" and s.buffer.dtype.is_float
             apart = lane is not None and lane % 2 == 1  # sixteen partials of one element
             return self.unless(ordered and not apart, f"{s.buffer.name} is summed in the order of iterations")

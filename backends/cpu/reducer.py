@@ -19,7 +19,7 @@ from .nest import choose_axis, moves
 from .reduce import Reduction, finish, horizontal, tree
 from .rows import strips
 from .values import index, lie, store_value, value, vector
-from .wide import I64, LANES, ZERO, i64, narrow
+from .wide import I64, LANES, ZERO, factor, i64, narrow
 
 __all__ = ["lower_reducer", "plan_reducers"]
 
@@ -93,23 +93,13 @@ def _partial(cx: Context, s: ir.ReducerOp, red: Reduction, fixed: bool) -> Lane:
     """Which partial. fixed: all lanes contribute to one element, so they must take different partials."""
     if red.op == "add" and red.t.is_float:
         lane = Lane(ZERO) if s.lane is None else index(cx, s.lane)
-        if lane.coef == 1 and cx.lane is not None and _multiple(lane.expr, cx.lane.base):
+        if lane.coef == 1 and cx.lane is not None and factor(lane.expr, cx.lane.base) % LANES == 0:
             return Lane(ZERO, 1)
         if lane.coef == 0:
             return Lane(ir.Binary("bitand", lane.expr, i64(LANES - 1)))
         wide = ir.Binary("bitand", vector(cx, lane, I64), ir.Broadcast(i64(LANES - 1), LANES))
         return Lane(wide, None)
     return Lane(ZERO, 1) if fixed and cx.lane is not None else Lane(ZERO)  # elsewhere the order does not show
-
-
-def _multiple(e: ir.Expr, base: ir.Expr) -> bool:
-    """A multiple of 16, where base (the first lane's number) is one."""
-    if isinstance(e, ir.Const):
-        return bool(e.value % LANES == 0)
-    if isinstance(e, ir.Binary) and e.op in ("add", "mul"):
-        test = all if e.op == "add" else any
-        return test(_multiple(x, base) for x in (e.a, e.b))
-    return e is base
 
 
 def _finalize(cx: Context, s: ir.ReducerOp, p: Partials, red: Reduction) -> None:

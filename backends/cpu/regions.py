@@ -19,6 +19,9 @@ from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir.build import INT32, add, const, floordiv, floormod, mul
 from tiledsl.ir.walk import Rewriter, bound_in, free_vars, loads_of, substitute, walk
 
+from .nest import access_score, coefficient
+from .wide import LANES
+
 __all__ = ["Regions", "thread_counts"]
 
 
@@ -51,6 +54,7 @@ class Regions:
     """The regions of one kernel.
 
     thread  stands for the number of the thread (x fastest) in regions, until `resolve`
+    place   stands for where a thread's own storage lies among that of the others
     arrays  block-wide storage that was made on the way; to be allocated at the top of the kernel
     """
 
@@ -58,7 +62,7 @@ class Regions:
         self.kernel, self.varying = kernel, varying
         self.counts = thread_counts(kernel)
         self.count = math.prod(self.counts)
-        self.thread = ir.Var("thread", INT32)
+        self.thread, self.place = ir.Var("thread", INT32), ir.Var("place", INT32)
         self.arrays: list[ir.Buffer] = []
 
     def array(self, name: str, dtype: DType, *extents: int) -> ir.Buffer:
@@ -69,6 +73,32 @@ class Regions:
 
     def per_thread(self, name: str, dtype: DType) -> ir.Buffer:
         return self.array(name, dtype, self.count)
+
+    def place_of(self) -> ir.Expr | None:
+        """`place` of a thread, by its indices, where that is not its number: x comes first, but where another axis
+        has more for sixteen lanes to do."""
+        axes = list(zip(self.kernel.thread_vars, self.counts, strict=True))
+        worth = {a: self._worth(v) * min(n, LANES) for a, (v, n) in enumerate(axes) if a == 0 or n >= LANES}
+        first = max(worth, key=lambda a: worth[a])
+        if first == 0:
+            return None
+        found: ir.Expr = const(0, INT32)
+        step = 1
+        for v, n in (axes[first], *axes[:first], *axes[first + 1 :]):
+            found = add(found, mul(v, step))
+            step *= n
+        return found
+
+    def _worth(self, v: ir.Var) -> float:
+        """How well lanes along a thread index touch memory, a thread's own as neighbours."""
+        lets: dict[ir.Var, int | None] = {v: 1}
+        total = 0.0
+        for n in walk(self.kernel.body):
+            if isinstance(n, ir.Let):
+                lets[n.var] = coefficient(n.value, lets)
+            elif isinstance(n, (ir.Load, ir.Store)):
+                total += 1.0 if n.buffer.root in self.varying.buffers else access_score(n, lets)
+        return total
 
     def region(self, body: tuple[ir.Stmt, ...], first: int = 0, last: int | None = None) -> ir.Parallel:
         """A region of the threads with the numbers first to last - 1 (None: of all)."""
@@ -243,6 +273,7 @@ class _Place(Rewriter):
         self.owner, self.plan = owner, plan
         self.regions = {id(r.nest): r for r in regions}
         self.arrays = set(plan.moved.values())
+        self.place = owner.place_of()
         self.here: _Region | None = None
         self.now: dict[ir.Var, ir.Var] = {}
 
@@ -297,6 +328,7 @@ class _Place(Rewriter):
                 own[v] = rest if k == len(vs) - 1 else floormod(rest, n)
                 rest = floordiv(rest, n)
         own[self.owner.thread] = number
+        own[self.owner.place] = number if self.place is None else substitute(self.place, own)
         nest = nest or [(ir.Var("one", INT32), 1)]
         return own, tuple(v for v, _ in reversed(nest)), tuple(const(n, INT32) for _, n in reversed(nest))
 
@@ -325,7 +357,7 @@ class _Place(Rewriter):
         return self.plan.moved.get(b, b)
 
     def _at(self, b: ir.Buffer, indices: tuple[ir.Expr, ...]) -> tuple[ir.Expr, ...]:
-        thread = (self.owner.thread,)
+        thread = (self.owner.place,)
         return thread + indices if b in self.plan.first else indices + thread
 
     def expr(self, e: ir.Expr) -> ir.Expr:

@@ -17,7 +17,7 @@ from .context import Context, Lane, LaneLoop
 from .nibbles import byte_at, decoded
 from .storage import Place, held
 from .tables import coded
-from .wide import BOOL, F32, I64, LANES, add, and_, mul, narrow, sub, widen
+from .wide import BOOL, F32, I64, LANES, ZERO, add, and_, divided, factor, mul, narrow, sub, widen
 
 __all__ = [
     "address",
@@ -244,7 +244,7 @@ def _binary(cx: Context, e: ir.Binary) -> Lane:
     a, b = value(cx, e.a), value(cx, e.b)
     t = e.a.dtype
     if t.is_int and t is not UINT64:
-        found = _wide_int(cx, e, a, b)
+        found = _wide_int(cx, e, a, b) or _one_quotient(cx, e, a)
         if found is not None:
             return found
     if a.coef == 0 and b.coef == 0:
@@ -258,6 +258,21 @@ def _binary(cx: Context, e: ir.Binary) -> Lane:
     if t.is_narrow and e.op in _ROUNDED:
         out = round_to(out, t)
     return Lane(out, 0 if a.coef == 0 and b.coef == 0 else None)
+
+
+def _one_quotient(cx: Context, e: ir.Binary, a: Lane) -> Lane | None:
+    """Sixteen lanes that begin at a multiple of the way they go have one quotient by such a multiple (the warp of a
+    thread), and their remainders (its lane) go the same way."""
+    form = divided(e)
+    if form is None or not a.coef or a.coef < 0 or cx.lane is None:
+        return None
+    way, rest = LANES * a.coef, a.expr
+    first = ZERO
+    if isinstance(rest, ir.Binary) and rest.op == "add" and isinstance(rest.b, ir.Const):
+        first, rest = rest.b, rest.a
+    if form[1] % way or factor(rest, cx.lane.base) % way or first.value % way >= a.coef:
+        return None
+    return Lane(ir.Binary(e.op, a.expr, widen(e.b)), 0 if form[2] else a.coef)
 
 
 def _shifted(e: ir.Binary) -> ir.Binary:

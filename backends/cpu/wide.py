@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tiledsl import ir
 from tiledsl.dtypes import FLOAT32, INT32, INT64, as_dtype
 from tiledsl.ir import build
@@ -24,6 +26,8 @@ __all__ = [
     "ZERO",
     "add",
     "and_",
+    "divided",
+    "factor",
     "i64",
     "lt",
     "mul",
@@ -67,3 +71,28 @@ def narrow(e: ir.Expr, dtype: object) -> ir.Expr:
     if isinstance(e, ir.Cast) and e.x.dtype == target and e.dtype == I64:
         return e.x
     return ir.Cast(e, target)
+
+
+def factor(e: ir.Expr, base: ir.Expr) -> int:
+    """A number that divides e, where base (the first lane's number) is a multiple of 16; 0 divides nothing but 0."""
+    if isinstance(e, ir.Const):
+        return abs(int(e.value))
+    if isinstance(e, ir.Binary) and e.op in ("add", "sub", "mul"):
+        a, b = factor(e.a, base), factor(e.b, base)
+        return a * b if e.op == "mul" else math.gcd(a, b)
+    return LANES if e is base else 1
+
+
+def divided(e: ir.Expr) -> tuple[ir.Expr, int, bool] | None:
+    """(a, n, whether it is the quotient) of e = floor(a / n), n * floor(a / n) or the rest of a by n, for a constant n above
+    0, however it is written; the second counts as a quotient."""
+    if not isinstance(e, ir.Binary) or not isinstance(e.b, ir.Const) or not e.dtype.is_int:
+        return None
+    n = int(e.b.value)
+    if e.op in ("floordiv", "floormod") and n > 0:
+        return e.a, n, e.op == "floordiv"
+    if e.op == "shr" and 0 <= n < 31:
+        return e.a, 1 << n, True
+    if e.op == "bitand" and n and (n & (n + 1) == 0 or -n & (-n - 1) == 0):
+        return e.a, n + 1 if n > 0 else -n, n < 0
+    return None

@@ -118,6 +118,11 @@ class JITKernel:
             made = graphs.launch(self._kernel, self._addresses(args), {**_outputs(self._kernel, args, kw), **kw})
             return [] if made is None else made
 
+    def explain(self, *args: Any, **kw: Any) -> Any:
+        """`tiledsl.JITKernel.explain`, for what a call would be given."""
+        with real():
+            return self._kernel.explain(*self._addresses(args), **kw)
+
     def __deepcopy__(self, memo: Any) -> JITKernel:
         """A kernel has no state: copies of modules that hold it share it."""
         return self
@@ -293,6 +298,11 @@ class JITImpl:
 
     def get_kernel_source(self, *args: Any, **kw: Any) -> str:
         return self.compile(*args, **kw).get_kernel_source()
+
+    def explain(self, *args: Any, **kw: Any) -> Any:
+        """`tiledsl.JITKernel.explain`, of an eager kernel; of a factory's kernels each has its own."""
+        with tilelang_meaning(), real():
+            return self._function.explain(*args, **kw)
 
     def par_compile(self, configs: Any, num_workers: int | None = None, ignore_error: bool = False) -> list[JITKernel]:
         """One kernel per configuration; ignore_error: those that fail are left out, and said."""
