@@ -77,9 +77,7 @@ class _Exchange:
 
     # -- pieces ----------------------------------------------------------------------------------------------
 
-    def publish(
-        self, name: str, value: ir.Expr, absent: ir.Expr | None = None, at: ir.Expr | None = None
-    ) -> ir.Buffer:
+    def publish(self, name: str, value: ir.Expr, absent: ir.Expr | None = None, at: ir.Expr | None = None) -> ir.Buffer:
         """An array with the value of each thread; absent: that of threads that are not here; at: where, if not by
         their number."""
         array = self.sp.regions.per_thread(name, value.dtype)
@@ -252,7 +250,7 @@ class _Exchange:
         axes = tuple(sorted(s.axes)) if s.axes else tuple(range(len(counts)))
         group = WARP if s.scope == "warp" else math.prod(counts[a] for a in axes)
         neighbours = s.scope == "warp" or all(counts[a] == 1 for a in range(axes[-1] + 1) if a not in axes)
-        if self.presence is None and self.mask is None and self._foldable(group):
+        if self.presence is None and self.mask is None and self._together(group):
             at = None if neighbours else self.by_groups(axes)
             values = self.publish("values", s.args[0], at=at)
             found = self.of_group(values, s.op, group, at)
@@ -286,12 +284,15 @@ class _Exchange:
             found = total.load(const(0, INT32))
         self.block_result(found)
 
-    def _foldable(self, group: int) -> bool:
-        """`of_group` has the butterfly's bits: no rounding between its steps, NaN and -0 as the operator has them."""
+    def _foldable(self) -> bool:
+        """T.reduce has the butterfly's bits: no rounding between its steps, NaN and -0 as the operator has them."""
         t = self.s.args[0].dtype
-        wide = t.is_int or (t.bits >= 32 and self.s.op == "sum")
-        rest = group > WARP and group % WARP and group < self.count
-        return wide and not rest
+        return t.is_int or (t.bits >= 32 and self.s.op == "sum")
+
+    def _together(self, group: int) -> bool:
+        """`of_group` can do it: groups are whole warps, or parts of one."""
+        whole = self.count % min(group, WARP) == 0 or self._foldable()
+        return whole and not (group > WARP and group % WARP and group < self.count)
 
     def by_groups(self, axes: tuple[int, ...]) -> ir.Expr:
         """The number of a thread where those that differ along some axes are neighbours, in their order."""
@@ -312,7 +313,7 @@ class _Exchange:
         if whole:
             view = _view(values, whole, inner)
             out = ir.Region(found, (const(0, INT32),), (const(whole, INT32),))
-            self.sp.emit(ir.Reduce(op, _whole(view), out, 1, TRUE, loc=loc))
+            self.rows(op, view, out)
         if rest:
             src = ir.Region(values, (const(whole * inner, INT32),), (const(rest, INT32),))
             out = ir.Region(found, (const(whole, INT32),), (const(1, INT32),))
@@ -321,7 +322,7 @@ class _Exchange:
             parts = whole + (rest > 0)
             per = -(-min(group, n) // WARP)
             total = self.sp.regions.array("total", t, parts // per)
-            self.sp.emit(ir.Reduce(op, _whole(_view(found, parts // per, per)), _whole(total), 1, TRUE, loc=loc))
+            self.rows(op, _view(found, parts // per, per), _whole(total))
             found = total
         if found.const_shape == (1,):
             return found.load(const(0, INT32))
@@ -329,6 +330,24 @@ class _Exchange:
         at = self.thread if at is None else at
         own = _bits(at, "shr", shift) if group == 1 << shift else floordiv(at, const(group, INT32))
         return found.load(own)
+
+    def rows(self, op: str, values: ir.Buffer, out: ir.Region) -> None:
+        """Each row of an array, of at most 32 elements, combined; the array is used up."""
+        count, n = values.const_shape or (0, 0)
+        loc, none = self.s.loc, const(0, INT32)
+        if self._foldable():
+            self.sp.emit(ir.Reduce(op, _whole(values), out, 1, TRUE, loc=loc))
+            return
+        g, i = ir.Var("g", INT32), ir.Var("i", INT32)
+        for half in (16, 8, 4, 2, 1):
+            if n > half:
+                both = ir.Binary(COLLECTIVE_REDUCTIONS[op], values.load(g, i), values.load(g, add(i, half)))
+                step = ir.Store(values, (g, i), both, loc=loc)
+                extents = const(count, INT32), const(min(half, n - half), INT32)
+                self.sp.emit(ir.Parallel((g, i), extents, (step,), loc=loc))
+                n = half
+        copy = ir.Store(out.buffer, (add(out.starts[0], g),), values.load(g, none), loc=loc)
+        self.sp.emit(ir.Parallel((g,), (const(count, INT32),), (copy,), loc=loc))
 
     def by_each(self, group: int, place: Element, values: ir.Buffer) -> ir.Expr:
         """Each thread goes through its group itself; place: the number of the group's k-th thread."""

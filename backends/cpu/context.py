@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from tiledsl import ir
 from tiledsl.analysis.bounds import Facts
@@ -50,6 +51,10 @@ class LaneLoop:
     # variables that are functions of four bits (`tables.py`)
     spelt: dict[ir.Var, ir.Expr] = field(default_factory=dict)
     base: ir.Expr = ZERO  # the number of the first lane, a multiple of 16
+    axis: ir.Var | None = None
+    # what `strides.py` has read (in which block of statements, its name, the buffer), and stores that wait
+    drawn: dict[Any, tuple[list[ir.Stmt], ir.Expr, ir.Buffer]] = field(default_factory=dict)
+    pending: dict[Any, tuple[ir.Buffer, Place, dict[int, ir.Expr]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

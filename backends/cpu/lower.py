@@ -14,7 +14,7 @@ from tiledsl.dtypes import DType
 from tiledsl.ir.walk import map_kernels, walk
 
 from .boundary import inline_integer_lets, split_boundary
-from .context import Context, Lane, get, put, vload
+from .context import Context, Lane, get, put, vload, vstore
 from .gemm import lower_gemm
 from .lane_loops import any_lane, lane_atomic, lane_bounds, lane_for, lane_leave, lane_while, only_here
 from .nest import lower_parallel
@@ -25,6 +25,7 @@ from .reduce import lower_reduce
 from .reducer import lower_reducer, plan_reducers
 from .scan import lower_scan
 from .storage import Place, global_place, place_buffers, place_workspaces
+from .strides import pend, stride_of, unrolled
 from .tables import spelt
 from .values import (
     address,
@@ -32,14 +33,17 @@ from .values import (
     bool_mask,
     encode,
     lazily,
+    lie_of,
     nibble_address,
+    place_of,
     round_to,
     scalar,
+    store_pending,
     store_value,
     value,
     vector,
 )
-from .wide import F32, FALSE, I64, LANES, TRUE, narrow, widen
+from .wide import F32, FALSE, I64, LANES, TRUE, i64, narrow, widen
 
 __all__ = ["Lower"]
 
@@ -83,7 +87,14 @@ def _parameter(v: ir.Var) -> ir.Expr:
 
 
 def lower_block(cx: Context, body: tuple[ir.Stmt, ...]) -> None:
+    _statements(cx, body)
+    store_pending(cx)
+
+
+def _statements(cx: Context, body: tuple[ir.Stmt, ...]) -> None:
     for s in body:
+        if not isinstance(s, (ir.Let, ir.Store)):
+            store_pending(cx)
         outer, cx.loc = cx.loc, s.loc or cx.loc
         _HANDLERS[type(s)](cx, s)
         if cx.lane is not None and cx.lane.exits is not None and jumps_out(s):
@@ -151,9 +162,23 @@ def _store(cx: Context, s: ir.Store) -> None:
     if cx.places[s.buffer].nibbles:
         _store_nibble(cx, s)
         return
-    place, idx, lie = address(cx, s.buffer, s.indices)
+    place, at = place_of(cx, s.buffer, s.indices)
     v = value(cx, s.value)
-    mask = cx.lane.mask if cx.lane is not None else None
+    mask = None
+    if cx.lane is not None:
+        mask, root = cx.lane.mask, s.buffer.root
+        cx.lane.drawn = {k: known for k, known in cx.lane.drawn.items() if known[2] is not root}
+        found = None if place.kind == "var" else stride_of(cx, place, at)
+        if any(
+            of is root and key[:3] != (place.buffer, *(found or ())[:2]) for key, (of, *_) in cx.lane.pending.items()
+        ):
+            store_pending(cx, root)
+        if found is not None:
+            for where, x in pend(cx, root, place, found, vector(cx, v, place.logical)):
+                x = encode(x, place.buffer.dtype) if place.buffer.dtype.is_narrow else x
+                cx.emit(vstore(place.buffer, where, x))
+            return
+    idx, lie = lie_of(cx, place.buffer, at)
     if place.kind == "var":
         x = store_value(cx, v, place)
         if place.buffer.dtype.lanes > 1:
@@ -212,6 +237,13 @@ def _if_lanes(cx: Context, mask: ir.Expr, body: tuple[ir.Stmt, ...]) -> None:
 
 def _for(cx: Context, s: ir.For) -> None:
     if cx.lane is not None and lane_for(cx, s, lower_block):
+        return
+    for k in unrolled(cx, s) or ():
+        with cx.scope() as facts:
+            facts.bind(s.var, ir.Const(k, s.var.type), ir.Const(k + 1, s.var.type))
+            cx.env[s.var] = Lane(i64(k))
+            _statements(cx, s.body)
+    if unrolled(cx, s):
         return
     start, stop, step = (scalar(cx, e) for e in (s.start, s.stop, s.step))
     var = ir.Var(s.var.name, I64)

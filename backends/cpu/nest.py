@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from tiledsl import ir
 from tiledsl.analysis.remarks import remark
-from tiledsl.ir.walk import bound_in, free_vars, loads_of, walk, writes
+from tiledsl.ir.walk import bound_in, walk, writes
 
 from .context import Context, Lane, LaneLoop, get, put
+from .strides import coefficient, per_lane
 from .values import scalar
-from .wide import LANES, ZERO, divided, i64, lt
+from .wide import LANES, ZERO, i64, lt
 
-__all__ = ["access_score", "affine", "choose_axis", "coefficient", "lower_parallel", "moves"]
+__all__ = ["access_score", "affine", "choose_axis", "lower_parallel", "moves"]
 
 Body = Callable[[Context, tuple[ir.Stmt, ...]], None]
 
@@ -45,7 +46,7 @@ def _vector_loop(cx: Context, p: ir.Parallel, var: ir.Var, n: ir.Expr, body: Bod
     stored = frozenset(b.root for s in walk(p.body) if isinstance(s, ir.Stmt) for b in writes(s))
     written = stored | _allocated_inside(p)
     inner = {var} | {v for s in walk(p.body) for v in bound_in(s)}
-    lane = LaneLoop(None, written, [], inner=inner, branches=_of_threads(p))
+    lane = LaneLoop(None, written, [], inner=inner, branches=_of_threads(p), axis=var)
     with cx.when(None if isinstance(n, ir.Const) else lt(ZERO, n)):
         full: ir.Expr = i64(n.value // LANES * LANES) if isinstance(n, ir.Const) else _round_down(cx, n)
         with cx.block() as loops:
@@ -153,33 +154,6 @@ def affine(e: ir.Expr, v: ir.Var) -> int | None:
     return coefficient(e, {v: 1})
 
 
-def coefficient(e: ir.Expr, lets: dict[ir.Var, int | None], together: bool = False) -> int | None:
-    """How `e` moves with the lane: 0, a constant, or None (not affine). together: among sixteen lanes that begin at a
-    multiple of 16, as far as that can be expected."""
-    if isinstance(e, ir.Var):
-        return lets.get(e, 0)
-    if isinstance(e, ir.Cast) and e.dtype.is_int and e.x.dtype.is_int:
-        return coefficient(e.x, lets, together)
-    form = divided(e) if together else None
-    if form is not None and (a := coefficient(form[0], lets, True)) and a > 0 and form[1] % (LANES * a) == 0:
-        return 0 if form[2] else a
-    if isinstance(e, ir.Binary) and e.op in ("add", "sub", "mul"):
-        a, b = coefficient(e.a, lets, together), coefficient(e.b, lets, together)
-        if a is None or b is None:
-            return None
-        if e.op == "mul":
-            if a == b == 0:
-                return 0
-            other = e.b if a else e.a
-            return (a or b) * int(other.value) if isinstance(other, ir.Const) and 0 in (a, b) else None
-        return a + b if e.op == "add" else a - b
-    return 0 if all(lets.get(v, 0) == 0 for v in free_vars(e)) and not _per_lane(e) else None
-
-
-def _per_lane(e: ir.Expr) -> bool:
-    return any(ld.buffer.scope in ("var", "local") for ld in loads_of(e))
-
-
 def _allocated_inside(p: ir.Parallel) -> frozenset[ir.Buffer]:
     return frozenset(n.buffer for n in walk(p.body) if isinstance(n, ir.Alloc))
 
@@ -234,7 +208,7 @@ class _Lanes:
         if isinstance(s, ir.If):
             return self.block(s.then) and self.block(s.orelse)
         if isinstance(s, ir.For):
-            even = all(coefficient(x, self.lets) == 0 and not _per_lane(x) for x in (s.start, s.stop, s.step))
+            even = all(coefficient(x, self.lets) == 0 and not per_lane(x) for x in (s.start, s.stop, s.step))
             self.lets[s.var] = 0 if even else None
             leaves = any(isinstance(n, (ir.Break, ir.Continue)) for n in walk(s.body))
             uneven = not self.threads and (not even or leaves)

@@ -18,7 +18,7 @@ from .context import Context, Lane, Partials
 from .nest import choose_axis, moves
 from .reduce import Reduction, finish, horizontal, tree
 from .rows import strips
-from .values import index, lie, store_value, value, vector
+from .values import index, lie_of, store_value, value, vector
 from .wide import I64, LANES, ZERO, factor, i64, narrow
 
 __all__ = ["lower_reducer", "plan_reducers"]
@@ -73,7 +73,7 @@ def _update(cx: Context, s: ir.ReducerOp, p: Partials, red: Reduction) -> None:
     assert s.value is not None
     at = [index(cx, i) for i in s.indices]
     k = _partial(cx, s, red, all(v.coef == 0 for v in at))
-    idx, how = lie(cx, p.buffer, [*at, k] if p.behind else [k, *at])
+    idx, how = lie_of(cx, p.buffer, [*at, k] if p.behind else [k, *at])
     v, t = value(cx, s.value), red.t
     if how == 0:
         x = v.expr if t.is_float else narrow(v.expr, t)

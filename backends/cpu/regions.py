@@ -19,7 +19,8 @@ from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir.build import INT32, add, const, floordiv, floormod, mul
 from tiledsl.ir.walk import Rewriter, bound_in, free_vars, loads_of, substitute, walk
 
-from .nest import access_score, coefficient
+from .nest import access_score
+from .strides import coefficient
 from .wide import LANES
 
 __all__ = ["Regions", "thread_counts"]

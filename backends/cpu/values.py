@@ -16,8 +16,9 @@ from tiledsl.ir.walk import free_vars, loads_of
 from .context import Context, Lane, LaneLoop
 from .nibbles import byte_at, decoded
 from .storage import Place, held
+from .strides import load_apart, stride_of
 from .tables import coded
-from .wide import BOOL, F32, I64, LANES, ZERO, add, and_, divided, factor, mul, narrow, sub, widen
+from .wide import BOOL, F32, I64, LANES, ZERO, add, and_, divided, factor, i64, mul, narrow, sub, widen
 
 __all__ = [
     "address",
@@ -27,10 +28,12 @@ __all__ = [
     "encode",
     "index",
     "lazily",
-    "lie",
+    "lie_of",
     "nibble_address",
+    "place_of",
     "round_to",
     "scalar",
+    "store_pending",
     "store_value",
     "value",
     "vector",
@@ -414,12 +417,18 @@ def _cast(cx: Context, e: ir.Cast) -> Lane:
 
 def address(cx: Context, b: ir.Buffer, indices: tuple[ir.Expr, ...]) -> tuple[Place, tuple[ir.Expr, ...], int | None]:
     """Place, loop-stage indices, and how lanes lie: 0 uniform, 1 contiguous, None gather."""
+    place, at = place_of(cx, b, indices)
+    return place, *lie_of(cx, place.buffer, at)
+
+
+def place_of(cx: Context, b: ir.Buffer, indices: tuple[ir.Expr, ...]) -> tuple[Place, list[Lane]]:
+    """Place, and loop-stage indices of the lanes."""
     place = cx.places[b]
     assert place.kind != "panels", f"{b.name} is packed but accessed element by element"
-    return place, *lie(cx, place.buffer, [index(cx, i) for i in indices])
+    return place, [index(cx, i) for i in indices]
 
 
-def lie(cx: Context, b: ir.Buffer, lanes: list[Lane]) -> tuple[tuple[ir.Expr, ...], int | None]:
+def lie_of(cx: Context, b: ir.Buffer, lanes: list[Lane]) -> tuple[tuple[ir.Expr, ...], int | None]:
     """Loop-stage indices, and how the lanes lie in the buffer, as in `address`."""
     if all(v.coef == 0 for v in lanes):
         return tuple(v.expr for v in lanes), 0
@@ -454,7 +463,13 @@ def _load(cx: Context, e: ir.Load) -> Lane:
     if cx.places[e.buffer].nibbles:
         place, idx, lie, half = nibble_address(cx, e.buffer, e.indices)
     else:
-        place, idx, lie = address(cx, e.buffer, e.indices)
+        place, at = place_of(cx, e.buffer, e.indices)
+        store_pending(cx, e.buffer.root)
+        found = None if place.kind == "var" else stride_of(cx, place, at)
+        if found is not None:
+            kept = F32.with_lanes(LANES) if place.buffer.dtype.is_narrow else None
+            return Lane(load_apart(cx, e.buffer.root, place.buffer, found, kept), None)
+        idx, lie = lie_of(cx, place.buffer, at)
     b = place.buffer
     if place.kind == "var":
         return Lane(as_held(ir.Load(b, idx, proved=True), place.logical), None if b.dtype.lanes > 1 else 0)
@@ -480,6 +495,21 @@ def as_held(x: ir.Expr, logical: DType) -> ir.Expr:
     if x.dtype.scalar.is_narrow:
         return ir.Cast(x, F32.with_lanes(lanes))
     return widen(x) if lanes == 1 and logical.is_int and logical is not UINT64 else x
+
+
+def store_pending(cx: Context, root: ir.Buffer | None = None) -> None:
+    """The stores that have waited in vain for their neighbours (of one buffer)."""
+    lane = cx.lane
+    if lane is None or not lane.pending:
+        return
+    for key, (of, place, group) in list(lane.pending.items()):
+        if root is None or of is root:
+            del lane.pending[key]
+            _, at, way = key
+            for which, x in group.items():
+                idx, _ = lie_of(cx, place.buffer, [*map(Lane, at[:-1]), Lane(add(at[-1], i64(which)), way)])
+                x = encode(x, place.buffer.dtype) if place.buffer.dtype.is_narrow else x
+                cx.emit(ir.Store(place.buffer, idx, x, None, True))
 
 
 def store_value(cx: Context, v: Lane, place: Place) -> ir.Expr:

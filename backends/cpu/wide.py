@@ -84,8 +84,8 @@ def factor(e: ir.Expr, base: ir.Expr) -> int:
 
 
 def divided(e: ir.Expr) -> tuple[ir.Expr, int, bool] | None:
-    """(a, n, whether it is the quotient) of e = floor(a / n), n * floor(a / n) or the rest of a by n, for a constant n above
-    0, however it is written; the second counts as a quotient."""
+    """(a, n, whether it is the quotient) of e = floor(a / n), n * floor(a / n) or the rest of a by n, for a constant n
+    above 0, however it is written; the second counts as a quotient."""
     if not isinstance(e, ir.Binary) or not isinstance(e.b, ir.Const) or not e.dtype.is_int:
         return None
     n = int(e.b.value)

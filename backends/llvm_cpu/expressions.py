@@ -16,7 +16,7 @@ from tiledsl.backends.cpu.printing import constant_index, row_major_strides
 from tiledsl.dtypes import BOOL, INT64, DType
 from tiledsl.errors import InternalError
 from tiledsl.ir.arithmetic import BIT_FUNCTIONS
-from tiledsl.ir.intrinsics import INTRINSICS
+from tiledsl.ir.intrinsics import INTRINSICS, MIXES
 from tiledsl.ir.walk import loads_of
 
 __all__ = ["ExpressionEmitter"]
@@ -185,6 +185,8 @@ class ExpressionEmitter:
             return arith.bit_function(self.b, e.name, args[0])
         if e.name == "permute":
             return arith.permute(self.b, *args)
+        if e.name in MIXES:
+            return values.shuffle(self.b, args[0], args[1], MIXES[e.name])
         if e.name.startswith("hreduce_"):
             return arith.hreduce(self.b, e.name.removeprefix("hreduce_"), e.args[0].dtype, args[0])
         assert INTRINSICS[e.name].kind == "math"

@@ -20,6 +20,7 @@ from llvmlite import ir as ll
 
 from tiledsl.backends.cpu.emit import arith, convert, values
 from tiledsl.dtypes import BOOL, FLOAT64, INT64, DType, as_dtype
+from tiledsl.ir.intrinsics import MIXES
 
 __all__ = ["Kind", "Literal", "LoopOver", "OPERATORS", "Op", "Pointer", "TYPE_NAMES", "VOID", "dialect_names"]
 
@@ -301,6 +302,12 @@ def _hreduce(op: str) -> Op:
     )
 
 
+def _mix(name: str) -> Op:
+    return Op(
+        name, lambda kinds: kinds[0], lambda b, kinds, result, args: values.shuffle(b, args[0], args[1], MIXES[name])
+    )
+
+
 def dialect_names() -> dict[str, Op]:
     """Every function of the dialect by the name that printed text uses."""
     ops = [
@@ -322,6 +329,7 @@ def dialect_names() -> dict[str, Op]:
         *(_bits(name) for name in ("popcount", "clz", "brev")),
         *(_hreduce(op) for op in ("add", "max", "min", "bitand", "bitor", "bitxor")),
         Op("permute", lambda kinds: kinds[0], lambda b, kinds, result, args: arith.permute(b, *args)),
+        *(_mix(name) for name in MIXES),
         Op("any_lane", lambda kinds: BOOL, lambda b, kinds, result, args: arith.any_lane(b, args[0])),
     ]
     absolute = _unary("abs")

@@ -31,7 +31,7 @@ from tiledsl.ir import (
 )
 from tiledsl.ir.build import droppable
 from tiledsl.ir.exact import fma32, fma64
-from tiledsl.ir.intrinsics import INTRINSICS
+from tiledsl.ir.intrinsics import INTRINSICS, MIXES
 from tiledsl.ir.math import MathFunction, expansion
 
 __all__ = ["Expressions"]
@@ -255,6 +255,9 @@ class Expressions:
         if e.name == "permute":
             y = self.compile(e.args[1])
             return lambda env, mask: _permuted(x(env, mask), y(env, mask))
+        if e.name in MIXES:
+            lanes, z = list(MIXES[e.name]), self.compile(e.args[1])
+            return lambda env, mask: _side_by_side(x(env, mask), z(env, mask))[..., lanes]
         return self._horizontal(e, x)
 
     def _horizontal(self, e: Call, x: Fn) -> Fn:
@@ -389,6 +392,10 @@ def _first(where: Any) -> tuple[int, ...] | None:
     """Indices of the first true element of an array."""
     where = np.asarray(where)
     return tuple(int(i) for i in np.argwhere(where)[0]) if where.ndim else None
+
+
+def _side_by_side(x: Any, y: Any) -> Any:
+    return np.concatenate(np.broadcast_arrays(x, y), -1)
 
 
 def _permuted(table: Any, index: Any) -> Any:

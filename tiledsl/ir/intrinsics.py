@@ -67,11 +67,23 @@ _ALL = [
     Intrinsic("hreduce_bitor", 1, "vector", "prim", "16 lanes combined by bitwise or; integer scalar"),
     Intrinsic("hreduce_bitxor", 1, "vector", "prim", "16 lanes combined by bitwise exclusive or; integer scalar"),
     Intrinsic("permute", 2, "vector", "prim", "lane y mod 16 of x, for each lane of the int32 vector y; x of 32 bits"),
+    Intrinsic("evens", 2, "vector", "prim", "lanes 0, 2, 4 ... of x and y one after the other"),
+    Intrinsic("odds", 2, "vector", "prim", "lanes 1, 3, 5 ... of x and y one after the other"),
+    Intrinsic("zip_low", 2, "vector", "prim", "the first lanes of x and y in turn"),
+    Intrinsic("zip_high", 2, "vector", "prim", "the last lanes of x and y in turn"),
     Intrinsic("any", 1, "vector", "prim", "true if some lane of a bool vector is; scalar bool"),
 ]
 
 FAST = ("exp", "exp2", "exp10", "log", "log2", "log10", "sin", "cos", "tan", "pow")
 """Functions with a second name `fast_...`, for which a target may use a hardware approximation (language.md 0.8)."""
+
+MIXES = {
+    "evens": tuple(range(0, 32, 2)),
+    "odds": tuple(range(1, 32, 2)),
+    "zip_low": tuple(i // 2 + i % 2 * 16 for i in range(16)),
+    "zip_high": tuple(i // 2 + i % 2 * 16 for i in range(16, 32)),
+}
+"""Which lanes of x and y, one after the other, are the lanes of the result."""
 
 INTRINSICS: dict[str, Intrinsic] = {i.name: i for i in _ALL}
 INTRINSICS |= {
