@@ -284,14 +284,9 @@ class _Exchange:
             found = total.load(const(0, INT32))
         self.block_result(found)
 
-    def _foldable(self) -> bool:
-        """T.reduce has the butterfly's bits: no rounding between its steps, NaN and -0 as the operator has them."""
-        t = self.s.args[0].dtype
-        return t.is_int or (t.bits >= 32 and self.s.op == "sum")
-
     def _together(self, group: int) -> bool:
         """`of_group` can do it: groups are whole warps, or parts of one."""
-        whole = self.count % min(group, WARP) == 0 or self._foldable()
+        whole = self.count % min(group, WARP) == 0 or _foldable(self.s.args[0].dtype, self.s.op)
         return whole and not (group > WARP and group % WARP and group < self.count)
 
     def by_groups(self, axes: tuple[int, ...]) -> ir.Expr:
@@ -335,7 +330,7 @@ class _Exchange:
         """Each row of an array, of at most 32 elements, combined; the array is used up."""
         count, n = values.const_shape or (0, 0)
         loc, none = self.s.loc, const(0, INT32)
-        if self._foldable():
+        if _foldable(values.dtype, op):
             self.sp.emit(ir.Reduce(op, _whole(values), out, 1, TRUE, loc=loc))
             return
         g, i = ir.Var("g", INT32), ir.Var("i", INT32)
@@ -402,6 +397,11 @@ class _Exchange:
             )
             out.append(ir.For(i, const(0, INT32), const(half, INT32), const(1, INT32), step, loc=self.s.loc))
         return tuple(out)
+
+
+def _foldable(t: DType, op: str) -> bool:
+    """T.reduce has the butterfly's bits: no rounding between its steps, NaN and -0 as the operator has them."""
+    return t.is_int or (t.bits >= 32 and op == "sum")
 
 
 def _local(name: str, t: DType, n: int) -> ir.Buffer:

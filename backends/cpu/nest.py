@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from tiledsl import ir
 from tiledsl.analysis.remarks import remark
@@ -15,7 +16,7 @@ from .strides import coefficient, per_lane
 from .values import scalar
 from .wide import LANES, ZERO, i64, lt
 
-__all__ = ["access_score", "affine", "choose_axis", "lower_parallel", "moves"]
+__all__ = ["access_score", "affine", "choose_axis", "lower_parallel", "moves", "worth"]
 
 Body = Callable[[Context, tuple[ir.Stmt, ...]], None]
 
@@ -100,7 +101,7 @@ def choose_axis(cx: Context, p: ir.Parallel) -> tuple[int | None, str]:
         if _shares_bytes(cx, p, lets):
             why = why if best is not None else "neighbours share bytes of 4-bit elements"
             continue
-        score = 1.0 + sum(access_score(n, lets) for n in walk(p.body))
+        score = 1.0 + worth(p.body, partial(access_score, lets=lets))
         if isinstance(extent, ir.Const) and extent.value < LANES:
             score *= extent.value / LANES
         if score > best_score:
@@ -134,6 +135,20 @@ def moves(p: ir.Parallel, axis: int, indices: tuple[ir.Expr, ...]) -> bool:
     return any(coefficient(i, lets) != 0 for i in indices)
 
 
+def worth(body: Iterable[ir.Stmt], score: Callable[[ir.Node], float]) -> float:
+    """A sum over what a block says, where what a loop says counts several times."""
+    total = 0.0
+    for s in body:
+        if isinstance(s, (ir.For, ir.While)):
+            total += _ROUNDS * worth(s.body, score)
+        elif isinstance(s, ir.If):
+            total += sum(map(score, walk(s.cond))) + worth((*s.then, *s.orelse), score)
+        else:
+            total += sum(map(score, walk(s)))
+    return total
+
+
+_ROUNDS = 8
 _APART = 0.05  # what an access is worth whose lanes lie apart
 
 

@@ -19,7 +19,7 @@ from tiledsl.errors import TileNotImplementedError
 from tiledsl.ir.build import INT32, add, const, floordiv, floormod, mul
 from tiledsl.ir.walk import Rewriter, bound_in, free_vars, loads_of, substitute, walk
 
-from .nest import access_score
+from .nest import access_score, worth
 from .strides import coefficient
 from .wide import LANES
 
@@ -93,13 +93,14 @@ class Regions:
     def _worth(self, v: ir.Var) -> float:
         """How well lanes along a thread index touch memory, a thread's own as neighbours."""
         lets: dict[ir.Var, int | None] = {v: 1}
-        total = 0.0
-        for n in walk(self.kernel.body):
+
+        def score(n: ir.Node) -> float:
             if isinstance(n, ir.Let):
                 lets[n.var] = coefficient(n.value, lets)
-            elif isinstance(n, (ir.Load, ir.Store)):
-                total += 1.0 if n.buffer.root in self.varying.buffers else access_score(n, lets)
-        return total
+            own = isinstance(n, (ir.Load, ir.Store)) and n.buffer.root in self.varying.buffers
+            return 1.0 if own else access_score(n, lets)
+
+        return worth(self.kernel.body, score)
 
     def region(self, body: tuple[ir.Stmt, ...], first: int = 0, last: int | None = None) -> ir.Parallel:
         """A region of the threads with the numbers first to last - 1 (None: of all)."""
