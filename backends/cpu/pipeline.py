@@ -10,6 +10,7 @@ from tiledsl.passes.apply_layouts import ApplyLayouts
 from tiledsl.passes.expand_moves import ExpandMoves
 from tiledsl.passes.explain_debug import ExplainDebug
 from tiledsl.passes.fold import Fold
+from tiledsl.passes.fuse_nests import FuseNests
 from tiledsl.passes.guard_bounds import GuardBounds
 from tiledsl.passes.order_shared import OrderShared
 from tiledsl.passes.pipeline import Pass
@@ -44,8 +45,8 @@ def cpu_pipeline() -> tuple[Pass, ...]:
     are put in; then threads become loops, and so do waits for other blocks; a barrier of the grid ends a kernel.
     Constants fold, so that extents and guards are as simple as they can be. Packing that blocks would repeat moves out
     of the grid. Copies become nests. Then each access is proved or guarded, tensors with a layout of their own are
-    addressed as they lie in memory, and the statements are lowered one by one.
+    addressed as they lie in memory, nests over one tile become one, and the statements are lowered one by one.
     """
     threads = (PrivateLocals(), OrderShared(), SpreadThreads(), SplitGrid(), SpinWaits())
     first = (ExplainDebug(), *threads, Fold(), UnpackOperands(), HoistPacks())
-    return (*first, _ExpandUnpacked(), GuardBounds(checked=True), ApplyLayouts(), Fold(), Lower())
+    return (*first, _ExpandUnpacked(), GuardBounds(checked=True), ApplyLayouts(), Fold(), FuseNests(), Lower())
