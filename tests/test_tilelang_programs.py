@@ -54,6 +54,10 @@ def test_programs_over_tokens_chunks_and_states() -> None:
     assert passed(done) >= 44
 
 
+def test_programs_of_warps_lanes_and_vectors() -> None:
+    assert passed(tiledsl("pytest", "--", *NEVER, "lanes.py")) == 33
+
+
 def test_names_of_the_language_and_spellings_of_its_versions() -> None:
     done = tiledsl("pytest", "--", *NEVER, "names.py", "versions.py")
     assert passed(done) == 36
