@@ -194,12 +194,22 @@ def _store(cx: Context, s: ir.Store) -> None:
         x = vector(cx, v, place.logical)
         if place.buffer.dtype.is_narrow:
             x = encode(x, place.buffer.dtype)
-        wide = not (place.buffer.dtype.is_narrow or place.buffer.dtype.is_bool)
-        if wide and lie == 1 and place.kind == "scratch" and mask is not None and cx.lane and cx.lane.tail is None:
-            # All sixteen are this block's own: a load that follows need not wait for the memory, as after a mask.
+        if lie == 1 and mask is not None and _all_own(cx, s, place):
+            # A load that follows need not wait for the memory, as it would after a mask.
             idx = tuple(cx.let("at", i) for i in idx)
             x, mask = ir.Select(mask, x, vload(place.buffer, *idx)), None
         cx.emit(ir.Store(place.buffer, idx, x, mask, True))
+
+
+def _all_own(cx: Context, s: ir.Store, place: Place) -> bool:
+    """The elements of lanes that are masked off are there as well, and this block's own."""
+    t = place.buffer.dtype
+    if place.kind != "scratch" or t.is_narrow or t.is_bool or cx.lane is None or cx.lane.tail is not None:
+        return False
+    ends = (cx.facts.interval(i) for i in s.indices)
+    return all(
+        isinstance(n, ir.Const) and 0 <= lo and hi < n.value for (lo, hi), n in zip(ends, s.buffer.shape, strict=True)
+    )
 
 
 def _if(cx: Context, s: ir.If) -> None:
