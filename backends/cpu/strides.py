@@ -21,7 +21,7 @@ Stride = tuple[tuple[ir.Expr, ...], int, int]  # where the first lane's group of
 def stride_of(cx: Context, place: Place, at: list[Lane]) -> Stride | None:
     """How the lanes go through rows that are whole groups, so that what they pass by is there as well; None where they
     go otherwise, or some do not go."""
-    lane, b, last = cx.lane, place.buffer, at[-1]
+    lane, b, last = cx.lane, place.buffer, at[-1] if at else Lane(ZERO)
     if lane is None or lane.mask is not None or last.coef not in WAYS or any(v.coef != 0 for v in at[:-1]):
         return None
     extent, kept = b.shape[-1], b.dtype.is_bool or b.dtype.lanes > 1
@@ -104,7 +104,7 @@ def unrolled(cx: Context, s: ir.For) -> range | None:
     if not 1 < len(rounds) <= _ROUNDS:
         return None
     for n in walk(s.body):
-        if isinstance(n, (ir.Load, ir.Store)) and n.buffer.scope != "var":
+        if isinstance(n, (ir.Load, ir.Store)) and n.indices and n.buffer.scope != "var":
             last = n.indices[-1]
             if coefficient(last, {s.var: 1}) == 1 and coefficient(last, {cx.lane.axis: 1}, True) in WAYS:
                 return rounds

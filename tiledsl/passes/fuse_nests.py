@@ -92,6 +92,8 @@ def _describe(s: Stmt) -> _Nest | None:
 
 def _along_rows(indices: tuple[Expr, ...], own: tuple[Var, ...]) -> bool:
     """The last axis of the nest goes one step along rows, or none."""
+    if not indices or not own:
+        return True
     last = own[-1]
     if any(last in free_vars(i) for i in indices[:-1]):
         return False
