@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from itertools import islice
 
 from tiledsl import ir
-from tiledsl.ir.walk import Rewriter, bound_in, free_vars, loads_of, substitute, walk
+from tiledsl.ir.build import int_range
+from tiledsl.ir.walk import Rewriter, bound_in, children, free_vars, loads_of, substitute, walk
 from tiledsl.passes.fold import fold_expr
 
 from .context import Context
 from .nest import affine
-from .wide import TRUE, and_
+from .wide import I64, TRUE, and_
 
 __all__ = ["inline_integer_lets", "split_boundary"]
 
@@ -82,29 +83,79 @@ def _conjuncts(e: ir.Node) -> Iterator[ir.Binary]:
 
 
 def _worst(cx: Context, p: ir.Parallel, atom: ir.Binary) -> ir.Expr | None:
-    """The comparison at the iteration where it is hardest to satisfy; None if that is not known."""
+    """The comparison at the iteration where it is hardest to satisfy, in integers that did not wrap; None if that is
+    not known."""
     big, small = (atom.b, atom.a) if _FLIP[atom.op] else (atom.a, atom.b)
-    if not _unwrapped(cx, p, big, small):
+    whole = [_unwrapped(cx, p, side) for side in (big, small)]
+    high, low = _corner(p, big, True), _corner(p, small, False)
+    if None in (high, low, *whole):
         return None
-    high, low = {}, {}
+    a, b = (low, high) if _FLIP[atom.op] else (high, low)
+    return and_(and_(*whole), fold_expr(ir.Binary(atom.op, a, b)))  # type: ignore[arg-type]
+
+
+def _corner(p: ir.Parallel, e: ir.Expr, highest: bool) -> ir.Expr | None:
+    """e in the iteration where it is highest (lowest), unless it is not affine."""
+    at = {}
     for v, extent in zip(p.vars, p.extents, strict=True):
         first, last = ir.Const(0, v.type), fold_expr(ir.Binary("sub", _as(extent, v), ir.Const(1, v.type)))
-        up, down = affine(big, v), affine(small, v)
-        if up is None or down is None:
+        step = affine(e, v)
+        if step is None:
             return None
-        high[v] = last if up > 0 else first
-        low[v] = first if down > 0 else last
-    big, small = fold_expr(substitute(big, high)), fold_expr(substitute(small, low))
-    a, b = (small, big) if _FLIP[atom.op] else (big, small)
-    return fold_expr(ir.Binary(atom.op, a, b))
+        at[v] = last if (step > 0) is highest else first
+    return fold_expr(substitute(e, at))
 
 
-def _unwrapped(cx: Context, p: ir.Parallel, *sides: ir.Expr) -> bool:
-    """Whether no iteration's arithmetic can wrap: only then is an affine side worst at an end of the nest."""
+def _unwrapped(cx: Context, p: ir.Parallel, side: ir.Expr) -> ir.Expr | None:
+    """When no iteration's arithmetic wraps, only then is an affine side worst at an end of the nest: always, or where
+    what might wrap, computed in 64 bits, stays in its type at both ends. None if that is not known."""
+    cond: ir.Expr = TRUE
     with cx.scope() as facts:
         for v, extent in zip(p.vars, p.extents, strict=True):
             facts.bind(v, ir.Const(0, extent.dtype), extent)
-        return all(facts.fits(side) for side in sides)
+        for e in _leaving(side, facts.held(side)):
+            wide, (least, most) = _in_64_bits(e), int_range(e.dtype)
+            ends = _corner(p, wide, False), _corner(p, wide, True)
+            if not facts.fits(wide) or None in ends:
+                return None
+            for op, end, limit in (("ge", ends[0], least), ("le", ends[1], most)):
+                inside = ir.Binary(op, end, ir.Const(limit, I64))  # type: ignore[arg-type]
+                cond = cond if facts.prove(inside) else and_(cond, inside)  # type: ignore[assignment]
+    return cond
+
+
+def _leaving(e: ir.Node, held: dict[int, bool]) -> Iterator[ir.Expr]:
+    """The operators that may leave their type, but for those whose result a yielded one only adds and multiplies."""
+    below = [e]
+    if isinstance(e, ir.Expr) and not held.get(id(e), True):
+        yield e
+        below = list(_leaves(e))
+    for x in below:
+        for child in children(x) if not isinstance(x, ir.Load) else ():
+            yield from _leaving(child, held)
+
+
+def _modular(e: ir.Expr) -> bool:
+    """Whether the last bits of e follow from the last bits of its operands."""
+    if isinstance(e, ir.Cast):
+        return e.x.dtype.is_int and e.dtype.is_int and e.dtype.bits <= e.x.dtype.bits
+    return isinstance(e, ir.Binary) and e.op in ("add", "sub", "mul")
+
+
+def _leaves(e: ir.Expr) -> Iterator[ir.Expr]:
+    if _modular(e):
+        for x in children(e):
+            yield from _leaves(x)
+    else:
+        yield e
+
+
+def _in_64_bits(e: ir.Expr) -> ir.Expr:
+    if isinstance(e, ir.Cast) and _modular(e):
+        return _in_64_bits(e.x)
+    if isinstance(e, ir.Binary) and _modular(e):
+        return ir.Binary(e.op, _in_64_bits(e.a), _in_64_bits(e.b))
+    return e if e.dtype == I64 else ir.Cast(e, I64)
 
 
 def _as(e: ir.Expr, v: ir.Var) -> ir.Expr:

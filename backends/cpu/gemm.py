@@ -95,8 +95,8 @@ def _right(
         if not s.transpose_b and n % LANES == 0 and is_unit(region.buffer):
             stride = row_major_strides(region.buffer)[-2]
             together = region.buffer.scope != "global" or (isinstance(stride, ir.Const) and stride.value == n)
-            # Where rows lie apart, a line of memory of each: several make the CPU fetch what follows, for nobody.
-            most = 64 if together else max(LANES, 512 // stored.bits)
+            # Where rows lie apart, and few products hide it, one line of memory of each: the CPU fetches lines by twos.
+            most = 64 if together or m >= 4 else max(LANES, 512 // stored.bits)
             columns = max(w for w in (64, 48, 32, 16) if n % w == 0 and w <= most)
             return region, columns, (("in_place", "together" if together else "apart"),)
         straight = is_unit(region.buffer) and not s.transpose_a

@@ -292,9 +292,13 @@ def _parallel(cx: Context, s: ir.Parallel) -> None:
         return
     cond, inside = split
     remark(s.loc or cx.loc, f"index conditions {'nowhere' if cond == TRUE else 'only in tiles at a boundary'}")
-    cx.either(
-        scalar(cx, cond), lambda: lower_parallel(cx, inside, lower_block), lambda: lower_parallel(cx, s, lower_block)
-    )
+
+    def without() -> None:
+        with cx.scope() as facts:
+            facts.assume(cond)
+            lower_parallel(cx, inside, lower_block)
+
+    cx.either(scalar(cx, cond), without, lambda: lower_parallel(cx, s, lower_block))
 
 
 def _move(cx: Context, s: ir.Copy | ir.Fill) -> None:

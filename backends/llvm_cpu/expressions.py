@@ -17,7 +17,7 @@ from tiledsl.dtypes import BOOL, INT64, DType
 from tiledsl.errors import InternalError
 from tiledsl.ir.arithmetic import BIT_FUNCTIONS
 from tiledsl.ir.intrinsics import INTRINSICS, MIXES
-from tiledsl.ir.walk import loads_of
+from tiledsl.ir.walk import loads_of, walk
 
 __all__ = ["ExpressionEmitter"]
 
@@ -33,6 +33,7 @@ class ExpressionEmitter:
     slots     where the elements of a variable live: in memory that LLVM turns into registers
     pointers  addresses of buffers that do not move
     innermost the variable of the loop at hand
+    quiet     variables that only ever hold maxima and minima, never a signalling NaN
     """
 
     def __init__(self, kernel: ir.Kernel, b: Any) -> None:
@@ -41,6 +42,7 @@ class ExpressionEmitter:
         self.slots: dict[tuple[ir.Buffer, int], Value] = {}
         self.pointers: dict[ir.Buffer, Value] = {}
         self.innermost: ir.Var | None = None
+        self.quiet = _quiet_variables(kernel.body)
 
     # -- places ------------------------------------------------------------------------------------------------
 
@@ -120,7 +122,8 @@ class ExpressionEmitter:
     def on_Load(self, e: ir.Load) -> Value:
         b = e.buffer
         if b.scope == "var":
-            return self.b.load(self.slot(b, constant_index(e.indices)), typ=values.value_type(b.dtype))
+            held = self.b.load(self.slot(b, constant_index(e.indices)), typ=values.value_type(b.dtype))
+            return arith.known_quiet(held) if b in self.quiet else held
         base, index = self.place(b, e.indices)
         mask = None if e.mask is None else self.value(e.mask)
         if any(i.dtype.lanes > 1 for i in e.indices):
@@ -204,3 +207,23 @@ class ExpressionEmitter:
             return convert.cast(self.b, INT64, d, word)
         bits = self.b.trunc(word, ll.IntType(max(8, d.bits))) if d.bits < 64 else word
         return arith.reinterpret(self.b, d, bits)
+
+
+def _quiet_variables(body: tuple[ir.Stmt, ...]) -> frozenset[ir.Buffer]:
+    held: dict[ir.Buffer, bool] = {}
+    for s in walk(body):
+        if isinstance(s, (ir.Alloc, ir.Store)) and s.buffer.scope == "var" and s.buffer.dtype.is_float:
+            value = s.init if isinstance(s, ir.Alloc) else s.value
+            held[s.buffer] = held.get(s.buffer, True) and (value is None or _is_quiet(value, s.buffer))
+    return frozenset(b for b, quiet in held.items() if quiet)
+
+
+def _is_quiet(e: ir.Expr, own: ir.Buffer) -> bool:
+    """Whether e is a maximum or minimum, a number, or what the variable itself holds."""
+    if isinstance(e, ir.Broadcast):
+        return _is_quiet(e.x, own)
+    if isinstance(e, ir.Select):
+        return _is_quiet(e.t, own) and _is_quiet(e.f, own)
+    if isinstance(e, ir.Const):
+        return bool(e.value == e.value)
+    return isinstance(e, ir.Binary) and e.op in ("max", "min") or isinstance(e, ir.Load) and e.buffer is own

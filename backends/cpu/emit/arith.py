@@ -26,7 +26,18 @@ from tiledsl.backends.cpu.emit.values import (
 )
 from tiledsl.dtypes import DType
 
-__all__ = ["any_lane", "binary", "bit_function", "classify", "fma", "hreduce", "permute", "reinterpret", "unary"]
+__all__ = [
+    "any_lane",
+    "binary",
+    "bit_function",
+    "classify",
+    "fma",
+    "hreduce",
+    "known_quiet",
+    "permute",
+    "reinterpret",
+    "unary",
+]
 
 Value = Any
 
@@ -78,12 +89,8 @@ def _float(b: Any, op: str, x: Value, y: Value) -> Value:
 def _extreme(b: Any, op: str, x: Value, y: Value) -> Value:
     """max or min of floats. One AVX-512 instruction orders zeros and ignores quiet NaN as the language does; a
     signalling NaN must be made quiet first."""
-    if suffix(x.type) == "v16f32" and register_bytes(b) == 64:
-        quiet = [_quiet(b, v) for v in (x, y)]
-        all_on, default_rounding = ir.Constant(ir.IntType(16), 0xFFFF), ir.Constant(I32, 4)
-        which = ir.Constant(I32, 5 if op == "max" else 4)  # maximum or minimum, with the sign of the one chosen
-        name = "llvm.x86.avx512.mask.range.ps.512"
-        return intrinsic(b, name, x.type, [*quiet, which, quiet[0], all_on, default_rounding])
+    if suffix(x.type) in _RANGES and register_bytes(b) == 64:
+        return _range(b, op, _quiet(b, x), _quiet(b, y))
     if not isinstance(x.type, ir.VectorType):
         # LLVM 22 (x86 with AVX-512) forgets the NaN of the other operand of a scalar maximumnum when it can tell that
         # one operand is none, an integer converted or a maximum with a constant.
@@ -91,12 +98,41 @@ def _extreme(b: Any, op: str, x: Value, y: Value) -> Value:
     return intrinsic(b, f"llvm.{op}imumnum.{suffix(x.type)}", x.type, [x, y])
 
 
+_RANGES = {"v16f32": ("ps.512", 16), "f32": ("ss", 8)}  # of AVX-512: the instruction, and the bits of its mask
+
+
+def _range(b: Any, op: str, x: Value, y: Value) -> Value:
+    """max or min of quiet float32, 16 lanes or one."""
+    form, bits = _RANGES[suffix(x.type)]
+    if form == "ss":
+        zero = ir.Constant(I32, 0)
+        none = ir.Constant(ir.VectorType(ir.FloatType(), 4), ir.Undefined)
+        found = _ranged(b, op, form, bits, *(b.insert_element(none, v, zero) for v in (x, y)))
+        return known_quiet(b.extract_element(found, zero))
+    return known_quiet(_ranged(b, op, form, bits, x, y))
+
+
+def _ranged(b: Any, op: str, form: str, bits: int, x: Value, y: Value) -> Value:
+    all_on, default_rounding = ir.Constant(ir.IntType(bits), -1), ir.Constant(I32, 4)
+    which = ir.Constant(I32, 5 if op == "max" else 4)  # maximum or minimum, with the sign of the one chosen
+    sides = [x, y, x, all_on, which, default_rounding] if form == "ss" else [x, y, which, x, all_on, default_rounding]
+    return intrinsic(b, f"llvm.x86.avx512.mask.range.{form}", x.type, sides)
+
+
+def known_quiet(v: Value) -> Value:
+    """v, marked as no signalling NaN."""
+    v.quiet = True
+    return v
+
+
 def _quiet(b: Any, v: Value) -> Value:
     """v without signalling NaN. Arithmetic gives none, unless a constant, as in x * 1, lets LLVM leave it out."""
+    if getattr(v, "quiet", False):
+        return v
     if getattr(v, "opname", "") in ("fadd", "fsub", "fmul", "fdiv"):
         if not any(isinstance(x, ir.Constant) for x in v.operands):
             return v
-    return intrinsic(b, f"llvm.canonicalize.{suffix(v.type)}", v.type, [v])
+    return known_quiet(intrinsic(b, f"llvm.canonicalize.{suffix(v.type)}", v.type, [v]))
 
 
 def _integer(b: Any, op: str, d: DType, x: Value, y: Value) -> Value:
@@ -186,14 +222,19 @@ def hreduce(b: Any, op: str, d: DType, v: Value) -> Value:
     """The lanes of v combined 8-4-2-1: lane i with lane i + 8, then i + 4, i + 2, i + 1. op: add, max, min,
     bitand, bitor, bitxor."""
     n = lanes_of(v)
+    whole = op in ("max", "min") and suffix(v.type) == "v16f32" and register_bytes(b) == 64
+    v = _quiet(b, v) if whole else v
     while n > 1:
         n //= 2
+        if whole:  # all lanes get the result, by instructions of whole registers
+            v = _range(b, op, v, shuffle(b, v, None, [i ^ n for i in range(16)]))
+            continue
         half = d.with_lanes(n)
         low, high = (shuffle(b, v, None, range(first, first + n)) for first in (0, n))
         if n == 1:
             low, high = (b.extract_element(x, ir.Constant(I32, 0)) for x in (low, high))
         v = binary(b, op, half, low, high)
-    return v
+    return known_quiet(b.extract_element(v, ir.Constant(I32, 0))) if whole else v
 
 
 def permute(b: Any, x: Value, index: Value) -> Value:

@@ -7,6 +7,7 @@ elements are turned in registers, half as many shuffles as elements would take, 
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from tiledsl.backends.cpu.emit.values import (
     counted,
     i64,
     intrinsic,
+    merged,
     prefetch,
     shuffle,
     splat,
@@ -93,9 +95,10 @@ def emit_turned(module: Any, form: Halves, rows: int, lanes: int, clear: bool) -
     float32 C and A, and B [n, k] of halves in memory, rows of b_row elements. m is `rows`, at most 8; a_k 1; n a
     multiple of `lanes`, k of `step(lanes)`; strides in elements, all int64.
 
-    Blocks of `lanes` rows of B are turned in registers while the products of the block before go on: shuffles and
-    multiply-adds use different units. What is `_AHEAD` rows below is asked for line by line between the products (the
-    CPU's queue of misses is short), and words go through memory for no other reason than that this order stays.
+    `lanes` rows of B are turned in registers, step by step between the products with the words turned before: shuffles
+    and multiply-adds use different units, but a store takes the place of a multiply-add. What is `_AHEAD` rows below
+    is asked for line by line between the products (the CPU's queue of misses is short), and not in the column at
+    hand: where rows lie a power of two apart, its lines compete for the same places of the first-level cache.
     """
     name = f"gemm_float32_turned_{rows}x{lanes}{form.name}" + "_clear" * clear
     if name in module.globals:
@@ -109,44 +112,65 @@ def emit_turned(module: Any, form: Halves, rows: int, lanes: int, clear: bool) -
     b = ir.IRBuilder(f.append_basic_block())
     vector, count = ir.VectorType(ir.FloatType(), lanes), step(lanes) // 2
     ldc, a_row, b_row = (b.mul(x, i64(size)) for x, size in ((ldc, 4), (a_row, 4), (b_row, 2)))
-    chunks = 64 // (4 * count)  # of a line of memory: each asks for some of the lines ahead
-    zero = ir.Constant(vector, None)
-    turned = b.alloca(ir.VectorType(I32, lanes), count)
+    chunks, zero = 64 // (4 * count), ir.Constant(vector, None)  # of a line: each asks for some of the lines ahead
+    last = b.sub(k, i64(2 * count))
+    back = b.sub(b.mul(b_row, i64(lanes)), b.mul(last, i64(2)))  # to the next rows
+    around = b.mul(b.udiv(b.sub(k, i64(1)), i64(32)), i64(64))  # to a row's last line
 
-    def block(i: Value) -> None:
+    def block(i: Value, *first: Value) -> list[Value]:
         places = _rows(b, at(b, c, b.mul(i, i64(4))), ldc, rows)
         start = [zero if clear else b.load(p, align=4, typ=vector) for p in places]
-        first = at(b, bp, b.mul(i, b_row))
+        below = b.select(b.icmp_signed("<", b.add(i, i64(lanes)), n), back, i64(0))  # the last words stay
 
-        def words(j: Value, *total: Value) -> list[Value]:
-            here = at(b, first, b.mul(j, i64(2)))
-            for w, x in enumerate(_turned(b, _rows(b, here, b_row, lanes), count, lanes)):
-                b.store(x, at(b, turned, i64(4 * lanes * w)), align=4)
-            left = at(b, a, b.mul(j, i64(4)))
-
-            def one(w: Value, ahead: Value, *sums: Value) -> list[Value]:
-                prefetch(b, ahead, True)
-                word = b.load(at(b, turned, b.mul(w, i64(4 * lanes))), align=4, typ=ir.VectorType(I32, lanes))
-                places = _rows(b, at(b, left, b.mul(w, i64(8))), a_row, rows)
-                now = list(sums)
-                for odd, x in enumerate(_widened(b, form, word, vector)):
-                    for r, p in enumerate(places):
-                        spread = splat(b, b.load(at(b, p, i64(4 * odd)), align=4, typ=ir.FloatType()), lanes)
-                        now[r] = intrinsic(b, f"llvm.fma.{suffix(vector)}", vector, [spread, x, now[r]])
-                return [at(b, ahead, b_row), *now]
-
+        def words(j: Value, here: Value, *now: Value) -> list[Value]:
+            following = at(b, here, b.select(b.icmp_signed("==", j, last), below, i64(4 * count)))
             part = b.and_(b.udiv(j, i64(2 * count)), i64(chunks - 1))
-            below = b.add(b.mul(part, i64(lanes // chunks)), i64(_AHEAD))
-            ahead = at(b, at(b, here, b.mul(below, b_row)), i64(4 * count - 1))
-            return counted(b, i64(0), i64(count), 1, one, ahead, *total)[2:]
+            down = b.mul(b.add(b.mul(part, i64(lanes // chunks)), i64(_AHEAD)), b_row)
+            aside = b.select(b.icmp_signed("<", j, i64(32)), around, i64(-64))
+            asked = at(b, at(b, at(b, here, down), aside), i64(4 * count - 1))
+            left, sums = at(b, a, b.mul(j, i64(4))), list(now[count:])
+            turning = _turning(b, following, b_row, count, lanes)
+            live = next(turning)
+            for w, word in enumerate(now[:count]):
+                prefetch(b, asked, True)
+                asked = at(b, asked, b_row)
+                for odd, x in enumerate(_widened(b, form, word, vector)):
+                    for r, p in enumerate(_rows(b, at(b, left, i64(8 * w + 4 * odd)), a_row, rows)):
+                        spread = splat(b, b.load(p, align=4, typ=ir.FloatType()), lanes)
+                        sums[r] = intrinsic(b, f"llvm.fma.{suffix(vector)}", vector, [spread, x, sums[r]])
+                held = _in_order(b, lanes, [*sums, *live])
+                sums, live = held[:rows], held[rows:]
+                if w + 1 < count:
+                    live = turning.send(live)
+            return [following, *live, *sums]
 
-        _, *total = counted(b, i64(0), k, 2 * count, words, *start)
-        for p, v in zip(places, total, strict=True):
+        _, here, *after = counted(b, i64(0), k, 2 * count, words, *first, *start)
+        for p, v in zip(places, after[count:], strict=True):
             b.store(v, p, align=4)
+        return [here, *after[:count]]
 
-    counted(b, i64(0), n, lanes, block)
+    before = b.block
+    with b.if_then(b.and_(b.icmp_signed(">", n, i64(0)), b.icmp_signed(">", k, i64(0)))):
+        turning = _turning(b, bp, b_row, count, lanes)
+        live = next(turning)
+        for _ in range(count - 1):
+            live = turning.send(live)
+        inside = b.block
+    none = ir.Constant(live[0].type, None)
+    counted(b, i64(0), n, lanes, block, bp, *(merged(b, (none, before), (x, inside)) for x in live))
     b.ret_void()
     return f
+
+
+def _in_order(b: Any, lanes: int, values: list[Value]) -> list[Value]:
+    """The values by way of assembly of no instruction (of x86): what is before it stays before what is behind it,
+    where the compiler would load everything first and spill it."""
+    if lanes < 8:
+        return values
+    letter, types = "v" if lanes == 16 else "x", [x.type for x in values]
+    constraint = ",".join([f"={letter}"] * len(values) + [str(i) for i in range(len(values))])
+    made = b.asm(ir.FunctionType(ir.LiteralStructType(types), types), "", constraint, values, True)
+    return [b.extract_value(made, i) for i in range(len(values))]
 
 
 def step(lanes: int) -> int:
@@ -161,31 +185,34 @@ def _rows(b: Any, p: Value, stride: Value, count: int) -> list[Value]:
     return found
 
 
-def _turned(b: Any, rows: list[Value], count: int, lanes: int) -> list[Value]:
-    """The first `count` words of `lanes` rows, a register for each word: squares of four by four within the quarters
-    of registers that hold `count` words of several rows, then, of 16 lanes, the quarters."""
-    parts, quarters = lanes // count, range(0, lanes, 4)
-    lines = []
-    for i in range(count):
-        own = [rows[i // 4 * 4 * parts + 4 * p + i % 4] for p in range(parts)]
-        loaded = [b.load(p, align=2, typ=ir.VectorType(I32, count)) for p in own]
-        lines.append(loaded[0] if parts == 1 else shuffle(b, loaded[0], loaded[1], range(lanes)))
+def _turning(b: Any, place: Value, b_row: Value, count: int, lanes: int) -> Generator[list[Value], list[Value], None]:
+    """The first `count` words of `lanes` rows, a register for each: squares of four by four within the quarters of
+    registers that hold `count` words of several rows, then, of 16 lanes, the quarters. In `count` steps, each of which
+    yields the registers at hand, in the end the words, and takes them up again."""
+    rows, parts, quarters = _rows(b, place, b_row, lanes), lanes // count, range(0, lanes, 4)
 
     def mix(x: Value, y: Value, picked: tuple[int, ...]) -> Value:
         return shuffle(b, x, y, [q + i % 4 + i // 4 * lanes for q in quarters for i in picked])
 
-    words = []
-    for i in range(0, count, 4):
-        halves = [
-            mix(x, y, p) for x, y in (lines[i : i + 2], lines[i + 2 : i + 4]) for p in ((0, 4, 1, 5), (2, 6, 3, 7))
-        ]
-        words += [mix(x, y, p) for x, y in (halves[::2], halves[1::2]) for p in ((0, 1, 4, 5), (2, 3, 6, 7))]
-    if count == 4:
-        return words
-    quarter = [
-        [*range(q, q + 4), *range(q + 8, q + 12), *range(q + 16, q + 20), *range(q + 24, q + 28)] for q in (0, 4)
-    ]
-    return [shuffle(b, x, y, p) for p in quarter for x, y in zip(words[:4], words[4:], strict=True)]
+    live: list[Value] = []
+    for first in range(0, count, 4):
+        for i in range(first, first + 4):
+            own = [rows[i // 4 * 4 * parts + 4 * p + i % 4] for p in range(parts)]
+            loaded = [b.load(p, align=2, typ=ir.VectorType(I32, count)) for p in own]
+            live = [*live, loaded[0] if parts == 1 else shuffle(b, loaded[0], loaded[1], range(lanes))]
+            if i % 2:
+                live = yield live
+        x, y, z, t = live[first:]
+        live = yield live[:first] + [mix(u, v, p) for u, v in ((x, y), (z, t)) for p in ((0, 4, 1, 5), (2, 6, 3, 7))]
+        x, y, z, t = live[first:]
+        live = live[:first] + [mix(u, v, p) for u, v in ((x, z), (y, t)) for p in ((0, 1, 4, 5), (2, 3, 6, 7))]
+        if first + 4 < count:
+            live = yield live
+    if count == 8:
+        low = [*range(4), *range(8, 12), *range(16, 20), *range(24, 28)]
+        pairs = list(zip(live[:4], live[4:], strict=True))
+        live = [shuffle(b, x, y, [i + q for i in low]) for q in (0, 4) for x, y in pairs]
+    yield live
 
 
 def prefetch_once(b: Any, p: Value) -> None:
