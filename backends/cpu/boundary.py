@@ -126,7 +126,7 @@ def _unwrapped(cx: Context, p: ir.Parallel, side: ir.Expr) -> ir.Expr | None:
 
 def _leaving(e: ir.Node, held: dict[int, bool]) -> Iterator[ir.Expr]:
     """The operators that may leave their type, but for those whose result a yielded one only adds and multiplies."""
-    below = [e]
+    below: list[ir.Node] = [e]
     if isinstance(e, ir.Expr) and not held.get(id(e), True):
         yield e
         below = list(_leaves(e))
@@ -135,14 +135,14 @@ def _leaving(e: ir.Node, held: dict[int, bool]) -> Iterator[ir.Expr]:
             yield from _leaving(child, held)
 
 
-def _modular(e: ir.Expr) -> bool:
+def _modular(e: ir.Node) -> bool:
     """Whether the last bits of e follow from the last bits of its operands."""
     if isinstance(e, ir.Cast):
         return e.x.dtype.is_int and e.dtype.is_int and e.dtype.bits <= e.x.dtype.bits
     return isinstance(e, ir.Binary) and e.op in ("add", "sub", "mul")
 
 
-def _leaves(e: ir.Expr) -> Iterator[ir.Expr]:
+def _leaves(e: ir.Node) -> Iterator[ir.Node]:
     if _modular(e):
         for x in children(e):
             yield from _leaves(x)

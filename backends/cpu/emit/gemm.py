@@ -204,14 +204,15 @@ def _k_loop(
     vector = start[0].type
     halves = form if isinstance(form, Halves) else None
     register = shape.lanes * (2 if halves else size)
-    ahead = b.mul(b_k, i64(_PREFETCH_ROWS)) if in_place else i64(_PREFETCH_B)
+    busy = in_place == "together" and mr >= 4  # what is asked a tile ahead has time to come, and to be asked again
+    ahead = b.mul(b_k, steps if busy else i64(_PREFETCH_ROWS)) if in_place else i64(_PREFETCH_B)
 
     def one(i: Value, a_now: Value, b_now: Value, *acc: Value) -> list[Value]:
         places = [at(b, b_now, i64(j * register)) for j in range(shape.nv)]
         columns = row_of(b, halves, places, vector) if halves else [b.load(p, align=size, typ=vector) for p in places]
         last = (shape.nv * register - 1,) if in_place == "apart" else ()  # rows may begin anywhere in a line
         for line in (*range(0, shape.nv * register, 64), *last):
-            prefetch(b, at(b, at(b, b_now, ahead), i64(line)), in_place == "apart")
+            prefetch(b, at(b, at(b, b_now, ahead), i64(line)), busy or in_place == "apart")
         total = list(acc)
         for row in range(mr):
             scalar = b.load(at(b, a_now, offsets[row]), align=1 if d.is_int else size, typ=value_type(d))
