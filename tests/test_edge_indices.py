@@ -138,3 +138,21 @@ def test_conditions_on_lanes_cast_to_a_narrow_type(narrow: str) -> None:
     for k, limit in enumerate(limits):
         np.testing.assert_array_equal(got[2 * k], lane < limit)
         np.testing.assert_array_equal(got[2 * k + 1], lane * 3 >= limit)
+
+
+@pytest.mark.parametrize("start", [0, N - 20, -10, 2**31 - 100, 2**31 - 20, -(2**31)])
+def test_int32_indices_of_long_tensors(start: int) -> None:
+    """Where 32 bits do not wrap, which one test in front of the nest tells, lanes lie side by side; where they do, the
+    index is negative, and nothing is there."""
+    n = T.dynamic("n", "int64")
+
+    @T.prim_func
+    def kernel(X: T.Tensor((n,), "float32"), C: T.Tensor((n,), "float32"), first: T.int32):
+        with T.Kernel(T.ceildiv(n, 32)) as bx:
+            for i in T.Parallel(32):
+                C[first + bx * 32 + i] = X[first + bx * 32 + i] + X[i - first]
+
+    made = tiledsl.compile(kernel)
+    assert_targets_agree(made, A, np.zeros_like(A), start)
+    (line,) = made.explain(A, np.zeros_like(A), 0, target="llvm").lines
+    assert line.chosen[0] == "index conditions only in tiles at a boundary" and not line.reasons
