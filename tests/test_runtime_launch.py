@@ -289,13 +289,11 @@ def test_a_full_ring_says_how_much_is_missing(capsys):
 # -- specialisation and caches -----------------------------------------------------------------------------------------
 
 
-def test_aliased_and_aligned_arguments_select_variants(monkeypatch):
-    """A backend that asks for facts gets them as attrs of the function it compiles."""
+def variants(monkeypatch, *facts):
+    """Y = X + 1 for a backend that asks for these facts, and the list of what it is told of each program."""
     seen = []
     reference = backend.load_backend("numpy")
-    wants = backend.Capabilities(
-        dtypes=frozenset(["float32"]), facts=frozenset(["aliased", "aligned16", "divisible16"]), cacheable=False
-    )
+    wants = backend.Capabilities(dtypes=frozenset(["float32"]), facts=frozenset(facts), cacheable=False)
     monkeypatch.setattr(type(reference), "capabilities", lambda self, target: wants)
     emit = type(reference).emit
     monkeypatch.setattr(
@@ -308,7 +306,21 @@ def test_aliased_and_aligned_arguments_select_variants(monkeypatch):
             for i in T.Parallel(32):
                 Y[bx * 32 + i] = X[bx * 32 + i] + 1
 
-    kernel = tiledsl.compile(add_one)
+    return tiledsl.compile(add_one), seen
+
+
+def test_overlapping_arguments_have_a_program_of_their_own(monkeypatch):
+    """Where nothing else is asked for, too."""
+    kernel, seen = variants(monkeypatch, "aliased")
+    x, y = np.zeros((2, 64), np.float32)
+    for args in ((x, y), (x, x), (x, y), (y, y)):
+        kernel(*args, target="numpy")
+    assert seen == [{}, {"aliased": True}]
+
+
+def test_aliased_and_aligned_arguments_select_variants(monkeypatch):
+    """A backend that asks for facts gets them as attrs of the function it compiles."""
+    kernel, seen = variants(monkeypatch, "aliased", "aligned16", "divisible16")
     memory = np.zeros(200, np.float32)
     start = (-memory.ctypes.data % 16) // 4  # from here addresses are multiples of 16 bytes
     x, y = memory[start : start + 64], memory[start + 64 : start + 128]

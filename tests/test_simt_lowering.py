@@ -315,20 +315,37 @@ def test_reducers_and_last_values() -> None:
     same_on_threads(tiledsl.compile(main))
 
 
-def test_a_tile_operation_of_some_warps() -> None:
+@pytest.mark.parametrize(("first", "meeting"), [(64, ("block", 64)), (96, ("warp", None))])
+def test_a_tile_operation_of_some_warps(first: int, meeting: Any) -> None:
     @T.prim_func
     def main(X: T.Tensor((100,), "float32"), Y: T.Tensor((100,), "float32")):
         with T.Kernel(1, threads=128):
             t = T.get_thread_binding()
             s = T.alloc_shared((100,), "float32")
-            if t >= 64:
+            if t >= first:
                 T.copy(X, s)
                 for i in T.Parallel(100):
                     Y[i] = s[99 - i]
 
     done = same_on_threads(tiledsl.compile(main))
     meets = [n for n in walk(done.kernels[0].body) if isinstance(n, ir.Sync)]
-    assert [s.count for s in meets] == [64]
+    assert [(s.scope, s.count) for s in meets] == [meeting]
+
+
+def test_tiles_of_a_loop_are_the_same_memory_in_every_round() -> None:
+    @T.prim_func
+    def main(X: T.Tensor((40, 64), "float32"), Y: T.Tensor((40, 64), "float32")):
+        with T.Kernel(1, threads=64):
+            for k in T.serial(40):
+                s = T.alloc_shared((64,), "float32")
+                for i in T.Parallel(64):
+                    s[i] = X[k, i]
+                for i in T.Parallel(64):
+                    Y[k, i] = s[63 - i]
+
+    done = same_on_threads(tiledsl.compile(main))
+    loop = next(n for n in walk(done.kernels[0].body) if isinstance(n, ir.For))
+    assert sum(isinstance(n, ir.Sync) for n in walk(loop.body)) == 2
 
 
 @pytest.mark.parametrize("into_registers", [False, True])
