@@ -348,6 +348,22 @@ def test_tiles_of_a_loop_are_the_same_memory_in_every_round() -> None:
     assert sum(isinstance(n, ir.Sync) for n in walk(loop.body)) == 2
 
 
+def test_tiles_take_turns_where_the_architecture_has_too_little_memory() -> None:
+    @T.prim_func
+    def main(X: T.Tensor((2, 64, 240), "float32"), Y: T.Tensor((2, 64, 240), "float32")):
+        with T.Kernel(1, threads=64):
+            s, t = T.alloc_shared((64, 240), "float32"), T.alloc_shared((64, 240), "float32")
+            for k, tile in enumerate((s, t)):
+                T.copy(X[k, 0, 0], tile)
+                for i, j in T.Parallel(64, 240):
+                    Y[k, i, j] = tile[63 - i, 239 - j]
+
+    size = 64 * 240 * 4
+    for arch, tiles in (("sm_120", 1), ("sm_90", 2)):
+        done = same_on_threads(tiledsl.compile(main), arch=arch)
+        assert [k.shared_bytes for k in lower(done, arch).kernels] == [tiles * size]
+
+
 @pytest.mark.parametrize("into_registers", [False, True])
 def test_iterations_that_read_what_they_stored(into_registers: bool) -> None:
     """Several threads hold a row's scale; only one of them stores into shared memory, and it alone reads that again."""

@@ -13,6 +13,7 @@ from properties import support
 from properties.support import DTYPES, Array
 
 import tiledsl
+import tiledsl.language as T
 from tiledsl.conversions import convert
 from tiledsl.dtypes import as_dtype
 from tiledsl.errors import TileError
@@ -382,6 +383,7 @@ def test_gemm_of_packed_and_mixed_operands(left: str, right: str, result: str, t
 COPY = """
 import tiledsl
 import tiledsl.language as T
+import tiledsl.language as T
 
 m, n = T.dynamic("m, n")
 
@@ -510,3 +512,41 @@ def test_tile_operations(packed: str, wide: str) -> None:
 
 def codes_in(raw: Array, columns: int) -> Array:
     return np.stack([raw & 15, raw >> 4], -1).reshape(*raw.shape[:-1], -1)[..., :columns]
+
+
+def test_operands_that_are_looked_at_as_bytes() -> None:
+    """A reduction, a scan and a product of tiles whose bytes somebody changes."""
+
+    @T.prim_func
+    def kernel(
+        A: T.Tensor((6, 20), "int4"),
+        B: T.Tensor((20, 8), "int4"),
+        R: T.Tensor((6,), "int32"),
+        S: T.Tensor((6, 20), "int32"),
+        C: T.Tensor((6, 8), "int32"),
+    ):
+        with T.Kernel(1):
+            a, b = T.alloc_shared((6, 20), "int4"), T.alloc_shared((20, 8), "int4")
+            r, c = T.alloc_fragment((6,), "int32"), T.alloc_fragment((6, 8), "int32")
+            sums = T.alloc_fragment((6, 20), "int32")
+            T.copy(A, a)
+            T.copy(B, b)
+            bytes_of_a, bytes_of_b = T.view(a, (6, 10), "uint8"), T.view(b, (20, 4), "uint8")
+            for i, j in T.Parallel(6, 10):
+                bytes_of_a[i, j] = bytes_of_a[i, j] ^ 0x21
+            for i, j in T.Parallel(20, 4):
+                bytes_of_b[i, j] = bytes_of_b[i, j] ^ 0x12
+            T.reduce_sum(a, r, dim=1)
+            T.cumsum(a, sums, dim=1)
+            T.clear(c)
+            T.gemm(a, b, c)
+            T.copy(r, R)
+            T.copy(sums, S)
+            T.copy(c, C)
+
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(-8, 8, (6, 20)), rng.integers(-8, 8, (20, 8))
+    args = [tiledsl.pack(a, "int4"), tiledsl.pack(b, "int4"), *(np.zeros(n, np.int32) for n in (6, (6, 20), (6, 8)))]
+    got = support.agree(tiledsl.compile(kernel), *args)
+    a, b = ((x ^ np.resize(flip, x.shape) ^ 8) % 16 - 8 for x, flip in ((a % 16, [1, 2]), (b % 16, [2, 1])))
+    assert (got[2] == a.sum(1)).all() and (got[3] == a.cumsum(1)).all() and (got[4] == a @ b).all()
