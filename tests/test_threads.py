@@ -441,3 +441,20 @@ def test_votes_are_of_those_who_are_there(threads: int) -> None:
         want = [np.where(a > k, w.astype(np.uint32).view(np.int32), -7) for w in want]
         np.testing.assert_array_equal(b[k], want)
     assert_targets_agree(tiledsl.compile(kernel), *args)
+
+
+def test_reductions_of_bits_over_warps() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((64,), "uint32"), B: T.Tensor((3, 64), "uint32")):
+        with T.Kernel(1, threads=64):
+            t = T.get_thread_binding()
+            B[0, t] = T.warp_reduce_bitor(A[t])
+            B[1, t] = T.warp_reduce_bitand(A[t])
+            B[2, t] = T.warp_reduce_bitxor(A[t])
+
+    a = RNG.integers(0, 1 << 32, 64, np.uint32) | np.uint32(1 << 31)
+    a[:32] &= np.uint32(0xFFFFFFF0)
+    args = a, np.zeros((3, 64), np.uint32)
+    want = [np.repeat(f.reduce(a.reshape(2, 32), axis=1), 32) for f in (np.bitwise_or, np.bitwise_and, np.bitwise_xor)]
+    np.testing.assert_array_equal(every_mode(kernel, *args)[1], want)
+    assert_targets_agree(tiledsl.compile(kernel), *args)

@@ -328,3 +328,14 @@ def test_defined_results_of_what_checked_mode_refuses() -> None:
     np.testing.assert_array_equal(outcome(inactive_source, Options()), np.where(t < 20, np.where(t < 16, t + 4, t), -1))
     even = np.where(t % 2 == 0, t[t % 2 == 0].sum(), -1)
     np.testing.assert_array_equal(outcome(partial_reduction, Options()), even)
+
+
+def test_blocks_come_in_another_order() -> None:
+    @T.prim_func
+    def kernel(turn: T.Tensor((1,), "int32"), at: T.Tensor((30,), "int32")):
+        with T.Kernel(30, threads=1) as bx:
+            at[bx] = T.atomic_add(turn[0], 1, return_prev=True)
+
+    at = np.zeros(30, np.int32)
+    run(kernel.function, [np.zeros(1, np.int32), at], Options.checked())
+    assert sorted(at) == list(range(30)) != at.tolist()

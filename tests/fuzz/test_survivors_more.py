@@ -15,6 +15,7 @@ from tiledsl.analysis.bounds import Facts
 from tiledsl.backends.cpu.pipeline import cpu_pipeline
 from tiledsl.dtypes import as_dtype
 from tiledsl.errors import TileError
+from tiledsl.frontend import lenient
 from tiledsl.frontend.linear import difference
 from tiledsl.frontend.reader import from_text
 from tiledsl.interp import Options, run
@@ -444,3 +445,41 @@ def test_every_operator_on_integers_is_legal(op: str) -> None:
     params = (ir.Param("A", buffer=out), ir.Param("x", var=x), ir.Param("y", var=y))
     kernel = ir.Kernel("k", (), (), (), (), (store,))
     verify(ir.Function("f", params, (kernel,)))
+
+
+def test_conditions_that_are_worst_in_the_middle_of_a_nest() -> None:
+    @T.prim_func
+    def kernel(A: T.Tensor((12, 40), "int32"), B: T.Tensor((2, 12, 40), "int32")):
+        with T.Kernel(1):
+            for i, j in T.Parallel(12, 40):
+                if j < (i - 6) * (i - 6):
+                    B[0, i, j] = A[i, j]
+                if (i - 6) * (i - 6) < j:
+                    B[1, i, j] = A[i, j]
+
+    A, B = np.arange(1, 481, dtype=np.int32).reshape(12, 40), np.zeros((2, 12, 40), np.int32)
+    assert_targets_agree(tiledsl.compile(kernel), A, B)
+    run(kernel.function, [A, B], Options(exact=True))
+    i, j = np.indices((12, 40))
+    assert (B == A * np.stack([j < (i - 6) ** 2, (i - 6) ** 2 < j])).all()
+
+
+def test_slices_are_assigned_from_slices_where_that_is_let_pass() -> None:
+    heard: list[TileError] = []
+    with lenient(lambda e, _: heard.append(e)):
+
+        @T.prim_func
+        def kernel(A: T.Tensor((5, 8), "int32"), B: T.Tensor((5, 8), "int32")):
+            with T.Kernel(1, threads=5):
+                t = T.get_thread_binding()
+                x = T.alloc_local((8,), "int32")
+                x[0:4] = A[t, 4:8]
+                x[4:8] = A[t, 0:4]
+                B[t, 0:8] = x[0:8]
+
+    assert len(heard) == 3 and all("cannot be assigned" in str(e) for e in heard)
+    A = np.arange(40, dtype=np.int32).reshape(5, 8)
+    B = np.zeros_like(A)
+    assert_targets_agree(tiledsl.compile(kernel), A, B)
+    run(kernel.function, [A, B], Options(exact=True))
+    assert (B == np.roll(A, 4, 1)).all()
