@@ -149,7 +149,8 @@ class Statements(Memory):
         b = self.pick(self.tiles() + self.outputs() or [self.output((self.pick(TILES),), "float32")])
         self.saw("element store")
         index = [self.within(n) for n in b.extents]
-        value = self.value(b.kind) if b.scope == "fragment" else self.uniform(b, 2)
+        once = b.scope == "fragment" and not self.single  # else one thread may read what another has written
+        value = self.value(b.kind) if once else self.uniform(b, 2)
         self.put(f"{b.at(index)} = {value}")
 
     def owned(self, nest: int) -> None:
