@@ -12,7 +12,7 @@ from tiledsl.bench.job import Job, Thunk
 
 __all__ = ["Row", "format_row", "measure", "run"]
 
-SETTLE = 0.05  # seconds until the spinning threads of another library sleep
+SETTLE = 0.15  # seconds until the spinning threads of another library sleep (OpenBLAS: about 0.1)
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,12 @@ def measure(jobs: dict[str, Thunk], threads: int, seconds: float = 3.0, told: bo
     for name, f in jobs.items():
         f()
         first[name] = timed(f)
-    rounds = int(min(101, max(5, seconds / max(1e-6, sum(first.values())))))
+    settle = SETTLE if threads > 1 and not told else 0.0
+    rounds = int(min(101, max(5, seconds / max(1e-6, sum(first.values()) + len(jobs) * settle))))
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds):
         for name, f in jobs.items():
-            until = time.perf_counter() + (SETTLE if threads > 1 and not told else 0.0)
+            until = time.perf_counter() + settle
             while time.perf_counter() < until:
                 f()
             times[name].append(timed(f))
