@@ -165,6 +165,8 @@ def test_gemm_with_rows_in_place(cpu: str, stored: str) -> None:
 def test_gemm_of_turned_rows(register_bytes: int, stored: str) -> None:
     """[n, k] halves turned in registers: the product of the widened operands, chain by chain, for every height; what
     lies between rows is NaN, and rows begin at odd addresses."""
+    if register_bytes > host_cpu().register_bytes:
+        pytest.skip("code for this CPU has no such registers")
     d, lanes = as_dtype(stored), register_bytes // 4
     for m in range(1, 9):
         for clear in (False, True):
