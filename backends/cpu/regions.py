@@ -79,8 +79,8 @@ class Regions:
         """`place` of a thread, by its indices, where that is not its number: x comes first, but where another axis
         has more for sixteen lanes to do."""
         axes = list(zip(self.kernel.thread_vars, self.counts, strict=True))
-        worth = {a: self._worth(v) * min(n, LANES) for a, (v, n) in enumerate(axes) if a == 0 or n >= LANES}
-        first = max(worth, key=lambda a: worth[a])
+        gain = {a: self._worth(v) * min(n, LANES) for a, (v, n) in enumerate(axes) if a == 0 or n >= LANES}
+        first = max(gain, key=gain.__getitem__)
         if first == 0:
             return None
         found: ir.Expr = const(0, INT32)

@@ -15,6 +15,7 @@ from typing import ClassVar
 from tiledsl.analysis.remarks import remark
 from tiledsl.ir import (
     Alloc,
+    Binary,
     Buffer,
     Cast,
     Const,
@@ -85,8 +86,7 @@ def _describe(s: Stmt) -> _Nest | None:
             (found.elements if n.indices == own else found.other).add(b)
             if isinstance(n, Store):
                 found.written.add(b)
-    both = found.elements & found.other
-    found.elements -= both
+    found.elements -= found.other
     return found
 
 
@@ -104,9 +104,8 @@ def _along_rows(indices: tuple[Expr, ...], own: tuple[Var, ...]) -> bool:
 def _one_step(e: Expr, v: Var) -> bool:
     if isinstance(e, Cast):
         return _one_step(e.x, v)
-    if getattr(e, "op", "") == "add":
-        a, b = e.a, e.b  # type: ignore[attr-defined]
-        return (_one_step(a, v) and v not in free_vars(b)) or (_one_step(b, v) and v not in free_vars(a))
+    if isinstance(e, Binary) and e.op == "add":
+        return any(_one_step(x, v) and v not in free_vars(y) for x, y in ((e.a, e.b), (e.b, e.a)))
     return e is v
 
 
